@@ -1,0 +1,106 @@
+//! Names of the inputs, and errors that name them.
+
+use thiserror::Error;
+
+/// An input of both operators, in the order of `docs/operators.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Input {
+    Query,
+    Key,
+    Value,
+    PastKey,
+    PastValue,
+    SeqlensK,
+    TotalSequenceLength,
+    CosCache,
+    SinCache,
+    PositionIds,
+    PastKeyRecent,
+    QuerySaliency,
+    AttentionBias,
+}
+
+impl Input {
+    /// All inputs; the last one is `SparkAttention`'s only.
+    pub const ALL: [Self; 13] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::PastKey,
+        Self::PastValue,
+        Self::SeqlensK,
+        Self::TotalSequenceLength,
+        Self::CosCache,
+        Self::SinCache,
+        Self::PositionIds,
+        Self::PastKeyRecent,
+        Self::QuerySaliency,
+        Self::AttentionBias,
+    ];
+
+    /// Position among a node's inputs.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Name in the operators' contract.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+            Self::PastKey => "past_key",
+            Self::PastValue => "past_value",
+            Self::SeqlensK => "seqlens_k",
+            Self::TotalSequenceLength => "total_sequence_length",
+            Self::CosCache => "cos_cache",
+            Self::SinCache => "sin_cache",
+            Self::PositionIds => "position_ids",
+            Self::PastKeyRecent => "past_key_recent",
+            Self::QuerySaliency => "query_saliency",
+            Self::AttentionBias => "attention_bias",
+        }
+    }
+
+    /// An error about this input.
+    pub fn error(self, problem: impl Into<String>) -> CallError {
+        CallError::Input { input: self, problem: problem.into() }
+    }
+}
+
+/// Why a call cannot be carried out.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum CallError {
+    /// An attribute is missing or out of range.
+    #[error("attribute {name}: {problem}")]
+    Attribute {
+        /// the attribute
+        name: &'static str,
+        /// what was found and expected
+        problem: String,
+    },
+    /// An input is missing, misshapen or out of range.
+    #[error("input {} ({}): {problem}", .input.index(), .input.name())]
+    Input {
+        /// the input
+        input: Input,
+        /// what was found and expected
+        problem: String,
+    },
+    /// An output cannot be written where the host wants it.
+    #[error("output {name}: {problem}")]
+    Output {
+        /// the output
+        name: &'static str,
+        /// what was found and expected
+        problem: String,
+    },
+}
+
+impl CallError {
+    /// An error about attribute `name`.
+    pub fn attribute(name: &'static str, problem: impl Into<String>) -> Self {
+        Self::Attribute { name, problem: problem.into() }
+    }
+}

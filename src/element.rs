@@ -1,0 +1,63 @@
+//! Element types of the tensors that the operators compute on.
+
+use half::f16;
+
+/// Largest finite float16. Keys and values live in float16 rows, so this bounds every number the kernels work with.
+pub const F16_MAX: f32 = 65504.0;
+
+/// An element of query, key, value and output tensors: float32 or float16.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// The exact value in float32.
+    fn to_f32(self) -> f32;
+    /// The nearest value to `x`; a finite `x` gives a finite result.
+    fn from_f32(x: f32) -> Self;
+
+    /// The value in float32 with NaN read as 0 and the float16 range as limits, so that later sums stay finite.
+    fn finite(self) -> f32 {
+        finite(self.to_f32())
+    }
+}
+
+/// NaN as 0, everything else limited to the float16 range.
+pub fn finite(x: f32) -> f32 {
+    if x.is_nan() { 0.0 } else { x.clamp(-F16_MAX, F16_MAX) }
+}
+
+/// The nearest finite float16; NaN gives 0.
+pub fn finite_f16(x: f32) -> f16 {
+    f16::from_f32(finite(x))
+}
+
+impl Element for f32 {
+    fn to_f32(self) -> f32 {
+        self
+    }
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+}
+
+impl Element for f16 {
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+    fn from_f32(x: f32) -> Self {
+        // Only what is beyond the range changes: rounding 65519.9 would still give 65504.
+        if x.is_finite() { finite_f16(x) } else { f16::from_f32(x) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_are_not_numbers_become_finite() {
+        assert_eq!(f32::NAN.finite(), 0.0);
+        assert_eq!(f32::NEG_INFINITY.finite(), -F16_MAX);
+        assert_eq!(f16::INFINITY.finite(), F16_MAX);
+        assert_eq!(1e9f32.finite(), F16_MAX);
+        assert_eq!(f16::from_f32(1.5).finite(), 1.5);
+        assert_eq!(<f16 as Element>::from_f32(1e9), f16::MAX);
+    }
+}

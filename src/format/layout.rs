@@ -1,0 +1,228 @@
+//! Sizes and offsets of rows.
+
+use thiserror::Error;
+
+/// Least head size.
+pub const MIN_HEAD_DIM: usize = 32;
+/// Greatest head size; stack buffers of this many channels hold any row.
+pub const MAX_HEAD_DIM: usize = 256;
+/// Channels that share a scale and a minimum in 4-bit value rows.
+pub(super) const VALUE_GROUP: usize = 32;
+
+/// Bits of a stored number: 16 (float16), or 8 or 4 (quantised).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// float16
+    B16,
+    /// uint8
+    B8,
+    /// two to a byte, low nibble first
+    B4,
+}
+
+impl Bits {
+    /// From an attribute's integer.
+    pub fn new(bits: i64) -> Option<Self> {
+        match bits {
+            16 => Some(Self::B16),
+            8 => Some(Self::B8),
+            4 => Some(Self::B4),
+            _ => None,
+        }
+    }
+
+    /// Greatest code of a quantised number, 2^bits - 1.
+    pub(super) fn greatest_code(self) -> f32 {
+        match self {
+            Self::B16 => 65535.0,
+            Self::B8 => 255.0,
+            Self::B4 => 15.0,
+        }
+    }
+
+    /// Bytes of `n` numbers.
+    pub(super) fn bytes(self, n: usize) -> usize {
+        match self {
+            Self::B16 => 2 * n,
+            Self::B8 => n,
+            Self::B4 => n.div_ceil(2),
+        }
+    }
+}
+
+/// Why a layout cannot be.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum LayoutError {
+    /// The head size is not one the format holds.
+    #[error("head size {0} is not a multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}")]
+    HeadDim(usize),
+    /// Too few or too many kept channels.
+    #[error("kept_channels {kept} is not from 1 to the head size {head_dim}")]
+    KeptChannels {
+        /// kept channels asked for
+        kept: usize,
+        /// D
+        head_dim: usize,
+    },
+    /// 4-bit values need whole groups.
+    #[error("value_bits 4 needs a head size that is a multiple of {VALUE_GROUP}, not {0}")]
+    ValueGroup(usize),
+    /// The row size asked for is too small or not a multiple of 4.
+    #[error("{given} row bytes given, but rows need {needed}, and a multiple of 4")]
+    RowBytes {
+        /// bytes asked for
+        given: usize,
+        /// bytes that the fields take, rounded up to a multiple of 4
+        needed: usize,
+    },
+}
+
+fn check_head_dim(head_dim: usize) -> Result<(), LayoutError> {
+    match head_dim {
+        MIN_HEAD_DIM..=MAX_HEAD_DIM if head_dim.is_multiple_of(8) => Ok(()),
+        _ => Err(LayoutError::HeadDim(head_dim)),
+    }
+}
+
+/// `used` bytes padded to a multiple of 4, or to `given` when that is not 0.
+fn row_bytes(used: usize, given: usize) -> Result<usize, LayoutError> {
+    let needed = used.next_multiple_of(4);
+    match given {
+        0 => Ok(needed),
+        _ if given < needed || !given.is_multiple_of(4) => Err(LayoutError::RowBytes { given, needed }),
+        _ => Ok(given),
+    }
+}
+
+/// Layout of key rows: `head_dim` channels of which `kept` are stored with `bits` bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyLayout {
+    head_dim: usize,
+    kept: usize,
+    bits: Bits,
+    row_bytes: usize,
+}
+
+impl KeyLayout {
+    /// A validated layout; `row_bytes` 0 means as small as possible.
+    ///
+    /// # Errors
+    /// Head size, kept channels or row bytes out of range.
+    pub fn new(head_dim: usize, kept: usize, bits: Bits, row_bytes: usize) -> Result<Self, LayoutError> {
+        check_head_dim(head_dim)?;
+        if kept == 0 || kept > head_dim {
+            return Err(LayoutError::KeptChannels { kept, head_dim });
+        }
+        let mut layout = Self { head_dim, kept, bits, row_bytes: 0 };
+        layout.row_bytes = self::row_bytes(layout.codes_at() + bits.bytes(kept), row_bytes)?;
+        Ok(layout)
+    }
+
+    /// D
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+    /// T_k
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+    /// Bits of a kept channel.
+    pub fn bits(&self) -> Bits {
+        self.bits
+    }
+    /// Bytes from one row to the next.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+    /// Bytes of the keep mask, and of the sign plane that follows it.
+    pub(super) fn mask_bytes(&self) -> usize {
+        self.head_dim / 8
+    }
+    /// Where the float16 `a` lies, and after it the reserved zero, or `m` and `step`.
+    pub(super) fn scalars_at(&self) -> usize {
+        2 * self.mask_bytes()
+    }
+    /// Where the kept channels lie.
+    pub(super) fn codes_at(&self) -> usize {
+        self.scalars_at() + if self.bits == Bits::B16 { 4 } else { 6 }
+    }
+}
+
+/// Layout of value rows: `head_dim` channels stored with `bits` bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValueLayout {
+    head_dim: usize,
+    bits: Bits,
+    row_bytes: usize,
+}
+
+impl ValueLayout {
+    /// A validated layout; `row_bytes` 0 means as small as possible.
+    ///
+    /// # Errors
+    /// Head size or row bytes out of range.
+    pub fn new(head_dim: usize, bits: Bits, row_bytes: usize) -> Result<Self, LayoutError> {
+        check_head_dim(head_dim)?;
+        if bits == Bits::B4 && !head_dim.is_multiple_of(VALUE_GROUP) {
+            return Err(LayoutError::ValueGroup(head_dim));
+        }
+        let mut layout = Self { head_dim, bits, row_bytes: 0 };
+        layout.row_bytes = self::row_bytes(layout.codes_at() + bits.bytes(head_dim), row_bytes)?;
+        Ok(layout)
+    }
+
+    /// D
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+    /// Bits of a channel.
+    pub fn bits(&self) -> Bits {
+        self.bits
+    }
+    /// Bytes from one row to the next.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+    /// Channels that share one scale and minimum.
+    pub(super) fn group(&self) -> usize {
+        if self.bits == Bits::B4 { VALUE_GROUP } else { self.head_dim }
+    }
+    /// Where the numbers lie, after the pairs of scale and minimum.
+    pub(super) fn codes_at(&self) -> usize {
+        if self.bits == Bits::B16 { 0 } else { 4 * (self.head_dim / self.group()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of docs/format.md.
+    #[test]
+    fn sizes_at_128() {
+        for (kept, bits, key_bytes, value_bytes) in [
+            (64, Bits::B16, 164, 256),
+            (26, Bits::B16, 88, 256),
+            (64, Bits::B8, 104, 132),
+            (39, Bits::B4, 60, 80),
+            (26, Bits::B4, 52, 80),
+        ] {
+            assert_eq!(KeyLayout::new(128, kept, bits, 0).unwrap().row_bytes(), key_bytes);
+            assert_eq!(ValueLayout::new(128, bits, 0).unwrap().row_bytes(), value_bytes);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for d in [0, 8, 24, 33, 260, 264, usize::MAX] {
+            assert_eq!(KeyLayout::new(d, 1, Bits::B16, 0), Err(LayoutError::HeadDim(d)));
+            assert_eq!(ValueLayout::new(d, Bits::B16, 0), Err(LayoutError::HeadDim(d)));
+        }
+        assert_eq!(KeyLayout::new(64, 0, Bits::B8, 0), Err(LayoutError::KeptChannels { kept: 0, head_dim: 64 }));
+        assert_eq!(KeyLayout::new(64, 65, Bits::B8, 0), Err(LayoutError::KeptChannels { kept: 65, head_dim: 64 }));
+        assert_eq!(ValueLayout::new(40, Bits::B4, 0), Err(LayoutError::ValueGroup(40)));
+        assert_eq!(KeyLayout::new(128, 64, Bits::B8, 100), Err(LayoutError::RowBytes { given: 100, needed: 104 }));
+        assert_eq!(KeyLayout::new(128, 64, Bits::B8, 106), Err(LayoutError::RowBytes { given: 106, needed: 104 }));
+        assert_eq!(KeyLayout::new(128, 64, Bits::B8, 256).unwrap().row_bytes(), 256);
+    }
+}

@@ -1,0 +1,23 @@
+//! Row format 1: how one pruned key, and one value, lie in the cache. The page that describes it is `docs/format.md`.
+//!
+//! Rows are bytes; this module knows nothing of ONNX Runtime, of tensors or of how channels are chosen. Sizes are
+//! validated once, when a layout is made; encoding and decoding then work on slices of exactly that size, and any bytes
+//! decode to finite numbers.
+
+mod key;
+mod layout;
+mod packed;
+mod value;
+
+pub use key::{KeyRow, PrunedKey};
+pub use layout::{Bits, KeyLayout, LayoutError, MAX_HEAD_DIM, MIN_HEAD_DIM, ValueLayout};
+
+/// Bit `j` of the little-endian bit string `bits`.
+pub fn bit(bits: &[u8], j: usize) -> bool {
+    bits[j / 8] >> (j % 8) & 1 == 1
+}
+
+/// Sets bit `j` of the little-endian bit string `bits`.
+pub fn set_bit(bits: &mut [u8], j: usize) {
+    bits[j / 8] |= 1 << (j % 8);
+}

@@ -1,0 +1,108 @@
+//! `SparkAttention`, the read path.
+
+use std::marker::PhantomData;
+
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
+};
+
+use super::node::{Failure, Node, guard};
+use super::pool::OrtPool;
+use super::tensors::{Inputs, Output};
+use super::{Container, Tensor, inputs, shape_inference};
+use crate::call::{AttentionSettings, Geometry, Input, QueryLayout, check_bias_columns};
+use crate::cpu::{Attention, attention};
+
+const NAME: &str = "SparkAttention";
+
+/// `SparkAttention` for tensors of T and caches of C, on the CPU.
+pub struct SparkAttention<T, C>(PhantomData<(T, C)>);
+
+impl<T: Tensor, C: Container> SparkAttention<T, C> {
+    pub(super) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Tensor, C: Container> Operator for SparkAttention<T, C> {
+    type Kernel<'attr> = AttentionKernel<T, C>;
+
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        inputs::<T, C>(Input::ALL.len())
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(T::into_tensor_element_type())]
+    }
+
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
+        let node = Node::new(NAME, context);
+        let settings = node.guard(|| Ok(AttentionSettings::read(context)?))?;
+        Ok(AttentionKernel { node, settings, types: PhantomData })
+    }
+
+    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
+        guard("SparkAttention shape inference", || Ok(shape_inference::attention(context)?))
+    }
+}
+
+/// The kernel of one node. It holds what the node's attributes say and nothing of any call, since ONNX Runtime runs one
+/// kernel from several threads at once.
+pub struct AttentionKernel<T, C> {
+    node: Node,
+    settings: AttentionSettings,
+    types: PhantomData<(T, C)>,
+}
+
+impl<T: Tensor, C: Container> Kernel for AttentionKernel<T, C> {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        self.node.guard(|| compute::<T, C>(&self.settings, context))
+    }
+}
+
+fn compute<T: Tensor, C: Container>(settings: &AttentionSettings, context: &ComputeContext) -> Result<(), Failure> {
+    let inputs = Inputs::new(context)?;
+    let geometry = Geometry::new(&settings.common, inputs.shapes(), size_of::<C>())?;
+    let lengths = inputs.lengths(&geometry)?;
+    let positions = inputs.positions(&settings.common, &geometry, &lengths)?;
+    let scale = inputs.scale(&geometry)?;
+    let bias = inputs.array4::<T>(Input::AttentionBias)?;
+    if let Some(bias) = &bias {
+        check_bias_columns(&lengths, bias.dim().3)?;
+    }
+    let recent = inputs.array4::<T>(Input::PastKeyRecent)?;
+    if let Some(recent) = &recent {
+        lengths.check_recent(settings.common.recent_window, recent.dim().2)?;
+    }
+    // SAFETY: of the cache, only rows of new tokens are written while a model runs, by SparkPrune in a shared buffer.
+    let (past_key, past_value) = unsafe {
+        (
+            inputs.past_rows(Input::PastKey, &geometry, &lengths, geometry.key.row_bytes()),
+            inputs.past_rows(Input::PastValue, &geometry, &lengths, geometry.value.row_bytes()),
+        )
+    };
+    let call = Attention {
+        geometry: &geometry,
+        lengths: &lengths,
+        settings,
+        tokens: inputs.tokens::<T>(&settings.common, &geometry, &positions)?,
+        past_key: &past_key,
+        past_value: &past_value,
+        recent,
+        scale: &scale,
+        bias,
+    };
+    let Geometry { batch, new, query_heads, layout, .. } = geometry;
+    let d = geometry.head_dim();
+    let shape = match layout {
+        QueryLayout::Heads => vec![batch, query_heads, new, d],
+        _ => vec![batch, new, query_heads * d],
+    };
+    let mut output = Output::required(context, 0, "output", &shape)?;
+    attention(&OrtPool::new(context), &call, output.heads(&geometry)?);
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! The operators as ONNX Runtime sees them: thin glue from its tensors and attributes to [`crate::call`] and
+//! [`crate::cpu`]. Their contract is `docs/operators.md`.
+//!
+//! ONNX Runtime takes a custom operator with one element type per input, so each operator is registered once for every
+//! combination of T (float32, float16) and C (T, uint8) under one name.
+
+mod attention;
+mod node;
+mod pool;
+mod prune;
+mod shape_inference;
+mod tensors;
+
+use half::f16;
+use ort::operator::{InputOutputCharacteristic, OperatorDomain, OperatorInput};
+use ort::value::{PrimitiveTensorElementType, TensorElementType};
+
+pub use attention::SparkAttention;
+pub(crate) use node::panic_message;
+pub use prune::SparkPrune;
+
+use crate::call::Input;
+use crate::element::Element;
+
+/// The operators' domain.
+pub const DOMAIN: &str = "ai.spark";
+
+/// An element type T of the operators on this provider.
+pub trait Tensor: Element + PrimitiveTensorElementType + std::fmt::Debug {}
+impl Tensor for f32 {}
+impl Tensor for f16 {}
+
+/// An element type C of a cache tensor, which only carries bytes.
+pub trait Container: PrimitiveTensorElementType + Send + Sync + 'static {}
+impl Container for f32 {}
+impl Container for f16 {}
+impl Container for u8 {}
+
+/// The domain with both operators, for a Rust host: `Session::builder(..)?.with_operators(spark_ort::operators::domain()?)`.
+/// Hosts in other languages register the shared library instead. ONNX Runtime up to 1.23 cannot load models with absent
+/// optional inputs this way; the shared library can.
+///
+/// # Errors
+/// If ONNX Runtime refuses an operator.
+pub fn domain() -> ort::Result<OperatorDomain> {
+    OperatorDomain::new(DOMAIN)?
+        .add(SparkPrune::<f32, f32>::new())?
+        .add(SparkPrune::<f32, u8>::new())?
+        .add(SparkPrune::<f16, f16>::new())?
+        .add(SparkPrune::<f16, u8>::new())?
+        .add(SparkAttention::<f32, f32>::new())?
+        .add(SparkAttention::<f32, u8>::new())?
+        .add(SparkAttention::<f16, f16>::new())?
+        .add(SparkAttention::<f16, u8>::new())
+}
+
+/// The first `count` inputs with the types of T and C.
+fn inputs<T: Tensor, C: Container>(count: usize) -> Vec<OperatorInput> {
+    let declare = |input: Input| {
+        let (kind, element) = match input {
+            Input::Query => (InputOutputCharacteristic::Required, T::into_tensor_element_type()),
+            Input::PastKey | Input::PastValue => (InputOutputCharacteristic::Required, C::into_tensor_element_type()),
+            Input::SeqlensK | Input::TotalSequenceLength => {
+                (InputOutputCharacteristic::Optional, TensorElementType::Int32)
+            }
+            Input::PositionIds => (InputOutputCharacteristic::Optional, TensorElementType::Int64),
+            Input::QuerySaliency => (InputOutputCharacteristic::Optional, TensorElementType::Float32),
+            _ => (InputOutputCharacteristic::Optional, T::into_tensor_element_type()),
+        };
+        match kind {
+            InputOutputCharacteristic::Required => OperatorInput::required(element),
+            _ => OperatorInput::optional(element),
+        }
+    };
+    Input::ALL[..count].iter().copied().map(declare).collect()
+}

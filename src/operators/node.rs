@@ -1,0 +1,84 @@
+//! The node that a kernel belongs to: its name in errors, its attributes, and the barrier against panics.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ort::operator::{KernelContext, ShapeInferenceContext};
+use ort::{Error, ErrorCode};
+
+use crate::call::{Attribute, Attributes, CallError};
+
+/// Operator and node name, for errors.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    operator: &'static str,
+    name: String,
+}
+
+impl Node {
+    pub(super) fn new(operator: &'static str, context: &KernelContext<'_>) -> Self {
+        Self { operator, name: context.node_name().unwrap_or_default() }
+    }
+
+    /// Runs `work`; an error, and a panic too, becomes an error that names the node.
+    pub(super) fn guard<R>(&self, work: impl FnOnce() -> Result<R, Failure>) -> ort::Result<R> {
+        guard(&format!("{} node '{}'", self.operator, self.name), work)
+    }
+}
+
+/// Runs `work`; an error, and a panic too, becomes an error about `subject`.
+pub(super) fn guard<R>(subject: &str, work: impl FnOnce() -> Result<R, Failure>) -> ort::Result<R> {
+    let problem = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(result)) => return Ok(result),
+        Ok(Err(Failure::Call(e))) => e.to_string(),
+        Ok(Err(Failure::Ort(e))) => e.to_string(),
+        Err(panic) => format!("internal error: {}", panic_message(&*panic)),
+    };
+    // A C string ends at a zero byte.
+    let message = format!("{subject}: {problem}").replace('\0', "");
+    Err(Error::new_with_code(ErrorCode::InvalidArgument, message))
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+/// Why a kernel could not do its work.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Call(CallError),
+    Ort(Error),
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        Self::Call(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Ort(error)
+    }
+}
+
+impl Attributes for KernelContext<'_> {
+    fn get(&self, name: &'static str) -> Option<Attribute> {
+        let other = || {
+            KernelContext::get::<Vec<i64>>(self, name).is_some() || KernelContext::get::<Vec<f32>>(self, name).is_some()
+        };
+        None.or_else(|| KernelContext::get(self, name).map(Attribute::Int))
+            .or_else(|| KernelContext::get(self, name).map(Attribute::Float))
+            .or_else(|| KernelContext::get(self, name).map(Attribute::String))
+            .or_else(|| other().then_some(Attribute::Other))
+    }
+}
+
+impl Attributes for ShapeInferenceContext {
+    fn get(&self, name: &'static str) -> Option<Attribute> {
+        None.or_else(|| self.attr(name).ok().map(Attribute::Int))
+            .or_else(|| self.attr(name).ok().map(Attribute::Float))
+            .or_else(|| self.attr(name).ok().map(Attribute::String))
+    }
+}

@@ -1,0 +1,187 @@
+//! `SparkPrune`, the write path.
+
+use std::marker::PhantomData;
+
+use ndarray::{ArrayViewMut3, ArrayViewMut4};
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
+};
+use ort::value::TensorElementType;
+
+use super::node::{Failure, Node, guard};
+use super::pool::OrtPool;
+use super::tensors::{Inputs, Output};
+use super::{Container, Tensor, inputs, shape_inference};
+use crate::call::{Geometry, Input, Lengths, PruneSettings};
+use crate::cpu::{HeadRows, Prune, grow, prune};
+
+const NAME: &str = "SparkPrune";
+
+/// `SparkPrune` for tensors of T and caches of C, on the CPU.
+pub struct SparkPrune<T, C>(PhantomData<(T, C)>);
+
+impl<T: Tensor, C: Container> SparkPrune<T, C> {
+    pub(super) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
+    type Kernel<'attr> = PruneKernel<T, C>;
+
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        inputs::<T, C>(Input::QuerySaliency.index() + 1)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        let cache = C::into_tensor_element_type();
+        [
+            OperatorOutput::required(cache),
+            OperatorOutput::required(cache),
+            OperatorOutput::optional(T::into_tensor_element_type()),
+            OperatorOutput::optional(TensorElementType::Float32),
+        ]
+    }
+
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
+        let node = Node::new(NAME, context);
+        let settings = node.guard(|| Ok(PruneSettings::read(context)?))?;
+        Ok(PruneKernel { node, settings, types: PhantomData })
+    }
+
+    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
+        guard("SparkPrune shape inference", || Ok(shape_inference::prune(context)?))
+    }
+}
+
+/// The kernel of one node. It holds what the node's attributes say and nothing of any call, since ONNX Runtime runs one
+/// kernel from several threads at once.
+pub struct PruneKernel<T, C> {
+    node: Node,
+    settings: PruneSettings,
+    types: PhantomData<(T, C)>,
+}
+
+impl<T: Tensor, C: Container> Kernel for PruneKernel<T, C> {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        self.node.guard(|| compute::<T, C>(&self.settings, context))
+    }
+}
+
+fn compute<T: Tensor, C: Container>(settings: &PruneSettings, context: &ComputeContext) -> Result<(), Failure> {
+    let pool = OrtPool::new(context);
+    let inputs = Inputs::new(context)?;
+    let geometry = Geometry::new(&settings.common, inputs.shapes(), size_of::<C>())?;
+    let lengths = inputs.lengths(&geometry)?;
+    let positions = inputs.positions(&settings.common, &geometry, &lengths)?;
+    let scale = inputs.scale(&geometry)?;
+    let call = Prune {
+        geometry: &geometry,
+        lengths: &lengths,
+        settings,
+        tokens: inputs.tokens::<T>(&settings.common, &geometry, &positions)?,
+        query_saliency: inputs.slice(Input::QuerySaliency)?,
+        scale: &scale,
+    };
+    let Geometry { batch, kv_heads, .. } = geometry;
+    let d = geometry.head_dim();
+
+    // The recent keys first: they can still be refused before anything is written into the host's buffers.
+    let window = lengths.total.min(settings.common.recent_window);
+    if let Some(mut recent) = Output::new(context, 2, "present_key_recent", &[batch, kv_heads, window, d])? {
+        let past = inputs.array4::<T>(Input::PastKeyRecent)?;
+        lengths.check_recent(settings.common.recent_window, past.as_ref().map_or(0, |p| p.dim().2))?;
+        let past_bytes = past.as_ref().map_or(0, |p| p.len() * size_of::<T>());
+        let bytes = batch * kv_heads * window * d * size_of::<T>();
+        if overlap(inputs.address(Input::PastKeyRecent), past_bytes, recent.address(), bytes) {
+            return Err(recent.error("shares memory with past_key_recent; bind another buffer to it").into());
+        }
+        let view = ArrayViewMut4::from_shape([batch, kv_heads, window, d], recent.slice()?);
+        call.recent(&pool, past, view.expect("the shape it was made with"));
+    }
+
+    let mut observed = Output::new(context, 3, "observed_saliency", &[batch, kv_heads, d])?;
+    let observed = match &mut observed {
+        Some(o) => ArrayViewMut3::from_shape([batch, kv_heads, d], o.slice()?).ok(),
+        None => None,
+    };
+    let present = Present { context, inputs: &inputs, geometry: &geometry, lengths: &lengths, pool: &pool };
+    let mut key = present.output::<C>(0, "present_key", geometry.key.row_bytes())?;
+    let mut value = present.output::<C>(1, "present_value", geometry.value.row_bytes())?;
+    let key = present.new_rows(Input::PastKey, &mut key, geometry.key.row_bytes())?;
+    let value = present.new_rows(Input::PastValue, &mut value, geometry.value.row_bytes())?;
+    let rows = key.into_iter().zip(value).map(|(key, value)| HeadRows { key, value }).collect();
+    prune(&pool, &call, rows, observed);
+    Ok(())
+}
+
+/// Whether two ranges of memory have a byte in common.
+fn overlap(a: *const u8, a_bytes: usize, b: *const u8, b_bytes: usize) -> bool {
+    let (a, b) = (a.addr(), b.addr());
+    a_bytes > 0 && b_bytes > 0 && a < b + b_bytes && b < a + a_bytes
+}
+
+/// The present cache of a call, grown or shared.
+struct Present<'c> {
+    context: &'c ComputeContext,
+    inputs: &'c Inputs<'c>,
+    geometry: &'c Geometry,
+    lengths: &'c Lengths,
+    pool: &'c OrtPool<'c>,
+}
+
+impl<'c> Present<'c> {
+    fn output<C: Container>(&self, index: usize, name: &'static str, row_bytes: usize) -> Result<Output<'c>, Failure> {
+        let Geometry { batch, kv_heads, .. } = *self.geometry;
+        let shape = [batch, kv_heads, self.lengths.present(self.geometry), row_bytes / size_of::<C>()];
+        Output::required(self.context, index, name, &shape)
+    }
+
+    /// Where the rows of the new tokens of each (sequence, KV head) go, with the past rows in place before them.
+    fn new_rows<'o>(
+        &self,
+        past: Input,
+        present: &'o mut Output<'_>,
+        row_bytes: usize,
+    ) -> Result<Vec<&'o mut [u8]>, Failure> {
+        let Geometry { batch, kv_heads, past: past_rows, .. } = *self.geometry;
+        let heads = batch * kv_heads;
+        let rows = self.lengths.present(self.geometry);
+        let bytes = heads * rows * row_bytes;
+        let past_bytes = heads * past_rows * row_bytes;
+        let from = self.inputs.address(past);
+        let to = present.address();
+        if overlap(from, past_bytes, to, bytes) {
+            if from != to.cast_const() || rows != past_rows {
+                let name = past.name();
+                let problem = format!(
+                    "shares part of its memory with {name} ({past_rows} rows, present {rows}); a shared buffer is the same memory of the same shape"
+                );
+                return Err(present.error(problem).into());
+            }
+            let new = |head: usize| match self.lengths.new[head / kv_heads] * row_bytes {
+                0 => &mut [][..],
+                // SAFETY: the output is [B, Hk, S, row_bytes / size of C], `head` is below B * Hk, and past and new
+                // tokens together are at most S. The slices of different heads are disjoint, and no other reference
+                // covers these rows: reads of the past, here and in SparkAttention, stop at the first new row.
+                bytes => unsafe {
+                    let first = head * rows + self.lengths.past[head / kv_heads];
+                    std::slice::from_raw_parts_mut(to.add(first * row_bytes), bytes)
+                },
+            };
+            return Ok((0..heads).map(new).collect());
+        }
+        // SAFETY: past and present do not overlap, and nothing else writes a node's inputs while it runs.
+        let past = unsafe { self.inputs.past_rows(past, self.geometry, self.lengths, row_bytes) };
+        let present = match bytes {
+            0 => &mut [][..],
+            // SAFETY: the output has this many bytes, by its shape, and is this call's alone.
+            bytes => unsafe { std::slice::from_raw_parts_mut(to, bytes) },
+        };
+        Ok(grow(self.pool, self.geometry, self.lengths, row_bytes, &past, present))
+    }
+}

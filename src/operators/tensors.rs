@@ -1,0 +1,215 @@
+//! The tensors of a call, taken from ONNX Runtime and seen as the kernels want them.
+
+use ndarray::{ArrayView, ArrayView2, ArrayView4, ArrayViewMut4, Dimension, s};
+use ort::operator::ComputeContext;
+use ort::value::{DynTensorValueType, PrimitiveTensorElementType, ValueRef, ValueRefMut};
+
+use super::Tensor;
+use super::node::Failure;
+use crate::call::{CallError, Geometry, Input, Lengths, QueryLayout, Settings, Shapes, channel_scales, positions};
+use crate::cpu::{Rotation, Tokens};
+
+/// The inputs of a node, and their shapes.
+pub(super) struct Inputs<'c> {
+    values: Vec<Option<ValueRef<'c, DynTensorValueType>>>,
+    shapes: Shapes,
+}
+
+impl<'c> Inputs<'c> {
+    /// Takes the inputs of a call.
+    pub(super) fn new(context: &'c ComputeContext) -> Result<Self, Failure> {
+        let mut values = Vec::with_capacity(Input::ALL.len());
+        for index in 0..context.num_inputs()?.min(Input::ALL.len()) {
+            values.push(context.input(index)?.map(|v| v.downcast::<DynTensorValueType>()).transpose()?);
+        }
+        let shape = |input: Input| values.get(input.index())?.as_ref().map(|v| v.shape().to_vec());
+        let shapes = Shapes::new(shape)?;
+        Ok(Self { values, shapes })
+    }
+
+    pub(super) fn shapes(&self) -> &Shapes {
+        &self.shapes
+    }
+
+    /// The elements of `input`, `None` if it is not used.
+    pub(super) fn slice<E: PrimitiveTensorElementType>(&self, input: Input) -> Result<Option<&[E]>, Failure> {
+        match (self.shapes.get(input), self.values.get(input.index())) {
+            (Some(_), Some(Some(value))) => Ok(Some(value.try_extract_tensor::<E>()?.1)),
+            _ => Ok(None),
+        }
+    }
+
+    /// `input` as an array of `shape`, which its own shape agrees with.
+    fn array<E, D>(&self, input: Input, shape: D) -> Result<Option<ArrayView<'_, E, D>>, Failure>
+    where
+        E: PrimitiveTensorElementType,
+        D: Dimension,
+    {
+        let view = |elements| ArrayView::from_shape(shape, elements).map_err(|e| input.error(e.to_string()));
+        Ok(self.slice(input)?.map(view).transpose()?)
+    }
+
+    /// `input` as an array of its own four dimensions.
+    pub(super) fn array4<E: PrimitiveTensorElementType>(
+        &self,
+        input: Input,
+    ) -> Result<Option<ArrayView4<'_, E>>, Failure> {
+        match self.shapes.get(input) {
+            Some(&[a, b, c, d]) => self.array(input, ndarray::Dim([a, b, c, d])),
+            _ => Ok(None),
+        }
+    }
+
+    /// Lengths of the sequences.
+    pub(super) fn lengths(&self, geometry: &Geometry) -> Result<Lengths, Failure> {
+        let total = self.slice(Input::TotalSequenceLength)?.map(|t| t[0]);
+        Ok(Lengths::new(geometry, self.slice(Input::SeqlensK)?, total)?)
+    }
+
+    /// Row of cos_cache for every new token; empty without rotation.
+    pub(super) fn positions(
+        &self,
+        settings: &Settings,
+        geometry: &Geometry,
+        lengths: &Lengths,
+    ) -> Result<Vec<usize>, Failure> {
+        match (settings.rotary, self.shapes.get(Input::CosCache)) {
+            (Some(_), Some(&[rows, _])) => Ok(positions(geometry, lengths, self.slice(Input::PositionIds)?, rows)?),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Channel scale c.
+    pub(super) fn scale(&self, geometry: &Geometry) -> Result<Vec<f32>, Failure> {
+        Ok(channel_scales(geometry, self.slice(Input::QuerySaliency)?)?)
+    }
+
+    /// Queries, keys and values of the new tokens.
+    pub(super) fn tokens<'a, T: Tensor>(
+        &'a self,
+        settings: &Settings,
+        geometry: &Geometry,
+        positions: &'a [usize],
+    ) -> Result<Tokens<'a, T>, Failure> {
+        let &Geometry { batch, new, query_heads, kv_heads, layout, .. } = geometry;
+        let d = geometry.head_dim();
+        let heads_of = |input, heads| -> Result<ArrayView4<'a, T>, Failure> {
+            let by_heads = self.shapes.get(input).is_some_and(|s| s.len() == 4);
+            let shape = if by_heads { [batch, heads, new, d] } else { [batch, new, heads, d] };
+            let view = self.array(input, ndarray::Dim(shape))?.ok_or_else(|| input.error("is required"))?;
+            Ok(if by_heads { view } else { view.permuted_axes([0, 2, 1, 3]) })
+        };
+        let (query, key, value) = if layout == QueryLayout::Packed {
+            let packed = heads_of(Input::Query, query_heads + 2 * kv_heads)?;
+            let heads = |first: usize, n: usize| packed.slice_move(s![.., first..first + n, .., ..]);
+            (heads(0, query_heads), heads(query_heads, kv_heads), heads(query_heads + kv_heads, kv_heads))
+        } else {
+            (heads_of(Input::Query, query_heads)?, heads_of(Input::Key, kv_heads)?, heads_of(Input::Value, kv_heads)?)
+        };
+        let cache = |input: Input| -> Result<ArrayView2<'a, T>, Failure> {
+            let rows = self.shapes.get(input).map_or(0, |s| s[0]);
+            Ok(self.array(input, ndarray::Dim([rows, d / 2]))?.ok_or_else(|| input.error("is required"))?)
+        };
+        let rotation = match settings.rotary {
+            Some(style) => {
+                Some(Rotation { style, cos: cache(Input::CosCache)?, sin: cache(Input::SinCache)?, positions })
+            }
+            None => None,
+        };
+        Ok(Tokens { query, key, value, rotation })
+    }
+
+    /// Where the bytes of a cache tensor begin.
+    pub(super) fn address(&self, input: Input) -> *const u8 {
+        match self.values.get(input.index()) {
+            Some(Some(value)) => value.data_ptr().cast(),
+            _ => std::ptr::null(),
+        }
+    }
+
+    /// The rows of `row_bytes` bytes of the past tokens of each (sequence, KV head), the head varying fastest.
+    ///
+    /// # Safety
+    /// While the slices live, nobody may write these rows. (Others may be written: in a shared buffer `SparkPrune` writes
+    /// new rows while `SparkAttention` reads past ones.)
+    pub(super) unsafe fn past_rows<'a>(
+        &'a self,
+        input: Input,
+        geometry: &Geometry,
+        lengths: &Lengths,
+        row_bytes: usize,
+    ) -> Vec<&'a [u8]> {
+        let first = self.address(input);
+        let head_bytes = geometry.past * row_bytes;
+        let rows = |head: usize| match lengths.past[head / geometry.kv_heads] * row_bytes {
+            0 => &[][..],
+            // SAFETY: `Geometry` checked the tensor's shape to be [B, Hk, P, row_bytes / size of C] as past rows exist,
+            // `head` is below B * Hk, and `Lengths` checked the past tokens to be at most P. Any byte is a valid u8.
+            bytes => unsafe { std::slice::from_raw_parts(first.add(head * head_bytes), bytes) },
+        };
+        (0..geometry.batch * geometry.kv_heads).map(rows).collect()
+    }
+}
+
+/// An output of a call.
+pub(super) struct Output<'c> {
+    name: &'static str,
+    value: ValueRefMut<'c, DynTensorValueType>,
+}
+
+impl<'c> Output<'c> {
+    /// Output `index` of `shape`, `None` if the node does not have it.
+    pub(super) fn new(
+        context: &'c ComputeContext,
+        index: usize,
+        name: &'static str,
+        shape: &[usize],
+    ) -> Result<Option<Self>, Failure> {
+        if index >= context.num_outputs()? {
+            return Ok(None);
+        }
+        let dims: Vec<_> = shape.iter().map(|&d| d as i64).collect();
+        match context.output(index, dims)? {
+            Some(value) => Ok(Some(Self { name, value: value.downcast::<DynTensorValueType>()? })),
+            None => Ok(None),
+        }
+    }
+
+    /// An output that every node has.
+    pub(super) fn required(
+        context: &'c ComputeContext,
+        index: usize,
+        name: &'static str,
+        shape: &[usize],
+    ) -> Result<Self, Failure> {
+        let missing = || CallError::Output { name, problem: "is required".into() };
+        Ok(Self::new(context, index, name, shape)?.ok_or_else(missing)?)
+    }
+
+    /// Where its bytes begin.
+    pub(super) fn address(&mut self) -> *mut u8 {
+        self.value.data_ptr().cast_mut().cast()
+    }
+
+    /// An error about this output.
+    pub(super) fn error(&self, problem: impl Into<String>) -> CallError {
+        CallError::Output { name: self.name, problem: problem.into() }
+    }
+
+    /// Its elements.
+    pub(super) fn slice<E: PrimitiveTensorElementType>(&mut self) -> Result<&mut [E], Failure> {
+        Ok(self.value.try_extract_tensor_mut::<E>()?.1)
+    }
+
+    /// Its elements as `[B, Hq, L, D]`, lying as queries do.
+    pub(super) fn heads<T: Tensor>(&mut self, geometry: &Geometry) -> Result<ArrayViewMut4<'_, T>, Failure> {
+        let &Geometry { batch, new, query_heads, layout, .. } = geometry;
+        let d = geometry.head_dim();
+        let by_heads = layout == QueryLayout::Heads;
+        let shape = if by_heads { [batch, query_heads, new, d] } else { [batch, new, query_heads, d] };
+        let name = self.name;
+        let view = ArrayViewMut4::from_shape(shape, self.slice()?)
+            .map_err(|e| CallError::Output { name, problem: e.to_string() })?;
+        Ok(if by_heads { view } else { view.permuted_axes([0, 2, 1, 3]) })
+    }
+}
