@@ -11,10 +11,11 @@ use std::sync::LazyLock;
 
 use common::Random;
 use half::f16;
+use ort::AsPointer;
 use ort::environment::Environment;
-use ort::memory::Allocator;
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{Session, SessionInputValue};
-use ort::value::{PrimitiveTensorElementType, Tensor};
+use ort::value::{PrimitiveTensorElementType, Shape, Tensor, TensorRefMut};
 
 const HEADS: [usize; 2] = [4, 2];
 const D: usize = 32;
@@ -286,4 +287,74 @@ fn hostile_calls_are_refused_by_name_or_finite() {
     assert!(refused > 20 && taken > 20, "{refused} refused, {taken} taken");
     let cache = Cache::<u8, f16>::of_bytes(1, 0, |_| vec![]);
     run::<u8, f16>(&mut session, inputs(&mut Random(1), 1, 3, &cache)).unwrap();
+}
+
+/// A tensor over memory of the caller.
+fn over<T: PrimitiveTensorElementType + std::fmt::Debug + 'static>(
+    memory: *mut T,
+    shape: &[usize],
+) -> TensorRefMut<'static, T> {
+    let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default).unwrap();
+    let shape = Shape::new(shape.iter().map(|&d| d as i64));
+    // SAFETY: the tests keep the memory until they have dropped every tensor and binding over it.
+    unsafe { TensorRefMut::from_raw(info, memory.cast(), shape).unwrap() }
+}
+
+/// Decodes into buffers of a capacity, the same memory as past and as present, two sequences of unequal length.
+#[test]
+fn a_shared_buffer_is_written_in_place() {
+    const CAPACITY: usize = 24;
+    let mut session = session("layer_f32.onnx", true);
+    let r = &mut Random(9);
+    let shape = |part: usize, rows: usize| [2, HEADS[1], rows, ROWS[part] / 4];
+    let mut buffers = [0, 1].map(|part| vec![-7f32; shape(part, CAPACITY).iter().product()]);
+    let mut grown = Cache::<f32, f32>::of_bytes(2, 0, |_| vec![]);
+    let valid = [[5, 9], [6, 10], [8, 12]];
+    for (step, lengths) in valid.iter().enumerate() {
+        let new = if step == 0 { 9 } else { lengths[0] - valid[step - 1][0] };
+        let mut call = inputs(r, 2, new, &grown);
+        set(&mut call, "seqlens_k", &[2], lengths.map(|n| n as i32 - 1).to_vec());
+        set(&mut call, "total_sequence_length", &[1], vec![lengths[1] as i32]);
+        let before = buffers.clone();
+        let mut binding = session.create_binding().unwrap();
+        for (name, value) in &call {
+            match (&**name, value) {
+                ("past_key" | "past_value", _) => {}
+                (name, SessionInputValue::Owned(value)) => binding.bind_input(name, value).unwrap(),
+                _ => unreachable!("every input is owned"),
+            }
+        }
+        let parts = [("past_key", "present_key"), ("past_value", "present_value")];
+        let shared: Vec<_> = (0..2).map(|part| over(buffers[part].as_mut_ptr(), &shape(part, CAPACITY))).collect();
+        for ((part, (past, present)), shared) in parts.into_iter().enumerate().zip(&shared) {
+            let past = std::ffi::CString::new(past).unwrap();
+            // `bind_input` would bind a copy of borrowed memory.
+            // SAFETY: binding and tensor are valid, and the tensor outlives the binding.
+            let status = unsafe { (ort::api().BindInput)(binding.ptr_mut(), past.as_ptr(), shared.ptr()) };
+            assert!(status.0.is_null());
+            binding.bind_output(present, over(buffers[part].as_mut_ptr(), &shape(part, CAPACITY))).unwrap();
+        }
+        let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default).unwrap();
+        binding.bind_output_to_device("output", &cpu).unwrap();
+        binding.bind_output_to_device("present_key_recent", &cpu).unwrap();
+        binding.bind_output_to_device("observed_saliency", &cpu).unwrap();
+        let output = session.run_binding(&binding).unwrap()["output"].try_extract_tensor::<f32>().unwrap().1.to_vec();
+        drop(binding);
+        drop(shared);
+
+        let (expected, cache) = run::<f32, f32>(&mut session, call).unwrap();
+        assert_eq!(output, expected, "step {step}");
+        for (part, (_, rows)) in [&cache.key, &cache.value].into_iter().enumerate() {
+            let width = ROWS[part] / 4;
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            for (head, shared) in buffers[part].chunks(CAPACITY * width).enumerate() {
+                let rows = &rows[head * lengths[1] * width..];
+                let used = lengths[head / 2] * width;
+                assert_eq!(bits(&shared[..used]), bits(&rows[..used]), "step {step}, head {head}");
+                let untouched = &before[part][head * CAPACITY * width..][used..CAPACITY * width];
+                assert_eq!(bits(&shared[used..]), bits(untouched), "step {step}, head {head}: wrote past its rows");
+            }
+        }
+        grown = cache;
+    }
 }

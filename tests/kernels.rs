@@ -159,7 +159,7 @@ proptest! {
         let rows = key.iter_mut().zip(&mut value).map(|(key, value)| HeadRows { key, value }).collect();
         let mut observed = Array3::from_elem([g.batch, g.kv_heads, d], f32::NAN);
         prune(&Threads, &case.prune_call(), rows, Some(observed.view_mut()));
-        for head in 0..heads {
+        for (head, key) in key.iter().enumerate() {
             let (b, h) = (head / g.kv_heads, head % g.kv_heads);
             let new = case.lengths.new[b];
             let mut n = vec![0.0; d];
@@ -179,7 +179,7 @@ proptest! {
             }
             for i in 0..new {
                 let k = rotated(&case, b, i, lane(&case.key, b, h, i));
-                let bytes = &key[head][i * g.key.row_bytes()..(i + 1) * g.key.row_bytes()];
+                let bytes = &key[i * g.key.row_bytes()..(i + 1) * g.key.row_bytes()];
                 let score: Vec<_> = (0..d).map(|j| k[j] * k[j] * n[j]).collect();
                 let kept = (0..d).filter(|&j| bit(bytes, j));
                 let least = kept.clone().map(|j| score[j]).fold(f64::MAX, f64::min);

@@ -77,7 +77,7 @@ pub struct AttentionSettings {
     pub common: Settings,
     /// Factor of the scores; `None` means 1/sqrt(D).
     pub scale: Option<f32>,
-    /// Limit of the scores.
+    /// Limit of the scores, positive.
     pub softcap: Option<f32>,
     /// Keys that a query sees, itself included.
     pub window: Option<usize>,
@@ -193,16 +193,16 @@ impl AttentionSettings {
     /// Names the attribute that is missing, of another type or out of range.
     pub fn read(source: &impl Attributes) -> Result<Self, CallError> {
         let float = |name| match source.get(name) {
-            None => Ok(None),
-            Some(Attribute::Float(x)) if x.is_finite() && x >= 0.0 => Ok((x > 0.0).then_some(x)),
-            Some(other) => Err(wrong_type(name, "a float, zero or positive and finite", &other)),
+            None => Ok(0.0),
+            Some(Attribute::Float(x)) if x.is_finite() => Ok(x),
+            Some(other) => Err(wrong_type(name, "a finite float", &other)),
         };
         let window = any_int(source, "local_window_size", Some(-1))?;
         Ok(Self {
             common: Settings::read(source)?,
-            scale: float("scale")?,
-            softcap: float("softcap")?,
-            // As in GroupQueryAttention, every size that is not positive means none.
+            scale: Some(float("scale")?).filter(|&s| s != 0.0),
+            // As in GroupQueryAttention, what is not positive means none.
+            softcap: Some(float("softcap")?).filter(|&s| s > 0.0),
             window: usize::try_from(window).ok().filter(|&w| w > 0),
             causal: flag(source, "causal", 1)?,
         })

@@ -167,7 +167,8 @@ impl<T: Element> Prune<'_, T> {
                     row.iter_mut().zip(&key).for_each(|(r, k)| *r = T::from_f32(*k));
                 } else {
                     let past = past.as_ref().expect("recent keys of past tokens are given");
-                    row.assign(&past.slice(s![b, h, position - (past_b - before), ..]));
+                    let past = past.slice(s![b, h, position - (past_b - before), ..]);
+                    row.iter_mut().zip(past).for_each(|(r, p)| *r = T::from_f32(p.finite()));
                 }
             }
         });

@@ -67,11 +67,12 @@ struct Inferred {
     container: ElementType,
     packed: bool,
     head_dim: Option<usize>,
-    /// S; also the largest total length where that is known.
+    /// S
     present: Dim,
 }
 
-/// Sets the output shapes of `SparkPrune`.
+/// Sets the output shapes that `SparkPrune` always has. The optional ones stay open: no host says whether a node has
+/// them, and ONNX Runtime 1.24 to 1.28 writes out of bounds when told of one that it does not have.
 pub(super) fn prune(context: &mut ShapeInferenceContext) -> ort::Result<()> {
     let Some(Inferred { settings, query, container, head_dim, present, .. }) = infer(context)? else { return Ok(()) };
     let batch = &query.dims[0];
@@ -84,13 +85,7 @@ pub(super) fn prune(context: &mut ShapeInferenceContext) -> ort::Result<()> {
         let width = known(bytes.ok().map(|b| b / element_bytes(container)));
         set(context, index, container, [batch.clone(), heads.clone(), present.clone(), width].into())?;
     }
-    let recent = match (settings.recent_window, &present) {
-        (0, _) => Dim::Value(0),
-        (window, Dim::Value(total)) => Dim::Value(window.min(*total)),
-        _ => Dim::Unknown,
-    };
-    set(context, 2, query.element, [batch.clone(), heads.clone(), recent, known(head_dim)].into())?;
-    set(context, 3, ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, [batch.clone(), heads, known(head_dim)].into())
+    Ok(())
 }
 
 /// Sets the output shape of `SparkAttention`.

@@ -1,0 +1,192 @@
+"""Row format 1 (docs/format.md) in NumPy, written from the document alone.
+
+Everything works on arrays of rows: keys and values are float64 `[..., D]`, rows uint8 `[..., row bytes]`, masks bool
+`[..., D]`, and the channel scale `c` anything that broadcasts to `[..., D]`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+F16_MAX = 65504.0
+
+
+def finite(x):
+    """Float64 of x with NaN as 0 and everything beyond the float16 range as its nearest end."""
+    x = np.asarray(x, np.float64)
+    return np.clip(np.where(np.isnan(x), 0.0, x), -F16_MAX, F16_MAX)
+
+
+def to_f16(x):
+    """float16 nearest to x, never NaN or infinite."""
+    return finite(x).astype(np.float16)
+
+
+def padded(n):
+    return (n + 3) // 4 * 4
+
+
+def key_row_bytes(D, kept, bits):
+    """Bytes of a key row without extra padding."""
+    fields = {16: 2 + 2 * kept, 8: 4 + kept, 4: 4 + (kept + 1) // 2}[bits]
+    return padded(D // 8 * 2 + 2 + fields)
+
+
+def value_row_bytes(D, bits):
+    """Bytes of a value row without extra padding."""
+    return padded({16: 2 * D, 8: 4 + D, 4: D // 32 * 4 + D // 2}[bits])
+
+
+def bytes_of(f16):
+    """float16 `[..., n]` as uint8 `[..., 2n]`, little-endian."""
+    return np.ascontiguousarray(f16.astype("<f2")).view(np.uint8)
+
+
+def _f16_of(raw):
+    """uint8 `[..., 2n]` as float64 `[..., n]`, every bit pattern finite."""
+    return finite(np.ascontiguousarray(raw).view("<f2").astype(np.float64))
+
+
+def bits_of(mask):
+    """bool `[..., n]` as its little-endian bit string."""
+    return np.packbits(mask, axis=-1, bitorder="little")
+
+
+def _mask_of(raw):
+    return np.unpackbits(np.ascontiguousarray(raw), axis=-1, bitorder="little").astype(bool)
+
+
+def nibbles(u):
+    """uint8 `[..., n]` of values below 16 as `[..., ceil(n/2)]`, the low nibble first."""
+    if u.shape[-1] % 2:
+        u = np.concatenate([u, np.zeros_like(u[..., :1])], -1)
+    return u[..., 0::2] | u[..., 1::2] << 4
+
+
+def _from_nibbles(raw, n):
+    return np.stack([raw & 15, raw >> 4], -1).reshape(*raw.shape[:-1], 2 * raw.shape[-1])[..., :n]
+
+
+def _quantise(x, low, step, top):
+    """u = rint((x - low)/step) clamped to 0..top; 0 where the stored step is 0."""
+    safe = np.where(step == 0, 1.0, step)
+    return np.where(step == 0, 0.0, np.clip(np.rint((x - low) / safe), 0, top)).astype(np.uint8)
+
+
+def padded_row(parts, row_bytes):
+    """The parts one after the other, then zeros up to row_bytes."""
+    row = np.concatenate(parts, -1)
+    fill = row_bytes - row.shape[-1]
+    assert fill >= 0, "row_bytes smaller than the fields"
+    return np.concatenate([row, np.zeros((*row.shape[:-1], fill), np.uint8)], -1)
+
+
+def slots_of(keep, kept):
+    """Channel numbers `[..., kept]` of the set bits, ascending; every row of `keep` has exactly `kept` of them."""
+    assert (keep.sum(-1) == kept).all()
+    return np.argsort(~keep, axis=-1, kind="stable")[..., :kept]
+
+
+def encode_keys(keys, keep, kept, c, bits, recovery, row_bytes):
+    """Key rows of `keys [..., D]` that keep the `kept` channels of `keep [..., D]`."""
+    keys = finite(keys)
+    c = np.broadcast_to(c, keys.shape)
+    slots = slots_of(keep, kept)
+    pruned = keys.shape[-1] - kept
+    a = np.zeros(keys.shape[:-1] + (1,))
+    if pruned and recovery == "mean":
+        a = np.sqrt(np.where(keep, 0.0, (keys / c) ** 2).sum(-1, keepdims=True) / pruned)
+    negative = keys <= 0
+    if bits == 16:
+        negative = negative & ~keep
+        tail = [np.zeros(keys.shape[:-1] + (2,), np.uint8), bytes_of(to_f16(np.take_along_axis(keys, slots, -1)))]
+    else:
+        top = 2**bits - 1
+        size = np.take_along_axis(np.abs(keys) / c, slots, -1)
+        least, greatest = size.min(-1, keepdims=True), size.max(-1, keepdims=True)
+        m, step = to_f16(least), to_f16((greatest - least) / top)
+        u = _quantise(size, m.astype(np.float64), step.astype(np.float64), top)
+        tail = [bytes_of(m), bytes_of(step), u if bits == 8 else nibbles(u)]
+    return padded_row([bits_of(keep), bits_of(negative), bytes_of(to_f16(a)), *tail], row_bytes)
+
+
+@dataclass
+class KeyFields:
+    """Fields of key rows: booleans `[..., D]`, float64 `[..., 1]`, and float64 `kept [..., D]` in channel order.
+
+    `keep` is the mask as it reads (its first T_k set bits), `raw_mask` as it is stored. With key_bits 16 `kept` holds
+    the stored float16, otherwise u; it is 0 where `keep` is not set.
+    """
+
+    keep: np.ndarray
+    raw_mask: np.ndarray
+    negative: np.ndarray
+    a: np.ndarray
+    m: np.ndarray
+    step: np.ndarray
+    kept: np.ndarray
+
+
+def key_fields(rows, D, kept, bits):
+    """Parses key rows of any bytes."""
+    rows = np.asarray(rows, np.uint8)
+    n = D // 8
+    raw_mask = _mask_of(rows[..., :n])
+    order = np.cumsum(raw_mask, -1) - 1
+    keep = raw_mask & (order < kept)
+    negative = _mask_of(rows[..., n : 2 * n])
+    at = 2 * n
+    a = _f16_of(rows[..., at : at + 2])
+    m = step = np.zeros_like(a)
+    if bits == 16:
+        slots = _f16_of(rows[..., at + 4 : at + 4 + 2 * kept])
+    else:
+        m, step = _f16_of(rows[..., at + 2 : at + 4]), _f16_of(rows[..., at + 4 : at + 6])
+        raw = rows[..., at + 6 : at + 6 + (kept if bits == 8 else (kept + 1) // 2)]
+        slots = (raw if bits == 8 else _from_nibbles(raw, kept)).astype(np.float64)
+    values = np.take_along_axis(slots, np.clip(order, 0, kept - 1), -1) if rows.size else np.zeros(keep.shape)
+    return KeyFields(keep, raw_mask, negative, a, m, step, np.where(keep, values, 0.0))
+
+
+def decode_keys(rows, D, kept, bits, c, recovery):
+    """Recovered keys `[..., D]` in float64; `recovery` "none" reads pruned channels as zero whatever the row says."""
+    f = key_fields(rows, D, kept, bits)
+    c = np.broadcast_to(c, f.keep.shape)
+    sign = np.where(f.negative, -1.0, 1.0)
+    stored = f.kept if bits == 16 else sign * (f.m + f.kept * f.step) * c
+    return np.where(f.keep, stored, sign * f.a * c if recovery == "mean" else 0.0)
+
+
+def encode_values(values, bits, row_bytes):
+    """Value rows of `values [..., D]`."""
+    values = finite(values)
+    if bits == 16:
+        return padded_row([bytes_of(to_f16(values))], row_bytes)
+    D, top = values.shape[-1], 2**bits - 1
+    groups = 1 if bits == 8 else D // 32
+    grouped = values.reshape(*values.shape[:-1], groups, D // groups)
+    low, high = grouped.min(-1, keepdims=True), grouped.max(-1, keepdims=True)
+    pair = to_f16(np.concatenate([(high - low) / top, low], -1))
+    scale, minimum = (pair[..., i : i + 1].astype(np.float64) for i in (0, 1))
+    u = _quantise(grouped, minimum, scale, top).reshape(values.shape)
+    heads = bytes_of(pair.reshape(*values.shape[:-1], 2 * groups))
+    return padded_row([heads, u if bits == 8 else nibbles(u)], row_bytes)
+
+
+def value_fields(rows, D, bits):
+    """(u or float16, scale, minimum) of value rows, each float64 `[..., D]`; scale 1 and minimum 0 for bits 16."""
+    rows = np.asarray(rows, np.uint8)
+    if bits == 16:
+        v = _f16_of(rows[..., : 2 * D])
+        return v, np.ones_like(v), np.zeros_like(v)
+    groups = 1 if bits == 8 else D // 32
+    pair = _f16_of(rows[..., : 4 * groups]).reshape(*rows.shape[:-1], groups, 2)
+    scale, minimum = (np.repeat(pair[..., i], D // groups, -1) for i in (0, 1))
+    raw = rows[..., 4 * groups : 4 * groups + (D if bits == 8 else D // 2)]
+    return (raw if bits == 8 else _from_nibbles(raw, D)).astype(np.float64), scale, minimum
+
+
+def decode_values(rows, D, bits):
+    """Values `[..., D]` in float64."""
+    u, scale, minimum = value_fields(rows, D, bits)
+    return minimum + u * scale

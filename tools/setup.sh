@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# What the project's commands need before they can run. Run it as `tools/setup.sh build|venv|demo`, or source it for
+# its functions. It works in the project's folder, from wherever it is called.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PYTHON=${PYTHON:-python3}
+
+# A step that cannot run here ends with this status: neither passed nor failed.
+SKIPPED=77
+
+say() { printf '\n== %s\n' "$*"; }
+
+die() {
+    printf '\nerror: %s\n' "$*" >&2
+    exit 1
+}
+
+skip() {
+    printf 'skipped: %s\n' "$*"
+    exit "$SKIPPED"
+}
+
+# install_packages REASON PACKAGE...: Debian packages, where this user may install them; otherwise says what is missing.
+install_packages() {
+    local reason=$1
+    shift
+    if ! command -v apt-get >/dev/null; then
+        printf '%s: install what Debian calls %s, then run the command again.\n' "$reason" "$*" >&2
+        return 1
+    fi
+    if [[ $EUID -ne 0 ]]; then
+        printf '%s. Run this, then the command again:\n    sudo apt-get install %s\n' "$reason" "$*" >&2
+        return 1
+    fi
+    say "$reason: installing $*"
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
+    # The second try is for a machine whose package lists are missing or stale.
+    "${apt[@]}" install --no-install-recommends "$@" ||
+        { "${apt[@]}" update && "${apt[@]}" install --no-install-recommends "$@"; }
+}
+
+need_rust() {
+    command -v cargo >/dev/null || die "cargo is not on the PATH. Rust is needed: https://rustup.rs"
+    # Cargo links with a C compiler, which a Rust toolchain does not bring along.
+    command -v cc >/dev/null || install_packages "Rust needs a C linker" gcc libc6-dev
+}
+
+need_python() {
+    command -v "$PYTHON" >/dev/null || install_packages "Python is needed" python3 python3-venv
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "$("$PYTHON" --version) is too old, 3.11 or later is needed. PYTHON=/path/to/python3 names another one."
+    # Debian keeps the module that puts pip into a new environment in a package of its own.
+    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ||
+        install_packages "$PYTHON cannot make virtual environments" python3-venv
+}
+
+# make_venv FOLDER REQUIREMENTS [PIP OPTION...]: a virtual environment with exactly these packages. A stamp, written
+# last, records what the environment was made from: one that was interrupted or is out of date is made anew.
+make_venv() {
+    local venv=$1 requirements=$2 stamp=$1/.made-from made_from
+    shift 2
+    need_python
+    made_from=$({ "$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)' && cat "$requirements"; } | sha256sum)
+    (
+        # Commands that run at once take turns.
+        flock 9
+        if [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$made_from" ]]; then
+            exit
+        fi
+        say "making $venv from $requirements"
+        rm -rf "$venv"
+        "$PYTHON" -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet "$@" --requirement "$requirements"
+        printf '%s\n' "$made_from" >"$stamp.new"
+        mv "$stamp.new" "$stamp"
+    ) 9>"$venv.lock"
+}
+
+venv() { make_venv .venv tools/requirements.txt; }
+
+# Where cargo puts the library: its configuration may name another folder than target.
+library_path() {
+    cargo metadata --format-version 1 --no-deps |
+        "$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["target_directory"] + "/release/libspark_ort.so")'
+}
+
+build() {
+    need_rust
+    say "cargo build --release"
+    cargo build --release
+}
+
+demo() {
+    build
+    venv
+    SPARK_ORT_LIBRARY=$(library_path) .venv/bin/python tools/demo.py
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    case ${1:-} in
+    build | venv | demo) "$1" ;;
+    *) die "usage: $0 build|venv|demo" ;;
+    esac
+fi

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Everything that must hold, in one command. A step that fails does not stop the ones that do not need it; the
+# summary at the end says what passed, failed and was skipped.
+# shellcheck source=tools/setup.sh
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+summary=()
+failures=0
+
+# step NAME COMMAND...: runs the command in a subshell of its own and sets `outcome`.
+step() {
+    local name=$1 start=$SECONDS status
+    shift
+    say "$name"
+    # Not `if (...)`: bash ignores `set -e` within a condition.
+    set +e
+    (
+        set -e
+        "$@"
+    )
+    status=$?
+    set -e
+    case $status in
+    0) outcome=passed ;;
+    "$SKIPPED") outcome=skipped ;;
+    *)
+        outcome=FAILED
+        failures=$((failures + 1))
+        ;;
+    esac
+    summary+=("$(printf '%-8s %5d s  %s' "$outcome" $((SECONDS - start)) "$name")")
+}
+
+finish() {
+    local status=$?
+    say "summary"
+    printf '%s\n' "${summary[@]}"
+    if ((failures > 0 || status != 0)); then
+        printf '\nmake test: FAILED\n'
+        exit 1
+    fi
+    printf '\nmake test: passed\n'
+}
+trap finish EXIT
+
+# needed NAME COMMAND...: a step without which the later ones make no sense.
+needed() {
+    step "$@"
+    [[ $outcome == passed ]] || exit 1
+}
+
+format() {
+    cargo fmt --version >/dev/null 2>&1 || skip "this Rust toolchain has no rustfmt"
+    cargo fmt --check
+}
+
+lints() {
+    cargo clippy --version >/dev/null 2>&1 || skip "this Rust toolchain has no clippy"
+    cargo clippy --all-targets -- -D warnings
+}
+
+# What is malformed goes to the kernels, and through ONNX Runtime to the library: valgrind sees reads and writes out of
+# bounds that happen to do no harm.
+memory() {
+    command -v valgrind >/dev/null || install_packages "The memory check needs valgrind" valgrind ||
+        skip "no valgrind on this machine"
+    local binary
+    for binary in $(cargo test --release --test robustness --test host --no-run --message-format=json |
+        .venv/bin/python -c '
+import json, sys
+for message in map(json.loads, sys.stdin):
+    if message.get("executable") and "test" in message["target"]["kind"]:
+        print(message["executable"])'); do
+        # Fewer rounds: valgrind makes each many times slower.
+        SPARK_TEST_FEW=1 valgrind --error-exitcode=99 --quiet --suppressions=tests/valgrind.supp \
+            "$binary" --test-threads=1
+    done
+}
+
+needed "Rust" need_rust
+needed "Python packages" venv
+step "format: cargo fmt --check" format
+step "lints: cargo clippy" lints
+needed "library: cargo build --release" cargo build --release
+
+SPARK_ORT_LIBRARY=$(library_path)
+ORT_DYLIB_PATH=$(.venv/bin/python -c '
+import pathlib, onnxruntime
+print(next(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")))')
+export SPARK_ORT_LIBRARY ORT_DYLIB_PATH
+
+step "Rust tests" cargo test --release
+step "operators against references: tests/conformance" .venv/bin/python -m pytest -q -rs tests/conformance
+step "hosts: tests/hosts" .venv/bin/python -m pytest -q -rs tests/hosts
+# The oldest that is supported, the last one with ROCm, the first minor version in which the library infers shapes.
+for version in 1.18.1 1.22.2 1.24.4; do
+    step "ONNX Runtime $version" tools/versions.sh "$version"
+done
+step "memory: valgrind on hostile calls" memory

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# tools/versions.sh [VERSION...]: runs the library in these versions of ONNX Runtime, each in a virtual environment of
+# its own with the packages of tests/hosts/ort-VERSION.txt; by default in all that are there. The models and what
+# they must give come from the version of tools/requirements.txt.
+# shellcheck source=tools/setup.sh
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+if (($# == 0)); then
+    for requirements in tests/hosts/ort-*.txt; do
+        version=${requirements#tests/hosts/ort-}
+        set -- "$@" "${version%.txt}"
+    done
+fi
+
+need_python
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' ||
+    skip "old ONNX Runtime packages exist for Python 3.11 and 3.12 only, this is $("$PYTHON" --version)"
+
+venv
+if [[ -z ${SPARK_ORT_LIBRARY:-} ]]; then
+    build
+    SPARK_ORT_LIBRARY=$(library_path)
+fi
+cases=$(mktemp -d)
+trap 'rm -rf "$cases"' EXIT
+.venv/bin/python tests/hosts/cases.py "$SPARK_ORT_LIBRARY" "$cases"
+
+failures=0
+for version in "$@"; do
+    if [[ $version == 1.22.2 && $(uname -m) != x86_64 ]]; then
+        reason="the package of ONNX Runtime 1.22.2 exists for x86_64 only"
+        (($# > 1)) || skip "$reason"
+        printf 'skipped: %s\n' "$reason"
+        continue
+    fi
+    # Without their dependencies: ONNX Runtime's Python package imports only NumPy.
+    make_venv ".venv-ort-$version" "tests/hosts/ort-$version.txt" --no-deps
+    ".venv-ort-$version/bin/python" tests/hosts/replay.py "$SPARK_ORT_LIBRARY" "$cases" || failures=$((failures + 1))
+done
+((failures == 0))
