@@ -59,7 +59,7 @@ unsafe fn register(options: *mut OrtSessionOptions, base: *const OrtApiBase) -> 
     let create_status = api.CreateStatus as usize;
     ort::set_api(hosts::adapt(api, &version));
     if ort::api().CreateStatus as usize != create_status {
-        return Err("already in use by another ONNX Runtime in this process".into());
+        return Err("this file already serves another ONNX Runtime in this process; load a copy of it".into());
     }
     if registered.is_none() {
         *registered = Some(Registered(domain().map_err(|e| e.to_string())?));

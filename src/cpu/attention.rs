@@ -85,7 +85,6 @@ pub fn attention<T: Element>(pool: &impl Pool, call: &Attention<'_, T>, out: Arr
 
 /// Rotated keys, and values, of the new tokens of a call, in float32.
 struct NewTokens {
-    tokens: usize,
     head_dim: usize,
     /// Keys and values of each (sequence, KV head), the head varying fastest, `[L, D]` each.
     heads: Vec<(Vec<f32>, Vec<f32>)>,
@@ -106,12 +105,11 @@ impl NewTokens {
             }
             *heads[head].lock().unwrap() = (key, value);
         });
-        Self { tokens: new, head_dim: d, heads: heads.into_iter().map(|h| h.into_inner().unwrap()).collect() }
+        Self { head_dim: d, heads: heads.into_iter().map(|h| h.into_inner().unwrap()).collect() }
     }
 
     /// Key and value of new token `i`.
     fn row(&self, head: usize, i: usize) -> (&[f32], &[f32]) {
-        debug_assert!(i < self.tokens);
         let (key, value) = &self.heads[head];
         let at = i * self.head_dim..(i + 1) * self.head_dim;
         (&key[at.clone()], &value[at])

@@ -103,6 +103,7 @@ fn compute<T: Tensor, C: Container>(settings: &AttentionSettings, context: &Comp
         _ => vec![batch, new, query_heads * d],
     };
     let mut output = Output::required(context, 0, "output", &shape)?;
+    inputs.check_apart(&output, None)?;
     attention(&OrtPool::new(context), &call, output.heads(&geometry)?);
     Ok(())
 }

@@ -12,7 +12,7 @@ mod shape_inference;
 mod tensors;
 
 use half::f16;
-use ort::operator::{InputOutputCharacteristic, OperatorDomain, OperatorInput};
+use ort::operator::{OperatorDomain, OperatorInput};
 use ort::value::{PrimitiveTensorElementType, TensorElementType};
 
 pub use attention::SparkAttention;
@@ -55,22 +55,13 @@ pub fn domain() -> ort::Result<OperatorDomain> {
 }
 
 /// The first `count` inputs with the types of T and C.
-fn inputs<T: Tensor, C: Container>(count: usize) -> Vec<OperatorInput> {
-    let declare = |input: Input| {
-        let (kind, element) = match input {
-            Input::Query => (InputOutputCharacteristic::Required, T::into_tensor_element_type()),
-            Input::PastKey | Input::PastValue => (InputOutputCharacteristic::Required, C::into_tensor_element_type()),
-            Input::SeqlensK | Input::TotalSequenceLength => {
-                (InputOutputCharacteristic::Optional, TensorElementType::Int32)
-            }
-            Input::PositionIds => (InputOutputCharacteristic::Optional, TensorElementType::Int64),
-            Input::QuerySaliency => (InputOutputCharacteristic::Optional, TensorElementType::Float32),
-            _ => (InputOutputCharacteristic::Optional, T::into_tensor_element_type()),
-        };
-        match kind {
-            InputOutputCharacteristic::Required => OperatorInput::required(element),
-            _ => OperatorInput::optional(element),
-        }
-    };
-    Input::ALL[..count].iter().copied().map(declare).collect()
+fn inputs<T: Tensor, C: Container>(count: usize) -> impl Iterator<Item = OperatorInput> {
+    Input::ALL[..count].iter().map(|input| match input {
+        Input::Query => OperatorInput::required(T::into_tensor_element_type()),
+        Input::PastKey | Input::PastValue => OperatorInput::required(C::into_tensor_element_type()),
+        Input::SeqlensK | Input::TotalSequenceLength => OperatorInput::optional(TensorElementType::Int32),
+        Input::PositionIds => OperatorInput::optional(TensorElementType::Int64),
+        Input::QuerySaliency => OperatorInput::optional(TensorElementType::Float32),
+        _ => OperatorInput::optional(T::into_tensor_element_type()),
+    })
 }

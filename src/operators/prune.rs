@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use ndarray::{ArrayViewMut3, ArrayViewMut4};
+use ndarray::Dim;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
@@ -89,40 +89,39 @@ fn compute<T: Tensor, C: Container>(settings: &PruneSettings, context: &ComputeC
     };
     let Geometry { batch, kv_heads, .. } = geometry;
     let d = geometry.head_dim();
-
-    // The recent keys first: they can still be refused before anything is written into the host's buffers.
-    let window = lengths.total.min(settings.common.recent_window);
-    if let Some(mut recent) = Output::new(context, 2, "present_key_recent", &[batch, kv_heads, window, d])? {
-        let past = inputs.array4::<T>(Input::PastKeyRecent)?;
-        lengths.check_recent(settings.common.recent_window, past.as_ref().map_or(0, |p| p.dim().2))?;
-        let past_bytes = past.as_ref().map_or(0, |p| p.len() * size_of::<T>());
-        let bytes = batch * kv_heads * window * d * size_of::<T>();
-        if overlap(inputs.address(Input::PastKeyRecent), past_bytes, recent.address(), bytes) {
-            return Err(recent.error("shares memory with past_key_recent; bind another buffer to it").into());
-        }
-        let view = ArrayViewMut4::from_shape([batch, kv_heads, window, d], recent.slice()?);
-        call.recent(&pool, past, view.expect("the shape it was made with"));
-    }
-
-    let mut observed = Output::new(context, 3, "observed_saliency", &[batch, kv_heads, d])?;
-    let observed = match &mut observed {
-        Some(o) => ArrayViewMut3::from_shape([batch, kv_heads, d], o.slice()?).ok(),
-        None => None,
-    };
+    let recent_rows = lengths.total.min(settings.common.recent_window);
     let present = Present { context, inputs: &inputs, geometry: &geometry, lengths: &lengths, pool: &pool };
     let mut key = present.output::<C>(0, "present_key", geometry.key.row_bytes())?;
     let mut value = present.output::<C>(1, "present_value", geometry.value.row_bytes())?;
-    let key = present.new_rows(Input::PastKey, &mut key, geometry.key.row_bytes())?;
-    let value = present.new_rows(Input::PastValue, &mut value, geometry.value.row_bytes())?;
+    let mut recent = Output::new(context, 2, "present_key_recent", &[batch, kv_heads, recent_rows, d])?;
+    let mut observed = Output::new(context, 3, "observed_saliency", &[batch, kv_heads, d])?;
+
+    // Everything that can be wrong, before anything is written: the cache may be the host's only copy.
+    let past_recent = inputs.array4::<T>(Input::PastKeyRecent)?;
+    if past_recent.is_some() || recent.is_some() {
+        lengths.check_recent(settings.common.recent_window, past_recent.map_or(0, |p| p.dim().2))?;
+    }
+    present.check_shared(Input::PastKey, &key)?;
+    present.check_shared(Input::PastValue, &value)?;
+    inputs.check_apart(&key, Some(Input::PastKey))?;
+    inputs.check_apart(&value, Some(Input::PastValue))?;
+    value.check_apart(&key)?;
+    let mut before = vec![&key, &value];
+    for output in [&recent, &observed].into_iter().flatten() {
+        inputs.check_apart(output, None)?;
+        before.iter().try_for_each(|o| output.check_apart(o))?;
+        before.push(output);
+    }
+
+    if let Some(recent) = &mut recent {
+        call.recent(&pool, past_recent, recent.array(Dim([batch, kv_heads, recent_rows, d]))?);
+    }
+    let observed = observed.as_mut().map(|o| o.array(Dim([batch, kv_heads, d]))).transpose()?;
+    let key = present.new_rows(Input::PastKey, &mut key, geometry.key.row_bytes());
+    let value = present.new_rows(Input::PastValue, &mut value, geometry.value.row_bytes());
     let rows = key.into_iter().zip(value).map(|(key, value)| HeadRows { key, value }).collect();
     prune(&pool, &call, rows, observed);
     Ok(())
-}
-
-/// Whether two ranges of memory have a byte in common.
-fn overlap(a: *const u8, a_bytes: usize, b: *const u8, b_bytes: usize) -> bool {
-    let (a, b) = (a.addr(), b.addr());
-    a_bytes > 0 && b_bytes > 0 && a < b + b_bytes && b < a + a_bytes
 }
 
 /// The present cache of a call, grown or shared.
@@ -141,47 +140,47 @@ impl<'c> Present<'c> {
         Output::required(self.context, index, name, &shape)
     }
 
+    /// Checks that `output` is either other memory than `past`, or the same of the same shape: a shared buffer.
+    fn check_shared(&self, past: Input, output: &Output<'_>) -> Result<(), Failure> {
+        let (rows, past_rows) = (self.lengths.present(self.geometry), self.geometry.past);
+        let memory = self.inputs.memory_of(past);
+        if memory.overlaps(output.memory()) && memory != output.memory() {
+            let problem = format!(
+                "shares part of the memory of {}, {past_rows} rows, itself {rows}; a shared buffer is the same memory of the same shape",
+                past.name()
+            );
+            return Err(output.error(problem).into());
+        }
+        Ok(())
+    }
+
     /// Where the rows of the new tokens of each (sequence, KV head) go, with the past rows in place before them.
-    fn new_rows<'o>(
-        &self,
-        past: Input,
-        present: &'o mut Output<'_>,
-        row_bytes: usize,
-    ) -> Result<Vec<&'o mut [u8]>, Failure> {
-        let Geometry { batch, kv_heads, past: past_rows, .. } = *self.geometry;
+    fn new_rows<'o>(&self, past: Input, present: &'o mut Output<'_>, row_bytes: usize) -> Vec<&'o mut [u8]> {
+        let Geometry { batch, kv_heads, .. } = *self.geometry;
         let heads = batch * kv_heads;
         let rows = self.lengths.present(self.geometry);
-        let bytes = heads * rows * row_bytes;
-        let past_bytes = heads * past_rows * row_bytes;
-        let from = self.inputs.address(past);
-        let to = present.address();
-        if overlap(from, past_bytes, to, bytes) {
-            if from != to.cast_const() || rows != past_rows {
-                let name = past.name();
-                let problem = format!(
-                    "shares part of its memory with {name} ({past_rows} rows, present {rows}); a shared buffer is the same memory of the same shape"
-                );
-                return Err(present.error(problem).into());
-            }
+        let shared = self.inputs.memory_of(past).overlaps(present.memory());
+        let first = present.address();
+        if shared {
             let new = |head: usize| match self.lengths.new[head / kv_heads] * row_bytes {
                 0 => &mut [][..],
                 // SAFETY: the output is [B, Hk, S, row_bytes / size of C], `head` is below B * Hk, and past and new
                 // tokens together are at most S. The slices of different heads are disjoint, and no other reference
                 // covers these rows: reads of the past, here and in SparkAttention, stop at the first new row.
                 bytes => unsafe {
-                    let first = head * rows + self.lengths.past[head / kv_heads];
-                    std::slice::from_raw_parts_mut(to.add(first * row_bytes), bytes)
+                    let row = head * rows + self.lengths.past[head / kv_heads];
+                    std::slice::from_raw_parts_mut(first.add(row * row_bytes), bytes)
                 },
             };
-            return Ok((0..heads).map(new).collect());
+            return (0..heads).map(new).collect();
         }
         // SAFETY: past and present do not overlap, and nothing else writes a node's inputs while it runs.
         let past = unsafe { self.inputs.past_rows(past, self.geometry, self.lengths, row_bytes) };
-        let present = match bytes {
+        let present = match heads * rows * row_bytes {
             0 => &mut [][..],
             // SAFETY: the output has this many bytes, by its shape, and is this call's alone.
-            bytes => unsafe { std::slice::from_raw_parts_mut(to, bytes) },
+            bytes => unsafe { std::slice::from_raw_parts_mut(first, bytes) },
         };
-        Ok(grow(self.pool, self.geometry, self.lengths, row_bytes, &past, present))
+        grow(self.pool, self.geometry, self.lengths, row_bytes, &past, present)
     }
 }

@@ -1,8 +1,8 @@
 //! The tensors of a call, taken from ONNX Runtime and seen as the kernels want them.
 
-use ndarray::{ArrayView, ArrayView2, ArrayView4, ArrayViewMut4, Dimension, s};
+use ndarray::{ArrayView, ArrayView2, ArrayView4, ArrayViewMut, ArrayViewMut4, Dim, Dimension, s};
 use ort::operator::ComputeContext;
-use ort::value::{DynTensorValueType, PrimitiveTensorElementType, ValueRef, ValueRefMut};
+use ort::value::{DynTensorValueType, PrimitiveTensorElementType, Value, ValueRef, ValueRefMut};
 
 use super::Tensor;
 use super::node::Failure;
@@ -55,7 +55,7 @@ impl<'c> Inputs<'c> {
         input: Input,
     ) -> Result<Option<ArrayView4<'_, E>>, Failure> {
         match self.shapes.get(input) {
-            Some(&[a, b, c, d]) => self.array(input, ndarray::Dim([a, b, c, d])),
+            Some(&[a, b, c, d]) => self.array(input, Dim([a, b, c, d])),
             _ => Ok(None),
         }
     }
@@ -96,7 +96,7 @@ impl<'c> Inputs<'c> {
         let heads_of = |input, heads| -> Result<ArrayView4<'a, T>, Failure> {
             let by_heads = self.shapes.get(input).is_some_and(|s| s.len() == 4);
             let shape = if by_heads { [batch, heads, new, d] } else { [batch, new, heads, d] };
-            let view = self.array(input, ndarray::Dim(shape))?.ok_or_else(|| input.error("is required"))?;
+            let view = self.array(input, Dim(shape))?.ok_or_else(|| input.error("is required"))?;
             Ok(if by_heads { view } else { view.permuted_axes([0, 2, 1, 3]) })
         };
         let (query, key, value) = if layout == QueryLayout::Packed {
@@ -108,7 +108,7 @@ impl<'c> Inputs<'c> {
         };
         let cache = |input: Input| -> Result<ArrayView2<'a, T>, Failure> {
             let rows = self.shapes.get(input).map_or(0, |s| s[0]);
-            Ok(self.array(input, ndarray::Dim([rows, d / 2]))?.ok_or_else(|| input.error("is required"))?)
+            Ok(self.array(input, Dim([rows, d / 2]))?.ok_or_else(|| input.error("is required"))?)
         };
         let rotation = match settings.rotary {
             Some(style) => {
@@ -124,6 +124,24 @@ impl<'c> Inputs<'c> {
         match self.values.get(input.index()) {
             Some(Some(value)) => value.data_ptr().cast(),
             _ => std::ptr::null(),
+        }
+    }
+
+    /// The memory of `input`, empty if it is not used.
+    pub(super) fn memory_of(&self, input: Input) -> Memory {
+        match (self.shapes.get(input), self.values.get(input.index())) {
+            (Some(_), Some(Some(value))) => Memory::of(value),
+            _ => Memory::default(),
+        }
+    }
+
+    /// Checks that `output` shares no memory with an input, except `shared`: a kernel would write what it still reads.
+    pub(super) fn check_apart(&self, output: &Output<'_>, shared: Option<Input>) -> Result<(), Failure> {
+        let memory = output.memory();
+        let mut others = Input::ALL.into_iter().filter(|&input| Some(input) != shared);
+        match others.find(|&input| self.memory_of(input).overlaps(memory)) {
+            Some(input) => Err(output.error(format!("shares memory with {}; bind other memory", input.name())).into()),
+            None => Ok(()),
         }
     }
 
@@ -148,6 +166,26 @@ impl<'c> Inputs<'c> {
             bytes => unsafe { std::slice::from_raw_parts(first.add(head * head_bytes), bytes) },
         };
         (0..geometry.batch * geometry.kv_heads).map(rows).collect()
+    }
+}
+
+/// A range of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Memory {
+    address: usize,
+    bytes: usize,
+}
+
+impl Memory {
+    fn of(value: &Value<DynTensorValueType>) -> Self {
+        let bytes = value.data_type().byte_size(value.shape().num_elements());
+        Self { address: value.data_ptr().addr(), bytes: bytes.unwrap_or(0) }
+    }
+
+    /// Whether the two have a byte in common.
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        let (a, b) = (self.address, other.address);
+        self.bytes > 0 && other.bytes > 0 && a < b + other.bytes && b < a + self.bytes
     }
 }
 
@@ -191,25 +229,43 @@ impl<'c> Output<'c> {
         self.value.data_ptr().cast_mut().cast()
     }
 
+    /// Its memory.
+    pub(super) fn memory(&self) -> Memory {
+        Memory::of(&self.value)
+    }
+
+    /// Checks that it shares no memory with `other`.
+    pub(super) fn check_apart(&self, other: &Self) -> Result<(), Failure> {
+        match self.memory().overlaps(other.memory()) {
+            true => Err(self.error(format!("shares memory with {}; bind other memory", other.name)).into()),
+            false => Ok(()),
+        }
+    }
+
     /// An error about this output.
     pub(super) fn error(&self, problem: impl Into<String>) -> CallError {
         CallError::Output { name: self.name, problem: problem.into() }
     }
 
-    /// Its elements.
-    pub(super) fn slice<E: PrimitiveTensorElementType>(&mut self) -> Result<&mut [E], Failure> {
-        Ok(self.value.try_extract_tensor_mut::<E>()?.1)
+    /// Its elements as an array of `shape`, which has as many.
+    pub(super) fn array<E, D>(&mut self, shape: D) -> Result<ArrayViewMut<'_, E, D>, Failure>
+    where
+        E: PrimitiveTensorElementType,
+        D: Dimension,
+    {
+        let name = self.name;
+        let elements = self.value.try_extract_tensor_mut::<E>()?.1;
+        let view = ArrayViewMut::from_shape(shape, elements);
+        Ok(view.map_err(|e| CallError::Output { name, problem: e.to_string() })?)
     }
 
     /// Its elements as `[B, Hq, L, D]`, lying as queries do.
     pub(super) fn heads<T: Tensor>(&mut self, geometry: &Geometry) -> Result<ArrayViewMut4<'_, T>, Failure> {
         let &Geometry { batch, new, query_heads, layout, .. } = geometry;
         let d = geometry.head_dim();
-        let by_heads = layout == QueryLayout::Heads;
-        let shape = if by_heads { [batch, query_heads, new, d] } else { [batch, new, query_heads, d] };
-        let name = self.name;
-        let view = ArrayViewMut4::from_shape(shape, self.slice()?)
-            .map_err(|e| CallError::Output { name, problem: e.to_string() })?;
-        Ok(if by_heads { view } else { view.permuted_axes([0, 2, 1, 3]) })
+        Ok(match layout {
+            QueryLayout::Heads => self.array(Dim([batch, query_heads, new, d]))?,
+            _ => self.array(Dim([batch, new, query_heads, d]))?.permuted_axes([0, 2, 1, 3]),
+        })
     }
 }

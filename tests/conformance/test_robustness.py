@@ -327,6 +327,36 @@ def test_recent_keys_may_not_share_memory():
     assert np.array_equal(cache["past_key_recent"].numpy(), want)
 
 
+def test_outputs_may_not_overwrite_inputs():
+    """Bound memory that overlaps is refused before a byte of it is written; only a whole shared buffer is not."""
+    s = dataclasses.replace(S, Hk=1, do_rotary=0, recent_window=0, key_row_bytes=256, value_row_bytes=256)
+    feeds = cases.call(0, s, "f32", "u8", B=1, L=1, P=9)
+    rows = np.zeros((1, 1, 10, 256), np.uint8)
+    rows[:, :, :9] = feeds["past_key"]
+    head = rows[:, :, :9]
+    wrong = {
+        # The same start, but one row longer; another cache's memory; a tensor of the call.
+        "present_key": ("past_key", head, rows),
+        "present_value": ("past_key", head, rows),
+        "output": ("query", feeds["query"], feeds["query"]),
+    }
+    sess = models.session(models.spark(s, list(feeds), "f32", "u8"))
+    for name, (over, memory, bound) in wrong.items():
+        before = bound.copy()
+        binding = sess.io_binding()
+        given = {n: models.as_value(x) for n, x in dict(feeds, **{over: memory}).items()}
+        for i in sess.get_inputs():
+            binding.bind_ortvalue_input(i.name, given[i.name])
+        for o in sess.get_outputs():
+            if o.name == name:
+                binding.bind_ortvalue_output(o.name, models.as_value(bound))
+            else:
+                binding.bind_output(o.name)
+        with pytest.raises(Exception, match=f"_node': output {name}: shares .*{over}"):
+            sess.run_with_iobinding(binding)
+        assert np.array_equal(bound, before)
+
+
 def spoil(rng, feeds):
     """One random change of one random input: its shape, its presence or, for lengths and positions, its values."""
     name = rng.choice(list(feeds))
