@@ -6,6 +6,7 @@
 //! - [`cpu`]: the kernels, plain Rust.
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
 
+pub mod bits;
 pub mod call;
 pub mod cpu;
 pub mod element;

@@ -30,6 +30,7 @@ pub unsafe extern "C" fn RegisterCustomOps(options: *mut OrtSessionOptions, base
     };
     let message = CString::new(format!("libspark_ort: {}", problem.replace('\0', ""))).unwrap_or_default();
     if oldest.is_null() {
+        // No ONNX Runtime lacks its first table; without one there is no way to return an error.
         return OrtStatusPtr::default();
     }
     // SAFETY: the first entries of the table, CreateStatus the very first, are the same in every version.

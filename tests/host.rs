@@ -7,7 +7,7 @@ mod common;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 
 use common::Random;
 use half::f16;
@@ -48,6 +48,9 @@ fn library() -> PathBuf {
 
 /// A session on a test model, with the shared library's operators or this crate's.
 fn session(model: &str, shared_library: bool) -> Session {
+    // ONNX Runtime may refuse a custom domain while several threads create their first sessions with it.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     let builder = Session::builder(&ENVIRONMENT).unwrap();
     let builder = builder.with_log_level(ort::logging::LogLevel::Fatal).unwrap();
     let builder = match shared_library {

@@ -5,11 +5,11 @@ mod common;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::Case;
-use ndarray::{Array3, Array4};
+use ndarray::{Array3, Array4, s};
 use proptest::prelude::*;
+use spark_ort::bits::bit;
 use spark_ort::call::Rotary;
 use spark_ort::cpu::{HeadRows, Pool, Serial, grow, prune};
-use spark_ort::format::bit;
 use spark_ort::method::Recovery;
 
 /// Runs work on four threads of its own.
@@ -224,19 +224,27 @@ proptest! {
     }
 }
 
-/// Long enough that the keys of one block of queries are split into parts.
+/// Long enough that the keys of one block of queries are split into parts, some of which see nothing.
 #[test]
 fn parts_of_a_long_cache_merge() {
     let mut seeds = 0..;
     let mut case = std::iter::from_fn(|| seeds.next().map(|s| Case::new(s, 3000, 4)))
         .find(|c| c.lengths.past[0] > 2000 && c.geometry.head_dim() <= 64 && c.geometry.new > 0)
         .unwrap();
-    (case.bias, case.attention.window) = (None, None);
     fill_cache(&mut case, 1);
-    let expected = expected_attention(&case);
-    let got = case.attend(&Threads);
-    for (at, &e) in expected.indexed_iter() {
-        assert!((f64::from(got[at]) - e).abs() <= 2e-5 * (1.0 + e.abs()), "{at:?}: {} instead of {e}", got[at]);
+    let open = Array4::zeros([1, 1, case.geometry.new, case.lengths.total]);
+    let mut gap = open.clone();
+    gap.slice_mut(s![.., .., .., 400..1600]).fill(f32::NEG_INFINITY);
+    let closed = Array4::from_elem(open.dim(), f32::NEG_INFINITY);
+    for window in [None, Some(700)] {
+        for (bias, silent) in [(None, false), (Some(&gap), false), (Some(&closed), true)] {
+            (case.bias, case.attention.window) = (bias.cloned(), window);
+            let expected = expected_attention(&case);
+            let got = case.attend(&Threads);
+            for (at, &e) in expected.indexed_iter() {
+                assert!((f64::from(got[at]) - e).abs() <= 2e-5 * (1.0 + e.abs()), "{at:?}: {} instead of {e}", got[at]);
+            }
+            assert_eq!(got.iter().all(|&x| x == 0.0), silent);
+        }
     }
-    assert!(expected.iter().any(|&e| e != 0.0));
 }

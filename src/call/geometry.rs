@@ -4,6 +4,9 @@ use super::settings::layout_error;
 use super::{CallError, Input, Settings};
 use crate::format::{KeyLayout, ValueLayout};
 
+/// Most channels of one token of every sequence and query head: 1 GiB of float32.
+const MOST_CHANNELS: usize = 1 << 28;
+
 /// How queries, and keys and values with them, lie in their tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryLayout {
@@ -37,14 +40,14 @@ impl Shapes {
                 _ => return Err(input.error(format!("shape {dims:?} is not possible"))),
             }
         }
-        let no_tokens = shapes.any(Input::Query).is_some_and(|q| q.contains(&0));
+        let no_tokens = shapes.get(Input::Query).is_some_and(|q| q.contains(&0));
         for input in Input::ALL {
             // Without new tokens a given key has no elements either; only its width tells it from a placeholder.
-            let width = shapes.any(input).filter(|s| s.len() >= 3).and_then(|s| s.last());
+            let width = shapes.get(input).filter(|s| s.len() >= 3).and_then(|s| s.last());
             let kept = match input {
                 Input::Query | Input::PastKey | Input::PastValue => true,
                 Input::Key | Input::Value if no_tokens => width.is_some_and(|&w| w > 0),
-                _ => !shapes.any(input).is_some_and(|s| s.contains(&0)),
+                _ => !shapes.get(input).is_some_and(|s| s.contains(&0)),
             };
             if !kept {
                 shapes.0[input.index()] = None;
@@ -53,22 +56,18 @@ impl Shapes {
         Ok(shapes)
     }
 
-    fn any(&self, input: Input) -> Option<&[usize]> {
+    /// The shape of `input`, `None` if it is not used.
+    pub fn get(&self, input: Input) -> Option<&[usize]> {
         self.0[input.index()].as_deref()
     }
 
-    /// The shape of `input`, `None` if it is not used.
-    pub fn get(&self, input: Input) -> Option<&[usize]> {
-        self.any(input)
-    }
-
     fn required(&self, input: Input) -> Result<&[usize], CallError> {
-        self.any(input).ok_or_else(|| input.error("is required"))
+        self.get(input).ok_or_else(|| input.error("is required"))
     }
 
     /// Checks that `input`, if used, has one of the `expected` shapes, `None` standing for any size.
     fn expect(&self, input: Input, expected: &[&[Option<usize>]], meaning: &str) -> Result<(), CallError> {
-        let Some(shape) = self.any(input) else { return Ok(()) };
+        let Some(shape) = self.get(input) else { return Ok(()) };
         let fits = |e: &&[Option<usize>]| {
             e.len() == shape.len() && e.iter().zip(shape).all(|(e, s)| e.is_none_or(|e| e == *s))
         };
@@ -164,6 +163,13 @@ impl Geometry {
             [_, _, past, _] => past,
             ref other => return Err(Input::PastKey.error(format!("shape {other:?}, expected rank 4"))),
         };
+        // Kernels keep a little for every sequence and head, even when there is no token, and so no real memory, anywhere.
+        if batch.checked_mul(hq * head_dim).is_none_or(|n| n > MOST_CHANNELS) {
+            let problem = format!(
+                "{batch} sequences of {hq} heads of {head_dim} channels are more than {MOST_CHANNELS} channels"
+            );
+            return Err(Input::Query.error(problem));
+        }
         let geometry = Self { batch, new, past, query_heads: hq, kv_heads: hk, layout, key, value };
         geometry.check(settings, shapes, container)?;
         Ok(geometry)

@@ -156,11 +156,6 @@ impl Settings {
             rotary: flag(source, "do_rotary", 0)?.then_some(style),
         })
     }
-
-    /// Query heads that share a KV head.
-    pub fn group(&self) -> usize {
-        self.query_heads / self.kv_heads
-    }
 }
 
 /// `error` as an error about the attribute it speaks of; `row_bytes` names the attribute with the row size at hand.

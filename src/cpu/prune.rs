@@ -144,33 +144,38 @@ fn encode_key(layout: &KeyLayout, recovery: Recovery, key: &[f32], saliency: &[f
     layout.encode(PrunedKey { key, mask, scale, recovery }, row);
 }
 
-impl<T: Element> Prune<'_, T> {
-    /// Writes the last keys of every sequence after this call, dense, to `present` (`[B, Hk, W', D]`, W' at least the
-    /// largest number of recent keys); `past` (`[B, Hk, Wp, D]`) holds those before it. Rows without a key are zero.
-    pub fn recent(&self, pool: &impl Pool, past: Option<ArrayView4<'_, T>>, present: ArrayViewMut4<'_, T>) {
-        let Geometry { kv_heads, .. } = *self.geometry;
-        let window = self.settings.common.recent_window;
-        let mut present = present;
-        let heads: Vec<_> = present.outer_iter_mut().flat_map(|s| s.into_outer_iter_mut()).map(Mutex::new).collect();
-        pool.par_for(heads.len(), &|head| {
-            let (b, h) = (head / kv_heads, head % kv_heads);
-            let (past_b, before, after) =
-                (self.lengths.past[b], self.lengths.recent_before(b, window), self.lengths.recent_after(b, window));
-            let total = past_b + self.lengths.new[b];
-            let mut key = vec![0.0; self.geometry.head_dim()];
-            for (i, mut row) in heads[head].lock().unwrap().outer_iter_mut().enumerate() {
-                let position = total - after + i;
-                if i >= after {
-                    row.fill(T::default());
-                } else if position >= past_b {
-                    self.tokens.key(b, h, position - past_b, &mut key);
-                    row.iter_mut().zip(&key).for_each(|(r, k)| *r = T::from_f32(*k));
-                } else {
-                    let past = past.as_ref().expect("recent keys of past tokens are given");
-                    let past = past.slice(s![b, h, position - (past_b - before), ..]);
-                    row.iter_mut().zip(past).for_each(|(r, p)| *r = T::from_f32(p.finite()));
-                }
+/// Writes the last keys of every sequence after this call, dense, to `present` (`[B, Hk, W', D]`, W' at least the largest
+/// number of recent keys); `past` (`[B, Hk, Wp, D]`) holds those before it. Rows without a key are zero.
+///
+/// # Panics
+/// If a past key is needed and `past` does not hold it.
+pub fn recent_keys<T: Element>(
+    pool: &impl Pool,
+    call: &Prune<'_, T>,
+    past: Option<ArrayView4<'_, T>>,
+    mut present: ArrayViewMut4<'_, T>,
+) {
+    let Geometry { kv_heads, .. } = *call.geometry;
+    let window = call.settings.common.recent_window;
+    let heads: Vec<_> = present.outer_iter_mut().flat_map(|s| s.into_outer_iter_mut()).map(Mutex::new).collect();
+    pool.par_for(heads.len(), &|head| {
+        let (b, h) = (head / kv_heads, head % kv_heads);
+        let (before, after) = (call.lengths.recent_before(b, window), call.lengths.recent_after(b, window));
+        let past_b = call.lengths.past[b];
+        let total = past_b + call.lengths.new[b];
+        let mut key = vec![0.0; call.geometry.head_dim()];
+        for (i, mut row) in heads[head].lock().unwrap().outer_iter_mut().enumerate() {
+            let position = total - after + i;
+            if i >= after {
+                row.fill(T::default());
+            } else if position >= past_b {
+                call.tokens.key(b, h, position - past_b, &mut key);
+                row.iter_mut().zip(&key).for_each(|(r, k)| *r = T::from_f32(*k));
+            } else {
+                let past = past.as_ref().expect("recent keys of past tokens are given");
+                let past = past.slice(s![b, h, position - (past_b - before), ..]);
+                row.iter_mut().zip(past).for_each(|(r, p)| *r = T::from_f32(p.finite()));
             }
-        });
-    }
+        }
+    });
 }

@@ -1,7 +1,8 @@
 //! Key rows.
 
 use super::packed::{read_code, read_f16, write_code, write_f16};
-use super::{Bits, KeyLayout, MAX_HEAD_DIM, bit, set_bit};
+use super::{Bits, KeyLayout, MAX_HEAD_DIM};
+use crate::bits::{bit, set_bit};
 
 /// One key to be stored, with the channels to keep already chosen.
 #[derive(Clone, Copy, Debug)]
@@ -53,10 +54,10 @@ impl KeyLayout {
         let at = self.scalars_at();
         write_f16(row, at, recovery);
         let (mut least, mut step) = (0.0, 0.0);
-        if self.bits() != Bits::B16 {
+        if let Some(greatest) = self.bits().greatest_code() {
             let (lo, hi) = kept.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &x| (lo.min(x), hi.max(x)));
             least = write_f16(row, at + 2, lo);
-            step = write_f16(row, at + 4, (hi - lo) / self.bits().greatest_code());
+            step = write_f16(row, at + 4, (hi - lo) / greatest);
         }
         let codes = &mut row[self.codes_at()..];
         for (i, &x) in kept.iter().enumerate() {
@@ -155,7 +156,7 @@ mod tests {
             let kept = |j: &usize| bit(&mask, *j);
             let magnitudes = (0..key.len()).filter(kept).map(|j| key[j].abs() / scale[j]);
             let range = magnitudes.clone().fold(0f32, f32::max) - magnitudes.fold(f32::MAX, f32::min);
-            let step = if layout.bits() == Bits::B16 { 0.0 } else { range / layout.bits().greatest_code() };
+            let step = layout.bits().greatest_code().map_or(0.0, |greatest| range / greatest);
             for j in 0..key.len() {
                 prop_assert_eq!(row.marked(j), kept(&j));
                 let expected = if kept(&j) { key[j] } else { (if key[j] <= 0.0 { -1.0 } else { 1.0 }) * a * scale[j] };

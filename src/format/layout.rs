@@ -7,7 +7,7 @@ pub const MIN_HEAD_DIM: usize = 32;
 /// Greatest head size; stack buffers of this many channels hold any row.
 pub const MAX_HEAD_DIM: usize = 256;
 /// Channels that share a scale and a minimum in 4-bit value rows.
-pub(super) const VALUE_GROUP: usize = 32;
+pub(crate) const VALUE_GROUP: usize = 32;
 
 /// Bits of a stored number: 16 (float16), or 8 or 4 (quantised).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,17 +31,17 @@ impl Bits {
         }
     }
 
-    /// Greatest code of a quantised number, 2^bits - 1.
-    pub(super) fn greatest_code(self) -> f32 {
+    /// Greatest code of a quantised number, 2^bits - 1; `None` for float16.
+    pub(crate) fn greatest_code(self) -> Option<f32> {
         match self {
-            Self::B16 => 65535.0,
-            Self::B8 => 255.0,
-            Self::B4 => 15.0,
+            Self::B16 => None,
+            Self::B8 => Some(255.0),
+            Self::B4 => Some(15.0),
         }
     }
 
     /// Bytes of `n` numbers.
-    pub(super) fn bytes(self, n: usize) -> usize {
+    pub(crate) fn bytes(self, n: usize) -> usize {
         match self {
             Self::B16 => 2 * n,
             Self::B8 => n,
@@ -135,15 +135,15 @@ impl KeyLayout {
         self.row_bytes
     }
     /// Bytes of the keep mask, and of the sign plane that follows it.
-    pub(super) fn mask_bytes(&self) -> usize {
+    pub(crate) fn mask_bytes(&self) -> usize {
         self.head_dim / 8
     }
     /// Where the float16 `a` lies, and after it the reserved zero, or `m` and `step`.
-    pub(super) fn scalars_at(&self) -> usize {
+    pub(crate) fn scalars_at(&self) -> usize {
         2 * self.mask_bytes()
     }
     /// Where the kept channels lie.
-    pub(super) fn codes_at(&self) -> usize {
+    pub(crate) fn codes_at(&self) -> usize {
         self.scalars_at() + if self.bits == Bits::B16 { 4 } else { 6 }
     }
 }
@@ -184,11 +184,11 @@ impl ValueLayout {
         self.row_bytes
     }
     /// Channels that share one scale and minimum.
-    pub(super) fn group(&self) -> usize {
+    pub(crate) fn group(&self) -> usize {
         if self.bits == Bits::B4 { VALUE_GROUP } else { self.head_dim }
     }
     /// Where the numbers lie, after the pairs of scale and minimum.
-    pub(super) fn codes_at(&self) -> usize {
+    pub(crate) fn codes_at(&self) -> usize {
         if self.bits == Bits::B16 { 0 } else { 4 * (self.head_dim / self.group()) }
     }
 }

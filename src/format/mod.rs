@@ -11,13 +11,3 @@ mod value;
 
 pub use key::{KeyRow, PrunedKey};
 pub use layout::{Bits, KeyLayout, LayoutError, MAX_HEAD_DIM, MIN_HEAD_DIM, ValueLayout};
-
-/// Bit `j` of the little-endian bit string `bits`.
-pub fn bit(bits: &[u8], j: usize) -> bool {
-    bits[j / 8] >> (j % 8) & 1 == 1
-}
-
-/// Sets bit `j` of the little-endian bit string `bits`.
-pub fn set_bit(bits: &mut [u8], j: usize) {
-    bits[j / 8] |= 1 << (j % 8);
-}

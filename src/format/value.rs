@@ -15,10 +15,10 @@ impl ValueLayout {
         let (pairs, codes) = row.split_at_mut(self.codes_at());
         for (g, group) in value.chunks(self.group()).enumerate() {
             let (mut least, mut step) = (0.0, 0.0);
-            if self.bits() != Bits::B16 {
+            if let Some(greatest) = self.bits().greatest_code() {
                 let (lo, hi) =
                     group.iter().map(|&v| finite(v)).fold((f32::MAX, f32::MIN), |(lo, hi), v| (lo.min(v), hi.max(v)));
-                step = write_f16(pairs, 4 * g, (hi - lo) / self.bits().greatest_code());
+                step = write_f16(pairs, 4 * g, (hi - lo) / greatest);
                 least = write_f16(pairs, 4 * g + 2, lo);
             }
             for (i, &v) in group.iter().enumerate() {
@@ -70,7 +70,7 @@ mod tests {
             layout.decode(&row, &mut read);
             for (g, group) in channels[..d].chunks(layout.group()).enumerate() {
                 let range = group.iter().fold(f32::MIN, |a, &v| a.max(v)) - group.iter().fold(f32::MAX, |a, &v| a.min(v));
-                let step = if bits == Bits::B16 { 0.0 } else { range / bits.greatest_code() };
+                let step = bits.greatest_code().map_or(0.0, |greatest| range / greatest);
                 for (i, &v) in group.iter().enumerate() {
                     // float16 holds v, scale and minimum to 2^-11; the scale's error is counted once per code.
                     let tolerance = 0.5 * step + 3.0 * 100.0 / 2048.0 * if bits == Bits::B16 { 0.34 } else { 1.0 };

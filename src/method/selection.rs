@@ -1,6 +1,9 @@
 //! Which channels of a key are kept, and the magnitude that stands for the others.
 
-use crate::format::{MAX_HEAD_DIM, bit, set_bit};
+use crate::bits::{bit, set_bit};
+
+/// Most channels a head has here: their numbers fit a byte.
+const MOST_CHANNELS: usize = 256;
 
 /// Marks in the zeroed `mask` (`D` bits) the `kept` channels of highest score `s_j = k_j^2 * n_j`; of equal scores the
 /// lower channel wins. `key` and `saliency` are finite, `saliency` not negative.
@@ -9,13 +12,13 @@ use crate::format::{MAX_HEAD_DIM, bit, set_bit};
 /// If the lengths differ, or `kept` or `D` is out of range.
 pub fn select(key: &[f32], saliency: &[f32], kept: usize, mask: &mut [u8]) {
     let d = key.len();
-    assert!(saliency.len() == d && kept <= d && d <= MAX_HEAD_DIM && mask.len() == d / 8);
+    assert!(saliency.len() == d && kept <= d && d <= MOST_CHANNELS && mask.len() == d / 8);
     if kept == d {
         return mask.fill(0xff);
     }
-    let mut order = [0u8; MAX_HEAD_DIM];
+    let mut order = [0u8; MOST_CHANNELS];
     let order = &mut order[..d];
-    let mut score = [0.0; MAX_HEAD_DIM];
+    let mut score = [0.0; MOST_CHANNELS];
     for j in 0..d {
         order[j] = j as u8;
         score[j] = key[j] * key[j] * saliency[j];

@@ -58,6 +58,7 @@ pub struct AttentionKernel<T, C> {
     types: PhantomData<(T, C)>,
 }
 
+// The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
 impl<T: Tensor, C: Container> Kernel for AttentionKernel<T, C> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         self.node.guard(|| compute::<T, C>(&self.settings, context))

@@ -65,6 +65,7 @@ impl From<Error> for Failure {
 
 impl Attributes for KernelContext<'_> {
     fn get(&self, name: &'static str) -> Option<Attribute> {
+        // An array getter also succeeds for an attribute that no getter of one value reads.
         let other = || {
             KernelContext::get::<Vec<i64>>(self, name).is_some() || KernelContext::get::<Vec<f32>>(self, name).is_some()
         };

@@ -12,8 +12,8 @@ use super::node::{Failure, Node, guard};
 use super::pool::OrtPool;
 use super::tensors::{Inputs, Output};
 use super::{Container, Tensor, inputs, shape_inference};
-use crate::call::{Geometry, Input, Lengths, PruneSettings};
-use crate::cpu::{HeadRows, Prune, grow, prune};
+use crate::call::{CallError, Geometry, Input, Lengths, PruneSettings};
+use crate::cpu::{HeadRows, Prune, grow, prune, recent_keys};
 
 const NAME: &str = "SparkPrune";
 
@@ -66,6 +66,7 @@ pub struct PruneKernel<T, C> {
     types: PhantomData<(T, C)>,
 }
 
+// The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
 impl<T: Tensor, C: Container> Kernel for PruneKernel<T, C> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         self.node.guard(|| compute::<T, C>(&self.settings, context))
@@ -114,7 +115,7 @@ fn compute<T: Tensor, C: Container>(settings: &PruneSettings, context: &ComputeC
     }
 
     if let Some(recent) = &mut recent {
-        call.recent(&pool, past_recent, recent.array(Dim([batch, kv_heads, recent_rows, d]))?);
+        recent_keys(&pool, &call, past_recent, recent.array(Dim([batch, kv_heads, recent_rows, d]))?);
     }
     let observed = observed.as_mut().map(|o| o.array(Dim([batch, kv_heads, d]))).transpose()?;
     let key = present.new_rows(Input::PastKey, &mut key, geometry.key.row_bytes());
@@ -135,9 +136,16 @@ struct Present<'c> {
 
 impl<'c> Present<'c> {
     fn output<C: Container>(&self, index: usize, name: &'static str, row_bytes: usize) -> Result<Output<'c>, Failure> {
-        let Geometry { batch, kv_heads, .. } = *self.geometry;
+        let Geometry { batch, kv_heads, past, .. } = *self.geometry;
         let shape = [batch, kv_heads, self.lengths.present(self.geometry), row_bytes / size_of::<C>()];
-        Output::required(self.context, index, name, &shape)
+        Output::required(self.context, index, name, &shape).map_err(|e| match e {
+            Failure::Call(CallError::Output { name, problem }) => {
+                let total = self.lengths.total;
+                let rows = format!("rows are the larger of {past} of past_key and total_sequence_length {total}");
+                CallError::Output { name, problem: format!("{rows}: {problem}") }.into()
+            }
+            other => other,
+        })
     }
 
     /// Checks that `output` is either other memory than `past`, or the same of the same shape: a shared buffer.

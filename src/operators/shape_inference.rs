@@ -30,7 +30,9 @@ impl Dim {
     fn plus(&self, other: &Self) -> Self {
         match (self, other) {
             (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
-            (Self::Value(a), Self::Value(b)) => Self::Value(a + b),
+            (Self::Value(a), Self::Value(b)) => {
+                a.checked_add(*b).filter(|&n| i64::try_from(n).is_ok()).map_or(Self::Unknown, Self::Value)
+            }
             (Self::Value(0), n) | (n, Self::Value(0)) => n.clone(),
             (a, b) => Self::Symbol(format!("{a} + {b}")),
         }

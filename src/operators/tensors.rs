@@ -207,10 +207,10 @@ impl<'c> Output<'c> {
             return Ok(None);
         }
         let dims: Vec<_> = shape.iter().map(|&d| d as i64).collect();
-        match context.output(index, dims)? {
-            Some(value) => Ok(Some(Self { name, value: value.downcast::<DynTensorValueType>()? })),
-            None => Ok(None),
-        }
+        // A host may have bound memory of another shape, or there is no memory of this one.
+        let refused = |e: ort::Error| CallError::Output { name, problem: format!("shape {shape:?} is refused: {e}") };
+        let value = context.output(index, dims).map_err(refused)?;
+        Ok(value.map(|v| v.downcast::<DynTensorValueType>()).transpose()?.map(|value| Self { name, value }))
     }
 
     /// An output that every node has.

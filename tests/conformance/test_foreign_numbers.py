@@ -169,9 +169,11 @@ def test_extreme_saliency(bits, value):
 
 @pytest.mark.parametrize("scale", [3e38, 1e-45])
 @pytest.mark.parametrize("softcap", [0.0, 1e-38, 3e38])
-def test_extreme_scores(scale, softcap):
+@pytest.mark.parametrize("bias", [False, True])
+def test_extreme_scores(scale, softcap, bias):
     s = Settings(4, 2, 32, 12, scale=scale, softcap=softcap)
-    feeds = cases.call(1, s, "f32", "u8", B=1, L=3, P=5, bias={})
+    feeds = cases.call(1, s, "f32", "u8", B=1, L=3, P=5, bias={} if bias else None)
+    assert ("attention_bias" in feeds) == bias
     assert np.isfinite(run_both(s, feeds)["output"]).all()
 
 

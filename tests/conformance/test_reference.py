@@ -279,6 +279,16 @@ def test_constant_rows(key_bits, value_bits):
     assert exact_rows(s, feeds, out) == 1
 
 
+@pytest.mark.parametrize("valid", [1, 3, 6])
+def test_first_prompt_of_one_sequence_into_a_used_buffer(valid):
+    """The cache of an earlier conversation is passed with a new prompt, right-padded: nothing of it is past."""
+    s = Settings(4, 2, 64, 20, key_bits=8, value_bits=8, recent_window=4)
+    feeds = cases.call(5, s, B=1, L=6, P=20, mode="prompt")
+    feeds["seqlens_k"] = np.array([valid - 1], np.int32)
+    out = check(s, feeds, "f32", "f32")
+    assert out["present_key"].shape[2] == 20
+
+
 @pytest.mark.parametrize("mode", ["prompt", "step", "alone_step"])
 @pytest.mark.parametrize("seed", range(6))
 def test_shared_buffer(mode, seed):

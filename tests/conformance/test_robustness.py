@@ -311,50 +311,87 @@ def test_empty_cache_of_any_width():
         check_prune(s, feeds, out)
 
 
+def bound(sess, feeds, outputs):
+    """Runs with outputs bound to memory of the test's own, by name; feeds and outputs are arrays, used in place."""
+    binding = sess.io_binding()
+    values = {n: models.as_value(x) for n, x in feeds.items()}
+    for i in sess.get_inputs():
+        binding.bind_ortvalue_input(i.name, values[i.name])
+    for o in sess.get_outputs():
+        if o.name in outputs:
+            binding.bind_ortvalue_output(o.name, models.as_value(outputs[o.name]))
+        else:
+            binding.bind_output(o.name)
+    sess.run_with_iobinding(binding)
+
+
 def test_recent_keys_may_not_share_memory():
-    """past_key_recent and present_key_recent in one buffer: refused, or right all the same."""
+    """past_key_recent and present_key_recent in one buffer, which a shared cache may be."""
     s = dataclasses.replace(S, do_rotary=0)
     feeds = cases.call(0, s, "f32", "u8", B=2, L=1, P=9, recent=True)
-    names = list(feeds)
-    sess = models.session(models.spark(s, names, "f32", "u8", attention=False))
-    want = models.run(sess, feeds)["present_key_recent"]
-    cache = {"past_key_recent": models.as_value(feeds["past_key_recent"].copy())}
-    try:
-        models.run_shared(sess, feeds, cache)
-    except Exception as error:
-        assert "SparkPrune_node" in str(error) and "key_recent" in str(error)
-        return
-    assert np.array_equal(cache["past_key_recent"].numpy(), want)
+    sess = models.session(models.spark(s, list(feeds), "f32", "u8", attention=False))
+    recent = feeds["past_key_recent"].copy()
+    with pytest.raises(Exception, match="_node': output present_key_recent: shares memory with past_key_recent"):
+        bound(sess, dict(feeds, past_key_recent=recent), {"present_key_recent": recent})
+    assert np.array_equal(recent, feeds["past_key_recent"])
 
 
-def test_outputs_may_not_overwrite_inputs():
+# Output, and what it is bound over: an input (the cache with a row more, or from its second row on) or another output.
+OVERLAPS = {
+    "longer": ("present_key", "past_key"),
+    "later": ("present_key", "past_key"),
+    "crossed": ("present_value", "past_key"),
+    "query": ("output", "query"),
+    "saliency": ("observed_saliency", "query_saliency"),
+    "both caches": ("present_value", "present_key"),
+}
+
+
+@pytest.mark.parametrize("how", OVERLAPS)
+def test_outputs_may_not_overwrite_inputs(how):
     """Bound memory that overlaps is refused before a byte of it is written; only a whole shared buffer is not."""
     s = dataclasses.replace(S, Hk=1, do_rotary=0, recent_window=0, key_row_bytes=256, value_row_bytes=256)
-    feeds = cases.call(0, s, "f32", "u8", B=1, L=1, P=9)
-    rows = np.zeros((1, 1, 10, 256), np.uint8)
-    rows[:, :, :9] = feeds["past_key"]
-    head = rows[:, :, :9]
-    wrong = {
-        # The same start, but one row longer; another cache's memory; a tensor of the call.
-        "present_key": ("past_key", head, rows),
-        "present_value": ("past_key", head, rows),
-        "output": ("query", feeds["query"], feeds["query"]),
-    }
+    feeds = cases.call(0, s, "f32", "u8", B=1, L=1, P=9, saliency=True)
+    memory = np.zeros((1, 1, 11, 256), np.uint8)
+    memory[:, :, :9] = feeds["past_key"]
+    feeds["past_key"] = memory[:, :, :9]
+    feeds["query_saliency"] = feeds["query_saliency"].reshape(1, 32).astype(np.float32)
+    name, over = OVERLAPS[how]
+    outputs = {name: memory[:, :, 1:] if how == "later" else memory[:, :, :10]}
+    if over in ("query", "query_saliency"):
+        outputs = {name: feeds[over].reshape(1, 1, -1) if name == "observed_saliency" else feeds[over]}
+    elif over == "present_key":
+        outputs = dict.fromkeys((name, over), np.zeros((1, 1, 10, 256), np.uint8))
+    before = {n: x.copy() for n, x in outputs.items()}
     sess = models.session(models.spark(s, list(feeds), "f32", "u8"))
-    for name, (over, memory, bound) in wrong.items():
-        before = bound.copy()
-        binding = sess.io_binding()
-        given = {n: models.as_value(x) for n, x in dict(feeds, **{over: memory}).items()}
-        for i in sess.get_inputs():
-            binding.bind_ortvalue_input(i.name, given[i.name])
-        for o in sess.get_outputs():
-            if o.name == name:
-                binding.bind_ortvalue_output(o.name, models.as_value(bound))
-            else:
-                binding.bind_output(o.name)
-        with pytest.raises(Exception, match=f"_node': output {name}: shares .*{over}"):
-            sess.run_with_iobinding(binding)
-        assert np.array_equal(bound, before)
+    with pytest.raises(Exception, match=f"_node': output {name}: shares .*{over}"):
+        bound(sess, feeds, outputs)
+    for n, x in outputs.items():
+        assert np.array_equal(x, before[n])
+
+
+def test_a_total_beyond_the_shared_buffer():
+    """Past and new tokens fit the rule for lengths, but not the memory bound to the present cache."""
+    s = dataclasses.replace(S, do_rotary=0, recent_window=0)
+    feeds = cases.call(0, s, "f32", "u8", B=2, L=1, P=9, mode="step")
+    feeds["seqlens_k"], feeds["total_sequence_length"] = np.array([9, 9], np.int32), np.array([10], np.int32)
+    sess = models.session(models.spark(s, list(feeds), "f32", "u8", attention=False))
+    cache = {n.replace("past", "present"): feeds[n] for n in PAST}
+    with pytest.raises(Exception, match="_node': output present_key: rows .*total_sequence_length 10"):
+        bound(sess, feeds, cache)
+
+
+@pytest.mark.parametrize("op", ["SparkPrune", "SparkAttention"])
+def test_sizes_without_any_memory(op):
+    """No tokens, so that nothing real bounds the batch: an error, not an attempt to allocate for each sequence."""
+    feeds = cases.call(0, S, "f32", "u8", B=1, L=0, P=0)
+    B = 2**40
+    for name in ("query", "key", "value", *PAST):
+        feeds[name] = np.zeros((B, *feeds[name].shape[1:]), feeds[name].dtype)
+    names = [n for n in feeds if n in ("query", "key", "value", "cos_cache", "sin_cache", *PAST)]
+    model = models.spark(S, names, "f32", "u8", prune=op == "SparkPrune", attention=op != "SparkPrune")
+    with pytest.raises(Exception, match=rf"{op}_node': input 0 \(query\): 1099511627776 sequences"):
+        models.run(models.session(model), {n: feeds[n] for n in names})
 
 
 def spoil(rng, feeds):

@@ -80,6 +80,18 @@ def test_inferred_shapes_of_padded_rows_and_static_lengths():
     assert known(out["present_value"])[3] == 64
 
 
+def test_inferred_shapes_without_tokens():
+    """L = 0: key has no elements, but its width tells that it is given, and query not packed."""
+    s = Settings(6, 2, 64, 20)
+    shapes = input_shapes(s, "f32")
+    for name in ("query", "key", "value"):
+        shapes[name][1] = 0
+    model = models.spark(s, list(shapes), "f32", "f32", shapes=shapes)
+    out = {o.name: o.shape for o in models.session(model).get_outputs()}
+    assert out["output"] == ["batch", 0, 6 * 64]
+    assert out["present_key"] == ["batch", 2, "past", s.key_bytes // 4]
+
+
 @pytest.mark.parametrize("T,C", [("f32", "f32"), ("f32", "u8"), ("f16", "f16"), ("f16", "u8")])
 def test_output_types(T, C):
     s = Settings(2, 1, 32, 8, recent_window=2)

@@ -1,0 +1,112 @@
+//! Attention in plain scalar Rust that follows the formulas, on any processor: the truth that faster paths beside it are
+//! tested against.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use ndarray::s;
+
+use super::schedule::{Attend, Queries};
+use super::{Attention, Pool, SoftmaxState};
+use crate::call::Geometry;
+use crate::element::Element;
+use crate::method::Recovery;
+
+/// The scalar path of one call.
+pub(super) struct Scalar<'a, 'c, T> {
+    call: &'a Attention<'c, T>,
+    new: NewTokens,
+}
+
+/// Rotated keys, and values, of the new tokens of a call, in float32.
+struct NewTokens {
+    head_dim: usize,
+    /// Keys and values of each (sequence, KV head), the head varying fastest, `[L, D]` each.
+    heads: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+impl NewTokens {
+    fn read<T: Element>(pool: &impl Pool, call: &Attention<'_, T>) -> Self {
+        let Geometry { kv_heads, new, .. } = *call.geometry;
+        let d = call.geometry.head_dim();
+        let heads: Vec<_> = (0..call.geometry.batch * kv_heads).map(|_| Mutex::new(Default::default())).collect();
+        pool.par_for(heads.len(), &|head| {
+            let (b, h) = (head / kv_heads, head % kv_heads);
+            let (mut key, mut value) = (vec![0.0; new * d], vec![0.0; new * d]);
+            let rows = key.chunks_exact_mut(d).zip(value.chunks_exact_mut(d));
+            for (i, (key, value)) in rows.enumerate().take(call.lengths.new[b]) {
+                call.tokens.key(b, h, i, key);
+                call.tokens.value(b, h, i, value);
+            }
+            *heads[head].lock().unwrap() = (key, value);
+        });
+        Self { head_dim: d, heads: heads.into_iter().map(|h| h.into_inner().unwrap()).collect() }
+    }
+
+    /// Key and value of new token `i`.
+    fn row(&self, head: usize, i: usize) -> (&[f32], &[f32]) {
+        let (key, value) = &self.heads[head];
+        let at = i * self.head_dim..(i + 1) * self.head_dim;
+        (&key[at.clone()], &value[at])
+    }
+}
+
+impl<'a, 'c, T: Element> Scalar<'a, 'c, T> {
+    pub(super) fn new(pool: &impl Pool, call: &'a Attention<'c, T>) -> Self {
+        Self { call, new: NewTokens::read(pool, call) }
+    }
+
+    /// Key and value of the past token at position `t`, as far as the cache knows them.
+    fn cached(&self, head: usize, t: usize, key: &mut [f32], value: &mut [f32]) {
+        let call = self.call;
+        let Geometry { kv_heads, key: key_layout, value: value_layout, .. } = call.geometry;
+        let (b, h) = (head / kv_heads, head % kv_heads);
+        let row = |bytes: usize| t * bytes..(t + 1) * bytes;
+        value_layout.decode(&call.past_value[head][row(value_layout.row_bytes())], value);
+        let first_recent = call.lengths.past[b] - call.lengths.recent_before(b, call.settings.common.recent_window);
+        match &call.recent {
+            Some(recent) if t >= first_recent => {
+                key.iter_mut().zip(recent.slice(s![b, h, t - first_recent, ..])).for_each(|(k, r)| *k = r.finite());
+            }
+            _ => {
+                let scale = &call.scale[h * key.len()..(h + 1) * key.len()];
+                let recover = call.settings.common.recovery == Recovery::Mean;
+                key_layout.row(&call.past_key[head][row(key_layout.row_bytes())]).decode(scale, recover, key);
+            }
+        }
+    }
+}
+
+impl<T: Element> Attend for Scalar<'_, '_, T> {
+    fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
+        let call = self.call;
+        let Queries { sequence: b, kv_head: h, tokens } = queries.clone();
+        let (d, group) = (call.geometry.head_dim(), call.geometry.group());
+        let head = b * call.geometry.kv_heads + h;
+        let past = call.lengths.past[b];
+        let queries: Vec<_> = (0..group).flat_map(|g| tokens.clone().map(move |i| (h * group + g, i))).collect();
+        let mut query = vec![0.0; queries.len() * d];
+        for (q, &(head, i)) in query.chunks_exact_mut(d).zip(&queries) {
+            call.tokens.query(b, head, i, q);
+        }
+        let mut states = vec![SoftmaxState::new(d); queries.len()];
+        let (mut cached_key, mut cached_value) = (vec![0.0; d], vec![0.0; d]);
+        for t in keys {
+            let (key, value) = if t < past {
+                self.cached(head, t, &mut cached_key, &mut cached_value);
+                (&cached_key[..], &cached_value[..])
+            } else {
+                self.new.row(head, t - past)
+            };
+            for ((q, state), &(head, i)) in query.chunks_exact(d).zip(&mut states).zip(&queries) {
+                if i < call.lengths.new[b] && call.sees(past + i, t) {
+                    let dot = q.iter().zip(key).map(|(q, k)| q * k).sum();
+                    if let Some(score) = call.score(dot, (b, head, i, t)) {
+                        state.push(score, value);
+                    }
+                }
+            }
+        }
+        states
+    }
+}

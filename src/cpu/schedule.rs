@@ -1,0 +1,134 @@
+//! How the queries and keys of a call are shared out: into blocks of queries that read their keys together, and, where
+//! those are too few for a pool, the keys of each block into parts whose results merge.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use ndarray::{ArrayViewMut, ArrayViewMut3, ArrayViewMut4, Axis, Dimension, RemoveAxis};
+
+use super::{Attention, Pool, SoftmaxState};
+use crate::element::Element;
+
+/// New tokens whose queries share one reading of the keys.
+const TOKENS_PER_BLOCK: usize = 8;
+/// Parts that keep any pool busy: with fewer blocks of queries, the keys of each are split.
+const MANY_PARTS: usize = 64;
+/// Fewest keys worth a part of their own.
+const KEYS_PER_PART: usize = 512;
+
+/// The queries of some new tokens of one sequence, of the heads that share one KV head.
+#[derive(Clone, Debug)]
+pub(super) struct Queries {
+    pub(super) sequence: usize,
+    pub(super) kv_head: usize,
+    pub(super) tokens: Range<usize>,
+}
+
+/// A way to attend: scalar, or with the vectors of some processor.
+pub(super) trait Attend: Sync {
+    /// What `queries` get from the keys at positions `keys`, head by head and within a head token by token.
+    fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState>;
+}
+
+/// Queries that read their keys together, and where their output goes.
+struct Block<'a, T> {
+    queries: Queries,
+    /// `[G, tokens, D]`; locked once for each use, never contended.
+    out: Mutex<ArrayViewMut3<'a, T>>,
+    parts: Vec<Part>,
+}
+
+/// Some of the keys that a block sees, and what its queries got from them.
+struct Part {
+    keys: Range<usize>,
+    states: Mutex<Vec<SoftmaxState>>,
+}
+
+/// Attends with every query of `call` to all keys that it sees, by `path`, and writes to `out`, `[B, Hq, L, D]`.
+pub(super) fn run<T: Element>(
+    pool: &impl Pool,
+    call: &Attention<'_, T>,
+    path: &impl Attend,
+    out: ArrayViewMut4<'_, T>,
+) {
+    let blocks = blocks(call, out);
+    let parts: Vec<_> = blocks.iter().flat_map(|b| b.parts.iter().map(move |p| (b, p))).collect();
+    pool.par_for(parts.len(), &|n| {
+        let (block, part) = parts[n];
+        let states = path.attend(&block.queries, part.keys.clone());
+        if block.parts.len() == 1 {
+            block.write(&states);
+        } else {
+            *part.states.lock().unwrap() = states;
+        }
+    });
+    let split: Vec<_> = blocks.iter().filter(|b| b.parts.len() > 1).collect();
+    pool.par_for(split.len(), &|n| {
+        let mut parts = split[n].parts.iter().map(|p| p.states.lock().unwrap());
+        let mut states = std::mem::take(&mut *parts.next().unwrap());
+        for part in parts {
+            states.iter_mut().zip(part.iter()).for_each(|(s, p)| s.merge(p));
+        }
+        split[n].write(&states);
+    });
+}
+
+/// All queries in blocks, with the keys each block sees. Depends on the call only, so results do not depend on the pool.
+fn blocks<'o, T: Element>(call: &Attention<'_, T>, out: ArrayViewMut4<'o, T>) -> Vec<Block<'o, T>> {
+    let mut blocks = Vec::new();
+    for (sequence, heads) in entries(out).enumerate() {
+        for (kv_head, group) in split(heads, Axis(0), call.geometry.group()).into_iter().enumerate() {
+            for (n, out) in split(group, Axis(1), TOKENS_PER_BLOCK).into_iter().enumerate() {
+                let first = n * TOKENS_PER_BLOCK;
+                let tokens = first..first + out.len_of(Axis(1));
+                let queries = Queries { sequence, kv_head, tokens };
+                blocks.push(Block { queries, out: Mutex::new(out), parts: Vec::new() });
+            }
+        }
+    }
+    let most_parts = MANY_PARTS.div_ceil(blocks.len().max(1));
+    for block in &mut blocks {
+        let keys = call.keys(&block.queries);
+        let size = KEYS_PER_PART.max(keys.len().div_ceil(most_parts));
+        // A block that sees nothing still has a part: its output is to be zeroed.
+        let parts = 0..keys.len().div_ceil(size).max(1);
+        let part = |n| keys.start + n * size..keys.end.min(keys.start + (n + 1) * size);
+        block.parts = parts.map(|n| Part { keys: part(n), states: Mutex::default() }).collect();
+    }
+    blocks
+}
+
+/// `view` in pieces of `size` along `axis`, the last one shorter.
+fn split<'a, T, D: Dimension>(
+    mut view: ArrayViewMut<'a, T, D>,
+    axis: Axis,
+    size: usize,
+) -> Vec<ArrayViewMut<'a, T, D>> {
+    let mut pieces = Vec::new();
+    while view.len_of(axis) > size {
+        let (piece, rest) = view.split_at(axis, size);
+        pieces.push(piece);
+        view = rest;
+    }
+    if view.len_of(axis) > 0 {
+        pieces.push(view);
+    }
+    pieces
+}
+
+/// The entries of `view` along its first axis.
+fn entries<'a, T, D: RemoveAxis>(
+    view: ArrayViewMut<'a, T, D>,
+) -> impl Iterator<Item = ArrayViewMut<'a, T, D::Smaller>> {
+    split(view, Axis(0), 1).into_iter().map(|v| v.index_axis_move(Axis(0), 0))
+}
+
+impl<T: Element> Block<'_, T> {
+    /// Writes the finished `states`, in the order of the output's first two axes.
+    fn write(&self, states: &[SoftmaxState]) {
+        let mut out = self.out.lock().unwrap();
+        for (mut row, state) in out.lanes_mut(Axis(2)).into_iter().zip(states) {
+            row.iter_mut().zip(state.finish()).for_each(|(o, x)| *o = T::from_f32(x));
+        }
+    }
+}
