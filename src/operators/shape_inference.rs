@@ -74,7 +74,7 @@ struct Inferred {
 }
 
 /// Sets the output shapes that `SparkPrune` always has. The optional ones stay open: no host says whether a node has
-/// them, and ONNX Runtime 1.24 to 1.28 writes out of bounds when told of one that it does not have.
+/// them, and ONNX Runtime 1.24 to 1.27 at least write out of bounds when told of one that it does not have.
 pub(super) fn prune(context: &mut ShapeInferenceContext) -> ort::Result<()> {
     let Some(Inferred { settings, query, container, head_dim, present, .. }) = infer(context)? else { return Ok(()) };
     let batch = &query.dims[0];
