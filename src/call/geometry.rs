@@ -4,8 +4,8 @@ use super::settings::layout_error;
 use super::{CallError, Input, Settings};
 use crate::format::{KeyLayout, ValueLayout};
 
-/// Most channels of one token of every sequence and query head: 1 GiB of float32.
-const MOST_CHANNELS: usize = 1 << 28;
+/// Most channels of one token, over all sequences and query heads: 1 GiB of float32.
+const MOST_CHANNELS_A_TOKEN: usize = 1 << 28;
 
 /// How queries, and keys and values with them, lie in their tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,9 +164,9 @@ impl Geometry {
             ref other => return Err(Input::PastKey.error(format!("shape {other:?}, expected rank 4"))),
         };
         // Kernels keep a little for every sequence and head, even when there is no token, and so no real memory, anywhere.
-        if batch.checked_mul(hq * head_dim).is_none_or(|n| n > MOST_CHANNELS) {
+        if batch.checked_mul(hq * head_dim).is_none_or(|n| n > MOST_CHANNELS_A_TOKEN) {
             let problem = format!(
-                "{batch} sequences of {hq} heads of {head_dim} channels are more than {MOST_CHANNELS} channels"
+                "{batch} sequences of {hq} heads of {head_dim} channels are more than {MOST_CHANNELS_A_TOKEN} channels"
             );
             return Err(Input::Query.error(problem));
         }

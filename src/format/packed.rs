@@ -28,15 +28,16 @@ pub(super) fn read_code(codes: &[u8], bits: Bits, i: usize) -> f32 {
 
 /// Writes number `i` among zeroed `codes`: as float16, or quantised as `rint((x - least) / step)`.
 pub(super) fn write_code(codes: &mut [u8], bits: Bits, i: usize, x: f32, least: f32, step: f32) {
-    let code = |greatest: f32| match step {
+    let Some(greatest) = bits.greatest_code() else {
+        write_f16(codes, 2 * i, x);
+        return;
+    };
+    let code = match step {
         0.0 => 0,
         _ => ((x - least) / step).round_ties_even().clamp(0.0, greatest) as u8,
     };
     match bits {
-        Bits::B16 => {
-            write_f16(codes, 2 * i, x);
-        }
-        Bits::B8 => codes[i] = code(255.0),
-        Bits::B4 => codes[i / 2] |= code(15.0) << (4 * (i % 2)),
+        Bits::B4 => codes[i / 2] |= code << (4 * (i % 2)),
+        _ => codes[i] = code,
     }
 }

@@ -8,7 +8,7 @@ use ort::operator::{
 
 use super::node::{Failure, Node, guard};
 use super::pool::OrtPool;
-use super::tensors::{Inputs, Output};
+use super::tensors::{Common, Inputs, Output};
 use super::{Container, Tensor, inputs, shape_inference};
 use crate::call::{AttentionSettings, Geometry, Input, QueryLayout, check_bias_columns};
 use crate::cpu::{Attention, attention};
@@ -46,7 +46,7 @@ impl<T: Tensor, C: Container> Operator for SparkAttention<T, C> {
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        guard("SparkAttention shape inference", || Ok(shape_inference::attention(context)?))
+        guard(&format!("{NAME} shape inference"), || Ok(shape_inference::attention(context)?))
     }
 }
 
@@ -67,13 +67,11 @@ impl<T: Tensor, C: Container> Kernel for AttentionKernel<T, C> {
 
 fn compute<T: Tensor, C: Container>(settings: &AttentionSettings, context: &ComputeContext) -> Result<(), Failure> {
     let inputs = Inputs::new(context)?;
-    let geometry = Geometry::new(&settings.common, inputs.shapes(), size_of::<C>())?;
-    let lengths = inputs.lengths(&geometry)?;
-    let positions = inputs.positions(&settings.common, &geometry, &lengths)?;
-    let scale = inputs.scale(&geometry)?;
+    let common = inputs.common(&settings.common, size_of::<C>())?;
+    let Common { geometry, lengths, scale, .. } = &common;
     let bias = inputs.array4::<T>(Input::AttentionBias)?;
     if let Some(bias) = &bias {
-        check_bias_columns(&lengths, bias.dim().3)?;
+        check_bias_columns(lengths, bias.dim().3)?;
     }
     let recent = inputs.array4::<T>(Input::PastKeyRecent)?;
     if let Some(recent) = &recent {
@@ -82,22 +80,22 @@ fn compute<T: Tensor, C: Container>(settings: &AttentionSettings, context: &Comp
     // SAFETY: of the cache, only rows of new tokens are written while a model runs, by SparkPrune in a shared buffer.
     let (past_key, past_value) = unsafe {
         (
-            inputs.past_rows(Input::PastKey, &geometry, &lengths, geometry.key.row_bytes()),
-            inputs.past_rows(Input::PastValue, &geometry, &lengths, geometry.value.row_bytes()),
+            inputs.past_rows(Input::PastKey, geometry, lengths, geometry.key.row_bytes()),
+            inputs.past_rows(Input::PastValue, geometry, lengths, geometry.value.row_bytes()),
         )
     };
     let call = Attention {
-        geometry: &geometry,
-        lengths: &lengths,
+        geometry,
+        lengths,
         settings,
-        tokens: inputs.tokens::<T>(&settings.common, &geometry, &positions)?,
+        tokens: inputs.tokens::<T>(&settings.common, &common)?,
         past_key: &past_key,
         past_value: &past_value,
         recent,
-        scale: &scale,
+        scale,
         bias,
     };
-    let Geometry { batch, new, query_heads, layout, .. } = geometry;
+    let &Geometry { batch, new, query_heads, layout, .. } = geometry;
     let d = geometry.head_dim();
     let shape = match layout {
         QueryLayout::Heads => vec![batch, query_heads, new, d],
@@ -105,6 +103,6 @@ fn compute<T: Tensor, C: Container>(settings: &AttentionSettings, context: &Comp
     };
     let mut output = Output::required(context, 0, "output", &shape)?;
     inputs.check_apart(&output, None)?;
-    attention(&OrtPool::new(context), &call, output.heads(&geometry)?);
+    attention(&OrtPool::new(context), &call, output.heads(geometry)?);
     Ok(())
 }

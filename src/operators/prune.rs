@@ -10,7 +10,7 @@ use ort::value::TensorElementType;
 
 use super::node::{Failure, Node, guard};
 use super::pool::OrtPool;
-use super::tensors::{Inputs, Output};
+use super::tensors::{Common, Inputs, Output};
 use super::{Container, Tensor, inputs, shape_inference};
 use crate::call::{CallError, Geometry, Input, Lengths, PruneSettings};
 use crate::cpu::{HeadRows, Prune, grow, prune, recent_keys};
@@ -54,7 +54,7 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        guard("SparkPrune shape inference", || Ok(shape_inference::prune(context)?))
+        guard(&format!("{NAME} shape inference"), || Ok(shape_inference::prune(context)?))
     }
 }
 
@@ -76,22 +76,20 @@ impl<T: Tensor, C: Container> Kernel for PruneKernel<T, C> {
 fn compute<T: Tensor, C: Container>(settings: &PruneSettings, context: &ComputeContext) -> Result<(), Failure> {
     let pool = OrtPool::new(context);
     let inputs = Inputs::new(context)?;
-    let geometry = Geometry::new(&settings.common, inputs.shapes(), size_of::<C>())?;
-    let lengths = inputs.lengths(&geometry)?;
-    let positions = inputs.positions(&settings.common, &geometry, &lengths)?;
-    let scale = inputs.scale(&geometry)?;
+    let common = inputs.common(&settings.common, size_of::<C>())?;
+    let Common { geometry, lengths, scale, .. } = &common;
     let call = Prune {
-        geometry: &geometry,
-        lengths: &lengths,
+        geometry,
+        lengths,
         settings,
-        tokens: inputs.tokens::<T>(&settings.common, &geometry, &positions)?,
+        tokens: inputs.tokens::<T>(&settings.common, &common)?,
         query_saliency: inputs.slice(Input::QuerySaliency)?,
-        scale: &scale,
+        scale,
     };
-    let Geometry { batch, kv_heads, .. } = geometry;
+    let &Geometry { batch, kv_heads, .. } = geometry;
     let d = geometry.head_dim();
     let recent_rows = lengths.total.min(settings.common.recent_window);
-    let present = Present { context, inputs: &inputs, geometry: &geometry, lengths: &lengths, pool: &pool };
+    let present = Present { context, inputs: &inputs, geometry, lengths, pool: &pool };
     let mut key = present.output::<C>(0, "present_key", geometry.key.row_bytes())?;
     let mut value = present.output::<C>(1, "present_value", geometry.value.row_bytes())?;
     let mut recent = Output::new(context, 2, "present_key_recent", &[batch, kv_heads, recent_rows, d])?;
@@ -102,14 +100,18 @@ fn compute<T: Tensor, C: Container>(settings: &PruneSettings, context: &ComputeC
     if past_recent.is_some() || recent.is_some() {
         lengths.check_recent(settings.common.recent_window, past_recent.map_or(0, |p| p.dim().2))?;
     }
-    present.check_shared(Input::PastKey, &key)?;
-    present.check_shared(Input::PastValue, &value)?;
-    inputs.check_apart(&key, Some(Input::PastKey))?;
-    inputs.check_apart(&value, Some(Input::PastValue))?;
-    value.check_apart(&key)?;
-    let mut before = vec![&key, &value];
-    for output in [&recent, &observed].into_iter().flatten() {
-        inputs.check_apart(output, None)?;
+    let mut before: Vec<&Output<'_>> = Vec::new();
+    for (output, shared) in [
+        (Some(&key), Some(Input::PastKey)),
+        (Some(&value), Some(Input::PastValue)),
+        (recent.as_ref(), None),
+        (observed.as_ref(), None),
+    ] {
+        let Some(output) = output else { continue };
+        if let Some(past) = shared {
+            present.check_shared(past, output)?;
+        }
+        inputs.check_apart(output, shared)?;
         before.iter().try_for_each(|o| output.check_apart(o))?;
         before.push(output);
     }
@@ -151,7 +153,7 @@ impl<'c> Present<'c> {
     /// Checks that `output` is either other memory than `past`, or the same of the same shape: a shared buffer.
     fn check_shared(&self, past: Input, output: &Output<'_>) -> Result<(), Failure> {
         let (rows, past_rows) = (self.lengths.present(self.geometry), self.geometry.past);
-        let memory = self.inputs.memory_of(past);
+        let memory = self.inputs.memory(past);
         if memory.overlaps(output.memory()) && memory != output.memory() {
             let problem = format!(
                 "shares part of the memory of {}, {past_rows} rows, itself {rows}; a shared buffer is the same memory of the same shape",
@@ -167,7 +169,7 @@ impl<'c> Present<'c> {
         let Geometry { batch, kv_heads, .. } = *self.geometry;
         let heads = batch * kv_heads;
         let rows = self.lengths.present(self.geometry);
-        let shared = self.inputs.memory_of(past).overlaps(present.memory());
+        let shared = self.inputs.memory(past).overlaps(present.memory());
         let first = present.address();
         if shared {
             let new = |head: usize| match self.lengths.new[head / kv_heads] * row_bytes {

@@ -9,10 +9,23 @@ use super::node::Failure;
 use crate::call::{CallError, Geometry, Input, Lengths, QueryLayout, Settings, Shapes, channel_scales, positions};
 use crate::cpu::{Rotation, Tokens};
 
-/// The inputs of a node, and their shapes.
+/// The inputs of a node, their shapes, and their memory (empty where an input is not used).
 pub(super) struct Inputs<'c> {
     values: Vec<Option<ValueRef<'c, DynTensorValueType>>>,
     shapes: Shapes,
+    memory: [Memory; Input::ALL.len()],
+}
+
+/// What both operators read alike, all of it checked.
+pub(super) struct Common {
+    /// Sizes.
+    pub(super) geometry: Geometry,
+    /// Lengths of the sequences.
+    pub(super) lengths: Lengths,
+    /// Row of cos_cache for every new token; empty without rotation.
+    pub(super) positions: Vec<usize>,
+    /// Channel scale c, `[Hk * D]`.
+    pub(super) scale: Vec<f32>,
 }
 
 impl<'c> Inputs<'c> {
@@ -24,11 +37,24 @@ impl<'c> Inputs<'c> {
         }
         let shape = |input: Input| values.get(input.index())?.as_ref().map(|v| v.shape().to_vec());
         let shapes = Shapes::new(shape)?;
-        Ok(Self { values, shapes })
+        let memory = Input::ALL.map(|input| match (shapes.get(input), values.get(input.index())) {
+            (Some(_), Some(Some(value))) => Memory::of(value),
+            _ => Memory::default(),
+        });
+        Ok(Self { values, shapes, memory })
     }
 
-    pub(super) fn shapes(&self) -> &Shapes {
-        &self.shapes
+    /// Sizes, lengths, positions and channel scale of the call. `container` is the size in bytes of an element of C.
+    pub(super) fn common(&self, settings: &Settings, container: usize) -> Result<Common, Failure> {
+        let geometry = Geometry::new(settings, &self.shapes, container)?;
+        let total = self.slice(Input::TotalSequenceLength)?.map(|t| t[0]);
+        let lengths = Lengths::new(&geometry, self.slice(Input::SeqlensK)?, total)?;
+        let positions = match (settings.rotary, self.shapes.get(Input::CosCache)) {
+            (Some(_), Some(&[rows, _])) => positions(&geometry, &lengths, self.slice(Input::PositionIds)?, rows)?,
+            _ => Vec::new(),
+        };
+        let scale = channel_scales(&geometry, self.slice(Input::QuerySaliency)?)?;
+        Ok(Common { geometry, lengths, positions, scale })
     }
 
     /// The elements of `input`, `None` if it is not used.
@@ -60,39 +86,14 @@ impl<'c> Inputs<'c> {
         }
     }
 
-    /// Lengths of the sequences.
-    pub(super) fn lengths(&self, geometry: &Geometry) -> Result<Lengths, Failure> {
-        let total = self.slice(Input::TotalSequenceLength)?.map(|t| t[0]);
-        Ok(Lengths::new(geometry, self.slice(Input::SeqlensK)?, total)?)
-    }
-
-    /// Row of cos_cache for every new token; empty without rotation.
-    pub(super) fn positions(
-        &self,
-        settings: &Settings,
-        geometry: &Geometry,
-        lengths: &Lengths,
-    ) -> Result<Vec<usize>, Failure> {
-        match (settings.rotary, self.shapes.get(Input::CosCache)) {
-            (Some(_), Some(&[rows, _])) => Ok(positions(geometry, lengths, self.slice(Input::PositionIds)?, rows)?),
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    /// Channel scale c.
-    pub(super) fn scale(&self, geometry: &Geometry) -> Result<Vec<f32>, Failure> {
-        Ok(channel_scales(geometry, self.slice(Input::QuerySaliency)?)?)
-    }
-
     /// Queries, keys and values of the new tokens.
     pub(super) fn tokens<'a, T: Tensor>(
         &'a self,
         settings: &Settings,
-        geometry: &Geometry,
-        positions: &'a [usize],
+        common: &'a Common,
     ) -> Result<Tokens<'a, T>, Failure> {
-        let &Geometry { batch, new, query_heads, kv_heads, layout, .. } = geometry;
-        let d = geometry.head_dim();
+        let Geometry { batch, new, query_heads, kv_heads, layout, .. } = common.geometry;
+        let d = common.geometry.head_dim();
         let heads_of = |input, heads| -> Result<ArrayView4<'a, T>, Failure> {
             let by_heads = self.shapes.get(input).is_some_and(|s| s.len() == 4);
             let shape = if by_heads { [batch, heads, new, d] } else { [batch, new, heads, d] };
@@ -112,34 +113,24 @@ impl<'c> Inputs<'c> {
         };
         let rotation = match settings.rotary {
             Some(style) => {
-                Some(Rotation { style, cos: cache(Input::CosCache)?, sin: cache(Input::SinCache)?, positions })
+                let (cos, sin) = (cache(Input::CosCache)?, cache(Input::SinCache)?);
+                Some(Rotation { style, cos, sin, positions: &common.positions })
             }
             None => None,
         };
         Ok(Tokens { query, key, value, rotation })
     }
 
-    /// Where the bytes of a cache tensor begin.
-    pub(super) fn address(&self, input: Input) -> *const u8 {
-        match self.values.get(input.index()) {
-            Some(Some(value)) => value.data_ptr().cast(),
-            _ => std::ptr::null(),
-        }
-    }
-
-    /// The memory of `input`, empty if it is not used.
-    pub(super) fn memory_of(&self, input: Input) -> Memory {
-        match (self.shapes.get(input), self.values.get(input.index())) {
-            (Some(_), Some(Some(value))) => Memory::of(value),
-            _ => Memory::default(),
-        }
+    /// The memory of `input`.
+    pub(super) fn memory(&self, input: Input) -> Memory {
+        self.memory[input.index()]
     }
 
     /// Checks that `output` shares no memory with an input, except `shared`: a kernel would write what it still reads.
     pub(super) fn check_apart(&self, output: &Output<'_>, shared: Option<Input>) -> Result<(), Failure> {
-        let memory = output.memory();
+        let memory = output.memory;
         let mut others = Input::ALL.into_iter().filter(|&input| Some(input) != shared);
-        match others.find(|&input| self.memory_of(input).overlaps(memory)) {
+        match others.find(|&input| self.memory(input).overlaps(memory)) {
             Some(input) => Err(output.error(format!("shares memory with {}; bind other memory", input.name())).into()),
             None => Ok(()),
         }
@@ -157,7 +148,10 @@ impl<'c> Inputs<'c> {
         lengths: &Lengths,
         row_bytes: usize,
     ) -> Vec<&'a [u8]> {
-        let first = self.address(input);
+        let first: *const u8 = match self.values.get(input.index()) {
+            Some(Some(value)) => value.data_ptr().cast(),
+            _ => std::ptr::null(),
+        };
         let head_bytes = geometry.past * row_bytes;
         let rows = |head: usize| match lengths.past[head / geometry.kv_heads] * row_bytes {
             0 => &[][..],
@@ -193,6 +187,7 @@ impl Memory {
 pub(super) struct Output<'c> {
     name: &'static str,
     value: ValueRefMut<'c, DynTensorValueType>,
+    memory: Memory,
 }
 
 impl<'c> Output<'c> {
@@ -210,7 +205,8 @@ impl<'c> Output<'c> {
         // A host may have bound memory of another shape, or there is no memory of this one.
         let refused = |e: ort::Error| CallError::Output { name, problem: format!("shape {shape:?} is refused: {e}") };
         let value = context.output(index, dims).map_err(refused)?;
-        Ok(value.map(|v| v.downcast::<DynTensorValueType>()).transpose()?.map(|value| Self { name, value }))
+        let value = value.map(|v| v.downcast::<DynTensorValueType>()).transpose()?;
+        Ok(value.map(|value| Self { name, memory: Memory::of(&value), value }))
     }
 
     /// An output that every node has.
@@ -231,12 +227,12 @@ impl<'c> Output<'c> {
 
     /// Its memory.
     pub(super) fn memory(&self) -> Memory {
-        Memory::of(&self.value)
+        self.memory
     }
 
     /// Checks that it shares no memory with `other`.
     pub(super) fn check_apart(&self, other: &Self) -> Result<(), Failure> {
-        match self.memory().overlaps(other.memory()) {
+        match self.memory.overlaps(other.memory) {
             true => Err(self.error(format!("shares memory with {}; bind other memory", other.name)).into()),
             false => Ok(()),
         }
