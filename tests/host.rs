@@ -292,15 +292,18 @@ fn hostile_calls_are_refused_by_name_or_finite() {
     run::<u8, f16>(&mut session, inputs(&mut Random(1), 1, 3, &cache)).unwrap();
 }
 
+fn cpu_memory() -> MemoryInfo<'static> {
+    MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default).unwrap()
+}
+
 /// A tensor over memory of the caller.
 fn over<T: PrimitiveTensorElementType + std::fmt::Debug + 'static>(
     memory: *mut T,
     shape: &[usize],
 ) -> TensorRefMut<'static, T> {
-    let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default).unwrap();
     let shape = Shape::new(shape.iter().map(|&d| d as i64));
     // SAFETY: the tests keep the memory until they have dropped every tensor and binding over it.
-    unsafe { TensorRefMut::from_raw(info, memory.cast(), shape).unwrap() }
+    unsafe { TensorRefMut::from_raw(cpu_memory(), memory.cast(), shape).unwrap() }
 }
 
 /// Decodes into buffers of a capacity, the same memory as past and as present, two sequences of unequal length.
@@ -337,10 +340,9 @@ fn a_shared_buffer_is_written_in_place() {
             assert!(status.0.is_null());
             binding.bind_output(present, over(buffers[part].as_mut_ptr(), &shape(part, CAPACITY))).unwrap();
         }
-        let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default).unwrap();
-        binding.bind_output_to_device("output", &cpu).unwrap();
-        binding.bind_output_to_device("present_key_recent", &cpu).unwrap();
-        binding.bind_output_to_device("observed_saliency", &cpu).unwrap();
+        for output in ["output", "present_key_recent", "observed_saliency"] {
+            binding.bind_output_to_device(output, &cpu_memory()).unwrap();
+        }
         let output = session.run_binding(&binding).unwrap()["output"].try_extract_tensor::<f32>().unwrap().1.to_vec();
         drop(binding);
         drop(shared);

@@ -96,10 +96,8 @@ def uncompressed(size, element):
 def compressed(size, ratio, key_bits, value_bits, saliency):
     """SparkPrune and SparkAttention, with the caches in float32 containers."""
     kept = size - int(ratio * size)
-    # docs/format.md: mask, signs, recovery magnitude, then what the kept channels take; rows are multiples of 4 bytes.
-    key_bytes = size // 4 + 2 + (2 + 2 * kept if key_bits == 16 else 4 + (kept * key_bits + 7) // 8)
-    value_bytes = {16: 2 * size, 8: 4 + size, 4: size // 8 + size // 2}[value_bits]
-    widths = [(key_bytes + 3) // 4, value_bytes // 4]
+    # The operators say how wide rows are; an empty cache may have any width.
+    widths = ["key row", "value row"]
     inputs = token_inputs(size) | cache_tensors("past", *widths, "P")
     present = cache_tensors("present", *widths, "S")
     observed = {"observed_saliency": (TensorProto.FLOAT, [1, KV_HEADS, size])}
@@ -119,7 +117,9 @@ def generate(layer, tensors):
     names = [each.name for each in layer.get_outputs()]
     dtype = np.float16 if "float16" in layer.get_inputs()[0].type else np.float32
     tensors = [tensor.astype(dtype) for tensor in tensors]
-    caches = {name: np.zeros([1, KV_HEADS, 0, shape[3]], dtype) for name, shape in inputs.items() if "past" in name}
+    # GroupQueryAttention wants the width of a head even of an empty cache.
+    width = inputs["key"][2] // KV_HEADS
+    caches = {name: np.zeros([1, KV_HEADS, 0, width], dtype) for name in inputs if "past" in name}
     prompt, decoded, times, past = None, [], [], 0
     for length in [PROMPT] + [1] * DECODED:
         total = past + length

@@ -34,18 +34,16 @@ def library_path():
 
 def session(model, threads=1):
     """CPU session on a ModelProto with the operators registered."""
+    return plain_session(model, threads, library_path())
+
+
+def plain_session(model, threads=1, library=None):
+    """CPU session with the operators of `library`, or only ONNX Runtime's own ones."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    options.register_custom_ops_library(library_path())
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def plain_session(model):
-    """CPU session without the operators, for ONNX Runtime's own ones."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
+    if library:
+        options.register_custom_ops_library(library)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -189,27 +187,33 @@ def run(sess, feeds):
     return dict(zip(names, sess.run(names, {k: v for k, v in feeds.items() if k in wanted})))
 
 
+def run_bound(sess, feeds, outputs):
+    """Runs with the memory of `outputs` (name to OrtValue) written in place; feeds are arrays or OrtValues.
+
+    Outputs that are not bound are returned by name.
+    """
+    binding = sess.io_binding()
+    # An OrtValue made from an array borrows its memory: these must outlive the run.
+    values = {i.name: feeds[i.name] for i in sess.get_inputs()}
+    values = {n: x if isinstance(x, ort.OrtValue) else as_value(x) for n, x in values.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    names = [o.name for o in sess.get_outputs()]
+    for name in names:
+        if name in outputs:
+            binding.bind_ortvalue_output(name, outputs[name])
+        else:
+            binding.bind_output(name)
+    sess.run_with_iobinding(binding)
+    return {n: v.numpy().copy() for n, v in zip(names, binding.get_outputs()) if n not in outputs}
+
+
 def run_shared(sess, feeds, cache):
     """Runs with present bound to the memory of past; `cache` maps past_key and past_value to OrtValues.
 
     Outputs other than the cache are returned by name; the cache changes in place.
     """
-    binding = sess.io_binding()
-    # An OrtValue made from an array borrows its memory: these must outlive the run.
-    values = {i.name: cache.get(i.name) or as_value(feeds[i.name]) for i in sess.get_inputs()}
-    for name, value in values.items():
-        binding.bind_ortvalue_input(name, value)
-    free = []
-    for o in sess.get_outputs():
-        past = o.name.replace("present", "past")
-        if past in cache:
-            binding.bind_ortvalue_output(o.name, cache[past])
-        else:
-            free.append(o.name)
-            binding.bind_output(o.name)
-    sess.run_with_iobinding(binding)
-    outputs = dict(zip((o.name for o in sess.get_outputs()), binding.get_outputs()))
-    return {n: outputs[n].numpy().copy() for n in free}
+    return run_bound(sess, {**feeds, **cache}, {n.replace("past", "present"): v for n, v in cache.items()})
 
 
 def as_array(cache):

@@ -313,16 +313,7 @@ def test_empty_cache_of_any_width():
 
 def bound(sess, feeds, outputs):
     """Runs with outputs bound to memory of the test's own, by name; feeds and outputs are arrays, used in place."""
-    binding = sess.io_binding()
-    values = {n: models.as_value(x) for n, x in feeds.items()}
-    for i in sess.get_inputs():
-        binding.bind_ortvalue_input(i.name, values[i.name])
-    for o in sess.get_outputs():
-        if o.name in outputs:
-            binding.bind_ortvalue_output(o.name, models.as_value(outputs[o.name]))
-        else:
-            binding.bind_output(o.name)
-    sess.run_with_iobinding(binding)
+    models.run_bound(sess, feeds, {n: models.as_value(x) for n, x in outputs.items()})
 
 
 def test_recent_keys_may_not_share_memory():
