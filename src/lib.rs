@@ -5,6 +5,9 @@
 //! - [`call`]: what one call of an operator asks for: sizes, lengths and settings, validated.
 //! - [`cpu`]: the kernels, plain Rust.
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
+//! - [`onnx`]: models as files and graphs.
+//! - [`runtime`]: ONNX Runtime found, and a language model driven in it.
+//! - [`mod@rewrite`]: exported models turned into ones with the operators.
 
 pub mod bits;
 pub mod call;
@@ -14,6 +17,10 @@ pub mod format;
 mod hosts;
 mod library;
 pub mod method;
+pub mod onnx;
 pub mod operators;
+pub mod rewrite;
+pub mod runtime;
 
 pub use library::RegisterCustomOps;
+pub use rewrite::rewrite;

@@ -89,6 +89,7 @@ import pathlib, onnxruntime
 print(next(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")))')
 export SPARK_ORT_LIBRARY ORT_DYLIB_PATH
 
+needed "models: tests/exports" .venv/bin/python -m pytest -q -rs tests/exports
 step "Rust tests" cargo test --release
 step "operators against references: tests/conformance" .venv/bin/python -m pytest -q -rs tests/conformance
 step "hosts: tests/hosts" .venv/bin/python -m pytest -q -rs tests/hosts

@@ -38,7 +38,7 @@ impl Container for u8 {}
 
 /// The domain with both operators, for a Rust host: `Session::builder(..)?.with_operators(spark_ort::operators::domain()?)`.
 /// Hosts in other languages register the shared library instead. ONNX Runtime up to 1.23 cannot load models with absent
-/// optional inputs this way; the shared library can.
+/// optional inputs this way, unless [`crate::runtime::load`] loaded it; the shared library can.
 ///
 /// # Errors
 /// If ONNX Runtime refuses an operator.

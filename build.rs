@@ -1,0 +1,15 @@
+//! Generates the Rust types of ONNX models from the schema that ONNX publishes.
+
+use protobuf_codegen::{Codegen, Customize};
+
+fn main() {
+    let schema = "src/onnx/onnx.proto";
+    println!("cargo::rerun-if-changed={schema}");
+    Codegen::new()
+        .pure()
+        .include("src/onnx")
+        .input(schema)
+        .customize(Customize::default().lite_runtime(true))
+        .cargo_out_dir("onnx")
+        .run_from_script();
+}

@@ -1,0 +1,120 @@
+//! Data that a model keeps in files beside it: checked, linked or copied, never read.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::FileError;
+use super::proto::{AttributeProto, GraphProto, ModelProto, TensorProto};
+
+/// A data file of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFile {
+    /// Where it lies, relative to the model's folder.
+    pub location: PathBuf,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// How data files come to another folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// As a copy, which takes no space where the file system shares blocks.
+    #[default]
+    Copy,
+    /// As a hard link, which never takes space, where the file system can. The `onnx` Python package refuses to load
+    /// data with more than one link, of the original too.
+    Link,
+}
+
+/// The data files of `model`, which lies at `path`.
+///
+/// # Errors
+/// A file that is missing, too short for a tensor, or outside the model's folder.
+pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, FileError> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut files: BTreeMap<PathBuf, u64> = BTreeMap::new();
+    for tensor in tensors(model) {
+        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key() == key).map(|e| e.value());
+        let location = entry("location").unwrap_or_default();
+        if location.is_empty()
+            || !Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
+        {
+            return Err(FileError::Location {
+                model: path.into(),
+                tensor: tensor.name().into(),
+                location: location.into(),
+            });
+        }
+        let file = folder.join(location);
+        let missing = || FileError::MissingData(file.clone(), path.into(), tensor.name().into());
+        let location: PathBuf = Path::new(location).components().filter(|c| *c != Component::CurDir).collect();
+        let have = match files.get(&location) {
+            Some(&have) => have,
+            None => match fs::metadata(&file) {
+                Ok(m) if m.is_file() => m.len(),
+                _ => return Err(missing()),
+            },
+        };
+        files.insert(location, have);
+        let number = |key: &str| entry(key).and_then(|v| v.trim().parse::<u64>().ok());
+        let need = number("offset").unwrap_or(0).saturating_add(number("length").unwrap_or(0));
+        if need > have {
+            return Err(FileError::ShortData { file, have, need, tensor: tensor.name().into() });
+        }
+    }
+    Ok(files.into_iter().map(|(location, bytes)| DataFile { location, bytes }).collect())
+}
+
+impl DataFile {
+    /// Brings the file from the folder `from` to the folder `to`.
+    ///
+    /// # Errors
+    /// The file system says no.
+    pub fn place(&self, from: &Path, to: &Path, how: Placement) -> Result<(), FileError> {
+        place(&from.join(&self.location), &to.join(&self.location), how)
+    }
+}
+
+/// Brings the file `from` to the new file `to`.
+pub(crate) fn place(from: &Path, to: &Path, how: Placement) -> Result<(), FileError> {
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder).map_err(FileError::io(folder))?;
+    }
+    // A link to a link would still be one; what it leads to is wanted.
+    let from = fs::canonicalize(from).map_err(FileError::io(from))?;
+    if how == Placement::Link && fs::hard_link(&from, to).is_ok() {
+        return Ok(());
+    }
+    fs::copy(&from, to).map_err(FileError::io(to))?;
+    Ok(())
+}
+
+/// All tensors with external data, wherever they are.
+fn tensors(model: &ModelProto) -> Vec<&TensorProto> {
+    let mut found = Vec::new();
+    if let Some(graph) = model.graph.as_ref() {
+        in_graph(graph, &mut found);
+    }
+    for function in &model.functions {
+        function.node.iter().flat_map(|n| &n.attribute).for_each(|a| in_attribute(a, &mut found));
+    }
+    found.retain(|t| t.data_location() == super::proto::tensor_proto::DataLocation::EXTERNAL);
+    found
+}
+
+fn in_graph<'m>(graph: &'m GraphProto, found: &mut Vec<&'m TensorProto>) {
+    found.extend(&graph.initializer);
+    for sparse in &graph.sparse_initializer {
+        found.extend(sparse.values.as_ref().into_iter().chain(sparse.indices.as_ref()));
+    }
+    graph.node.iter().flat_map(|n| &n.attribute).for_each(|a| in_attribute(a, found));
+}
+
+fn in_attribute<'m>(attribute: &'m AttributeProto, found: &mut Vec<&'m TensorProto>) {
+    found.extend(attribute.t.as_ref().into_iter().chain(&attribute.tensors));
+    attribute.g.iter().chain(&attribute.graphs).for_each(|g| in_graph(g, found));
+}

@@ -1,0 +1,104 @@
+//! Reading and writing `.onnx` files.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use protobuf::{CodedInputStream, CodedOutputStream, Message};
+
+use super::proto::ModelProto;
+
+/// Why a model file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file system says no.
+    #[error("{0}: {1}")]
+    Io(PathBuf, #[source] std::io::Error),
+    /// Not protobuf, or cut short.
+    #[error("{0} is not an ONNX model, or is cut short: {1}")]
+    Malformed(PathBuf, #[source] protobuf::Error),
+    /// Protobuf, but no model.
+    #[error("{0} is not an ONNX model: it has no graph")]
+    NoGraph(PathBuf),
+    /// External data whose location is no plain relative path.
+    #[error("{model}: tensor '{tensor}' has its data in '{location}', which is not a path inside the model's folder")]
+    Location {
+        /// The model's file.
+        model: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// Where it says its data is.
+        location: String,
+    },
+    /// External data that is not there.
+    #[error("{0} is missing, where {1} has the data of tensor '{2}'")]
+    MissingData(PathBuf, PathBuf, String),
+    /// External data that ends too early.
+    #[error("{file} has {have} bytes, tensor '{tensor}' needs {need}: the file is cut short")]
+    ShortData {
+        /// The data file.
+        file: PathBuf,
+        /// Its bytes.
+        have: u64,
+        /// Bytes up to the end of the tensor.
+        need: u64,
+        /// The tensor's name.
+        tensor: String,
+    },
+}
+
+impl FileError {
+    /// Turns an I/O error about `path` into one that names it.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
+        let path = path.to_path_buf();
+        move |e| FileError::Io(path, e)
+    }
+}
+
+/// Reads the model at `path`; external data stays where it is. Memory: about the size of the file.
+///
+/// # Errors
+/// The file cannot be read, or is not a whole ONNX model.
+pub fn read(path: &Path) -> Result<ModelProto, FileError> {
+    let file = File::open(path).map_err(FileError::io(path))?;
+    let length = file.metadata().map_err(FileError::io(path))?;
+    if length.is_dir() {
+        return Err(FileError::Io(path.into(), std::io::ErrorKind::IsADirectory.into()));
+    }
+    let malformed = |e| FileError::Malformed(path.into(), e);
+    let mut reader = BufReader::new(file);
+    let mut input = CodedInputStream::from_buf_read(&mut reader);
+    let mut model = ModelProto::new();
+    model.merge_from(&mut input).map_err(malformed)?;
+    input.check_eof().map_err(malformed)?;
+    if model.graph.is_none() {
+        return Err(FileError::NoGraph(path.into()));
+    }
+    Ok(model)
+}
+
+/// Writes `model` to the new file `path` and waits until it is on the disk.
+///
+/// # Errors
+/// The file exists or cannot be written; it may then be there in part.
+pub fn write(model: &ModelProto, path: &Path) -> Result<(), FileError> {
+    let file = File::create_new(path).map_err(FileError::io(path))?;
+    let mut writer = BufWriter::with_capacity(1 << 20, file);
+    let io = |e: protobuf::Error| FileError::Io(path.into(), std::io::Error::other(e));
+    let mut output = CodedOutputStream::new(&mut writer);
+    model.write_to(&mut output).map_err(io)?;
+    output.flush().map_err(io)?;
+    drop(output);
+    let file = writer.into_inner().map_err(|e| FileError::Io(path.into(), e.into_error()))?;
+    file.sync_all().map_err(FileError::io(path))
+}
+
+/// Writes `text` to the new file `path` and waits until it is on the disk.
+pub(crate) fn write_text(text: &str, path: &Path) -> Result<(), FileError> {
+    let write = || {
+        let mut file = File::create_new(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(FileError::io(path))
+}

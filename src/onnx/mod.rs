@@ -1,0 +1,28 @@
+//! ONNX models as files and graphs: read and written without losing what is not understood, weights left where they are.
+//!
+//! Knows ONNX and nothing of attention or caches.
+
+pub mod evaluate;
+mod external;
+mod file;
+mod index;
+mod node;
+mod prune;
+
+#[allow(missing_docs, clippy::all)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/onnx/mod.rs"));
+}
+
+/// The messages of onnx.proto.
+pub mod proto {
+    pub use super::generated::onnx::*;
+}
+
+pub(crate) use external::place;
+pub use external::{DataFile, Placement, data_files};
+pub(crate) use file::write_text;
+pub use file::{FileError, read, write};
+pub use index::{Index, OrderError};
+pub use node::NodeExt;
+pub use prune::{remove_nodes, sort_nodes};

@@ -1,0 +1,161 @@
+//! Measuring query saliency: a copy of the model that loses nothing reads some text and says how large its queries are.
+
+use std::path::Path;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::apply::Names;
+use super::configure::Saliency;
+use super::error::RewriteError;
+use super::inspect::Inspection;
+use super::options::{Calibration, Options};
+use super::progress::Progress;
+use crate::runtime::{FolderSettings, Model, Options as RunOptions, Tokenizer};
+
+/// Tokens read at once.
+pub const CHUNK: usize = 512;
+
+/// Fewer tokens say too little.
+const FEWEST: usize = 64;
+
+/// Text of the usual kinds, for models that come with a tokenizer.
+const SAMPLE: &str = include_str!("calibration.txt");
+
+/// What is read.
+pub enum Tokens {
+    /// Of a text, with its name.
+    Text(Vec<i64>, String),
+    /// As many random ones.
+    Random(usize),
+}
+
+/// The tokens that `options` ask for, for the model at `model`. `None`: no calibration.
+///
+/// # Errors
+/// There is no tokenizer for a text, or too little text.
+pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, RewriteError> {
+    let tokenizer = || match &options.tokenizer {
+        Some(path) => Tokenizer::open(path),
+        None => Tokenizer::beside(model),
+    };
+    let problem = |text: String| RewriteError::option("--calibrate", text);
+    let most = options.calibration_tokens;
+    if most < FEWEST {
+        return Err(RewriteError::option("--calibration-tokens", format!("{most} is less than {FEWEST}")));
+    }
+    let (text, name, tokenizer) = match &options.calibrate {
+        Calibration::Off => return Ok(None),
+        Calibration::Random => return Ok(Some(Tokens::Random(most))),
+        Calibration::Auto => match tokenizer() {
+            Ok(tokenizer) => (SAMPLE.to_string(), "the bundled sample".to_string(), tokenizer),
+            // One that was named must be there.
+            Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("--tokenizer", e.to_string())),
+            Err(_) => return Ok(Some(Tokens::Random(most))),
+        },
+        Calibration::File(path) => {
+            let text = std::fs::read_to_string(path).map_err(|e| problem(format!("{}: {e}", path.display())))?;
+            let tokenizer = tokenizer().map_err(|e| {
+                problem(format!("a text needs a tokenizer: {e}; name one with --tokenizer, or say random"))
+            })?;
+            (text, path.display().to_string(), tokenizer)
+        }
+    };
+    let mut tokens = tokenizer.encode(&text).map_err(|e| problem(e.to_string()))?;
+    if tokens.len() < FEWEST {
+        return Err(problem(format!("{name} has {} tokens, at least {FEWEST} are needed", tokens.len())));
+    }
+    tokens.truncate(most);
+    Ok(Some(Tokens::Text(tokens, name)))
+}
+
+/// Runs the model at `path`, whose outputs `names` say saliency, over `tokens`.
+///
+/// # Errors
+/// There is no ONNX Runtime, or it cannot run the model; or the caller cancelled.
+pub fn measure(
+    path: &Path,
+    model: &Inspection,
+    names: &[Names],
+    tokens: Tokens,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Saliency, RewriteError> {
+    let failed = |e: crate::runtime::Error| RewriteError::Calibration(chain(&e));
+    progress.step("calibrating", 0, 1);
+    let mut session = Model::open(path, &model.interface, &RunOptions { threads: options.threads }).map_err(failed)?;
+    let context = FolderSettings::beside(path).ok().and_then(|s| s.context_length).unwrap_or(usize::MAX);
+    let chunk = CHUNK.min(context.max(1));
+    let (tokens, name) = match tokens {
+        Tokens::Text(tokens, name) => (tokens, name),
+        Tokens::Random(count) => {
+            if session.vocabulary().is_none() {
+                let mut sequence = session.start(None).map_err(failed)?;
+                session.run(&mut sequence, &[0]).map_err(failed)?;
+            }
+            let vocabulary = session.vocabulary().unwrap_or(1) as i64;
+            let mut random = StdRng::seed_from_u64(0);
+            ((0..count).map(|_| random.random_range(0..vocabulary)).collect(), "random tokens".to_string())
+        }
+    };
+    let outputs: Vec<&str> = names.iter().map(|n| n.observed_saliency.as_str()).collect();
+    let mut squares: Vec<Vec<f64>> = Vec::new();
+    let mut read = 0;
+    for part in tokens.chunks(chunk) {
+        if progress.cancelled() {
+            return Err(RewriteError::Cancelled);
+        }
+        // A short rest says little and costs a call.
+        if part.len() < FEWEST && read > 0 {
+            break;
+        }
+        let mut sequence = session.start(None).map_err(failed)?;
+        let observed = session.run_with_outputs(&mut sequence, part, &outputs).map_err(failed)?;
+        squares.resize(observed.len(), Vec::new());
+        for (sums, n) in squares.iter_mut().zip(&observed) {
+            sums.resize(n.len(), 0.0);
+            sums.iter_mut().zip(n).for_each(|(sum, &n)| *sum += f64::from(n).powi(2));
+        }
+        read += part.len();
+        progress.step("calibrating", read, tokens.len());
+    }
+    let head_dim = model.heads().1;
+    let layers = squares.iter().map(|sums| sums.chunks(head_dim).flat_map(normalised).collect()).collect();
+    Ok(Saliency { measured_on: format!("measured on {read} tokens of {name}"), layers })
+}
+
+/// n from its squares, with geometric mean 1; a channel that hardly speaks is given a little.
+fn normalised(squares: &[f64]) -> Vec<f32> {
+    let largest = squares.iter().fold(0.0f64, |a, &b| a.max(b)).sqrt();
+    if largest == 0.0 || !largest.is_finite() {
+        return vec![1.0; squares.len()];
+    }
+    let n: Vec<f64> = squares.iter().map(|s| s.sqrt().max(largest * 1e-6)).collect();
+    let mean = (n.iter().map(|n| n.ln()).sum::<f64>() / n.len() as f64).exp();
+    n.iter().map(|n| (n / mean) as f32).collect()
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        text = format!("{text}: {e}");
+        cause = e.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::normalised;
+
+    #[test]
+    fn geometric_mean_is_one_and_nothing_is_zero() {
+        let n = normalised(&[4.0, 1.0, 0.25, 1.0]);
+        assert_eq!(n, [2.0, 1.0, 0.5, 1.0]);
+        let n = normalised(&[0.0, 1.0, 9.0]);
+        assert!(n.iter().all(|n| n.is_finite() && *n > 0.0) && n[2] / n[1] > 2.9, "{n:?}");
+        assert_eq!(normalised(&[0.0; 3]), [1.0; 3]);
+    }
+}

@@ -1,0 +1,152 @@
+//! Setting the rows of a rewritten model: attributes, cache inputs and outputs, saliency, metadata.
+
+use super::apply::{Attribute, Names, declare_like, float32s, set_attribute, set_dim};
+use super::layer::{Layer, Source};
+use super::options::CacheType;
+use super::rows::{ROW_FORMAT, Rows};
+use crate::onnx::proto::{GraphProto, ModelProto, StringStringEntryProto, ValueInfoProto};
+
+/// Keys of metadata_props.
+pub const FORMAT_KEY: &str = "ai.spark.row_format";
+/// JSON of [`Rows`].
+pub const ROWS_KEY: &str = "ai.spark.rows";
+/// What the attention was exported as.
+pub const SOURCE_KEY: &str = "ai.spark.source";
+
+/// What query_saliency was measured on, and what came out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Saliency {
+    /// In words.
+    pub measured_on: String,
+    /// `[Hk,D]` of each layer.
+    pub layers: Vec<Vec<f32>>,
+}
+
+/// What one version of a rewritten model has.
+pub struct Version<'v> {
+    /// Its rows.
+    pub rows: &'v Rows,
+    /// Declare the row sizes of cache inputs: hosts like GenAI read them there; others start from empty tensors of the
+    /// original width, which a declared size would refuse.
+    pub static_rows: bool,
+    /// Saliency, where measured.
+    pub saliency: Option<&'v Saliency>,
+    /// Measure saliency over so many tokens, as outputs of the model.
+    pub observe: Option<usize>,
+}
+
+/// Makes `model`, whose `layers` are replaced, the `version` of itself. May be called again with another one.
+pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], version: &Version<'_>) {
+    let rows = version.rows;
+    let graph = model.graph.mut_or_insert_default();
+    for (i, (layer, names)) in layers.iter().zip(names).enumerate() {
+        let saliency = version.saliency.map(|s| &s.layers[i]);
+        graph.initializer.retain(|t| t.name() != names.query_saliency);
+        if let (Some(values), Some(all)) = (saliency, version.saliency) {
+            let mut tensor = float32s(&names.query_saliency, &[layer.kv_heads as i64, layer.head_dim as i64], values);
+            // The one place that may depend on calibration says what it was.
+            tensor.set_doc_string(all.measured_on.clone());
+            graph.initializer.push(tensor);
+        }
+        nodes(graph, names, version, saliency.is_some());
+        caches(graph, layer, rows, version.static_rows);
+        recent_keys(graph, layer, names, rows.recent_window);
+        observed(graph, layer, names, version.observe.is_some());
+    }
+    metadata(model, rows, layers.first().map(|l| l.source));
+}
+
+fn nodes(graph: &mut GraphProto, names: &Names, version: &Version<'_>, saliency: bool) {
+    let rows = version.rows;
+    for node in graph.node.iter_mut().filter(|n| [&names.attention, &names.prune].iter().any(|a| *a == n.name())) {
+        set_attribute(node, "kept_channels", Attribute::Int(rows.kept_channels as i64));
+        set_attribute(node, "key_bits", Attribute::Int(rows.key_bits.into()));
+        set_attribute(node, "value_bits", Attribute::Int(rows.value_bits.into()));
+        set_attribute(node, "key_row_bytes", Attribute::Int(rows.key_row_bytes as i64));
+        set_attribute(node, "value_row_bytes", Attribute::Int(rows.value_row_bytes as i64));
+        set_attribute(node, "recovery", Attribute::Text(rows.recovery.name()));
+        set_attribute(node, "recent_window", Attribute::Int(rows.recent_window as i64));
+        let recent = rows.recent_window > 0;
+        node.input[10] = if recent { names.key_recent[0].clone() } else { String::new() };
+        node.input[11] = if saliency { names.query_saliency.clone() } else { String::new() };
+        if node.op_type() == "SparkPrune" {
+            set_attribute(node, "observation_window", Attribute::Int(version.observe.unwrap_or(32) as i64));
+            node.output.truncate(2);
+            node.output.push(if recent { names.key_recent[1].clone() } else { String::new() });
+            node.output.push(if version.observe.is_some() { names.observed_saliency.clone() } else { String::new() });
+            while node.output.last().is_some_and(String::is_empty) {
+                node.output.pop();
+            }
+        }
+    }
+}
+
+fn find<'i>(infos: &'i mut [ValueInfoProto], name: &str) -> &'i mut ValueInfoProto {
+    infos.iter_mut().find(|i| i.name() == name).expect("checked when the layer was found")
+}
+
+fn caches(graph: &mut GraphProto, layer: &Layer, rows: &Rows, static_rows: bool) {
+    let element = match rows.cache_type {
+        CacheType::Same => layer.element,
+        CacheType::Uint8 => 2,
+    };
+    let width = |bytes: usize| bytes / if element == 2 { 1 } else { element_size(layer.element) };
+    let parts = [(rows.key_row_bytes, "spark_key_row"), (rows.value_row_bytes, "spark_value_row")];
+    for (part, (bytes, name)) in parts.into_iter().enumerate() {
+        let past = find(&mut graph.input, &layer.cache.past[part]);
+        past.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(element);
+        set_dim(past, 3, static_rows.then(|| width(bytes)), name);
+        let present = find(&mut graph.output, &layer.cache.present[part]);
+        present.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(element);
+        set_dim(present, 3, Some(width(bytes)), name);
+    }
+}
+
+/// Bytes of an element, float32 or float16.
+pub fn element_size(element: i32) -> usize {
+    if element == 10 { 2 } else { 4 }
+}
+
+fn recent_keys(graph: &mut GraphProto, layer: &Layer, names: &Names, window: usize) {
+    let [past, present] = &names.key_recent;
+    graph.input.retain(|i| i.name() != past);
+    graph.output.retain(|o| o.name() != present);
+    if window == 0 {
+        return;
+    }
+    let declare = |infos: &mut Vec<ValueInfoProto>, like: &str, name: &str, rows: &str| {
+        let mut info = declare_like(find(infos, like), name);
+        info.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(layer.element);
+        set_dim(&mut info, 2, None, rows);
+        set_dim(&mut info, 3, Some(layer.head_dim), "");
+        infos.push(info);
+    };
+    declare(&mut graph.input, &layer.cache.past[0], past, "spark_recent_keys");
+    declare(&mut graph.output, &layer.cache.present[0], present, "spark_recent_keys_after");
+}
+
+fn observed(graph: &mut GraphProto, layer: &Layer, names: &Names, on: bool) {
+    graph.output.retain(|o| o.name() != names.observed_saliency);
+    if !on {
+        return;
+    }
+    let mut info = declare_like(find(&mut graph.output, &layer.cache.present[0]), &names.observed_saliency);
+    let tensor = info.type_.mut_or_insert_default().mut_tensor_type();
+    tensor.set_elem_type(1);
+    tensor.shape.mut_or_insert_default().dim.remove(2);
+    set_dim(&mut info, 2, Some(layer.head_dim), "");
+    graph.output.push(info);
+}
+
+fn metadata(model: &mut ModelProto, rows: &Rows, source: Option<Source>) {
+    let rows = serde_json::to_string(rows).expect("plain numbers and words");
+    let source = source.and_then(|s| serde_json::to_value(s).ok()).and_then(|s| s.as_str().map(str::to_string));
+    let entries = [(FORMAT_KEY, ROW_FORMAT.to_string()), (ROWS_KEY, rows), (SOURCE_KEY, source.unwrap_or_default())];
+    model.metadata_props.retain(|p| entries.iter().all(|(key, _)| *key != p.key()));
+    for (key, value) in entries {
+        let mut entry = StringStringEntryProto::new();
+        entry.set_key(key.into());
+        entry.set_value(value);
+        model.metadata_props.push(entry);
+    }
+}

@@ -1,0 +1,60 @@
+//! Why a model is not rewritten.
+
+use std::path::PathBuf;
+
+use crate::onnx::FileError;
+
+/// A model, or a part of it, that cannot be rewritten.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: expected {expected}, found {found}")]
+pub struct Refusal {
+    /// The node, input or file.
+    pub place: String,
+    /// What could be rewritten.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+}
+
+impl Refusal {
+    /// Says where what was expected and what found.
+    pub fn new(place: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { place: place.into(), expected: expected.into(), found: found.into() }
+    }
+}
+
+/// Why a rewrite did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    /// The model is none that can be rewritten.
+    #[error("the model cannot be rewritten: {0}")]
+    Refused(#[from] Refusal),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// An option that cannot be honoured.
+    #[error("{option}: {problem}")]
+    Option {
+        /// As the command line names it.
+        option: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Something is where the output should go.
+    #[error("{0} {1}")]
+    Output(PathBuf, String),
+    /// Calibration was asked for and cannot be done.
+    #[error(
+        "calibration failed: {0}\nWithout calibration (--calibrate off) the model can be rewritten, but loses more accuracy."
+    )]
+    Calibration(String),
+    /// The caller's [`Progress`](super::Progress) said so.
+    #[error("cancelled, nothing was written")]
+    Cancelled,
+}
+
+impl RewriteError {
+    pub(super) fn option(option: &'static str, problem: impl Into<String>) -> Self {
+        RewriteError::Option { option, problem: problem.into() }
+    }
+}

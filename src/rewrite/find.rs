@@ -1,0 +1,104 @@
+//! Finding all attention layers of a model.
+
+use std::collections::HashSet;
+
+use super::apply::DOMAIN;
+use super::context::{Context, rank};
+use super::error::Refusal;
+use super::layer::Layer;
+use super::patterns;
+use crate::onnx::proto::{GraphProto, ModelProto};
+use crate::onnx::{Index, NodeExt};
+
+/// The attention layers of `model` that read cache inputs: all of them.
+///
+/// # Errors
+/// There are none, or one cannot be rewritten.
+pub fn find_layers(model: &ModelProto) -> Result<Vec<Layer>, Refusal> {
+    let graph = model.graph.as_ref().ok_or_else(|| Refusal::new("the model", "a graph", "none"))?;
+    if let Some(node) = graph.node.iter().find(|n| n.domain() == DOMAIN) {
+        return Err(Refusal::new(node.title(), "a model as it was exported", "one that is already rewritten"));
+    }
+    whole_model(graph)?;
+    let index = Index::new(graph).map_err(|e| Refusal::new("the graph", "nodes in order", e.to_string()))?;
+    let mut context = Context::new(&index);
+    let mut layers = Vec::new();
+    for n in 0..graph.node.len() {
+        layers.extend(patterns::layer_at(&mut context, n)?);
+    }
+    all_caches_are_claimed(&context, &layers)?;
+    let sizes: HashSet<usize> = layers.iter().map(|l| l.head_dim).collect();
+    if sizes.len() > 1 {
+        return Err(Refusal::new("the model", "one head size", format!("{sizes:?}")));
+    }
+    for layer in &layers {
+        let d = layer.head_dim;
+        if !d.is_multiple_of(8) || !(32..=256).contains(&d) {
+            return Err(Refusal::new(&layer.title, "a head size of 32 to 256, divisible by 8", d.to_string()));
+        }
+        if !matches!(layer.element, 1 | 10) {
+            let found = if layer.element == 16 { "bfloat16".into() } else { format!("element type {}", layer.element) };
+            return Err(Refusal::new(&layer.title, "a float32 or float16 cache", found));
+        }
+    }
+    Ok(layers)
+}
+
+/// What can be said of a model by its inputs.
+fn whole_model(graph: &GraphProto) -> Result<(), Refusal> {
+    if let Some(input) = graph.input.iter().find(|i| i.name().contains("encoder")) {
+        let place = format!("input '{}'", input.name());
+        return Err(Refusal::new(place, "a decoder-only model", "an encoder-decoder model"));
+    }
+    if let Some(input) = graph.input.iter().find(|i| i.name().contains("past") && rank(i) == Some(5)) {
+        let found = "five dimensions: key and value in one tensor";
+        return Err(Refusal::new(
+            format!("input '{}'", input.name()),
+            "past keys and values as tensors of their own",
+            found,
+        ));
+    }
+    let past = |name: &str| name.contains("past") || name.contains("cache");
+    if let Some(input) = graph.input.iter().find(|i| past(i.name()) && rank(i) == Some(4))
+        && matches!(input.type_.tensor_type().elem_type(), 2 | 3 | 17..=20)
+    {
+        let found = format!("a quantised cache, element type {}", input.type_.tensor_type().elem_type());
+        return Err(Refusal::new(format!("input '{}'", input.name()), "a cache of floating point numbers", found));
+    }
+    Ok(())
+}
+
+fn all_caches_are_claimed(context: &Context<'_>, layers: &[Layer]) -> Result<(), Refusal> {
+    let mut claimed = HashSet::new();
+    for layer in layers {
+        for past in &layer.cache.past {
+            if !claimed.insert(past) {
+                return Err(Refusal::new(
+                    &layer.title,
+                    "a cache input of its own",
+                    format!("'{past}', which another layer reads"),
+                ));
+            }
+        }
+    }
+    let graph = context.index.graph;
+    let unclaimed = |name: &str| context.caches.contains_key(name) && !claimed.iter().any(|past| past.as_str() == name);
+    if let Some(input) = graph.input.iter().find(|i| unclaimed(i.name())) {
+        let place = format!("input '{}'", input.name());
+        let expected = "an attention layer that appends to it and reads it";
+        let readers = context.index.readers(input.name());
+        let found = match readers.iter().map(|&r| &graph.node[r]).find(|r| !r.is_onnx("Shape")) {
+            Some(reader) => format!("it is read by {}, in a way that is not known", reader.title()),
+            None => "nothing reads its elements".to_string(),
+        };
+        return Err(Refusal::new(place, expected, found));
+    }
+    if layers.is_empty() {
+        let found = match context.caches.is_empty() {
+            true => "no past inputs: export the model with its KV cache (Optimum: --task text-generation-with-past)",
+            false => "none",
+        };
+        return Err(Refusal::new("the model", "attention layers that read past keys and values", found));
+    }
+    Ok(())
+}

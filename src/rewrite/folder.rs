@@ -1,0 +1,140 @@
+//! Folders of ONNX Runtime GenAI.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::error::{Refusal, RewriteError};
+use super::options::Options;
+use crate::onnx::{DataFile, FileError, Placement, place, write_text};
+
+/// File that makes a folder one of GenAI.
+pub const CONFIG: &str = "genai_config.json";
+
+/// The operator library.
+pub const LIBRARY: &str = "libspark_ort.so";
+
+/// A GenAI folder.
+pub struct GenAiFolder {
+    path: PathBuf,
+    config: Value,
+    /// The decoder's file, relative to the folder.
+    pub model: String,
+}
+
+impl GenAiFolder {
+    /// Reads the configuration of the folder at `path`.
+    ///
+    /// # Errors
+    /// It is no GenAI folder, or one of a kind that cannot be rewritten.
+    pub fn open(path: &Path) -> Result<Self, RewriteError> {
+        let file = path.join(CONFIG);
+        let refuse = |expected: &str, found: String| Refusal::new(file.display().to_string(), expected, found);
+        let config = read_config(path)?;
+        for (part, kind) in [("encoder", "an encoder"), ("speech", "a speech model"), ("vision", "a vision model")] {
+            if !config["model"][part].is_null() {
+                return Err(refuse("a model of one decoder", format!("model.{part}: {kind}")).into());
+            }
+        }
+        let decoder = &config["model"]["decoder"];
+        for part in ["pipeline", "sliding_window"] {
+            if !decoder[part].is_null() {
+                return Err(
+                    refuse("a decoder that is one file with a whole cache", format!("model.decoder.{part}")).into()
+                );
+            }
+        }
+        let model = decoder_file(&file, &config)?;
+        if let Some(other) = decoder["session_options"]["custom_ops_library"].as_str() {
+            let found = format!("custom_ops_library {other}: GenAI loads one library only");
+            return Err(refuse("no custom operators yet", found).into());
+        }
+        Ok(Self { path: path.to_path_buf(), config, model })
+    }
+
+    /// The decoder's file of the folder at `path`, rewritten or not, relative to it.
+    ///
+    /// # Errors
+    /// It is no GenAI folder.
+    pub fn open_any(path: &Path) -> Result<String, RewriteError> {
+        let config = read_config(path)?;
+        decoder_file(&path.join(CONFIG), &config)
+    }
+
+    /// Fills `folder` with all that belongs to the model but its .onnx file: data, tokenizer, and so on, the operator
+    /// library, and the configuration that names it.
+    ///
+    /// # Errors
+    /// The library is not found, or the file system says no.
+    pub fn fill(&self, folder: &Path, data: &[DataFile], options: &Options) -> Result<(), RewriteError> {
+        let library = find_library(options)?;
+        self.copy_others(Path::new(""), folder, data, options.data)?;
+        // GenAI has a runtime of its own in the process, and a library file serves one: a link will not do.
+        place(&library, &folder.join(LIBRARY), Placement::Copy)?;
+        let mut config = self.config.clone();
+        let session = &mut config["model"]["decoder"]["session_options"];
+        if session.is_null() {
+            *session = Value::Object(Map::new());
+        }
+        session["custom_ops_library"] = LIBRARY.into();
+        let text = serde_json::to_string_pretty(&config).expect("it was read from JSON");
+        Ok(write_text(&format!("{text}\n"), &folder.join(CONFIG))?)
+    }
+
+    fn copy_others(&self, inside: &Path, to: &Path, data: &[DataFile], how: Placement) -> Result<(), RewriteError> {
+        let folder = self.path.join(inside);
+        for entry in fs::read_dir(&folder).map_err(FileError::io(&folder))? {
+            let entry = entry.map_err(FileError::io(&folder))?;
+            let relative = inside.join(entry.file_name());
+            let from = self.path.join(&relative);
+            if from.is_dir() {
+                self.copy_others(&relative, to, data, how)?;
+            } else if relative != Path::new(CONFIG) && relative != Path::new(&self.model) {
+                let is_data = data.iter().any(|d| d.location == relative);
+                place(&from, &to.join(&relative), if is_data { how } else { Placement::Copy })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_config(path: &Path) -> Result<Value, RewriteError> {
+    let file = path.join(CONFIG);
+    if !file.is_file() {
+        let found = format!("no {CONFIG} in it; of other folders name the .onnx file itself");
+        return Err(Refusal::new(path.display().to_string(), "a folder of ONNX Runtime GenAI", found).into());
+    }
+    let text = fs::read_to_string(&file).map_err(FileError::io(&file))?;
+    Ok(serde_json::from_str(&text).map_err(|e| Refusal::new(file.display().to_string(), "JSON", e.to_string()))?)
+}
+
+/// model.decoder.filename: a plain name, so that nothing outside the folder is meant.
+fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
+    let name = config["model"]["decoder"]["filename"].as_str().unwrap_or_default();
+    match Path::new(name).file_name().is_some_and(|n| n == name) {
+        true => Ok(name.to_string()),
+        false => {
+            let expected = "model.decoder.filename, a file in this folder";
+            Err(Refusal::new(file.display().to_string(), expected, format!("'{name}'")).into())
+        }
+    }
+}
+
+/// The operator library: as asked for, or beside the program.
+fn find_library(options: &Options) -> Result<PathBuf, RewriteError> {
+    let problem = |text: String| RewriteError::option("--library", text);
+    if let Some(path) = &options.library {
+        return match path.is_file() {
+            true => Ok(path.clone()),
+            false => Err(problem(format!("{} is no file", path.display()))),
+        };
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    let folder = program.parent().unwrap_or(Path::new(""));
+    let places = [folder.join(LIBRARY), folder.join("../lib").join(LIBRARY)];
+    places.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
+        let list = places.each_ref().map(|p| p.display().to_string()).join(" nor ");
+        problem(format!("the operator library is neither {list}; a GenAI folder needs a copy, say where it is"))
+    })
+}

@@ -1,0 +1,189 @@
+//! What a model's cache is like, rewritten or not.
+
+use serde::{Deserialize, Serialize};
+
+use super::apply::DOMAIN;
+use super::configure::{FORMAT_KEY, ROWS_KEY, SOURCE_KEY};
+use super::error::Refusal;
+use super::find::find_layers;
+use super::layer::{Layer, Source};
+use super::rows::{ROW_FORMAT, Rows};
+use crate::onnx::NodeExt;
+use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+use crate::runtime::{CacheLayer, CachePair, Element, Interface};
+
+/// A model's attention and cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// What the attention is, or was before it was rewritten.
+    pub source: Source,
+    /// How the rows are, if the model is rewritten.
+    pub rows: Option<Rows>,
+    /// What query_saliency was measured on, if it was.
+    pub calibration: Option<String>,
+    /// Hq of each layer.
+    pub query_heads: Vec<usize>,
+    /// Bytes of the cache per token, over all layers.
+    pub bytes_per_token: usize,
+    /// The same of the model before it was rewritten.
+    pub original_bytes_per_token: usize,
+    /// Bytes of the dense recent keys, over all layers, once a sequence is longer than the window.
+    pub recent_bytes: usize,
+    /// The cache's tensors.
+    pub interface: Interface,
+}
+
+impl Inspection {
+    /// Looks at `model`.
+    ///
+    /// # Errors
+    /// It is neither rewritten nor one that could be, and why.
+    pub fn new(model: &ModelProto) -> Result<Self, Refusal> {
+        let graph = model.graph.as_ref().ok_or_else(|| Refusal::new("the model", "a graph", "none"))?;
+        let prunes: Vec<_> = graph.node.iter().filter(|n| n.is(DOMAIN, "SparkPrune")).collect();
+        match prunes.is_empty() {
+            true => original(graph, &find_layers(model)?),
+            false => rewritten(model, graph, &prunes),
+        }
+    }
+
+    /// Layers of the model.
+    pub fn layers(&self) -> usize {
+        self.interface.layers.len()
+    }
+
+    /// Hk and D of the first layer.
+    pub fn heads(&self) -> (usize, usize) {
+        self.interface.layers.first().map_or((0, 0), |l| (l.kv_heads, l.head_dim))
+    }
+}
+
+fn declaration<'g>(infos: &'g [ValueInfoProto], name: &str) -> Result<&'g ValueInfoProto, Refusal> {
+    let missing = || Refusal::new(format!("'{name}'"), "an input or output of the model", "none of this name");
+    infos.iter().find(|i| i.name() == name).ok_or_else(missing)
+}
+
+fn element(info: &ValueInfoProto) -> Result<Element, Refusal> {
+    match info.type_.tensor_type().elem_type() {
+        1 => Ok(Element::Float32),
+        10 => Ok(Element::Float16),
+        2 => Ok(Element::Uint8),
+        other => {
+            let expected = "float32, float16 or uint8";
+            Err(Refusal::new(format!("'{}'", info.name()), expected, format!("element type {other}")))
+        }
+    }
+}
+
+fn pair(
+    graph: &GraphProto,
+    past: &str,
+    present: &str,
+    row_bytes: Option<usize>,
+    width: usize,
+) -> Result<CachePair, Refusal> {
+    let element = element(declaration(&graph.input, past)?)?;
+    declaration(&graph.output, present)?;
+    let width = row_bytes.map_or(width, |bytes| bytes / element.size());
+    Ok(CachePair { past: past.into(), present: present.into(), element, width })
+}
+
+fn total(layers: &[CacheLayer], bytes: impl Fn(&CacheLayer) -> usize) -> usize {
+    layers.iter().map(|l| l.kv_heads * bytes(l)).sum()
+}
+
+fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal> {
+    let caches: Vec<CacheLayer> = layers
+        .iter()
+        .map(|l| {
+            let [key, value] = [0, 1].map(|i| pair(graph, &l.cache.past[i], &l.cache.present[i], None, l.head_dim));
+            Ok(CacheLayer { kv_heads: l.kv_heads, head_dim: l.head_dim, key: key?, value: value?, key_recent: None })
+        })
+        .collect::<Result<_, Refusal>>()?;
+    let bytes_per_token = total(&caches, |l| l.key.row_bytes() + l.value.row_bytes());
+    Ok(Inspection {
+        source: layers[0].source,
+        rows: None,
+        calibration: None,
+        query_heads: layers.iter().map(|l| l.query_heads).collect(),
+        bytes_per_token,
+        original_bytes_per_token: bytes_per_token,
+        recent_bytes: 0,
+        interface: Interface { shares_buffer: layers.iter().all(|l| l.lengths.is_some()), layers: caches },
+    })
+}
+
+fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> Result<Inspection, Refusal> {
+    let entry = |key: &str| model.metadata_props.iter().find(|p| p.key() == key).map(|p| p.value());
+    let metadata =
+        |key: &str, found: String| Refusal::new(format!("metadata '{key}'"), "what the rewriter writes", found);
+    match entry(FORMAT_KEY) {
+        Some(format) if format == ROW_FORMAT.to_string() => {}
+        Some(other) => {
+            let expected = format!("row format {ROW_FORMAT}, which this version knows");
+            return Err(Refusal::new("the model", expected, format!("row format {other}")));
+        }
+        None => return Err(metadata(FORMAT_KEY, "no such entry".into())),
+    }
+    let rows: Rows =
+        serde_json::from_str(entry(ROWS_KEY).unwrap_or_default()).map_err(|e| metadata(ROWS_KEY, e.to_string()))?;
+    let source = serde_json::from_value(entry(SOURCE_KEY).unwrap_or_default().into())
+        .map_err(|e| metadata(SOURCE_KEY, e.to_string()))?;
+    let mut layers = Vec::new();
+    let mut query_heads = Vec::new();
+    let mut original_bytes = 0;
+    for node in prunes {
+        let number = |name: &str| {
+            let value = node.int(name).and_then(|v| usize::try_from(v).ok()).filter(|v| *v > 0);
+            value.ok_or_else(|| Refusal::new(node.title(), format!("attribute {name}"), "none"))
+        };
+        let wired = |names: &[String], index: usize, role: &str| {
+            let name = names.get(index).filter(|n| !n.is_empty()).cloned();
+            name.ok_or_else(|| Refusal::new(node.title(), role.to_string(), "none"))
+        };
+        let cache = |input: usize, output: usize, attribute: &str| {
+            let past = wired(&node.input, input, "a past input")?;
+            let present = wired(&node.output, output, "a present output")?;
+            pair(graph, &past, &present, Some(number(attribute)?), 0)
+        };
+        let (key, value) = (cache(3, 0, "key_row_bytes")?, cache(4, 1, "value_row_bytes")?);
+        let key_recent = match (node.input_at(10), node.output_at(2)) {
+            (Some(past), Some(present)) => Some(pair(graph, past, present, None, rows.head_dim)?),
+            _ => None,
+        };
+        let kv_heads = number("kv_num_heads")?;
+        original_bytes += 2 * kv_heads * rows.head_dim * tensor_element(graph, node, &key, &key_recent).size();
+        query_heads.push(number("num_heads")?);
+        layers.push(CacheLayer { kv_heads, head_dim: rows.head_dim, key, value, key_recent });
+    }
+    let saliency = prunes[0].input_at(11).and_then(|name| graph.initializer.iter().find(|t| t.name() == name));
+    Ok(Inspection {
+        source,
+        calibration: saliency.map(|t| t.doc_string().to_string()),
+        query_heads,
+        bytes_per_token: total(&layers, |l| l.key.row_bytes() + l.value.row_bytes()),
+        original_bytes_per_token: original_bytes,
+        recent_bytes: total(&layers, |l| l.key_recent.as_ref().map_or(0, |r| rows.recent_window * r.row_bytes())),
+        rows: Some(rows),
+        interface: Interface {
+            shares_buffer: prunes.iter().all(|n| n.input_at(5).is_some() && n.input_at(6).is_some()),
+            layers,
+        },
+    })
+}
+
+/// The type of query, key and value: the cache's, unless that holds bytes.
+fn tensor_element(graph: &GraphProto, node: &NodeProto, key: &CachePair, recent: &Option<CachePair>) -> Element {
+    if key.element != Element::Uint8 {
+        return key.element;
+    }
+    let cos = node.input_at(7).and_then(|name| graph.initializer.iter().find(|t| t.name() == name));
+    let query = graph.value_info.iter().find(|v| Some(v.name()) == node.input_at(0));
+    let logits = graph.output.iter().find(|o| o.name() == "logits");
+    recent
+        .as_ref()
+        .map(|r| r.element)
+        .or_else(|| cos.map(|t| if t.data_type() == 10 { Element::Float16 } else { Element::Float32 }))
+        .or_else(|| query.or(logits).and_then(|info| element(info).ok()))
+        .unwrap_or(Element::Float32)
+}

@@ -1,0 +1,108 @@
+//! An attention layer of an exported model, whatever it was exported as.
+
+use serde::{Deserialize, Serialize};
+
+/// How a model spells its attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// `com.microsoft::GroupQueryAttention`
+    GroupQueryAttention,
+    /// `com.microsoft::MultiHeadAttention`
+    MultiHeadAttention,
+    /// ONNX `Attention` of opset 23 and later
+    Attention,
+    /// MatMul, Softmax, MatMul
+    #[serde(rename = "decomposed")]
+    Decomposed,
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Source::GroupQueryAttention => "GroupQueryAttention",
+            Source::MultiHeadAttention => "MultiHeadAttention",
+            Source::Attention => "Attention",
+            Source::Decomposed => "decomposed attention",
+        })
+    }
+}
+
+/// The rotation of query and key by the attention node itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rotary {
+    /// cos_cache and sin_cache
+    pub caches: [String; 2],
+    /// position_ids
+    pub positions: Option<String>,
+    /// Pairs (2j, 2j+1) rather than (j, j+D/2).
+    pub interleaved: bool,
+}
+
+/// What becomes attention_bias.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bias {
+    /// The tensor.
+    pub tensor: String,
+    /// For a boolean mask: what is added where it is false; `None`: the tensor is what is added.
+    pub masked: Option<f32>,
+    /// For an added tensor: it has another type than the query.
+    pub cast: bool,
+    /// Its shape is not `[B or 1, Hq or 1, L, columns]`, but broadcasts to it.
+    pub expand: bool,
+}
+
+/// Tensors of the cache of one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheTensors {
+    /// Graph inputs: key, value.
+    pub past: [String; 2],
+    /// Graph outputs: key, value.
+    pub present: [String; 2],
+}
+
+/// One attention layer: where it is and what it computes, in the terms of `SparkAttention`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// How it is spelt.
+    pub source: Source,
+    /// The node, as people know it.
+    pub title: String,
+    /// What the new nodes' names begin with.
+    pub name: String,
+    /// Nodes that go away, by their place in the graph; with them goes all that only fed them. The first makes `output`.
+    pub doomed: Vec<usize>,
+    /// Query, or packed query, key and value.
+    pub query: String,
+    /// Which dimension of the query tensor counts tokens.
+    pub token_axis: usize,
+    /// New key and value, unless packed.
+    pub key_value: Option<[String; 2]>,
+    /// The cache.
+    pub cache: CacheTensors,
+    /// seqlens_k and total_sequence_length
+    pub lengths: Option<[String; 2]>,
+    /// Rotation inside.
+    pub rotary: Option<Rotary>,
+    /// Mask.
+    pub bias: Option<Bias>,
+    /// Hq
+    pub query_heads: usize,
+    /// Hk
+    pub kv_heads: usize,
+    /// D
+    pub head_dim: usize,
+    /// Factor of the scores, 0: 1/sqrt(D)
+    pub scale: f32,
+    /// Limit of the scores, 0: none
+    pub softcap: f32,
+    /// local_window_size
+    pub window: i64,
+    /// Whether a query sees only keys up to its own.
+    pub causal: bool,
+    /// The tensor that carries the result.
+    pub output: String,
+    /// The shape that readers of the result expect, where it is not the query's (0: as it is, -1: tokens).
+    pub output_shape: Option<Vec<i64>>,
+    /// Type of query, key and value: ONNX's number.
+    pub element: i32,
+}

@@ -1,0 +1,185 @@
+//! Rewriting exported LLaMA-family models so that their cache is SparK rows.
+//!
+//! `find` looks for attention by `patterns`, which follow keys and values (`heads`) and masks (`mask`) through a
+//! `context` of sample sizes; `apply` puts the operators in place of the layers; `configure` sets what follows from the
+//! options and `rows`; `calibrate` measures query saliency; `folder` and `publish` see to files. Knows graphs and the
+//! row format's sizes, nothing of kernels.
+
+mod apply;
+mod calibrate;
+mod configure;
+mod context;
+mod error;
+mod find;
+mod folder;
+mod heads;
+mod inspect;
+mod layer;
+mod mask;
+mod options;
+mod patterns;
+mod progress;
+mod publish;
+mod report;
+mod rows;
+
+use std::path::{Path, PathBuf};
+
+pub use error::{Refusal, RewriteError};
+pub use find::find_layers;
+pub use inspect::Inspection;
+pub use layer::{Layer, Source};
+pub use options::{CacheType, Calibration, Options, Recovery};
+pub use progress::Progress;
+pub use report::Report;
+pub use rows::{ROW_FORMAT, Rows};
+
+use crate::onnx::{self, DataFile, FileError, Placement};
+use configure::{Version, configure};
+use folder::GenAiFolder;
+use publish::{Stage, check_data, parent, same_file};
+
+/// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
+/// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the model.
+///
+/// # Errors
+/// The model, an option or a file is not as it must be; then nothing is written.
+pub fn rewrite(
+    input: &Path,
+    output: &Path,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Report, RewriteError> {
+    let stage = match options.dry_run {
+        true => None,
+        false => Some(Stage::new(input, output, options.force)?),
+    };
+    let folder = input.is_dir().then(|| GenAiFolder::open(input)).transpose()?;
+    let path = model_file(input)?;
+    let mut model = onnx::read(&path)?;
+    let data = onnx::data_files(&model, &path)?;
+    let layers = find_layers(&model)?;
+    let mut options = options.clone();
+    options.uniform_rows |= folder.is_some();
+    if folder.is_some() && options.recent > 0 {
+        let problem = "GenAI feeds no inputs but the caches it knows; rewrite the .onnx file alone for other hosts";
+        return Err(RewriteError::option("--recent", problem));
+    }
+    let rows = Rows::new(&options, layers[0].head_dim)?;
+    let tokens = calibrate::tokens(&path, &options)?;
+    let names = apply::apply(&mut model, &layers)?;
+    let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
+
+    let saliency = match &stage {
+        Some(stage) => {
+            place_files(stage, &path, output, folder.as_ref(), &data, &options)?;
+            let measure = |tokens| {
+                let lossless = rows.lossless()?;
+                let observe =
+                    Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
+                configure(&mut model, &layers, &names, &observe);
+                // Beside its data, and beside the settings of a folder.
+                let copy = stage.folder().join(".calibration.onnx");
+                onnx::write(&model, &copy)?;
+                let saliency = calibrate::measure(&copy, &Inspection::new(&model)?, &names, tokens, &options, progress);
+                std::fs::remove_file(&copy).map_err(FileError::io(&copy))?;
+                saliency
+            };
+            tokens.map(measure).transpose()?
+        }
+        None => None,
+    };
+    configure(&mut model, &layers, &names, &version(saliency.as_ref()));
+    let inspection = Inspection::new(&model)?;
+    let report = |output: Option<PathBuf>| Report {
+        warnings: warnings(&options, folder.is_some(), saliency.is_some()),
+        host: host_line(&options, folder.is_some()),
+        model: inspection,
+        output,
+    };
+    let Some(stage) = stage else { return Ok(report(None)) };
+    if progress.cancelled() {
+        return Err(RewriteError::Cancelled);
+    }
+    progress.step("writing", 0, 1);
+    match &folder {
+        Some(folder) => {
+            onnx::write(&model, &stage.folder().join(&folder.model))?;
+            stage.publish_folder()?;
+        }
+        None => {
+            const NAME: &str = ".model.onnx";
+            onnx::write(&model, &stage.folder().join(NAME))?;
+            stage.publish_file(NAME, &data, same_file(&parent(&path), &parent(output)))?;
+        }
+    }
+    Ok(report(Some(output.into())))
+}
+
+/// The .onnx file of `model`, which is one, or a folder of GenAI.
+///
+/// # Errors
+/// It is neither.
+pub fn model_file(model: &Path) -> Result<PathBuf, RewriteError> {
+    match model.is_dir() {
+        true => Ok(model.join(GenAiFolder::open_any(model)?)),
+        false => Ok(model.to_path_buf()),
+    }
+}
+
+/// Says what the cache of `model`, an .onnx file or a GenAI folder, is like.
+///
+/// # Errors
+/// It cannot be read, or is neither rewritten nor one that could be.
+pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
+    let path = model_file(model)?;
+    Ok(Inspection::new(&onnx::read(&path)?)?)
+}
+
+/// Brings all files to the stage but the model itself.
+fn place_files(
+    stage: &Stage,
+    path: &Path,
+    output: &Path,
+    folder: Option<&GenAiFolder>,
+    data: &[DataFile],
+    options: &Options,
+) -> Result<(), RewriteError> {
+    match folder {
+        Some(folder) => folder.fill(stage.folder(), data, options),
+        None => {
+            let from = parent(path);
+            check_data(&from, output, data, options.force)?;
+            // In the folder of the original its data stays, and is beside the stage for calibration only.
+            let how = if same_file(&from, &parent(output)) { Placement::Link } else { options.data };
+            data.iter().try_for_each(|file| file.place(&from, stage.folder(), how))?;
+            Ok(())
+        }
+    }
+}
+
+/// Above this ratio decoding suffers without recent keys.
+const RECENT_ABOVE: f64 = 0.6;
+
+fn warnings(options: &Options, folder: bool, calibrated: bool) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if options.ratio > RECENT_ABOVE && options.recent == 0 {
+        let advice = if folder { "a smaller ratio does" } else { "--recent 16 does" };
+        warnings.push(format!("above ratio {RECENT_ABOVE} decoded tokens need recent keys to stay accurate: {advice}"));
+    }
+    if !calibrated && !options.dry_run {
+        warnings.push("not calibrated: models whose keys have outlier channels lose accuracy".into());
+    }
+    warnings
+}
+
+fn host_line(options: &Options, folder: bool) -> String {
+    if folder {
+        return format!("nothing to add: genai_config.json names {}, which lies in the folder", folder::LIBRARY);
+    }
+    let line = format!("session_options.register_custom_ops_library(\"{}\")", folder::LIBRARY);
+    match options.recent {
+        0 => line,
+        _ => format!("{line}; feed present.*.key_recent back as past_key_values.*.key_recent, at first without rows"),
+    }
+}

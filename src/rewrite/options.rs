@@ -1,0 +1,122 @@
+//! What a user may ask of a rewrite.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::onnx::Placement;
+
+/// Options of [`rewrite`](fn@crate::rewrite). The default is what `spark-ort rewrite` does without options.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Share of key channels that are pruned, at least 0 and below 1: floor(ratio * D) of D.
+    pub ratio: f64,
+    /// Bits of a kept key channel: 16, 8 or 4.
+    pub key_bits: u8,
+    /// Bits of a value channel: 16, 8 or 4.
+    pub value_bits: u8,
+    /// What a pruned channel reads as.
+    pub recovery: Recovery,
+    /// Keys that are also kept dense, as an input and output more a layer; 0: none.
+    pub recent: usize,
+    /// Element type of the cache tensors.
+    pub cache_type: CacheType,
+    /// Pad key and value rows to one size. A GenAI folder always is.
+    pub uniform_rows: bool,
+    /// What query_saliency is measured on.
+    pub calibrate: Calibration,
+    /// Tokens to calibrate on, at most.
+    pub calibration_tokens: usize,
+    /// tokenizer.json for calibration text; `None`: the one beside the model.
+    pub tokenizer: Option<PathBuf>,
+    /// How external data comes to another folder.
+    pub data: Placement,
+    /// The operator library that a GenAI folder gets; `None`: the one beside the program.
+    pub library: Option<PathBuf>,
+    /// Replace what is at the output path.
+    pub force: bool,
+    /// Only look whether and how the model can be rewritten.
+    pub dry_run: bool,
+    /// Threads for calibration; `None`: ONNX Runtime's choice.
+    pub threads: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ratio: 0.5,
+            key_bits: 8,
+            value_bits: 8,
+            recovery: Recovery::Mean,
+            recent: 0,
+            cache_type: CacheType::Same,
+            uniform_rows: false,
+            calibrate: Calibration::Auto,
+            calibration_tokens: 4096,
+            tokenizer: None,
+            data: Placement::Copy,
+            library: None,
+            force: false,
+            dry_run: false,
+            threads: None,
+        }
+    }
+}
+
+/// What a pruned channel reads as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Recovery {
+    /// Its sign times the mean magnitude of the row's pruned channels.
+    Mean,
+    /// Zero.
+    None,
+}
+
+impl Recovery {
+    /// The attribute's value.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Recovery::Mean => "mean",
+            Recovery::None => "none",
+        }
+    }
+}
+
+/// Element type of the cache tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheType {
+    /// That of the original model, which existing hosts allocate.
+    Same,
+    /// Bytes.
+    Uint8,
+}
+
+/// What query_saliency is measured on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Calibration {
+    /// A bundled text where there is a tokenizer, random tokens elsewhere.
+    Auto,
+    /// This text.
+    File(PathBuf),
+    /// Random tokens.
+    Random,
+    /// Nothing: query_saliency is all ones.
+    Off,
+}
+
+impl std::str::FromStr for Calibration {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "auto" => Calibration::Auto,
+            "random" => Calibration::Random,
+            "off" => Calibration::Off,
+            file => Calibration::File(file.into()),
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! ONNX `Attention` of opset 23 and 24, with past and present on the node, or behind Concat and repetition of heads.
+
+use super::super::context::{Context, rank};
+use super::super::error::Refusal;
+use super::super::heads::{Layout, Operand, follow};
+use super::super::layer::{CacheTensors, Layer, Source};
+use super::super::mask::{Mask, Masking, replace};
+use super::{Pattern, base_name, heads, no_input, no_output, present};
+use crate::onnx::NodeExt;
+use crate::onnx::proto::NodeProto;
+
+pub struct Attention;
+
+impl Pattern for Attention {
+    fn begins_at(&self, node: &NodeProto) -> bool {
+        node.is_onnx("Attention")
+    }
+
+    fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
+        let node = &context.index.graph.node[n];
+        let title = node.title();
+        let (Some(query), Some(key), Some(value)) = (node.input_at(0), node.input_at(1), node.input_at(2)) else {
+            return Err(Refusal::new(title, "query, key and value", "one of them missing"));
+        };
+        let dims = dimensions(context, query)
+            .ok_or_else(|| Refusal::new(&title, "a query of known rank", format!("'{query}' of unknown shape")))?;
+        let flat = dims == 3;
+        let layout = if flat { Layout::Flat } else { Layout::HeadsFirst };
+        let on_node = node.input_at(4).is_some() || node.input_at(5).is_some();
+        let is_causal = node.int("is_causal").unwrap_or(0) != 0;
+
+        let (mut doomed, cache, key_value, kv_heads, head_dim, repeats, element) = if on_node {
+            let cache = context.cache(&title, "past_key", node.input_at(4))?.clone();
+            context.cache(&title, "past_value", node.input_at(5))?;
+            let past = [node.input[4].clone(), node.input[5].clone()];
+            let present = [present(context, node, 1, "present_key")?, present(context, node, 2, "present_value")?];
+            let (Some(kv_heads), Some(head_dim)) = (cache.kv_heads, cache.head_dim) else {
+                let expected = "heads and head size of past_key as numbers";
+                return Err(Refusal::new(title, expected, "a cache input that does not declare them"));
+            };
+            let new = [key.to_string(), value.to_string()];
+            (vec![], CacheTensors { past, present }, new, kv_heads, head_dim, 1, cache.element)
+        } else {
+            let (k, v) =
+                (follow(context, &title, "key", key, layout)?, follow(context, &title, "value", value, layout)?);
+            let [k, v] = match (k, v) {
+                (Some(k), Some(v)) => same_heads(&title, k, v)?,
+                (None, None) => return Ok(None),
+                _ => return Err(Refusal::new(title, "key and value from caches", "only one of them")),
+            };
+            if is_causal {
+                let found =
+                    "is_causal with past keys that are not inputs of the node: it then counts from the first key";
+                return Err(Refusal::new(title, "a mask, or past_key and past_value on the node", found));
+            }
+            let element = context.caches[&k.appended.past].element;
+            let past = [k.appended.past, v.appended.past];
+            let present = [k.appended.present, v.appended.present];
+            let doomed = vec![k.appended.node, v.appended.node];
+            let new = [k.appended.new, v.appended.new];
+            (doomed, CacheTensors { past, present }, new, k.kv_heads, k.head_dim, k.repeats, element)
+        };
+        no_input(node, 6, "nonpad_kv_seqlen")?;
+        no_output(node, 3, "the product of query and key")?;
+        let softcap = node.float("softcap").unwrap_or(0.0);
+        if softcap != 0.0 && node.input_at(3).is_some() {
+            // The order of the two differs between opsets.
+            return Err(Refusal::new(title, "a mask or softcap", "both"));
+        }
+        let query_heads = match flat {
+            true => heads(node, "q_num_heads")?,
+            false => match context.shape(query).ok().and_then(|s| s.get(1).copied()) {
+                Some(heads) => heads,
+                None => declared_heads(context, query).unwrap_or(kv_heads * repeats),
+            },
+        };
+        if !query_heads.is_multiple_of(kv_heads) || repeats != 1 && query_heads != kv_heads * repeats {
+            let found = format!("{query_heads} heads of the query, {kv_heads} of the cache");
+            return Err(Refusal::new(title, "query heads that share KV heads evenly", found));
+        }
+        doomed.insert(0, n);
+        let masking = match node.input_at(3) {
+            Some(tensor) => replace(context, Mask { tensor, masked: f32::NEG_INFINITY }, element),
+            None => Masking { causal: false, bias: None },
+        };
+        Ok(Some(Layer {
+            source: Source::Attention,
+            name: base_name(node),
+            doomed,
+            query: query.to_string(),
+            token_axis: if flat { 1 } else { 2 },
+            key_value: Some(key_value),
+            cache,
+            lengths: None,
+            rotary: None,
+            bias: masking.bias,
+            query_heads,
+            kv_heads,
+            head_dim,
+            scale: node.float("scale").unwrap_or(0.0),
+            softcap,
+            window: -1,
+            causal: masking.causal || is_causal,
+            output: node.output_at(0).unwrap_or_default().to_string(),
+            output_shape: None,
+            element,
+            title,
+        }))
+    }
+}
+
+fn dimensions(context: &mut Context<'_>, tensor: &str) -> Option<usize> {
+    context.index.declared(tensor).and_then(rank).or_else(|| context.shape(tensor).ok().map(|s| s.len()))
+}
+
+fn declared_heads(context: &Context<'_>, tensor: &str) -> Option<usize> {
+    super::super::context::static_dim(context.index.declared(tensor)?, 1)
+}
+
+/// Key and value, if they are repeated alike and not scaled.
+pub(super) fn same_heads(title: &str, key: Operand, value: Operand) -> Result<[Operand; 2], Refusal> {
+    let alike = |o: &Operand| (o.kv_heads, o.head_dim, o.repeats);
+    if alike(&key) != alike(&value) {
+        let found = format!("{:?} and {:?}", alike(&key), alike(&value));
+        return Err(Refusal::new(title, "key and value of as many heads, as large and as often repeated", found));
+    }
+    for (role, scale) in [("key", key.scale), ("value", value.scale)] {
+        if scale != 1.0 {
+            return Err(Refusal::new(title, format!("a {role} as it is cached"), format!("{scale} times it")));
+        }
+    }
+    Ok([key, value])
+}

@@ -1,0 +1,100 @@
+//! The ways in which models spell attention, each with its pattern and its checks; what they find is a [`Layer`].
+
+mod attention;
+mod decomposed;
+mod group_query;
+mod multi_head;
+
+use super::context::Context;
+use super::error::Refusal;
+use super::layer::Layer;
+use crate::onnx::NodeExt;
+use crate::onnx::proto::NodeProto;
+
+/// A way to spell attention.
+trait Pattern {
+    /// Whether `node` may be the heart of such a layer.
+    fn begins_at(&self, node: &NodeProto) -> bool;
+
+    /// The layer at node `n`, `None` if it reads no cache.
+    ///
+    /// # Errors
+    /// It is a layer that cannot be rewritten, and why.
+    fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal>;
+}
+
+const PATTERNS: [&dyn Pattern; 4] =
+    [&group_query::GroupQuery, &multi_head::MultiHead, &attention::Attention, &decomposed::Decomposed];
+
+/// Operators that compute attention in a way that SparkAttention does not.
+const OTHERS: [&str; 9] = [
+    "DecoderMaskedMultiHeadAttention",
+    "DecoderMaskedSelfAttention",
+    "PackedAttention",
+    "PackedMultiHeadAttention",
+    "PagedAttention",
+    "SparseAttention",
+    "LongformerAttention",
+    "LinearAttention",
+    "QAttention",
+];
+
+/// The layer at node `n`, if any pattern finds one.
+pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
+    let node = &context.index.graph.node[n];
+    let other = OTHERS.contains(&node.op_type()) || node.is("com.microsoft", "Attention");
+    if other && node.domain() == "com.microsoft" {
+        let expected = "GroupQueryAttention, MultiHeadAttention, ONNX Attention, or MatMul and Softmax";
+        return Err(Refusal::new(node.title(), expected, format!("com.microsoft {}", node.op_type())));
+    }
+    for pattern in PATTERNS {
+        if pattern.begins_at(node) {
+            return pattern.check(context, n);
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses `node` if its input `index`, `role`, is there.
+fn no_input(node: &NodeProto, index: usize, role: &str) -> Result<(), Refusal> {
+    match node.input_at(index) {
+        None => Ok(()),
+        Some(name) => Err(Refusal::new(node.title(), format!("no {role}"), format!("'{name}'"))),
+    }
+}
+
+/// Refuses `node` if it has an output `index`, `role`.
+fn no_output(node: &NodeProto, index: usize, role: &str) -> Result<(), Refusal> {
+    match node.output_at(index) {
+        None => Ok(()),
+        Some(name) => Err(Refusal::new(node.title(), format!("no output of {role}"), format!("'{name}'"))),
+    }
+}
+
+/// The graph output that is output `index` of `node`, its `role`.
+fn present(context: &Context<'_>, node: &NodeProto, index: usize, role: &str) -> Result<String, Refusal> {
+    let expected = || format!("{role} as an output of the model");
+    let name = node.output_at(index).ok_or_else(|| Refusal::new(node.title(), expected(), "no such output"))?;
+    match context.index.is_output(name) {
+        true => Ok(name.to_string()),
+        false => Err(Refusal::new(node.title(), expected(), format!("'{name}', which is none"))),
+    }
+}
+
+/// The attribute `name` as a positive number of heads.
+fn heads(node: &NodeProto, name: &str) -> Result<usize, Refusal> {
+    let value = node.int(name);
+    let heads = value.and_then(|v| usize::try_from(v).ok()).filter(|&h| h > 0);
+    heads.ok_or_else(|| {
+        let found = value.map_or("no such attribute".to_string(), |v| v.to_string());
+        Refusal::new(node.title(), format!("attribute {name}, a positive number"), found)
+    })
+}
+
+/// What the new nodes of the layer at `node` are named after.
+fn base_name(node: &NodeProto) -> String {
+    match node.name() {
+        "" => node.output_at(0).unwrap_or("attention").to_string(),
+        name => name.to_string(),
+    }
+}

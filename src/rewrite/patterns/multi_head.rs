@@ -1,0 +1,115 @@
+//! `com.microsoft::MultiHeadAttention`, with past and present on the node, or behind Concat and repetition of heads.
+//! `RotaryEmbedding` before it stays where it is.
+
+use super::super::context::Context;
+use super::super::error::Refusal;
+use super::super::heads::{Layout, follow};
+use super::super::layer::{CacheTensors, Layer, Source};
+use super::super::mask::{Mask, Masking, replace};
+use super::{Pattern, base_name, heads, no_input, no_output, present};
+use crate::onnx::NodeExt;
+use crate::onnx::proto::NodeProto;
+
+pub struct MultiHead;
+
+impl Pattern for MultiHead {
+    fn begins_at(&self, node: &NodeProto) -> bool {
+        node.is("com.microsoft", "MultiHeadAttention")
+    }
+
+    fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
+        let node = &context.index.graph.node[n];
+        let title = node.title();
+        let (Some(query), Some(key), Some(value)) = (node.input_at(0), node.input_at(1), node.input_at(2)) else {
+            return Err(Refusal::new(title, "query, key and value", "packed or missing ones"));
+        };
+        let query_heads = heads(node, "num_heads")?;
+        let on_node = node.input_at(6).is_some() || node.input_at(7).is_some();
+        let behind = match on_node {
+            true => None,
+            false => behind(context, &title, key, value)?,
+        };
+        if !on_node && behind.is_none() {
+            return Ok(None);
+        }
+        no_input(node, 3, "bias of query, key and value")?;
+        no_input(node, 4, "key_padding_mask")?;
+        no_input(node, 8, "past_sequence_length")?;
+        no_input(node, 9, "cache_indirection")?;
+        no_output(node, 3, "the product of query and key")?;
+
+        let (mut doomed, cache, key_value, kv_heads, head_dim, element) = match behind {
+            None => {
+                let cache = context.cache(&title, "past_key", node.input_at(6))?.clone();
+                context.cache(&title, "past_value", node.input_at(7))?;
+                let present = [present(context, node, 1, "present_key")?, present(context, node, 2, "present_value")?];
+                let past = [node.input[6].clone(), node.input[7].clone()];
+                let width = context.shape(query).ok().filter(|s| s.len() == 3).map(|s| s[2] / query_heads);
+                let head_dim = cache
+                    .head_dim
+                    .or(width)
+                    .ok_or_else(|| Refusal::new(&title, "a head size: a static dimension 3 of past_key", "none"))?;
+                let key_value = [key.to_string(), value.to_string()];
+                (vec![], CacheTensors { past, present }, key_value, query_heads, head_dim, cache.element)
+            }
+            Some([k, v]) => {
+                if k.kv_heads * k.repeats != query_heads {
+                    let found = format!("{} times {}", k.repeats, k.kv_heads);
+                    return Err(Refusal::new(title, format!("keys of {query_heads} heads"), found));
+                }
+                let element = context.caches[&k.appended.past].element;
+                let cache = CacheTensors {
+                    past: [k.appended.past, v.appended.past],
+                    present: [k.appended.present, v.appended.present],
+                };
+                let doomed = vec![k.appended.node, v.appended.node];
+                (doomed, cache, [k.appended.new, v.appended.new], k.kv_heads, k.head_dim, element)
+            }
+        };
+        doomed.insert(0, n);
+        let unidirectional = node.int("unidirectional").unwrap_or(0) != 0;
+        let masking = match node.input_at(5) {
+            Some(tensor) => replace(context, Mask { tensor, masked: f32::NEG_INFINITY }, element),
+            None => Masking { causal: false, bias: None },
+        };
+        Ok(Some(Layer {
+            source: Source::MultiHeadAttention,
+            name: base_name(node),
+            doomed,
+            query: query.to_string(),
+            token_axis: 1,
+            key_value: Some(key_value),
+            cache,
+            lengths: None,
+            rotary: None,
+            bias: masking.bias,
+            query_heads,
+            kv_heads,
+            head_dim,
+            scale: node.float("scale").unwrap_or(0.0),
+            softcap: 0.0,
+            window: -1,
+            causal: masking.causal || unidirectional,
+            output: node.output_at(0).unwrap_or_default().to_string(),
+            output_shape: None,
+            element,
+            title,
+        }))
+    }
+}
+
+type Pair = [super::super::heads::Operand; 2];
+
+/// Key and value that come from caches by way of Concat.
+fn behind(context: &mut Context<'_>, title: &str, key: &str, value: &str) -> Result<Option<Pair>, Refusal> {
+    let mut operand = |role: &str, tensor: &str| {
+        let rank = context.shape(tensor).map_or(0, |s| s.len());
+        let layout = if rank == 3 { Layout::Flat } else { Layout::HeadsFirst };
+        follow(context, title, role, tensor, layout)
+    };
+    match (operand("key", key)?, operand("value", value)?) {
+        (Some(k), Some(v)) => super::attention::same_heads(title, k, v).map(Some),
+        (None, None) => Ok(None),
+        _ => Err(Refusal::new(title, "key and value from caches", "only one of them")),
+    }
+}

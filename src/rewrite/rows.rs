@@ -1,0 +1,86 @@
+//! The rows that a model's cache gets.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::RewriteError;
+use super::options::{CacheType, Options, Recovery};
+use crate::format::{Bits, KeyLayout, ValueLayout};
+
+/// Number of the row format, DESIGN section 2.
+pub const ROW_FORMAT: u32 = 1;
+
+/// How a rewritten model stores its cache. Kept in its metadata.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rows {
+    /// D
+    pub head_dim: usize,
+    /// Share of pruned key channels that was asked for.
+    pub ratio: f64,
+    /// T_k
+    pub kept_channels: usize,
+    /// Bits of a kept key channel.
+    pub key_bits: u8,
+    /// Bits of a value channel.
+    pub value_bits: u8,
+    /// Bytes of a key row.
+    pub key_row_bytes: usize,
+    /// Bytes of a value row.
+    pub value_row_bytes: usize,
+    /// What a pruned channel reads as.
+    pub recovery: Recovery,
+    /// Keys kept dense beside the rows.
+    pub recent_window: usize,
+    /// Element type of the cache tensors.
+    pub cache_type: CacheType,
+}
+
+impl Rows {
+    /// The rows that `options` ask for, for heads of `head_dim` channels.
+    ///
+    /// # Errors
+    /// An option out of range, or one that this head size does not allow.
+    pub fn new(options: &Options, head_dim: usize) -> Result<Self, RewriteError> {
+        let &Options { ratio, key_bits, value_bits, recovery, recent, cache_type, uniform_rows, .. } = options;
+        if !(0.0..1.0).contains(&ratio) {
+            return Err(RewriteError::option("--ratio", format!("{ratio} is not at least 0 and below 1")));
+        }
+        let kept_channels = head_dim - (ratio * head_dim as f64).floor() as usize;
+        let bits = |option, bits: u8| {
+            Bits::new(bits.into()).ok_or_else(|| RewriteError::option(option, format!("{bits} is not 16, 8 or 4")))
+        };
+        let key = KeyLayout::new(head_dim, kept_channels, bits("--key-bits", key_bits)?, 0);
+        let key = key.map_err(|e| RewriteError::option("--ratio", e.to_string()))?.row_bytes();
+        let value = ValueLayout::new(head_dim, bits("--value-bits", value_bits)?, 0);
+        let value = value.map_err(|e| RewriteError::option("--value-bits", e.to_string()))?.row_bytes();
+        if recent > i32::MAX as usize {
+            return Err(RewriteError::option("--recent", format!("{recent} is too many")));
+        }
+        let larger = key.max(value);
+        let (key_row_bytes, value_row_bytes) = if uniform_rows { (larger, larger) } else { (key, value) };
+        Ok(Self {
+            head_dim,
+            ratio,
+            kept_channels,
+            key_bits,
+            value_bits,
+            key_row_bytes,
+            value_row_bytes,
+            recovery,
+            recent_window: recent,
+            cache_type,
+        })
+    }
+
+    /// Rows that lose nothing but float16 rounding, as calibration needs them.
+    pub fn lossless(&self) -> Result<Self, RewriteError> {
+        let options = Options {
+            ratio: 0.0,
+            key_bits: 16,
+            value_bits: 16,
+            recent: self.recent_window,
+            cache_type: self.cache_type,
+            ..Options::default()
+        };
+        Self::new(&options, self.head_dim)
+    }
+}

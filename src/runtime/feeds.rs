@@ -1,0 +1,134 @@
+//! What a call feeds a model besides its cache, by the names that exporters give.
+
+use ort::memory::Allocator;
+use ort::session::Session;
+use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
+
+use super::interface::{CachePair, Element, Interface};
+
+/// The meaning of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// The new tokens, `[1, L]`.
+    InputIds,
+    /// One for each token held or new, `[1, P + L]`.
+    AttentionMask,
+    /// From P on, `[1, L]`.
+    PositionIds,
+}
+
+/// An input that is made anew for every call.
+#[derive(Debug)]
+pub(super) struct Feed {
+    pub name: String,
+    meaning: Meaning,
+    /// int32 rather than int64.
+    narrow: bool,
+}
+
+impl Feed {
+    /// The tensor of a call with `past` tokens held. `tokens` must have been checked to fit.
+    pub fn tensor(&self, tokens: &[i64], past: usize) -> ort::Result<DynValue> {
+        let total = past + tokens.len();
+        match self.meaning {
+            Meaning::InputIds => self.row(tokens.to_vec()),
+            Meaning::AttentionMask => self.row(vec![1; total]),
+            Meaning::PositionIds => self.row((past as i64..total as i64).collect()),
+        }
+    }
+
+    fn row(&self, values: Vec<i64>) -> ort::Result<DynValue> {
+        let shape = [1, values.len()];
+        match self.narrow {
+            false => Ok(Tensor::from_array((shape, values))?.into_dyn()),
+            true => {
+                let values: Vec<i32> = values.into_iter().map(|v| v as i32).collect();
+                Ok(Tensor::from_array((shape, values))?.into_dyn())
+            }
+        }
+    }
+
+    /// Tokens must be below this for the model's input to hold them.
+    pub fn token_limit(feeds: &[Feed]) -> usize {
+        let narrow = feeds.iter().any(|feed| feed.meaning == Meaning::InputIds && feed.narrow);
+        if narrow { i32::MAX as usize } else { i64::MAX as usize }
+    }
+}
+
+/// The inputs of a session that are not in the cache.
+///
+/// # Errors
+/// A sentence about an input or output that cannot be served.
+pub(super) fn feeds(session: &Session, interface: &Interface) -> Result<Vec<Feed>, String> {
+    let mut feeds = Vec::new();
+    for input in session.inputs() {
+        let name = input.name();
+        if interface.pairs().any(|(_, pair)| pair.past == name) {
+            continue;
+        }
+        let meaning = match name {
+            "input_ids" => Meaning::InputIds,
+            "attention_mask" => Meaning::AttentionMask,
+            "position_ids" => Meaning::PositionIds,
+            _ => {
+                return Err(format!(
+                    "its input '{name}' ({}) is not supported; input_ids, attention_mask, position_ids and the inputs \
+                     of the cache are",
+                    input.dtype()
+                ));
+            }
+        };
+        let narrow = match input.dtype() {
+            ValueType::Tensor { ty: TensorElementType::Int64, .. } => false,
+            ValueType::Tensor { ty: TensorElementType::Int32, .. } => true,
+            other => return Err(format!("its input '{name}' is {other}, only int64 and int32 tensors are supported")),
+        };
+        feeds.push(Feed { name: name.into(), meaning, narrow });
+    }
+    if !feeds.iter().any(|feed| feed.meaning == Meaning::InputIds) {
+        return Err("it has no input 'input_ids'".into());
+    }
+    for (kv_heads, pair) in interface.pairs() {
+        check_pair(session, kv_heads, pair)?;
+    }
+    Ok(feeds)
+}
+
+/// Whether a session has a cache input and output as the interface says.
+fn check_pair(session: &Session, kv_heads: usize, pair: &CachePair) -> Result<(), String> {
+    let input = session.inputs().iter().find(|input| input.name() == pair.past);
+    let input = input.ok_or_else(|| format!("it has no cache input '{}'", pair.past))?;
+    if !session.outputs().iter().any(|output| output.name() == pair.present) {
+        return Err(format!("it has no cache output '{}'", pair.present));
+    }
+    let expected = format!("[1, {kv_heads}, rows, {}] of {:?}", pair.width, pair.element);
+    let fits = |dimension: i64, size: usize| dimension < 0 || dimension == size as i64;
+    match input.dtype() {
+        ValueType::Tensor { ty, shape, .. }
+            if *ty == element_type(pair.element)
+                && shape.len() == 4
+                && fits(shape[0], 1)
+                && fits(shape[1], kv_heads)
+                && fits(shape[3], pair.width) =>
+        {
+            Ok(())
+        }
+        other => Err(format!("its cache input '{}' is {other}, expected {expected}", pair.past)),
+    }
+}
+
+pub(super) fn element_type(element: Element) -> TensorElementType {
+    match element {
+        Element::Float32 => TensorElementType::Float32,
+        Element::Float16 => TensorElementType::Float16,
+        Element::Uint8 => TensorElementType::Uint8,
+    }
+}
+
+/// A cache tensor `[1, kv_heads, rows, width]` of zeros, in memory of ONNX Runtime's so that it can be bound without a
+/// copy.
+pub(super) fn zeros(kv_heads: usize, rows: usize, pair: &CachePair) -> ort::Result<DynValue> {
+    let shape = [1, kv_heads, rows, pair.width];
+    let tensor = ort::value::DynTensor::new(&Allocator::default(), element_type(pair.element), shape)?;
+    Ok(tensor.into_dyn())
+}

@@ -1,0 +1,164 @@
+//! Loads ONNX Runtime into this process, with this crate's operators ready for it.
+
+use std::ffi::CStr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use libloading::Library;
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::sys::{ORT_API_VERSION, OrtApi, OrtApiBase};
+
+use super::error::{Error, Tried};
+use super::locate::places;
+use crate::hosts;
+
+/// The ONNX Runtime of this process.
+#[derive(Debug)]
+pub struct Runtime {
+    version: String,
+    path: PathBuf,
+    environment: Environment,
+}
+
+impl Runtime {
+    /// Such as "1.22.1".
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The shared library.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+}
+
+/// Finds ONNX Runtime and loads it; later calls return the same one. ORT_DYLIB_PATH names its shared library; without
+/// it, the `onnxruntime` package of the active Python is used, else what the system's loader finds.
+///
+/// # Errors
+/// If there is none that can be loaded and is recent enough, with every place tried; they may be tried again.
+pub fn load() -> Result<&'static Runtime, Error> {
+    static LOADED: OnceLock<Runtime> = OnceLock::new();
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(runtime) = LOADED.get() {
+        return Ok(runtime);
+    }
+    let opened = first_usable()?;
+    let runtime = opened.into_runtime()?;
+    Ok(LOADED.get_or_init(|| runtime))
+}
+
+fn first_usable() -> Result<Opened, Error> {
+    let mut tried = Vec::new();
+    for place in places(|name| std::env::var_os(name)) {
+        match place.library.and_then(|path| open(&path)) {
+            Ok(opened) => return Ok(opened),
+            Err(problem) => tried.push(Tried { place: place.name, problem }),
+        }
+    }
+    Err(Error::NoRuntime { tried })
+}
+
+/// A library that is an ONNX Runtime and new enough.
+struct Opened {
+    api: OrtApi,
+    version: String,
+    path: PathBuf,
+}
+
+fn open(path: &Path) -> Result<Opened, String> {
+    // SAFETY: ONNX Runtime's initialisers have no requirements; that the file is ONNX Runtime is what its name says.
+    let library = unsafe { Library::new(path) }.map_err(|e| {
+        // The error itself only says which function failed.
+        let reason = std::error::Error::source(&e).map_or(e.to_string(), |source| source.to_string());
+        format!("it cannot be loaded: {reason}")
+    })?;
+    type GetApiBase = unsafe extern "C" fn() -> *const OrtApiBase;
+    // SAFETY: the type is that of onnxruntime_c_api.h.
+    let get = unsafe { library.get::<GetApiBase>(b"OrtGetApiBase\0") };
+    let get = *get.map_err(|_| "it is no ONNX Runtime: it has no OrtGetApiBase".to_string())?;
+    // SAFETY: as above; every version of the base has these two functions, and the version is a C string.
+    let (base, version) = unsafe {
+        let base = get();
+        (base, CStr::from_ptr(((*base).GetVersionString)()).to_string_lossy().into_owned())
+    };
+    let too_old = || format!("it is version {version}, 1.{ORT_API_VERSION} or later is needed");
+    // Asked for a table it lacks, ONNX Runtime also writes to stderr.
+    let minor = version.strip_prefix("1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    if minor.is_some_and(|minor| minor < ORT_API_VERSION) {
+        return Err(too_old());
+    }
+    // SAFETY: `base` is ONNX Runtime's.
+    let table = unsafe { ((*base).GetApi)(ORT_API_VERSION) };
+    if table.is_null() {
+        return Err(too_old());
+    }
+    // SAFETY: the table is of the version asked for.
+    let api = unsafe { std::ptr::read(table) };
+    let path = file_of(get as *const std::ffi::c_void).unwrap_or_else(|| path.into());
+    // Its functions are used until the process ends.
+    std::mem::forget(library);
+    Ok(Opened { api, version, path })
+}
+
+/// The file that holds a function, which is more than the name by which the system's loader found it.
+fn file_of(function: *const std::ffi::c_void) -> Option<PathBuf> {
+    // SAFETY: an all-zero Dl_info is valid: null pointers.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is writable, and any address may be asked for.
+    let found = unsafe { libc::dladdr(function, &mut info) } != 0 && !info.dli_fname.is_null();
+    // SAFETY: dladdr gives a C string that lives as long as the library.
+    found.then(|| PathBuf::from(unsafe { CStr::from_ptr(info.dli_fname) }.to_string_lossy().into_owned()))
+}
+
+impl Opened {
+    fn into_runtime(self) -> Result<Runtime, Error> {
+        let Self { api, version, path } = self;
+        if !ort::set_api(hosts::adapt(api, &version)) {
+            return Err(Error::OtherRuntime { path });
+        }
+        // What fails is returned as an error too, and warnings of the machine are none of a model's user's business.
+        let environment = ort::init().with_name("spark-ort").with_telemetry(false);
+        let environment = environment.with_logger(Arc::new(|level, _, _, place, message| {
+            if level == LogLevel::Fatal {
+                eprintln!("ONNX Runtime: {message} ({place})");
+            }
+        }));
+        let environment = environment.build()?;
+        environment.set_log_level(LogLevel::Fatal);
+        Ok(Runtime { version, path, environment })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_library_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("libonnxruntime.so");
+        std::fs::write(&file, "not a library").unwrap();
+        let malformed = open(&file).err().unwrap();
+        assert!(
+            malformed.starts_with("it cannot be loaded: ") && malformed.contains("libonnxruntime.so: "),
+            "{malformed}"
+        );
+        let other = open(Path::new("libc.so.6")).err().unwrap();
+        assert_eq!(other, "it is no ONNX Runtime: it has no OrtGetApiBase");
+    }
+
+    #[test]
+    fn every_place_is_in_the_error() {
+        let tried = |place: &str, problem: &str| Tried { place: place.into(), problem: problem.into() };
+        let error = Error::NoRuntime { tried: vec![tried("here", "empty"), tried("there", "too old")] }.to_string();
+        assert!(error.contains("\n  - here: empty\n  - there: too old\n"), "{error}");
+        assert!(error.contains("pip install onnxruntime") && error.contains("ORT_DYLIB_PATH"), "{error}");
+    }
+}

@@ -1,0 +1,172 @@
+//! A language model as an ONNX Runtime session.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use ndarray::{Array2, ArrayD};
+use ort::logging::LogLevel;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::Session;
+use ort::value::DynValue;
+
+use super::cancel::Canceller;
+use super::error::Error;
+use super::feeds::{Feed, feeds};
+use super::interface::Interface;
+use super::load::load;
+use super::logits::Logits;
+use super::sequence::Sequence;
+
+/// How a model is run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Threads that compute; None leaves it to ONNX Runtime: one per physical core.
+    pub threads: Option<usize>,
+}
+
+/// A model on the CPU, ready for calls.
+pub struct Model {
+    session: Session,
+    interface: Arc<Interface>,
+    feeds: Vec<Feed>,
+    vocabulary: Option<usize>,
+    canceller: Canceller,
+    memory: MemoryInfo<'static>,
+}
+
+impl Model {
+    /// Loads a model, and ONNX Runtime where this is the first one. `interface` says what its cache is.
+    ///
+    /// # Errors
+    /// If there is no ONNX Runtime, if it refuses the model, or if an input or output is not supported: inputs may be
+    /// `input_ids`, `attention_mask` and `position_ids` (int64 or int32) and those of the cache; `logits` is needed.
+    pub fn open(path: &Path, interface: &Interface, options: &Options) -> Result<Self, Error> {
+        let runtime = load()?;
+        let open = || {
+            // ONNX Runtime may refuse a custom domain while several threads create their first sessions with it.
+            static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+            let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+            let mut builder = Session::builder(runtime.environment())?
+                .with_log_level(LogLevel::Fatal)?
+                .with_operators(crate::operators::domain()?)?;
+            if let Some(threads) = options.threads {
+                builder = builder.with_intra_threads(threads)?;
+            }
+            builder.commit_from_file(path)
+        };
+        let session = open().map_err(|source| Error::Open { path: path.into(), source })?;
+        let unsupported = |problem| Error::Unsupported { path: path.into(), problem };
+        let feeds = feeds(&session, interface).map_err(unsupported)?;
+        let vocabulary = Logits::declared_vocabulary(&session).map_err(unsupported)?;
+        let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
+        let interface = Arc::new(interface.clone());
+        Ok(Self { session, interface, feeds, vocabulary, canceller: Canceller::new()?, memory })
+    }
+
+    /// Tokens of the vocabulary: the size of the logits. Some models only say after the first call.
+    pub fn vocabulary(&self) -> Option<usize> {
+        self.vocabulary
+    }
+
+    /// What was given to [`Self::open`].
+    pub fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    /// Ends calls of this model from another thread.
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+
+    /// An empty sequence. With `capacity`, past and present are one buffer for that many tokens where the interface
+    /// allows it; otherwise present grows by being made anew in every call.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn start(&self, capacity: Option<usize>) -> Result<Sequence, Error> {
+        Ok(Sequence::new(&self.interface, capacity)?)
+    }
+
+    /// Extends a sequence by tokens; the logits that follow the last one, `[vocabulary]`.
+    ///
+    /// # Errors
+    /// If the tokens are none or not in the vocabulary, if the sequence is full or another model's, if the call was
+    /// cancelled, or if ONNX Runtime fails.
+    pub fn run(&mut self, sequence: &mut Sequence, tokens: &[i64]) -> Result<Vec<f32>, Error> {
+        let logits = self.logits(sequence, tokens)?;
+        logits.rows_from(logits.rows() - 1)
+    }
+
+    /// As [`Self::run`], with the logits that follow each token, `[tokens, vocabulary]`.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and if the model computes only the last token's.
+    pub fn run_all(&mut self, sequence: &mut Sequence, tokens: &[i64]) -> Result<Array2<f32>, Error> {
+        let logits = self.logits(sequence, tokens)?;
+        if logits.rows() != tokens.len() {
+            return Err(logits.unexpected());
+        }
+        let shape = (logits.rows(), logits.vocabulary());
+        Ok(Array2::from_shape_vec(shape, logits.rows_from(0)?).expect("as many as the shape says"))
+    }
+
+    /// Extends a sequence by tokens; the float32 outputs of these names, in that order.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and if there is no such output, if it is the cache's or if it is not float32.
+    pub fn run_with_outputs(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[i64],
+        names: &[&str],
+    ) -> Result<Vec<ArrayD<f32>>, Error> {
+        let outputs = self.call(sequence, tokens, names)?;
+        outputs.iter().map(|value| Ok(value.try_extract_array::<f32>()?.into_owned())).collect()
+    }
+
+    fn logits(&mut self, sequence: &mut Sequence, tokens: &[i64]) -> Result<Logits, Error> {
+        let value = self.call(sequence, tokens, &[Logits::NAME])?.swap_remove(0);
+        let logits = Logits::of(value, tokens.len())?;
+        self.vocabulary = Some(logits.vocabulary());
+        Ok(logits)
+    }
+
+    /// One call; the outputs of these names.
+    fn call(&mut self, sequence: &mut Sequence, tokens: &[i64], names: &[&str]) -> Result<Vec<DynValue>, Error> {
+        self.check(sequence, tokens)?;
+        if let Some(name) = names.iter().find(|name| self.interface.pairs().any(|(_, pair)| pair.present == **name)) {
+            return Err(Error::CacheOutput { name: (*name).into() });
+        }
+        // A binding's output tensors stay with it, so each call has its own.
+        let mut binding = self.session.create_binding()?;
+        for feed in &self.feeds {
+            binding.bind_input(&feed.name, &feed.tensor(tokens, sequence.len())?)?;
+        }
+        sequence.bind(&mut binding, &self.memory)?;
+        for name in names {
+            binding.bind_output_to_device(*name, &self.memory)?;
+        }
+        let outputs = self.session.run_binding_with_options(&binding, self.canceller.options());
+        let mut outputs = match outputs {
+            Err(_) if self.canceller.is_cancelled() => return Err(Error::Cancelled),
+            outputs => outputs?,
+        };
+        sequence.extend(&mut outputs, tokens.len())?;
+        Ok(names.iter().map(|name| outputs.remove(name).expect("a bound output")).collect())
+    }
+
+    fn check(&self, sequence: &Sequence, tokens: &[i64]) -> Result<(), Error> {
+        if tokens.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        let limit = Feed::token_limit(&self.feeds).min(self.vocabulary.unwrap_or(usize::MAX));
+        if let Some(&id) = tokens.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= limit)) {
+            return Err(Error::Token { id, limit });
+        }
+        sequence.check(&self.interface, tokens.len())?;
+        match self.canceller.is_cancelled() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The cache of one sequence of tokens.
+
+use std::sync::Arc;
+
+use ort::memory::MemoryInfo;
+use ort::session::{IoBinding, SessionOutputs};
+use ort::value::{DynValue, ValueType};
+
+use super::error::Error;
+use super::feeds::zeros;
+use super::interface::{CachePair, Interface};
+
+/// The cache of one sequence, made by [`super::Model::start`] and extended by that model's calls. A call that fails or
+/// is cancelled leaves it as it was.
+pub struct Sequence {
+    /// Shared with the model that made it.
+    interface: Arc<Interface>,
+    slots: Vec<Slot>,
+    length: usize,
+    /// Rows of the buffers, if past and present share them.
+    capacity: Option<usize>,
+}
+
+/// One tensor of the cache.
+struct Slot {
+    pair: CachePair,
+    kv_heads: usize,
+    value: DynValue,
+    /// Past and present are this one tensor; otherwise present becomes the next call's past.
+    shared: bool,
+    /// One row a token, not just the last ones.
+    holds_all: bool,
+}
+
+impl Sequence {
+    pub(super) fn new(interface: &Arc<Interface>, capacity: Option<usize>) -> ort::Result<Self> {
+        let capacity = capacity.filter(|_| interface.shares_buffer);
+        let mut slots = Vec::new();
+        for layer in &interface.layers {
+            let recent = layer.key_recent.as_ref().map(|pair| (pair, false));
+            for (pair, holds_all) in [(&layer.key, true), (&layer.value, true)].into_iter().chain(recent) {
+                let rows = capacity.filter(|_| holds_all);
+                let value = zeros(layer.kv_heads, rows.unwrap_or(0), pair)?;
+                let (pair, kv_heads) = (pair.clone(), layer.kv_heads);
+                slots.push(Slot { pair, kv_heads, value, shared: rows.is_some(), holds_all });
+            }
+        }
+        Ok(Self { interface: Arc::clone(interface), slots, length: 0, capacity })
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Tokens for which the buffers have room; None if they grow.
+    pub fn capacity(&self) -> Option<usize> {
+        self.capacity
+    }
+
+    /// Bytes of the tokens held: their rows of all layers, and the recent keys.
+    pub fn cache_bytes(&self) -> usize {
+        let bytes = |slot: &Slot| {
+            let rows = if slot.holds_all { self.length } else { shape(&slot.value)[2] as usize };
+            rows * slot.kv_heads * slot.pair.row_bytes()
+        };
+        self.slots.iter().map(bytes).sum()
+    }
+
+    /// Bytes of the tensors that hold them, with the room for more.
+    pub fn allocated_bytes(&self) -> usize {
+        let bytes = |slot: &Slot| shape(&slot.value).iter().product::<i64>() as usize * slot.pair.element.size();
+        self.slots.iter().map(bytes).sum()
+    }
+
+    /// Whether a model of this interface may extend it by `new` tokens.
+    pub(super) fn check(&self, interface: &Arc<Interface>, new: usize) -> Result<(), Error> {
+        if !Arc::ptr_eq(&self.interface, interface) {
+            return Err(Error::OtherModel);
+        }
+        let needed = self.length + new;
+        match self.capacity {
+            Some(capacity) if needed > capacity => Err(Error::Full { capacity, needed }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Binds past and present; what is not shared goes to new tensors in `memory`.
+    pub(super) fn bind(&mut self, binding: &mut IoBinding, memory: &MemoryInfo) -> ort::Result<()> {
+        for slot in &mut self.slots {
+            binding.bind_input(&slot.pair.past, &slot.value)?;
+            match slot.shared {
+                true => binding.bind_output(&slot.pair.present, &mut slot.value)?,
+                false => binding.bind_output_to_device(&slot.pair.present, memory)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what a call with `new` tokens wrote.
+    pub(super) fn extend(&mut self, outputs: &mut SessionOutputs, new: usize) -> Result<(), Error> {
+        let length = self.length + new;
+        let growing = self.slots.iter().filter(|slot| !slot.shared);
+        // All are looked at before any is taken, so that an error leaves the sequence whole.
+        for Slot { pair, kv_heads, holds_all, .. } in growing {
+            let found = shape(&outputs[pair.present.as_str()]);
+            let rows = if *holds_all { Some(length) } else { found.get(2).map(|&rows| rows as usize) };
+            let expected = rows.map(|rows| [1, *kv_heads, rows, pair.width].map(|d| d as i64));
+            if expected.is_none_or(|expected| found != expected) {
+                let expected = format!("[1, {kv_heads}, {length}, {}]", pair.width);
+                return Err(Error::Shape { output: pair.present.clone(), shape: found.to_vec(), expected });
+            }
+        }
+        for slot in self.slots.iter_mut().filter(|slot| !slot.shared) {
+            slot.value = outputs.remove(&slot.pair.present).expect("looked at above");
+        }
+        self.length = length;
+        Ok(())
+    }
+}
+
+/// Dimensions of a tensor.
+fn shape(value: &DynValue) -> &[i64] {
+    match value.dtype() {
+        ValueType::Tensor { shape, .. } => shape,
+        _ => &[],
+    }
+}

@@ -1,0 +1,66 @@
+//! `spark-ort`: models whose KV cache SparK prunes, on the command line.
+
+mod compare;
+mod decode;
+mod generate;
+mod inspect;
+mod interrupt;
+mod logits_file;
+mod model_files;
+mod output;
+mod progress;
+mod prompt;
+mod report;
+mod rewrite;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Language models in ONNX whose KV cache is stored pruned.
+///
+/// ONNX Runtime 1.18 or later is needed: that of the active Python (`pip install onnxruntime`), or the shared library that
+/// ORT_DYLIB_PATH names.
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Rewrite(rewrite::Args),
+    Inspect(inspect::Args),
+    Generate(generate::Args),
+}
+
+impl Command {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Rewrite(args) => rewrite::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Generate(args) => generate::run(args),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command.run() {
+        Ok(code) => code,
+        // Whoever reads the output has seen enough, such as `head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  caused by: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<std::io::Error>().map(|e| e.kind());
+    error.chain().any(|cause| kind(cause) == Some(std::io::ErrorKind::BrokenPipe))
+}

@@ -1,0 +1,57 @@
+//! Which files a model is made of.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use spark_ort::runtime::Interface;
+
+/// A model of a command line.
+pub struct ModelSource {
+    /// The .onnx file.
+    pub file: PathBuf,
+    pub interface: Interface,
+}
+
+impl ModelSource {
+    /// An .onnx file, a GenAI folder or a folder with one .onnx file, looked into.
+    pub fn find(path: &Path) -> Result<Self> {
+        let file = model_file(path)?;
+        let inspection = spark_ort::rewrite::inspect(&file);
+        let interface = inspection.with_context(|| format!("{} is not understood", file.display()))?.interface;
+        Ok(Self { file, interface })
+    }
+}
+
+/// The .onnx file that a command line names: itself, that of a GenAI folder, or the only one of a folder.
+pub fn model_file(path: &Path) -> Result<PathBuf> {
+    if path.is_file() {
+        return Ok(path.into());
+    }
+    if !path.is_dir() {
+        bail!("there is no model {}", path.display());
+    }
+    let config = path.join("genai_config.json");
+    if config.is_file() {
+        let text = std::fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;
+        let json: serde_json::Value =
+            serde_json::from_slice(&text).with_context(|| format!("{} is malformed", config.display()))?;
+        let name = json.pointer("/model/decoder/filename").and_then(|name| name.as_str());
+        let file = path.join(name.with_context(|| format!("{} names no model.decoder.filename", config.display()))?);
+        if !file.is_file() {
+            bail!("there is no {}, which {} names", file.display(), config.display());
+        }
+        return Ok(file);
+    }
+    let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let files = entries.flatten().map(|entry| entry.path());
+    let mut models: Vec<PathBuf> = files.filter(|file| file.extension().is_some_and(|e| e == "onnx")).collect();
+    models.sort();
+    match models.as_slice() {
+        [model] => Ok(model.clone()),
+        [] => bail!("the folder {} holds neither a genai_config.json nor an .onnx file", path.display()),
+        many => {
+            let names: Vec<_> = many.iter().filter_map(|file| file.file_name()).map(|n| n.to_string_lossy()).collect();
+            bail!("the folder {} holds several models, name one of them: {}", path.display(), names.join(", "))
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The generated text.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Context, Result};
+
+use crate::prompt::Speller;
+
+/// Text that is shown on stdout as it comes, and kept.
+pub struct Output<'a> {
+    speller: Speller<'a>,
+    text: String,
+    shown: bool,
+}
+
+impl<'a> Output<'a> {
+    /// `shown` is false where stdout is for something else.
+    pub fn new(speller: Speller<'a>, shown: bool) -> Self {
+        Self { speller, text: String::new(), shown }
+    }
+
+    pub fn push(&mut self, token: i64) -> Result<()> {
+        let text = self.speller.push(token)?;
+        self.text.push_str(&text);
+        self.write(&text)
+    }
+
+    /// Ends the line; the whole text.
+    pub fn finish(self) -> Result<String> {
+        self.write("\n")?;
+        // Statistics follow.
+        if self.shown && std::io::stdout().is_terminal() {
+            eprintln!();
+        }
+        Ok(self.text)
+    }
+
+    fn write(&self, text: &str) -> Result<()> {
+        if !self.shown {
+            return Ok(());
+        }
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
+    }
+}

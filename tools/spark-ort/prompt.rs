@@ -1,0 +1,96 @@
+//! From what the user gives to tokens, and from tokens to what the user sees.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use spark_ort::runtime::{Error, TextStream, Tokenizer};
+
+/// How tokens are spelt.
+pub enum Spelling {
+    /// As text.
+    Text(Box<Tokenizer>),
+    /// As numbers.
+    Ids,
+}
+
+impl Spelling {
+    /// Text by the given tokenizer, else by the first model's that has one beside it.
+    pub fn text(tokenizer: Option<&Path>, models: &[&Path]) -> Result<Self> {
+        let beside = |model: &&Path| model.with_file_name("tokenizer.json");
+        let found = models.iter().map(beside).find(|path| path.is_file());
+        let path: PathBuf = tokenizer.map(PathBuf::from).or(found).unwrap_or_else(|| beside(&models[0]));
+        match Tokenizer::open(&path) {
+            Ok(tokenizer) => Ok(Self::Text(Box::new(tokenizer))),
+            Err(missing @ Error::NoTokenizer { .. }) => {
+                bail!("{missing}: name a tokenizer.json with --tokenizer, or give token ids with --ids")
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The tokens of a prompt.
+    pub fn encode(&self, prompt: &str) -> Result<Vec<i64>> {
+        if prompt.trim_matches('\n').is_empty() {
+            bail!("the prompt is empty");
+        }
+        let tokens = match self {
+            Self::Text(tokenizer) => tokenizer.encode(prompt)?,
+            Self::Ids => {
+                let id = |word: &str| word.parse::<i64>().map_err(|_| anyhow!("'{word}' is no token id"));
+                prompt.split_whitespace().map(id).collect::<Result<_>>()?
+            }
+        };
+        match tokens.is_empty() {
+            true => bail!("the prompt has no tokens"),
+            false => Ok(tokens),
+        }
+    }
+
+    /// For tokens that come one by one.
+    pub fn speller(&self) -> Speller<'_> {
+        match self {
+            Self::Text(tokenizer) => Speller::Text(tokenizer.stream()),
+            Self::Ids => Speller::Ids { first: true },
+        }
+    }
+}
+
+/// Spells tokens that come one by one.
+pub enum Speller<'a> {
+    Text(TextStream<'a>),
+    Ids { first: bool },
+}
+
+impl Speller<'_> {
+    /// What to show for a token.
+    pub fn push(&mut self, token: i64) -> Result<String> {
+        match self {
+            Self::Text(stream) => Ok(stream.push(token)?),
+            Self::Ids { first } => {
+                let space = if std::mem::take(first) { "" } else { " " };
+                Ok(format!("{space}{token}"))
+            }
+        }
+    }
+}
+
+/// The prompt of a command line: `text`, or what is in `file` (`-` for stdin) but for a newline at its end, which editors
+/// add.
+pub fn read(text: Option<&str>, file: Option<&Path>) -> Result<String> {
+    let Some(file) = file else {
+        return Ok(text.unwrap_or_default().into());
+    };
+    let mut content = match file.to_str() {
+        Some("-") => {
+            let mut content = String::new();
+            std::io::stdin().read_to_string(&mut content).context("cannot read the prompt from stdin")?;
+            content
+        }
+        _ => std::fs::read_to_string(file).with_context(|| format!("cannot read the prompt {}", file.display()))?,
+    };
+    if content.ends_with('\n') {
+        content.pop();
+    }
+    Ok(content)
+}

@@ -1,0 +1,159 @@
+//! `spark-ort rewrite`: a model whose cache is stored pruned.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use spark_ort::onnx::Placement;
+use spark_ort::rewrite::{CacheType, Calibration, Options, Progress, Recovery};
+
+use crate::progress::Steps;
+use crate::report::write_json;
+
+/// Rewrite a model so that its KV cache is stored pruned
+///
+/// Finds every attention layer, as GroupQueryAttention, MultiHeadAttention, ONNX Attention or MatMul and Softmax, and puts
+/// SparkAttention and SparkPrune in its place. Names of inputs and outputs stay; only the last dimension of the cache
+/// changes, so hosts feed present_* back as past_* as before. All layers are rewritten or none, and IN is never changed.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  An ONNX Runtime GenAI folder, half the key channels pruned, the rest and the values at 8 bits:
+    spark-ort rewrite llama/ llama-spark/
+
+  The same of a single file, about a quarter of the memory, the last 16 keys dense:
+    spark-ort rewrite model.onnx small.onnx --ratio 0.7 --key-bits 4 --value-bits 4 --recent 16
+
+  Whether a model can be rewritten, and what it would gain:
+    spark-ort rewrite model.onnx out.onnx --dry-run")]
+pub struct Args {
+    /// The exported model: an .onnx file or an ONNX Runtime GenAI folder
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+
+    /// Where the rewritten one goes, of the same kind
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+
+    /// Share of key channels to prune, 0 to below 1
+    #[arg(long, default_value_t = 0.5)]
+    ratio: f64,
+
+    /// Bits of a kept key channel: 16, 8 or 4
+    #[arg(long, value_name = "BITS", default_value_t = 8)]
+    key_bits: u8,
+
+    /// Bits of a value channel: 16, 8 or 4
+    #[arg(long, value_name = "BITS", default_value_t = 8)]
+    value_bits: u8,
+
+    /// What a pruned channel reads as: its sign times the mean of the pruned ones, or zero
+    #[arg(long, value_enum, default_value_t = Recovery::Mean)]
+    recovery: Recovery,
+
+    /// Keep the last N keys dense as well, as an input and output more a layer; 16 are advised above ratio 0.6
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    recent: usize,
+
+    /// Element type of the cache tensors: the original's, which hosts allocate, or bytes
+    #[arg(long, value_enum, default_value_t = CacheType::Same)]
+    cache_type: CacheType,
+
+    /// Pad key and value rows to one size, as a GenAI folder always has them
+    #[arg(long)]
+    uniform_rows: bool,
+
+    /// Measure the model's queries on the text in FILE, on random tokens, or not at all; auto: on a bundled text, or on
+    /// random tokens where there is no tokenizer
+    #[arg(long, value_name = "FILE|random|off", default_value = "auto")]
+    calibrate: Calibration,
+
+    /// Measure on at most so many tokens
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    calibration_tokens: usize,
+
+    /// The tokenizer.json for calibration [default: the one beside the model]
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+
+    /// How external data comes to another folder. Links take no space, but the onnx Python package refuses linked data
+    #[arg(long, value_enum, default_value_t = Placement::Copy)]
+    data: Placement,
+
+    /// The libspark_ort.so that a GenAI folder gets [default: the one beside this program]
+    #[arg(long, value_name = "FILE")]
+    library: Option<PathBuf>,
+
+    /// Replace OUT if it exists
+    #[arg(long)]
+    force: bool,
+
+    /// Only say whether the model can be rewritten and what would come out
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Threads for calibration [default: one per physical core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Also write the report as JSON to a file, or to stdout (-) in place of the text
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+struct Shown {
+    steps: Steps,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Progress for Shown {
+    fn step(&mut self, what: &str, done: usize, total: usize) {
+        self.steps.show(what, done, total);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let options = Options {
+        ratio: args.ratio,
+        key_bits: args.key_bits,
+        value_bits: args.value_bits,
+        recovery: args.recovery,
+        recent: args.recent,
+        cache_type: args.cache_type,
+        uniform_rows: args.uniform_rows,
+        calibrate: args.calibrate.clone(),
+        calibration_tokens: args.calibration_tokens,
+        tokenizer: args.tokenizer.clone(),
+        data: args.data,
+        library: args.library.clone(),
+        force: args.force,
+        dry_run: args.dry_run,
+        threads: args.threads,
+    };
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let handler = cancelled.clone();
+    // The work ends at its next step and removes what it began.
+    ctrlc::set_handler(move || handler.store(true, Ordering::SeqCst))?;
+    let mut progress = Shown { steps: Steps::default(), cancelled };
+    let report = spark_ort::rewrite(&args.input, &args.output, &options, &mut progress);
+    drop(progress);
+    if matches!(report, Err(spark_ort::rewrite::RewriteError::Cancelled)) {
+        eprintln!("cancelled, nothing was written");
+        return Ok(ExitCode::from(crate::interrupt::EXIT_CODE));
+    }
+    let report = report?;
+    match &args.json {
+        Some(path) if path.as_os_str() == "-" => write_json(path, &report)?,
+        other => {
+            print!("{report}");
+            other.iter().try_for_each(|path| write_json(path, &report))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
