@@ -1,11 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help build venv demo test test-versions clean
+.PHONY: help build venv demo layer test test-versions clean
 
 help:
-	@echo 'make demo           build the library and show what it saves and what it costs, on one attention layer'
+	@echo 'make demo           rewrite a bundled model, generate with it and with the original, compare them'
+	@echo 'make layer          what the operators save and what they cost, on one attention layer'
 	@echo 'make test           everything: format, lints, Rust and Python tests, ONNX Runtime versions, valgrind'
 	@echo 'make test-versions  the ONNX Runtime versions of tests/hosts, the ones that make test leaves out included'
-	@echo 'make build          target/release/libspark_ort.so'
+	@echo 'make build          target/release/libspark_ort.so and target/release/spark-ort'
 	@echo 'make venv           .venv, the Python packages of tools/requirements.txt'
 	@echo 'make clean          remove target, .venv, .venv-ort-* and caches'
 
@@ -16,7 +17,10 @@ venv:
 	@tools/setup.sh venv
 
 demo:
-	@tools/setup.sh demo
+	@tools/demo.sh
+
+layer:
+	@tools/setup.sh layer
 
 test:
 	@tools/test.sh

@@ -7,7 +7,7 @@
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
 //! - [`onnx`]: models as files and graphs.
 //! - [`runtime`]: ONNX Runtime found, and a language model driven in it.
-//! - [`mod@rewrite`]: exported models turned into ones with the operators.
+//! - [`mod@rewrite`]: exported models turned into ones with the operators; `docs/rewriting.md` says which and how.
 
 pub mod bits;
 pub mod call;
@@ -24,3 +24,8 @@ pub mod runtime;
 
 pub use library::RegisterCustomOps;
 pub use rewrite::rewrite;
+
+/// The code in the documentation compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rewriting.md")]
+struct Documentation;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the project's commands need before they can run. Run it as `tools/setup.sh build|venv|demo`, or source it for
+# What the project's commands need before they can run. Run it as `tools/setup.sh build|venv|layer`, or source it for
 # its functions. It works in the project's folder, from wherever it is called.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -91,15 +91,15 @@ build() {
     cargo build --release
 }
 
-demo() {
+layer() {
     build
     venv
-    SPARK_ORT_LIBRARY=$(library_path) .venv/bin/python tools/demo.py
+    SPARK_ORT_LIBRARY=$(library_path) .venv/bin/python tools/layer.py
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     case ${1:-} in
-    build | venv | demo) "$1" ;;
-    *) die "usage: $0 build|venv|demo" ;;
+    build | venv | layer) "$1" ;;
+    *) die "usage: $0 build|venv|layer" ;;
     esac
 fi
