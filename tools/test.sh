@@ -92,6 +92,7 @@ export SPARK_ORT_LIBRARY ORT_DYLIB_PATH
 needed "models: tests/exports" .venv/bin/python -m pytest -q -rs tests/exports
 step "Rust tests" cargo test --release
 step "operators against references: tests/conformance" .venv/bin/python -m pytest -q -rs tests/conformance
+step "rewriter and command line: tests/rewrite" .venv/bin/python -m pytest -q -rs tests/rewrite
 step "hosts: tests/hosts" .venv/bin/python -m pytest -q -rs tests/hosts
 # The oldest that is supported, the last one with ROCm, the first minor version in which the library infers shapes.
 for version in 1.18.1 1.22.2 1.24.4; do

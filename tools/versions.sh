@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tools/versions.sh [VERSION...]: runs the library in these versions of ONNX Runtime, each in a virtual environment of
+# tools/versions.sh [VERSION...]: runs the library and rewritten exports in these versions of ONNX Runtime, each in a virtual environment of
 # its own with the packages of tests/hosts/ort-VERSION.txt; by default in all that are there. The models and what
 # they must give come from the version of tools/requirements.txt.
 # shellcheck source=tools/setup.sh
@@ -23,7 +23,9 @@ if [[ -z ${SPARK_ORT_LIBRARY:-} ]]; then
 fi
 cases=$(mktemp -d)
 trap 'rm -rf "$cases"' EXIT
+export SPARK_ORT_LIBRARY
 .venv/bin/python tests/hosts/cases.py "$SPARK_ORT_LIBRARY" "$cases"
+PYTHONPATH=tests .venv/bin/python -m rewrite.prepare "$cases/exports"
 
 failures=0
 for version in "$@"; do
@@ -35,6 +37,8 @@ for version in "$@"; do
     fi
     # Without their dependencies: ONNX Runtime's Python package imports only NumPy.
     make_venv ".venv-ort-$version" "tests/hosts/ort-$version.txt" --no-deps
-    ".venv-ort-$version/bin/python" tests/hosts/replay.py "$SPARK_ORT_LIBRARY" "$cases" || failures=$((failures + 1))
+    python=.venv-ort-$version/bin/python
+    "$python" tests/hosts/replay.py "$SPARK_ORT_LIBRARY" "$cases" || failures=$((failures + 1))
+    "$python" tests/hosts/rewritten.py "$SPARK_ORT_LIBRARY" "$cases/exports" || failures=$((failures + 1))
 done
 ((failures == 0))

@@ -87,7 +87,7 @@ pub fn measure(
     let context = FolderSettings::beside(path).ok().and_then(|s| s.context_length).unwrap_or(usize::MAX);
     let chunk = CHUNK.min(context.max(1));
     let (tokens, name) = match tokens {
-        Tokens::Text(tokens, name) => (tokens, name),
+        Tokens::Text(tokens, name) => (tokens, format!("tokens of {name}")),
         Tokens::Random(count) => {
             if session.vocabulary().is_none() {
                 let mut sequence = session.start(None).map_err(failed)?;
@@ -121,7 +121,7 @@ pub fn measure(
     }
     let head_dim = model.heads().1;
     let layers = squares.iter().map(|sums| sums.chunks(head_dim).flat_map(normalised).collect()).collect();
-    Ok(Saliency { measured_on: format!("measured on {read} tokens of {name}"), layers })
+    Ok(Saliency { measured_on: format!("measured on {read} {name}"), layers })
 }
 
 /// n from its squares, with geometric mean 1; a channel that hardly speaks is given a little.

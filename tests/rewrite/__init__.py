@@ -1,0 +1,1 @@
+"""The rewriter and the command line: `python -m pytest tests/rewrite`."""
