@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::Case;
+use common::{Case, paths};
 use ndarray::{Array3, Array4, s};
 use proptest::prelude::*;
 use spark_ort::bits::bit;
@@ -138,13 +138,15 @@ proptest! {
     fn attention_is_its_formula(seed: u64) {
         let mut case = Case::new(seed, 60, 30);
         fill_cache(&mut case, seed);
-        let got = case.attend(&Serial);
         let expected = expected_attention(&case);
-        for (at, &e) in expected.indexed_iter() {
-            let g = f64::from(got[at]);
-            prop_assert!((g - e).abs() <= 2e-5 * (1.0 + e.abs()), "{:?}: {} instead of {}", at, g, e);
+        for path in paths() {
+            let got = case.attend(&Serial, path);
+            for (at, &e) in expected.indexed_iter() {
+                let g = f64::from(got[at]);
+                prop_assert!((g - e).abs() <= 2e-5 * (1.0 + e.abs()), "{:?} {:?}: {} instead of {}", path, at, g, e);
+            }
+            prop_assert!(case.attend(&Threads, path) == got, "the pool changed the result");
         }
-        prop_assert!(case.attend(&Threads) == got, "the pool changed the result");
     }
 
     #[test]
@@ -240,11 +242,14 @@ fn parts_of_a_long_cache_merge() {
         for (bias, silent) in [(None, false), (Some(&gap), false), (Some(&closed), true)] {
             (case.bias, case.attention.window) = (bias.cloned(), window);
             let expected = expected_attention(&case);
-            let got = case.attend(&Threads);
-            for (at, &e) in expected.indexed_iter() {
-                assert!((f64::from(got[at]) - e).abs() <= 2e-5 * (1.0 + e.abs()), "{at:?}: {} instead of {e}", got[at]);
+            for path in paths() {
+                let got = case.attend(&Threads, path);
+                for (at, &e) in expected.indexed_iter() {
+                    let close = (f64::from(got[at]) - e).abs() <= 2e-5 * (1.0 + e.abs());
+                    assert!(close, "{path:?} {at:?}: {} instead of {e}", got[at]);
+                }
+                assert_eq!(got.iter().all(|&x| x == 0.0), silent);
             }
-            assert_eq!(got.iter().all(|&x| x == 0.0), silent);
         }
     }
 }

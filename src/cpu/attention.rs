@@ -4,9 +4,13 @@ use std::ops::Range;
 
 use ndarray::{ArrayView4, ArrayViewMut4};
 
+use super::fast::Fast;
 use super::scalar::Scalar;
 use super::schedule::{Queries, run};
-use super::{Pool, Tokens};
+#[cfg(target_arch = "x86_64")]
+use super::vector::{Avx2, Avx512};
+use super::vector::{LANES, Portable};
+use super::{Path, Pool, Tokens};
 use crate::call::{AttentionSettings, Geometry, Lengths};
 use crate::element::Element;
 
@@ -35,8 +39,23 @@ pub struct Attention<'a, T> {
 
 /// Writes the attention output of every query to `out`, `[B, Hq, L, D]`; zero for padding. Memory beside it is
 /// proportional to the new tokens, never to the cache.
-pub fn attention<T: Element>(pool: &impl Pool, call: &Attention<'_, T>, out: ArrayViewMut4<'_, T>) {
-    run(pool, call, &Scalar::new(pool, call), out);
+///
+/// # Panics
+/// If this processor cannot take `path`.
+pub fn attention<T: Element>(pool: &impl Pool, path: Path, call: &Attention<'_, T>, out: ArrayViewMut4<'_, T>) {
+    assert!(path.is_available(), "path {} on a processor that has not its instructions", path.name());
+    // Vectors hold whole groups of channels; other head sizes are rare.
+    let path = if call.geometry.head_dim().is_multiple_of(LANES) { path } else { Path::Scalar };
+    match path {
+        Path::Scalar => run(pool, call, &Scalar::new(pool, call), out),
+        Path::Portable => run(pool, call, &Fast::<T, Portable>::new(pool, call), out),
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx2 => run(pool, call, &Fast::<T, Avx2>::new(pool, call), out),
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 => run(pool, call, &Fast::<T, Avx512>::new(pool, call), out),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => unreachable!("not available"),
+    }
 }
 
 impl<T: Element> Attention<'_, T> {
@@ -49,6 +68,26 @@ impl<T: Element> Attention<'_, T> {
         start.min(end)..end
     }
 
+    /// Positions of the keys that the query of new token `i` of sequence `b` may see; none if it is padding.
+    pub(super) fn seen_by(&self, b: usize, i: usize) -> Range<usize> {
+        if i >= self.lengths.new[b] {
+            return 0..0;
+        }
+        let query = self.lengths.past[b] + i;
+        let end = if self.settings.causal { query + 1 } else { self.lengths.past[b] + self.lengths.new[b] };
+        self.settings.window.map_or(0, |w| (query + 1).saturating_sub(w))..end
+    }
+
+    /// Factor of the scores.
+    pub(super) fn score_scale(&self) -> f32 {
+        self.settings.scale.unwrap_or_else(|| 1.0 / (self.geometry.head_dim() as f32).sqrt())
+    }
+
+    /// Whether scores are but scaled products.
+    pub(super) fn plain_scores(&self) -> bool {
+        self.bias.is_none() && self.settings.softcap.is_none()
+    }
+
     /// Whether the query at position `query` may see the key at position `key`.
     pub(super) fn sees(&self, query: usize, key: usize) -> bool {
         (key <= query || !self.settings.causal) && self.settings.window.is_none_or(|w| key.saturating_add(w) > query)
@@ -56,9 +95,8 @@ impl<T: Element> Attention<'_, T> {
 
     /// The score of a key at position `t` for query head `head` of new token `i`, finite; `None` if it is masked.
     pub(super) fn score(&self, dot: f32, (b, head, i, t): (usize, usize, usize, usize)) -> Option<f32> {
-        let scale = self.settings.scale.unwrap_or_else(|| 1.0 / (self.geometry.head_dim() as f32).sqrt());
         let limited = |s: f32| s.clamp(f32::MIN, f32::MAX);
-        let mut score = limited(dot * scale);
+        let mut score = limited(dot * self.score_scale());
         if let Some(softcap) = self.settings.softcap {
             score = softcap * (score / softcap).tanh();
         }

@@ -2,10 +2,10 @@
 //! tested against.
 
 use std::ops::Range;
-use std::sync::Mutex;
 
 use ndarray::s;
 
+use super::new_tokens::NewTokens;
 use super::schedule::{Attend, Queries};
 use super::{Attention, Pool, SoftmaxState};
 use crate::call::Geometry;
@@ -16,39 +16,6 @@ use crate::method::Recovery;
 pub(super) struct Scalar<'a, 'c, T> {
     call: &'a Attention<'c, T>,
     new: NewTokens,
-}
-
-/// Rotated keys, and values, of the new tokens of a call, in float32.
-struct NewTokens {
-    head_dim: usize,
-    /// Keys and values of each (sequence, KV head), the head varying fastest, `[L, D]` each.
-    heads: Vec<(Vec<f32>, Vec<f32>)>,
-}
-
-impl NewTokens {
-    fn read<T: Element>(pool: &impl Pool, call: &Attention<'_, T>) -> Self {
-        let Geometry { kv_heads, new, .. } = *call.geometry;
-        let d = call.geometry.head_dim();
-        let heads: Vec<_> = (0..call.geometry.batch * kv_heads).map(|_| Mutex::new(Default::default())).collect();
-        pool.par_for(heads.len(), &|head| {
-            let (b, h) = (head / kv_heads, head % kv_heads);
-            let (mut key, mut value) = (vec![0.0; new * d], vec![0.0; new * d]);
-            let rows = key.chunks_exact_mut(d).zip(value.chunks_exact_mut(d));
-            for (i, (key, value)) in rows.enumerate().take(call.lengths.new[b]) {
-                call.tokens.key(b, h, i, key);
-                call.tokens.value(b, h, i, value);
-            }
-            *heads[head].lock().unwrap() = (key, value);
-        });
-        Self { head_dim: d, heads: heads.into_iter().map(|h| h.into_inner().unwrap()).collect() }
-    }
-
-    /// Key and value of new token `i`.
-    fn row(&self, head: usize, i: usize) -> (&[f32], &[f32]) {
-        let (key, value) = &self.heads[head];
-        let at = i * self.head_dim..(i + 1) * self.head_dim;
-        (&key[at.clone()], &value[at])
-    }
 }
 
 impl<'a, 'c, T: Element> Scalar<'a, 'c, T> {

@@ -9,10 +9,14 @@ use ndarray::{ArrayViewMut, ArrayViewMut3, ArrayViewMut4, Axis, Dimension, Remov
 use super::{Attention, Pool, SoftmaxState};
 use crate::element::Element;
 
-/// New tokens whose queries share one reading of the keys.
-const TOKENS_PER_BLOCK: usize = 8;
+/// Queries that share one reading of the keys, at least, where there are many.
+const QUERIES_PER_BLOCK: usize = 128;
+/// New tokens up to which all share one reading.
+const FEW_TOKENS: usize = 8;
 /// Parts that keep any pool busy: with fewer blocks of queries, the keys of each are split.
 const MANY_PARTS: usize = 64;
+/// The same where blocks are large, and so is what their parts hold until they merge.
+const MANY_LARGE_PARTS: usize = 16;
 /// Fewest keys worth a part of their own.
 const KEYS_PER_PART: usize = 512;
 
@@ -76,17 +80,19 @@ pub(super) fn run<T: Element>(
 /// All queries in blocks, with the keys each block sees. Depends on the call only, so results do not depend on the pool.
 fn blocks<'o, T: Element>(call: &Attention<'_, T>, out: ArrayViewMut4<'o, T>) -> Vec<Block<'o, T>> {
     let mut blocks = Vec::new();
+    let size = FEW_TOKENS.max(QUERIES_PER_BLOCK / call.geometry.group());
     for (sequence, heads) in entries(out).enumerate() {
         for (kv_head, group) in split(heads, Axis(0), call.geometry.group()).into_iter().enumerate() {
-            for (n, out) in split(group, Axis(1), TOKENS_PER_BLOCK).into_iter().enumerate() {
-                let first = n * TOKENS_PER_BLOCK;
+            for (n, out) in split(group, Axis(1), size).into_iter().enumerate() {
+                let first = n * size;
                 let tokens = first..first + out.len_of(Axis(1));
                 let queries = Queries { sequence, kv_head, tokens };
                 blocks.push(Block { queries, out: Mutex::new(out), parts: Vec::new() });
             }
         }
     }
-    let most_parts = MANY_PARTS.div_ceil(blocks.len().max(1));
+    let many = if call.geometry.new > FEW_TOKENS { MANY_LARGE_PARTS } else { MANY_PARTS };
+    let most_parts = many.div_ceil(blocks.len().max(1));
     for block in &mut blocks {
         let keys = call.keys(&block.queries);
         let size = KEYS_PER_PART.max(keys.len().div_ceil(most_parts));

@@ -18,6 +18,11 @@ impl SoftmaxState {
         Self { max: f32::NEG_INFINITY, sum: 0.0, weighted: vec![0.0; head_dim] }
     }
 
+    /// From greatest score, sum and weighted sum, as the fields have them.
+    pub(super) fn of(max: f32, sum: f32, weighted: Vec<f32>) -> Self {
+        Self { max, sum, weighted }
+    }
+
     /// Multiplies what was summed so far, for a new greatest score `max`.
     fn rescale(&mut self, max: f32) {
         if max > self.max {

@@ -11,7 +11,7 @@ use super::pool::OrtPool;
 use super::tensors::{Common, Inputs, Output};
 use super::{Container, Tensor, inputs, shape_inference};
 use crate::call::{AttentionSettings, Geometry, Input, QueryLayout, check_bias_columns};
-use crate::cpu::{Attention, attention};
+use crate::cpu::{Attention, Path, attention};
 
 const NAME: &str = "SparkAttention";
 
@@ -41,8 +41,11 @@ impl<T: Tensor, C: Container> Operator for SparkAttention<T, C> {
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
         let node = Node::new(NAME, context);
-        let settings = node.guard(|| Ok(AttentionSettings::read(context)?))?;
-        Ok(AttentionKernel { node, settings, types: PhantomData })
+        let (settings, path) = node.guard(|| {
+            let path = Path::chosen().map_err(Failure::Process)?;
+            Ok((AttentionSettings::read(context)?, path))
+        })?;
+        Ok(AttentionKernel { node, settings, path, types: PhantomData })
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
@@ -55,17 +58,22 @@ impl<T: Tensor, C: Container> Operator for SparkAttention<T, C> {
 pub struct AttentionKernel<T, C> {
     node: Node,
     settings: AttentionSettings,
+    path: Path,
     types: PhantomData<(T, C)>,
 }
 
 // The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
 impl<T: Tensor, C: Container> Kernel for AttentionKernel<T, C> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        self.node.guard(|| compute::<T, C>(&self.settings, context))
+        self.node.guard(|| compute::<T, C>(&self.settings, self.path, context))
     }
 }
 
-fn compute<T: Tensor, C: Container>(settings: &AttentionSettings, context: &ComputeContext) -> Result<(), Failure> {
+fn compute<T: Tensor, C: Container>(
+    settings: &AttentionSettings,
+    path: Path,
+    context: &ComputeContext,
+) -> Result<(), Failure> {
     let inputs = Inputs::new(context)?;
     let common = inputs.common(&settings.common, size_of::<C>())?;
     let Common { geometry, lengths, scale, .. } = &common;
@@ -103,6 +111,6 @@ fn compute<T: Tensor, C: Container>(settings: &AttentionSettings, context: &Comp
     };
     let mut output = Output::required(context, 0, "output", &shape)?;
     inputs.check_apart(&output, None)?;
-    attention(&OrtPool::new(context), &call, output.heads(geometry)?);
+    attention(&OrtPool::new(context), path, &call, output.heads(geometry)?);
     Ok(())
 }

@@ -31,6 +31,7 @@ pub(super) fn guard<R>(subject: &str, work: impl FnOnce() -> Result<R, Failure>)
         Ok(Ok(result)) => return Ok(result),
         Ok(Err(Failure::Call(e))) => e.to_string(),
         Ok(Err(Failure::Ort(e))) => e.to_string(),
+        Ok(Err(Failure::Process(e))) => e.to_string(),
         Err(panic) => format!("internal error: {}", panic_message(&*panic)),
     };
     // A C string ends at a zero byte.
@@ -49,6 +50,8 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
 pub(super) enum Failure {
     Call(CallError),
     Ort(Error),
+    /// Of the process, such as its environment.
+    Process(&'static str),
 }
 
 impl From<CallError> for Failure {

@@ -4,7 +4,7 @@
 
 use ndarray::{Array2, Array4, ArrayView4};
 use spark_ort::call::{AttentionSettings, Geometry, Lengths, PruneSettings, QueryLayout, Rotary, Settings};
-use spark_ort::cpu::{Attention, Prune, Rotation, Tokens};
+use spark_ort::cpu::{Attention, Path, Prune, Rotation, Tokens};
 use spark_ort::format::{Bits, KeyLayout, ValueLayout};
 use spark_ort::method::{Recovery, channel_scale};
 
@@ -71,8 +71,9 @@ impl Case {
     /// A random call with up to `most_past` past and `most_new` new tokens; the cache holds random bytes.
     pub fn new(seed: u64, most_past: usize, most_new: usize) -> Self {
         let r = &mut Random(seed);
-        let (head_dim, value_bits) = r.pick(&[(32, 4), (40, 8), (64, 16), (64, 4), (96, 4), (128, 8), (256, 16)]);
-        let (kv_heads, group) = (1 + r.below(3), 1 + r.below(4));
+        let (head_dim, value_bits) =
+            r.pick(&[(32, 4), (40, 8), (48, 8), (64, 16), (64, 4), (80, 16), (96, 4), (128, 8), (256, 16)]);
+        let (kv_heads, group) = (1 + r.below(3), r.pick(&[1, 2, 3, 4, 7, 8]));
         let kept_channels = 1 + r.below(head_dim);
         let (key_bits, value_bits) = (Bits::new(r.pick(&[16, 8, 4])).unwrap(), Bits::new(value_bits).unwrap());
         let padding = 4 * r.below(3);
@@ -180,11 +181,16 @@ impl Case {
     }
 
     /// The attention output, `[B, Hq, L, D]`.
-    pub fn attend(&self, pool: &impl spark_ort::cpu::Pool) -> Array4<f32> {
+    pub fn attend(&self, pool: &impl spark_ort::cpu::Pool, path: Path) -> Array4<f32> {
         let key: Vec<_> = self.past_key.iter().map(|r| &r[..]).collect();
         let value: Vec<_> = self.past_value.iter().map(|r| &r[..]).collect();
         let mut out = Array4::from_elem(self.query.dim(), f32::NAN);
-        spark_ort::cpu::attention(pool, &self.attention_call(&key, &value), out.view_mut());
+        spark_ort::cpu::attention(pool, path, &self.attention_call(&key, &value), out.view_mut());
         out
     }
+}
+
+/// The paths that this processor can take.
+pub fn paths() -> impl Iterator<Item = Path> {
+    Path::ALL.into_iter().filter(|path| path.is_available())
 }

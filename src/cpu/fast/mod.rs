@@ -1,0 +1,119 @@
+//! Attention with vectors: `few` queries read rows as they are, `many` have tiles of rows decoded and multiplied as
+//! matrices.
+
+mod few;
+mod keys;
+mod many;
+mod scores;
+mod values;
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use ndarray::s;
+
+use super::new_tokens::NewTokens;
+use super::schedule::{Attend, Queries};
+use super::vector::Vector;
+use super::{Attention, Pool, SoftmaxState};
+use crate::element::Element;
+use crate::method::Recovery;
+
+/// Queries of a block up to which rows are not decoded first.
+const FEW: usize = 16;
+
+/// The path of one call with the vectors of `V`.
+pub(super) struct Fast<'a, 'c, T, V> {
+    call: &'a Attention<'c, T>,
+    new: NewTokens,
+    vector: PhantomData<V>,
+}
+
+/// Queries of one block, rotated: query head, new token, and `[D]` channels each.
+struct Block {
+    sequence: usize,
+    /// Number of the (sequence, KV head).
+    head: usize,
+    /// (query head, new token) of each query.
+    items: Vec<(usize, usize)>,
+    /// `[items, D]`
+    queries: Vec<f32>,
+    /// Channel scale c of the KV head.
+    scale: Range<usize>,
+}
+
+/// Keys between two positions that lie in the same place.
+enum Place {
+    /// Key and value rows.
+    Rows,
+    /// Dense keys and value rows, of the recent window.
+    Recent,
+    /// Dense keys and values of the call.
+    New,
+}
+
+impl<'a, 'c, T: Element, V: Vector> Fast<'a, 'c, T, V> {
+    pub(super) fn new(pool: &impl Pool, call: &'a Attention<'c, T>) -> Self {
+        Self { call, new: NewTokens::read(pool, call), vector: PhantomData }
+    }
+
+    fn block(&self, queries: &Queries) -> Block {
+        let call = self.call;
+        let Queries { sequence, kv_head, tokens } = queries.clone();
+        let (d, group) = (call.geometry.head_dim(), call.geometry.group());
+        let items: Vec<_> = (0..group).flat_map(|g| tokens.clone().map(move |i| (kv_head * group + g, i))).collect();
+        let mut queries = vec![0.0; items.len() * d];
+        for (q, &(head, i)) in queries.chunks_exact_mut(d).zip(&items) {
+            call.tokens.query(sequence, head, i, q);
+        }
+        let head = sequence * call.geometry.kv_heads + kv_head;
+        Block { sequence, head, items, queries, scale: kv_head * d..(kv_head + 1) * d }
+    }
+
+    /// `keys` in pieces of at most `size` that each lie in one place.
+    fn pieces(&self, sequence: usize, keys: Range<usize>, size: usize) -> impl Iterator<Item = (Place, Range<usize>)> {
+        let past = self.call.lengths.past[sequence];
+        let recent = match &self.call.recent {
+            Some(_) => self.call.lengths.recent_before(sequence, self.call.settings.common.recent_window),
+            None => 0,
+        };
+        let mut from = keys.start;
+        std::iter::from_fn(move || {
+            if from >= keys.end {
+                return None;
+            }
+            let (place, end) = match from {
+                _ if from < past - recent => (Place::Rows, past - recent),
+                _ if from < past => (Place::Recent, past),
+                _ => (Place::New, usize::MAX),
+            };
+            let piece = from..keys.end.min(end).min(from + size);
+            from = piece.end;
+            Some((place, piece))
+        })
+    }
+
+    /// Dense keys of the recent window at `positions`, `[positions, D]`.
+    fn recent(&self, block: &Block, positions: Range<usize>) -> Vec<f32> {
+        let call = self.call;
+        let b = block.sequence;
+        let first = call.lengths.past[b] - call.lengths.recent_before(b, call.settings.common.recent_window);
+        let recent = call.recent.as_ref().expect("only asked for where it is");
+        let at = s![b, block.head % call.geometry.kv_heads, positions.start - first..positions.end - first, ..];
+        recent.slice(at).iter().map(|k| k.finite()).collect()
+    }
+
+    fn recovers(&self) -> bool {
+        self.call.settings.common.recovery == Recovery::Mean
+    }
+}
+
+impl<T: Element, V: Vector> Attend for Fast<'_, '_, T, V> {
+    fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
+        let block = self.block(queries);
+        match block.items.len() {
+            0..=FEW => few::attend(self, &block, keys),
+            _ => many::attend(self, &block, keys),
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Weighted sums of values, sixteen channels at a time.
+
+use super::few::CHUNK;
+use crate::cpu::vector::{LANES, Vector};
+use crate::format::{Bits, MAX_HEAD_DIM, ValueLayout};
+
+/// Weights of some keys for `H` queries.
+pub(super) type Weights<const H: usize> = [[f32; H]; CHUNK];
+
+/// Sums of `H` queries in one block of channels.
+pub(super) type Sums<const H: usize> = [[f32; LANES]; H];
+
+#[inline(always)]
+fn window<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
+    bytes[at..at + N].first_chunk().expect("N bytes")
+}
+
+/// Values of keys, a block of channels at a time.
+trait Source<V: Vector> {
+    /// Block `n` of the value of `key`. To be `inline(always)`.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `V`.
+    unsafe fn block(&self, key: usize, n: usize) -> V::Lanes;
+}
+
+/// Rows, of `bytes` each, whose channels begin at `codes`.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    rows: &'a [u8],
+    bytes: usize,
+    codes: usize,
+}
+
+/// Channels are float16.
+struct Halves<'a>(Rows<'a>);
+/// Channels are bytes.
+struct Bytes<'a>(Rows<'a>);
+/// Channels are nibbles: of each two blocks, the first has the even channels, the second the odd ones.
+struct Nibbles<'a>(Rows<'a>);
+/// Channels are float32, so many a value.
+struct Dense<'a>(&'a [f32], usize);
+
+impl Rows<'_> {
+    #[inline(always)]
+    fn window<const N: usize>(&self, key: usize, n: usize) -> &[u8; N] {
+        window(self.rows, key * self.bytes + self.codes + n * N)
+    }
+}
+
+impl<V: Vector> Source<V> for Halves<'_> {
+    #[inline(always)]
+    unsafe fn block(&self, key: usize, n: usize) -> V::Lanes {
+        // SAFETY: by the trait's contract.
+        unsafe { V::from_f16(self.0.window(key, n)) }
+    }
+}
+
+impl<V: Vector> Source<V> for Bytes<'_> {
+    #[inline(always)]
+    unsafe fn block(&self, key: usize, n: usize) -> V::Lanes {
+        // SAFETY: by the trait's contract.
+        unsafe { V::from_u8(self.0.window(key, n)) }
+    }
+}
+
+impl<V: Vector> Source<V> for Nibbles<'_> {
+    #[inline(always)]
+    unsafe fn block(&self, key: usize, n: usize) -> V::Lanes {
+        // SAFETY: by the trait's contract.
+        unsafe { V::from_nibbles(self.0.window(key, n / 2))[n % 2] }
+    }
+}
+
+impl<V: Vector> Source<V> for Dense<'_> {
+    #[inline(always)]
+    unsafe fn block(&self, key: usize, n: usize) -> V::Lanes {
+        let &Dense(values, d) = self;
+        // SAFETY: by the trait's contract.
+        unsafe { V::load(values[key * d + n * LANES..][..LANES].first_chunk().expect("a block")) }
+    }
+}
+
+/// What the values of `keys` keys are multiplied by, and what is added to every channel.
+struct Factors<'w, const H: usize> {
+    keys: usize,
+    weights: &'w Weights<H>,
+    more: &'w [f32; H],
+}
+
+/// Adds the values of `source` times their weights to `sums`, which begin at block `first`.
+#[inline(always)]
+unsafe fn add<V: Vector, const H: usize>(
+    source: &impl Source<V>,
+    factors: &Factors<'_, H>,
+    first: usize,
+    sums: &mut [Sums<H>],
+) {
+    // As many blocks at once as registers hold sums of: a weight is then read once for all.
+    // SAFETY: as the callers.
+    unsafe {
+        let mut at = first;
+        let mut rest = sums;
+        if H <= 4 {
+            let (fours, left) = rest.as_chunks_mut::<4>();
+            for sums in fours {
+                add_blocks::<V, H, 4>(source, factors, at, sums);
+                at += 4;
+            }
+            rest = left;
+        }
+        let (pairs, left) = rest.as_chunks_mut::<2>();
+        for sums in pairs {
+            add_blocks::<V, H, 2>(source, factors, at, sums);
+            at += 2;
+        }
+        for sums in left.as_chunks_mut::<1>().0 {
+            add_blocks::<V, H, 1>(source, factors, at, sums);
+            at += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_blocks<V: Vector, const H: usize, const N: usize>(
+    source: &impl Source<V>,
+    factors: &Factors<'_, H>,
+    first: usize,
+    sums: &mut [Sums<H>; N],
+) {
+    let &Factors { keys, weights, more } = factors;
+    // SAFETY: as the callers.
+    unsafe {
+        let mut lanes = [[V::splat(0.0); H]; N];
+        for n in 0..N {
+            for h in 0..H {
+                lanes[n][h] = V::add(V::load(&sums[n][h]), V::splat(more[h]));
+            }
+        }
+        for (key, weights) in weights.iter().enumerate().take(keys) {
+            let mut values = [V::splat(0.0); N];
+            for (n, value) in values.iter_mut().enumerate() {
+                *value = source.block(key, first + n);
+            }
+            for h in 0..H {
+                let weight = V::splat(weights[h]);
+                for n in 0..N {
+                    lanes[n][h] = V::mul_add(values[n], weight, lanes[n][h]);
+                }
+            }
+        }
+        for n in 0..N {
+            for h in 0..H {
+                V::store(lanes[n][h], &mut sums[n][h]);
+            }
+        }
+    }
+}
+
+/// Adds the values of `keys` rows times their `weights` to `sums`, one entry a block of channels. With 4 bits, two blocks
+/// hold the even and the odd channels of a group: [`in_order`] puts that right at the end.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn add_rows<V: Vector, const H: usize>(
+    layout: &ValueLayout,
+    rows: &[u8],
+    keys: usize,
+    weights: &Weights<H>,
+    sums: &mut [Sums<H>],
+) {
+    let all = Rows { rows, bytes: layout.row_bytes(), codes: layout.codes_at() };
+    // SAFETY: as this function.
+    unsafe {
+        match layout.bits() {
+            Bits::B16 => add::<V, H>(&Halves(all), &Factors { keys, weights, more: &[0.0; H] }, 0, sums),
+            Bits::B8 => {
+                let (mut weighted, mut least) = ([[[0.0; H]; CHUNK]], [[0.0; H]]);
+                scaled::<V, H>(layout, rows, keys, weights, &mut weighted, &mut least);
+                add::<V, H>(&Bytes(all), &Factors { keys, weights: &weighted[0], more: &least[0] }, 0, sums);
+            }
+            Bits::B4 => {
+                let (mut weighted, mut least) = ([[[0.0; H]; CHUNK]; MOST_GROUPS], [[0.0; H]; MOST_GROUPS]);
+                let groups = sums.len() / 2;
+                scaled::<V, H>(layout, rows, keys, weights, &mut weighted[..groups], &mut least[..groups]);
+                for (group, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                    let factors = Factors { keys, weights: &weighted[group], more: &least[group] };
+                    add::<V, H>(&Nibbles(all), &factors, 2 * group, sums);
+                }
+            }
+        }
+    }
+}
+
+/// Most pairs of scale and minimum of a row.
+const MOST_GROUPS: usize = MAX_HEAD_DIM / (2 * LANES);
+
+/// Scale and minimum of each group of a row.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+unsafe fn pairs<V: Vector>(layout: &ValueLayout, row: &[u8]) -> [[f32; 2]; MOST_GROUPS] {
+    let mut pairs = [[0.0; 2]; MOST_GROUPS];
+    // What follows the pairs is read too and not looked at: codes, of which there are more than these bytes.
+    for (pairs, at) in pairs.as_chunks_mut::<4>().0.iter_mut().zip((0..layout.codes_at()).step_by(LANES)) {
+        // SAFETY: as this function.
+        let halves = unsafe { V::halves(window(row, at)) };
+        pairs.as_flattened_mut().copy_from_slice(&halves);
+    }
+    pairs
+}
+
+/// Fills `scaled` with weights times the scale of each group, and adds weights times its minimum to `least`.
+#[inline(always)]
+unsafe fn scaled<V: Vector, const H: usize>(
+    layout: &ValueLayout,
+    rows: &[u8],
+    keys: usize,
+    weights: &Weights<H>,
+    scaled: &mut [Weights<H>],
+    least: &mut [[f32; H]],
+) {
+    for (key, row) in rows.chunks_exact(layout.row_bytes()).enumerate().take(keys) {
+        // SAFETY: as the caller.
+        let pairs = unsafe { pairs::<V>(layout, row) };
+        for (([scale, minimum], scaled), least) in pairs.into_iter().zip(&mut *scaled).zip(&mut *least) {
+            for h in 0..H {
+                scaled[key][h] = weights[key][h] * scale;
+                least[h] += weights[key][h] * minimum;
+            }
+        }
+    }
+}
+
+/// Puts the channels in order that [`add_rows`] kept by even and odd.
+pub(super) fn in_order<const H: usize>(layout: &ValueLayout, sums: &mut [Sums<H>]) {
+    if layout.bits() != Bits::B4 {
+        return;
+    }
+    for [first, second] in sums.as_chunks_mut::<2>().0 {
+        for h in 0..H {
+            let (even, odd) = (first[h], second[h]);
+            let channel = |j: usize| [even, odd][j % 2][j / 2];
+            first[h] = std::array::from_fn(channel);
+            second[h] = std::array::from_fn(|j| channel(LANES + j));
+        }
+    }
+}
+
+/// Adds dense `values`, `[keys, D]`, times their `weights` to `sums`.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn add_dense<V: Vector, const H: usize>(
+    values: &[f32],
+    keys: usize,
+    weights: &Weights<H>,
+    sums: &mut [Sums<H>],
+) {
+    let source = Dense(values, sums.len() * LANES);
+    // SAFETY: as this function.
+    unsafe { add::<V, H>(&source, &Factors { keys, weights, more: &[0.0; H] }, 0, sums) };
+}
+
+/// Decodes a row into `value`, `[D]`.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn decode<V: Vector>(layout: &ValueLayout, row: &[u8], value: &mut [[f32; LANES]]) {
+    let codes = layout.codes_at();
+    // SAFETY: as this function.
+    unsafe {
+        match layout.bits() {
+            Bits::B16 => {
+                for (block, value) in value.iter_mut().enumerate() {
+                    V::store(V::from_f16(window(row, 2 * LANES * block)), value);
+                }
+            }
+            Bits::B8 => {
+                let [step, least] = pairs::<V>(layout, row)[0];
+                let (step, least) = (V::splat(step), V::splat(least));
+                for (block, value) in value.iter_mut().enumerate() {
+                    let code = V::from_u8(window(row, codes + LANES * block));
+                    V::store(V::mul_add(code, step, least), value);
+                }
+            }
+            Bits::B4 => {
+                let groups = value.as_chunks_mut::<2>().0.iter_mut().zip(pairs::<V>(layout, row));
+                for (group, ([first, second], [step, least])) in groups.enumerate() {
+                    let (step, least) = (V::splat(step), V::splat(least));
+                    let bytes = V::unpack_nibbles(window(row, codes + LANES * group));
+                    for (value, at) in [(first, 0), (second, LANES)] {
+                        V::store(V::mul_add(V::from_u8(window(&bytes, at)), step, least), value);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! AVX2 with FMA, F16C and BMI2, two registers a vector.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Vector, Work, nibbles_to_bytes};
+
+/// Sixteen float32 in two 256-bit registers.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Avx2;
+
+type Lanes = [__m256; 2];
+
+/// Instructions of AVX2 and its companions.
+macro_rules! avx2 {
+    ($code:expr) => {
+        // SAFETY: by the trait's contract the processor has the instructions; memory is read and written through
+        // references to arrays of the size that the instruction takes.
+        unsafe { $code }
+    };
+}
+
+/// All bits of lane i where `mask` has bit i.
+#[inline(always)]
+unsafe fn half_mask(mask: u16) -> __m256 {
+    avx2!({
+        let bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        let has = _mm256_and_si256(_mm256_set1_epi32(mask.into()), bits);
+        _mm256_castsi256_ps(_mm256_cmpeq_epi32(has, bits))
+    })
+}
+
+#[inline(always)]
+unsafe fn lanes_of(mask: u16) -> Lanes {
+    avx2!([half_mask(mask & 0xff), half_mask(mask >> 8)])
+}
+
+/// Eight float16 as numbers within their range.
+#[inline(always)]
+unsafe fn eight_halves(bytes: &[u8; LANES]) -> __m256 {
+    avx2!({
+        let x = _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast()));
+        let limit = _mm256_set1_ps(65504.0);
+        let number = _mm256_cmp_ps::<_CMP_ORD_Q>(x, x);
+        let limited = _mm256_min_ps(_mm256_max_ps(x, _mm256_sub_ps(_mm256_setzero_ps(), limit)), limit);
+        _mm256_and_ps(number, limited)
+    })
+}
+
+#[inline(always)]
+unsafe fn halves(bytes: &[u8; 2 * LANES]) -> Lanes {
+    let (two, _) = bytes.as_chunks::<LANES>();
+    avx2!([eight_halves(&two[0]), eight_halves(&two[1])])
+}
+
+/// 2^n * e^r as in the portable vectors.
+#[inline(always)]
+unsafe fn eight_exp(x: __m256) -> __m256 {
+    avx2!({
+        let n = _mm256_round_ps::<0x08>(_mm256_mul_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E)));
+        let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693_359_4), x);
+        let r = _mm256_fmadd_ps(n, _mm256_set1_ps(2.121_944_4e-4), r);
+        let mut p = _mm256_set1_ps(1.0 / 720.0);
+        for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+        }
+        let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        let power = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent));
+        let large = _mm256_cmp_ps::<_CMP_GE_OQ>(x, _mm256_set1_ps(-87.0));
+        _mm256_and_ps(large, _mm256_mul_ps(p, power))
+    })
+}
+
+/// Eight bytes as numbers.
+#[inline(always)]
+unsafe fn numbers(bytes: u64) -> __m256 {
+    avx2!(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64))))
+}
+
+/// A bit of each byte from each bit of `mask`, then the byte all ones.
+#[inline(always)]
+unsafe fn bytes_of(mask: u8) -> u64 {
+    avx2!(_pdep_u64(mask.into(), 0x0101_0101_0101_0101)) * 0xff
+}
+
+impl Vector for Avx2 {
+    type Lanes = Lanes;
+
+    fn is_available() -> bool {
+        is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("popcnt")
+    }
+    #[inline(always)]
+    unsafe fn run<W: Work>(work: W) -> W::Output {
+        #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
+        fn inner<W: Work>(work: W) -> W::Output {
+            // SAFETY: `run` is only called where the processor has the instructions.
+            unsafe { work.with::<Avx2>() }
+        }
+        avx2!(inner(work))
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Lanes {
+        avx2!([_mm256_set1_ps(x); 2])
+    }
+    #[inline(always)]
+    unsafe fn load(x: &[f32; LANES]) -> Lanes {
+        avx2!([_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())])
+    }
+    #[inline(always)]
+    unsafe fn store(x: Lanes, to: &mut [f32; LANES]) {
+        avx2!({
+            _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(to[8..].as_mut_ptr(), x[1]);
+        })
+    }
+    #[inline(always)]
+    unsafe fn add(a: Lanes, b: Lanes) -> Lanes {
+        avx2!([_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Lanes, b: Lanes) -> Lanes {
+        avx2!([_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+        avx2!([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+    }
+    #[inline(always)]
+    unsafe fn max(a: Lanes, b: Lanes) -> Lanes {
+        avx2!([_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    unsafe fn min(a: Lanes, b: Lanes) -> Lanes {
+        avx2!([_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    unsafe fn select(mask: u16, yes: Lanes, no: Lanes) -> Lanes {
+        avx2!({
+            let mask = lanes_of(mask);
+            [_mm256_blendv_ps(no[0], yes[0], mask[0]), _mm256_blendv_ps(no[1], yes[1], mask[1])]
+        })
+    }
+    #[inline(always)]
+    unsafe fn negate(mask: u16, x: Lanes) -> Lanes {
+        avx2!({
+            let sign = _mm256_set1_ps(-0.0);
+            let mask = lanes_of(mask);
+            [_mm256_xor_ps(x[0], _mm256_and_ps(mask[0], sign)), _mm256_xor_ps(x[1], _mm256_and_ps(mask[1], sign))]
+        })
+    }
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(x: [Lanes; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        for n in 0..N {
+            sums[n] = avx2!({
+                let eight = _mm256_add_ps(x[n][0], x[n][1]);
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            });
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn exp(x: Lanes) -> Lanes {
+        avx2!([eight_exp(x[0]), eight_exp(x[1])])
+    }
+    #[inline(always)]
+    unsafe fn from_u8(bytes: &[u8; LANES]) -> Lanes {
+        let (halves, _) = bytes.as_chunks::<8>();
+        avx2!([numbers(u64::from_le_bytes(halves[0])), numbers(u64::from_le_bytes(halves[1]))])
+    }
+    #[inline(always)]
+    unsafe fn from_nibbles(bytes: &[u8; LANES]) -> [Lanes; 2] {
+        let x = u128::from_le_bytes(*bytes);
+        let low = u128::from_le_bytes([15; LANES]);
+        avx2!([Self::from_u8(&(x & low).to_le_bytes()), Self::from_u8(&((x >> 4) & low).to_le_bytes())])
+    }
+    #[inline(always)]
+    unsafe fn from_f16(bytes: &[u8; 2 * LANES]) -> Lanes {
+        avx2!(halves(bytes))
+    }
+    #[inline(always)]
+    unsafe fn expand_u8(bytes: &[u8; LANES], mask: u16) -> Lanes {
+        let [low, high] = mask.to_le_bytes();
+        let codes = u128::from_le_bytes(*bytes);
+        let rest = (codes >> (8 * low.count_ones())) as u64;
+        avx2!([numbers(_pdep_u64(codes as u64, bytes_of(low))), numbers(_pdep_u64(rest, bytes_of(high)))])
+    }
+    #[inline(always)]
+    unsafe fn expand_f16(bytes: &[u8; 2 * LANES], mask: u16) -> Lanes {
+        let (words, _) = bytes.as_chunks::<8>();
+        let words: [u64; 4] = std::array::from_fn(|i| u64::from_le_bytes(words[i]));
+        // Four lanes at a time, from where the ones before ended.
+        let mut out = [0u8; 2 * LANES];
+        let mut used = 0;
+        for (i, to) in out.chunks_exact_mut(8).enumerate() {
+            let four = (mask >> (4 * i) & 15) as u64;
+            let (word, shift) = (used / 4, 16 * (used % 4));
+            let high = if shift == 0 { 0 } else { words.get(word + 1).map_or(0, |w| w << (64 - shift)) };
+            let codes = words.get(word).map_or(0, |w| w >> shift) | high;
+            let places = avx2!(_pdep_u64(four, 0x0001_0001_0001_0001)) * 0xffff;
+            to.copy_from_slice(&avx2!(_pdep_u64(codes, places)).to_le_bytes());
+            used += four.count_ones() as usize;
+        }
+        avx2!(halves(&out))
+    }
+    #[inline(always)]
+    unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {
+        let [low, high] = avx2!(nibbles_to_bytes(bytes, skipped));
+        avx2!(Self::expand_u8(&(u128::from(high) << 64 | u128::from(low)).to_le_bytes(), mask))
+    }
+    #[inline(always)]
+    unsafe fn unpack_nibbles(bytes: &[u8; LANES]) -> [u8; 2 * LANES] {
+        avx2!({
+            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let both = _mm256_or_si256(x, _mm256_slli_epi16::<4>(x));
+            let mut out = [0; 2 * LANES];
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_and_si256(both, _mm256_set1_epi8(15)));
+            out
+        })
+    }
+    #[inline(always)]
+    unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {
+        let mut out = [0.0; LANES / 2];
+        avx2!(_mm256_storeu_ps(out.as_mut_ptr(), eight_halves(bytes)));
+        out
+    }
+}

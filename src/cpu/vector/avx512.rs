@@ -1,0 +1,200 @@
+//! AVX-512 with VBMI2, one register a vector.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Vector, Work, nibbles_to_bytes};
+
+/// Sixteen float32 in a 512-bit register.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Avx512;
+
+/// Instructions of AVX-512.
+macro_rules! avx512 {
+    ($code:expr) => {
+        // SAFETY: by the trait's contract the processor has the instructions; memory is read and written through
+        // references to arrays of the size that the instruction takes.
+        unsafe { $code }
+    };
+}
+
+/// What is not within the float16 range, read as the format says. Rare.
+#[cold]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn finite(x: __m512) -> __m512 {
+    let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
+    let limit = _mm512_set1_ps(65504.0);
+    let limited = _mm512_min_ps(_mm512_max_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit);
+    _mm512_maskz_mov_ps(number, limited)
+}
+
+#[inline(always)]
+unsafe fn halves(x: __m256i) -> __m512 {
+    avx512!({
+        let x = _mm512_cvtph_ps(x);
+        let usual = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(65504.0));
+        if usual == 0xffff { x } else { finite(x) }
+    })
+}
+
+impl Vector for Avx512 {
+    type Lanes = __m512;
+
+    fn is_available() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vbmi2")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("popcnt")
+            && is_x86_feature_detected!("fma")
+    }
+    #[inline(always)]
+    unsafe fn run<W: Work>(work: W) -> W::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,bmi2,popcnt,fma,avx2")]
+        fn inner<W: Work>(work: W) -> W::Output {
+            // SAFETY: `run` is only called where the processor has the instructions.
+            unsafe { work.with::<Avx512>() }
+        }
+        avx512!(inner(work))
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        avx512!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn load(x: &[f32; LANES]) -> __m512 {
+        avx512!(_mm512_loadu_ps(x.as_ptr()))
+    }
+    #[inline(always)]
+    unsafe fn store(x: __m512, to: &mut [f32; LANES]) {
+        avx512!(_mm512_storeu_ps(to.as_mut_ptr(), x))
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        avx512!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn select(mask: u16, yes: __m512, no: __m512) -> __m512 {
+        avx512!(_mm512_mask_blend_ps(mask, no, yes))
+    }
+    #[inline(always)]
+    unsafe fn negate(mask: u16, x: __m512) -> __m512 {
+        avx512!(_mm512_mask_sub_ps(x, mask, _mm512_set1_ps(-0.0), x))
+    }
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(x: [__m512; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        let (fours, rest) = x.as_chunks::<4>();
+        let (to_fours, to_rest) = sums.as_chunks_mut::<4>();
+        for (&[a, b, c, d], to) in fours.iter().zip(to_fours) {
+            avx512!({
+                // Pairs of lanes, then pairs of pairs, each sum in a lane of every quarter.
+                let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
+                let high = _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd);
+                let quarters = _mm512_add_ps(low, high);
+                let halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps::<1>(quarters));
+                let all = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+                _mm_storeu_ps(to.as_mut_ptr(), all);
+            })
+        }
+        for (&x, to) in rest.iter().zip(to_rest) {
+            *to = avx512!(_mm512_reduce_add_ps(x));
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn exp(x: __m512) -> __m512 {
+        avx512!({
+            // 2^n * e^r as in the portable vectors.
+            let n = _mm512_roundscale_ps::<0x08>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
+            let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
+            let r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.121_944_4e-4), r);
+            let mut p = _mm512_set1_ps(1.0 / 720.0);
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0 / 120.0));
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0 / 24.0));
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0 / 6.0));
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5));
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0));
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0));
+            let large = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, _mm512_set1_ps(-87.0));
+            _mm512_maskz_scalef_ps(large, p, n)
+        })
+    }
+    #[inline(always)]
+    unsafe fn from_u8(bytes: &[u8; LANES]) -> __m512 {
+        avx512!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))))
+    }
+    #[inline(always)]
+    unsafe fn from_nibbles(bytes: &[u8; LANES]) -> [__m512; 2] {
+        avx512!({
+            let x = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+            // A table lookup takes the low four bits of an index only.
+            let table =
+                _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
+            [_mm512_permutexvar_ps(x, table), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(x), table)]
+        })
+    }
+    #[inline(always)]
+    unsafe fn from_f16(bytes: &[u8; 2 * LANES]) -> __m512 {
+        avx512!(halves(_mm256_loadu_si256(bytes.as_ptr().cast())))
+    }
+    #[inline(always)]
+    unsafe fn expand_u8(bytes: &[u8; LANES], mask: u16) -> __m512 {
+        avx512!({
+            let expanded = _mm_maskz_expand_epi8(mask, _mm_loadu_si128(bytes.as_ptr().cast()));
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(expanded))
+        })
+    }
+    #[inline(always)]
+    unsafe fn expand_f16(bytes: &[u8; 2 * LANES], mask: u16) -> __m512 {
+        avx512!(halves(_mm256_maskz_expand_epi16(mask, _mm256_loadu_si256(bytes.as_ptr().cast()))))
+    }
+    #[inline(always)]
+    unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> __m512 {
+        avx512!({
+            let [low, high] = nibbles_to_bytes(bytes, skipped);
+            let expanded = _mm_maskz_expand_epi8(mask, _mm_set_epi64x(high as i64, low as i64));
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(expanded))
+        })
+    }
+    #[inline(always)]
+    unsafe fn unpack_nibbles(bytes: &[u8; LANES]) -> [u8; 2 * LANES] {
+        avx512!({
+            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let both = _mm256_or_si256(x, _mm256_slli_epi16::<4>(x));
+            let mut out = [0; 2 * LANES];
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_and_si256(both, _mm256_set1_epi8(15)));
+            out
+        })
+    }
+    #[inline(always)]
+    unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {
+        avx512!({
+            let x = _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let mut out = [0.0; LANES];
+            let wide = _mm512_castps256_ps512(x);
+            let usual = _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(0xff, _mm512_abs_ps(wide), _mm512_set1_ps(65504.0));
+            Self::store(if usual == 0xff { wide } else { finite(wide) }, &mut out);
+            *out.first_chunk().expect("half of them")
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! Arrays, which the compiler turns into whatever vectors the target has.
+
+use half::f16;
+
+use super::{LANES, Vector, Work};
+use crate::element::Element;
+
+/// Sixteen float32 in an array.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Portable;
+
+type Lanes = [f32; LANES];
+
+/// Sixteen lanes, lane `i` being what is said of it. A loop, since closures are not inlined always.
+macro_rules! lanes {
+    ($i:ident => $lane:expr) => {{
+        let mut lanes = [0.0; LANES];
+        let mut $i = 0;
+        while $i < LANES {
+            lanes[$i] = $lane;
+            $i += 1;
+        }
+        lanes
+    }};
+}
+
+/// e^x as 2^n * e^r, |r| <= ln(2)/2, e^r by its Taylor polynomial (error below 2 units in the last place).
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    if x < -87.0 {
+        return 0.0;
+    }
+    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    // ln(2) in two parts, so that n * ln(2) is exact where it cancels.
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let mut p = 1.0 / 720.0;
+    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p * r + c;
+    }
+    p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+}
+
+// The methods are safe everywhere; they are unsafe because those of other sets are.
+impl Vector for Portable {
+    type Lanes = Lanes;
+
+    fn is_available() -> bool {
+        true
+    }
+    #[inline(always)]
+    unsafe fn run<W: Work>(work: W) -> W::Output {
+        // SAFETY: these instructions are everywhere.
+        unsafe { work.with::<Self>() }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Lanes {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(x: &Lanes) -> Lanes {
+        *x
+    }
+    #[inline(always)]
+    unsafe fn store(x: Lanes, to: &mut Lanes) {
+        *to = x;
+    }
+    #[inline(always)]
+    unsafe fn add(a: Lanes, b: Lanes) -> Lanes {
+        lanes!(i => a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Lanes, b: Lanes) -> Lanes {
+        lanes!(i => a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+        lanes!(i => a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: Lanes, b: Lanes) -> Lanes {
+        lanes!(i => if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Lanes, b: Lanes) -> Lanes {
+        lanes!(i => if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn select(mask: u16, yes: Lanes, no: Lanes) -> Lanes {
+        lanes!(i => if mask >> i & 1 == 1 { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    unsafe fn negate(mask: u16, x: Lanes) -> Lanes {
+        lanes!(i => f32::from_bits(x[i].to_bits() ^ u32::from(mask >> i & 1) << 31))
+    }
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(x: [Lanes; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        for n in 0..N {
+            // Four sums side by side, as wide as the narrowest vectors.
+            let mut four = [0.0; 4];
+            for i in 0..LANES {
+                four[i % 4] += x[n][i];
+            }
+            sums[n] = (four[0] + four[1]) + (four[2] + four[3]);
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn exp(x: Lanes) -> Lanes {
+        lanes!(i => exp(x[i]))
+    }
+    #[inline(always)]
+    unsafe fn from_u8(bytes: &[u8; LANES]) -> Lanes {
+        lanes!(i => f32::from(bytes[i]))
+    }
+    #[inline(always)]
+    unsafe fn from_nibbles(bytes: &[u8; LANES]) -> [Lanes; 2] {
+        [lanes!(i => f32::from(bytes[i] & 15)), lanes!(i => f32::from(bytes[i] >> 4))]
+    }
+    #[inline(always)]
+    unsafe fn from_f16(bytes: &[u8; 2 * LANES]) -> Lanes {
+        lanes!(i => f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).finite())
+    }
+    #[inline(always)]
+    unsafe fn expand_u8(bytes: &[u8; LANES], mask: u16) -> Lanes {
+        let mut at = 0;
+        let mut lanes = [0.0; LANES];
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            // Without a branch: what is not kept is multiplied away.
+            let kept = usize::from(mask >> i & 1);
+            *lane = f32::from(bytes[at % LANES]) * kept as f32;
+            at += kept;
+        }
+        lanes
+    }
+    #[inline(always)]
+    unsafe fn expand_f16(bytes: &[u8; 2 * LANES], mask: u16) -> Lanes {
+        // SAFETY: these instructions are everywhere.
+        let all = unsafe { Self::from_f16(bytes) };
+        let mut at = 0;
+        let mut lanes = [0.0; LANES];
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            let kept = usize::from(mask >> i & 1);
+            *lane = all[at % LANES] * kept as f32;
+            at += kept;
+        }
+        lanes
+    }
+    #[inline(always)]
+    unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {
+        let mut at = usize::from(skipped);
+        let mut out = [0.0; LANES];
+        for (i, out) in out.iter_mut().enumerate() {
+            if mask >> i & 1 == 1 {
+                *out = f32::from(bytes[at / 2] >> (4 * (at % 2)) & 15);
+                at += 1;
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn unpack_nibbles(bytes: &[u8; LANES]) -> [u8; 2 * LANES] {
+        std::array::from_fn(|i| bytes[i / 2] >> (4 * (i % 2)) & 15)
+    }
+    #[inline(always)]
+    unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {
+        std::array::from_fn(|i| f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).finite())
+    }
+}
