@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use libloading::Library;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 use ort::sys::{ORT_API_VERSION, OrtApi, OrtApiBase};
 
 use super::error::{Error, Tried};
@@ -32,8 +34,16 @@ impl Runtime {
         &self.path
     }
 
-    pub(super) fn environment(&self) -> &Environment {
-        &self.environment
+    /// Makes a session with this crate's operators.
+    ///
+    /// # Errors
+    /// What `make` returns, or if ONNX Runtime refuses the operators.
+    pub fn session(&self, make: impl FnOnce(SessionBuilder) -> ort::Result<Session>) -> ort::Result<Session> {
+        // ONNX Runtime may refuse a custom domain while several threads create their first sessions with it.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+        let builder = Session::builder(&self.environment)?.with_log_level(LogLevel::Fatal)?;
+        make(builder.with_operators(crate::operators::domain()?)?)
     }
 }
 

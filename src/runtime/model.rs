@@ -1,10 +1,9 @@
 //! A language model as an ONNX Runtime session.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use ndarray::{Array2, ArrayD};
-use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
 use ort::value::DynValue;
@@ -42,19 +41,13 @@ impl Model {
     /// `input_ids`, `attention_mask` and `position_ids` (int64 or int32) and those of the cache; `logits` is needed.
     pub fn open(path: &Path, interface: &Interface, options: &Options) -> Result<Self, Error> {
         let runtime = load()?;
-        let open = || {
-            // ONNX Runtime may refuse a custom domain while several threads create their first sessions with it.
-            static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-            let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
-            let mut builder = Session::builder(runtime.environment())?
-                .with_log_level(LogLevel::Fatal)?
-                .with_operators(crate::operators::domain()?)?;
+        let session = runtime.session(|mut builder| {
             if let Some(threads) = options.threads {
                 builder = builder.with_intra_threads(threads)?;
             }
             builder.commit_from_file(path)
-        };
-        let session = open().map_err(|source| Error::Open { path: path.into(), source })?;
+        });
+        let session = session.map_err(|source| Error::Open { path: path.into(), source })?;
         let unsupported = |problem| Error::Unsupported { path: path.into(), problem };
         let feeds = feeds(&session, interface).map_err(unsupported)?;
         let vocabulary = Logits::declared_vocabulary(&session).map_err(unsupported)?;

@@ -1,5 +1,6 @@
 //! `spark-ort`: models whose KV cache SparK prunes, on the command line.
 
+mod bench;
 mod compare;
 mod decode;
 mod generate;
@@ -33,6 +34,7 @@ enum Command {
     Rewrite(rewrite::Args),
     Inspect(inspect::Args),
     Generate(generate::Args),
+    Bench(bench::Args),
 }
 
 impl Command {
@@ -41,6 +43,7 @@ impl Command {
             Command::Rewrite(args) => rewrite::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Generate(args) => generate::run(args),
+            Command::Bench(args) => bench::run(args),
         }
     }
 }

@@ -1,0 +1,145 @@
+//! `spark-ort bench attention`: one layer with SparkAttention and SparkPrune beside GroupQueryAttention.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use spark_ort::runtime::load;
+
+use super::cache::{Heads, Setting};
+use super::lab::Lab;
+use super::layer::Shape;
+use super::machine::Machine;
+use super::rounds::Budget;
+use super::{append, decoding, positive, prefill};
+use crate::report::write_json;
+
+/// Measure one attention layer beside ONNX Runtime's GroupQueryAttention with float32, float16, int8 and int4 caches
+///
+/// Runs one-layer models with random inputs in this process and in turns, and shows medians. Each call finds nothing in the
+/// processor's caches, as in a model of many layers. Past and present are one buffer, bound before. Needs no model.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  One decoded token at several contexts, with one thread and with two; about three minutes:
+    spark-ort bench attention
+
+  A short look:
+    spark-ort bench attention --contexts 4096 --threads 1 --seconds 5
+
+  The first prompt: time, memory, SparkPrune's share:
+    spark-ort bench attention --prefill 512,2048 --threads 2
+
+  What SparkPrune takes to add a token:
+    spark-ort bench attention --append --contexts 1024,4096,16384,65536
+
+  Another model's layer, every sample kept:
+    spark-ort bench attention --heads 24/8 --head-dim 64 --settings 0.7/8/8,0.7/4/4 --json layer.json")]
+pub struct Args {
+    /// Tokens in the cache, the new one included
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = context, default_value = "4096,16384,65536")]
+    contexts: Vec<usize>,
+
+    /// Query and KV heads
+    #[arg(long, value_name = "Q/KV", default_value = "32/8")]
+    heads: Heads,
+
+    /// Channels of a head
+    #[arg(long, value_name = "N", default_value = "128", value_parser = positive)]
+    head_dim: usize,
+
+    /// Sequences in a call
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
+    batch: usize,
+
+    /// Threads that compute, also those that read memory to say how fast it is
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive, default_value = "1,2")]
+    threads: Vec<usize>,
+
+    /// SparK's caches: share of pruned key channels, bits of the others, bits of values
+    #[arg(
+        long,
+        value_name = "RATIO/BITS/BITS,...",
+        value_delimiter = ',',
+        default_value = "0.5/16/16,0.5/8/8,0.7/4/4"
+    )]
+    settings: Vec<Setting>,
+
+    /// Measure first prompts of so many tokens, in place of decoding
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
+    prefill: Vec<usize>,
+
+    /// Measure SparkPrune alone with one new token, in a shared buffer and in a growing cache, in place of decoding
+    #[arg(long)]
+    append: bool,
+
+    /// How often everything is run
+    #[arg(long, value_name = "N", default_value = "31", value_parser = positive)]
+    rounds: usize,
+
+    /// Start no further round at a context after so many seconds; three are run in any case, or one of prompts
+    #[arg(long, value_name = "S", default_value = "20")]
+    seconds: f64,
+
+    /// Also write all figures as JSON to a file, or to stdout (-) in place of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// A context has a token that is past and a new one.
+fn context(text: &str) -> Result<usize, String> {
+    positive(text).ok().filter(|&n| n >= 2).ok_or_else(|| "must be a number from 2 on".into())
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    machine: Machine,
+    layer: Shape,
+    decode: Vec<decoding::Cell>,
+    prefill: Vec<prefill::Cell>,
+    append: Vec<append::Cell>,
+    /// Peers that this ONNX Runtime does not have.
+    unavailable: &'a std::collections::BTreeMap<String, String>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if !args.seconds.is_finite() {
+        bail!("--seconds must be a number");
+    }
+    let shape = Shape { heads: args.heads, head_dim: args.head_dim, batch: args.batch };
+    let budget = Budget { rounds: args.rounds, seconds: args.seconds, least: 3 };
+    let runtime = load()?;
+    let mut lab = Lab::new(runtime, shape, &args.threads, &args.settings, budget)?;
+    let machine = Machine::new(runtime);
+    let Heads { query, kv } = shape.heads;
+    let mut text = machine.line();
+    text += &format!("\n{query} query and {kv} KV heads of {} channels, batch {}\n", shape.head_dim, shape.batch);
+    let (mut decode, mut prefill, mut append) = (Vec::new(), Vec::new(), Vec::new());
+    if !args.prefill.is_empty() {
+        lab.budget.least = 1;
+        prefill = prefill::measure(&mut lab, &args.prefill)?;
+        text += &format!("\n{}", prefill::table(&prefill));
+        lab.budget = budget;
+    }
+    if args.append {
+        append = append::measure(&lab, &args.contexts)?;
+        text += &format!("\n{}", append::table(&append));
+    }
+    if args.prefill.is_empty() && !args.append {
+        decode = decoding::measure(&mut lab, &args.contexts)?;
+        text += &format!("\n{}", decoding::table(&decode));
+    }
+    for (peer, reason) in &lab.unavailable {
+        text += &format!("{peer} is not measured: {reason}\n");
+    }
+    let report = Report { machine, layer: shape, decode, prefill, append, unavailable: &lab.unavailable };
+    match args.json.as_deref() {
+        Some(path) if path == Path::new("-") => write_json(path, &report)?,
+        json => {
+            print!("{text}");
+            json.map_or(Ok(()), |path| write_json(path, &report))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,155 @@
+//! The caches that are compared: SparK's rows, and the four of ONNX Runtime's GroupQueryAttention.
+
+use anyhow::{Context, Result};
+use ort::value::TensorElementType;
+use spark_ort::rewrite::{Options, Rows};
+
+/// Query and KV heads.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Heads {
+    pub query: usize,
+    pub kv: usize,
+}
+
+impl std::str::FromStr for Heads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let heads = text.split_once('/').and_then(|(query, kv)| Some([query.parse().ok()?, kv.parse().ok()?]));
+        match heads {
+            Some([query, kv]) if kv > 0 && query >= kv && query % kv == 0 => Ok(Self { query, kv }),
+            _ => Err("must be query and KV heads, the first divisible by the second, such as 32/8".into()),
+        }
+    }
+}
+
+/// What SparkPrune is asked to store.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Setting {
+    ratio: f64,
+    key_bits: u8,
+    value_bits: u8,
+}
+
+impl std::str::FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let mut parts = text.split('/');
+            let (ratio, key_bits, value_bits) = (parts.next()?, parts.next()?, parts.next()?);
+            let (ratio, key_bits, value_bits) = (ratio.parse().ok()?, key_bits.parse().ok()?, value_bits.parse().ok()?);
+            parts.next().is_none().then_some(Self { ratio, key_bits, value_bits })
+        };
+        parse().ok_or_else(|| "must be pruned share, key bits and value bits, such as 0.5/8/8".into())
+    }
+}
+
+impl std::fmt::Display for Setting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.ratio, self.key_bits, self.value_bits)
+    }
+}
+
+impl Setting {
+    pub fn rows(&self, head_dim: usize) -> Result<Rows> {
+        let &Self { ratio, key_bits, value_bits } = self;
+        let options = Options { ratio, key_bits, value_bits, ..Options::default() };
+        Rows::new(&options, head_dim).with_context(|| format!("the setting {self} cannot be"))
+    }
+}
+
+/// How GroupQueryAttention stores its cache.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Stored {
+    Float32,
+    /// Its query is float16 too: the operator allows nothing else.
+    Float16,
+    /// Codes with one constant scale, and a float32 query.
+    Int8,
+    /// Likewise, two codes to a byte.
+    Int4,
+}
+
+/// A cache and the operators that use it.
+#[derive(Clone, Debug)]
+pub enum Cache {
+    Spark(Setting, Rows),
+    Grouped(Stored),
+}
+
+impl Cache {
+    pub const GROUPED: [Cache; 4] = [
+        Cache::Grouped(Stored::Float32),
+        Cache::Grouped(Stored::Float16),
+        Cache::Grouped(Stored::Int8),
+        Cache::Grouped(Stored::Int4),
+    ];
+
+    /// As tables name it.
+    pub fn name(&self) -> String {
+        match self {
+            Cache::Spark(setting, _) => format!("SparK {setting}"),
+            Cache::Grouped(stored) => format!("GQA {}", format!("{stored:?}").to_lowercase()),
+        }
+    }
+
+    /// Of query, key, value and output.
+    pub fn element(&self) -> TensorElementType {
+        match self {
+            Cache::Grouped(Stored::Float16) => TensorElementType::Float16,
+            _ => TensorElementType::Float32,
+        }
+    }
+
+    /// Of the cache tensors.
+    pub fn container(&self) -> TensorElementType {
+        match self {
+            Cache::Grouped(Stored::Int8) => TensorElementType::Int8,
+            Cache::Grouped(Stored::Int4) => TensorElementType::Uint8,
+            _ => self.element(),
+        }
+    }
+
+    /// Elements of a key and a value row.
+    pub fn widths(&self, head_dim: usize) -> [usize; 2] {
+        match self {
+            Cache::Spark(_, rows) => [rows.key_row_bytes, rows.value_row_bytes].map(|bytes| bytes / 4),
+            Cache::Grouped(Stored::Int4) => [head_dim / 2; 2],
+            Cache::Grouped(_) => [head_dim; 2],
+        }
+    }
+
+    /// Bytes of one token of one KV head.
+    pub fn row_bytes(&self, head_dim: usize) -> usize {
+        let elements: usize = self.widths(head_dim).iter().sum();
+        self.container().byte_size(elements).expect("a type of fixed size")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_parsed_or_refused() {
+        assert_eq!("32/8".parse(), Ok(Heads { query: 32, kv: 8 }));
+        for wrong in ["32", "8/32", "32/0", "9/2", "32/8/1", "a/b"] {
+            assert!(wrong.parse::<Heads>().is_err(), "{wrong}");
+        }
+        assert_eq!("0.5/8/4".parse(), Ok(Setting { ratio: 0.5, key_bits: 8, value_bits: 4 }));
+        for wrong in ["0.5", "0.5/8", "0.5/8/8/8", "x/8/8", "0.5/8/-1"] {
+            assert!(wrong.parse::<Setting>().is_err(), "{wrong}");
+        }
+        assert!("0.5/7/8".parse::<Setting>().unwrap().rows(128).is_err());
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_format() {
+        let setting: Setting = "0.5/8/8".parse().unwrap();
+        let spark = Cache::Spark(setting, setting.rows(128).unwrap());
+        assert_eq!((spark.name().as_str(), spark.row_bytes(128)), ("SparK 0.5/8/8", 104 + 132));
+        assert_eq!(Cache::GROUPED.map(|cache| cache.row_bytes(128)), [1024, 512, 256, 128]);
+        assert_eq!(Cache::GROUPED[2].name(), "GQA int8");
+    }
+}

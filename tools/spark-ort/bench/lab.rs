@@ -1,0 +1,90 @@
+//! What all measurements of layers have in common.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use spark_ort::runtime::Runtime;
+
+use super::bandwidth::Memory;
+use super::cache::{Cache, Setting};
+use super::layer::Shape;
+use super::rounds::{Budget, Samples, median};
+use crate::progress::Steps;
+
+/// Where layers are measured.
+pub struct Lab {
+    pub runtime: &'static Runtime,
+    pub shape: Shape,
+    pub threads: Vec<usize>,
+    pub budget: Budget,
+    /// SparK's.
+    pub own: Vec<Cache>,
+    /// Peers that this ONNX Runtime does not have, and what it says.
+    pub unavailable: BTreeMap<String, String>,
+    memory: Memory,
+}
+
+impl Lab {
+    pub fn new(
+        runtime: &'static Runtime,
+        shape: Shape,
+        threads: &[usize],
+        settings: &[Setting],
+        budget: Budget,
+    ) -> Result<Self> {
+        let own = settings.iter().map(|&setting| Ok(Cache::Spark(setting, setting.rows(shape.head_dim)?)));
+        let own = own.collect::<Result<_>>()?;
+        let memory = Memory::new();
+        Ok(Self { runtime, shape, threads: threads.into(), budget, own, unavailable: BTreeMap::new(), memory })
+    }
+
+    /// What `prepare` makes of `cache`; None for a peer with which it fails, now or before.
+    pub fn prepare<T>(&mut self, cache: &Cache, prepare: impl FnOnce(&Self) -> Result<T>) -> Result<Option<T>> {
+        if self.unavailable.contains_key(&cache.name()) {
+            return Ok(None);
+        }
+        match prepare(self) {
+            Ok(prepared) => Ok(Some(prepared)),
+            Err(error) if matches!(cache, Cache::Grouped(_)) => {
+                let reason = format!("{error:#}");
+                let line = reason.lines().next().unwrap_or_default();
+                // ONNX Runtime spells out the whole node before it says what is wrong.
+                let short = line.rsplit(", Error ").next().unwrap_or(line);
+                self.unavailable.insert(cache.name(), short.into());
+                Ok(None)
+            }
+            Err(error) => Err(error).with_context(|| format!("{} fails", cache.name())),
+        }
+    }
+
+    /// Times candidates as a model of many layers runs them: with nothing of theirs in the processor's caches. Also gives
+    /// the bytes per second at which `threads` threads read memory meanwhile.
+    pub fn time_cold(
+        &self,
+        what: &str,
+        threads: usize,
+        candidates: usize,
+        mut time: impl FnMut(usize) -> Result<f64>,
+    ) -> Result<(Samples, f64)> {
+        let mut speeds = Vec::new();
+        let samples = self.time(what, candidates, |candidate| {
+            speeds.push(self.memory.read(threads));
+            time(candidate)
+        })?;
+        Ok((samples, median(speeds)))
+    }
+
+    /// Times candidates in turns.
+    pub fn time(&self, what: &str, candidates: usize, time: impl FnMut(usize) -> Result<f64>) -> Result<Samples> {
+        let mut steps = Steps::default();
+        let rounds = self.budget.rounds;
+        steps.show(what, 0, rounds);
+        Samples::take(candidates, self.budget, time, |done| steps.show(what, done, rounds))
+    }
+}
+
+/// Such as "4096 tokens, 2 threads".
+pub fn title(tokens: usize, threads: usize) -> String {
+    let s = |n: usize| if n == 1 { "" } else { "s" };
+    format!("{tokens} token{}, {threads} thread{}", s(tokens), s(threads))
+}

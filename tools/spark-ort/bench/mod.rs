@@ -1,0 +1,46 @@
+//! `spark-ort bench`: how fast one layer's attention is, or a model.
+
+mod append;
+mod attention;
+mod bandwidth;
+mod cache;
+mod decoding;
+mod figures;
+mod graph;
+mod lab;
+mod layer;
+mod machine;
+mod model;
+mod prefill;
+mod rounds;
+mod tokens;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Measure speed and memory: of one attention layer beside ONNX Runtime's own, or of two models
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Attention(attention::Args),
+    Model(model::Args),
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    match &args.what {
+        What::Attention(args) => attention::run(args),
+        What::Model(args) => model::run(args),
+    }
+}
+
+/// A number from 1 on.
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "must be a number from 1 on".into())
+}
