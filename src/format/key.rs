@@ -1,8 +1,8 @@
 //! Key rows.
 
-use super::packed::{read_code, read_f16, write_code, write_f16};
+use super::packed::{read_code, read_f16, write_codes, write_f16};
 use super::{Bits, KeyLayout, MAX_HEAD_DIM};
-use crate::bits::{bit, set_bit};
+use crate::bits::bit;
 
 /// One key to be stored, with the channels to keep already chosen.
 #[derive(Clone, Copy, Debug)]
@@ -35,18 +35,27 @@ impl KeyLayout {
         assert_eq!((key.len(), mask.len(), scale.len(), row.len()), (d, self.mask_bytes(), d, self.row_bytes()));
         row.fill(0);
         row[..mask.len()].copy_from_slice(mask);
+        let whole = self.bits() == Bits::B16;
+        // |k_j| / c_j, or with 16 bits k_j itself; then of the kept channels only.
+        let mut sizes = [0.0; MAX_HEAD_DIM];
+        match whole {
+            true => sizes[..d].copy_from_slice(key),
+            false => sizes.iter_mut().zip(key.iter().zip(scale)).for_each(|(s, (k, c))| *s = k.abs() / c),
+        }
         let signs = &mut row[mask.len()..2 * mask.len()];
-        // |k_j| / c_j, or with 16 bits k_j itself, of the kept channels.
-        let mut kept = [0.0; MAX_HEAD_DIM];
+        let mut kept = [0.0; MAX_HEAD_DIM + 1];
         let mut count = 0;
-        for j in 0..d {
-            let keep = bit(mask, j);
-            if keep {
-                kept[count] = if self.bits() == Bits::B16 { key[j] } else { key[j].abs() / scale[j] };
-                count += 1;
+        for (((keys, sizes), &mask), signs) in
+            key.as_chunks::<8>().0.iter().zip(sizes.as_chunks::<8>().0).zip(mask).zip(signs)
+        {
+            for j in 0..8 {
+                // Written always, and overwritten by the next one where it is not kept.
+                kept[count] = sizes[j];
+                count += usize::from(mask >> j & 1);
+                *signs |= u8::from(keys[j] <= 0.0) << j;
             }
-            if key[j] <= 0.0 && !(keep && self.bits() == Bits::B16) {
-                set_bit(signs, j);
+            if whole {
+                *signs &= !mask;
             }
         }
         assert_eq!(count, self.kept(), "channels in the mask");
@@ -59,10 +68,7 @@ impl KeyLayout {
             least = write_f16(row, at + 2, lo);
             step = write_f16(row, at + 4, (hi - lo) / greatest);
         }
-        let codes = &mut row[self.codes_at()..];
-        for (i, &x) in kept.iter().enumerate() {
-            write_code(codes, self.bits(), i, x, least, step);
-        }
+        write_codes(&mut row[self.codes_at()..], self.bits(), kept, least, step);
     }
 
     /// The row in `bytes`.
@@ -124,6 +130,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bits::set_bit;
 
     /// A random key with a random mask of `kept` channels.
     fn case() -> impl Strategy<Value = (KeyLayout, Vec<f32>, Vec<u8>, Vec<f32>, f32)> {

@@ -1,9 +1,10 @@
 //! Numbers inside a row: little-endian float16, bytes and nibbles.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::Bits;
-use crate::element::{Element, finite_f16};
+use crate::element::{Element, finite, finite_f16};
 
 /// The float16 at byte `at`, read as a finite number.
 pub(super) fn read_f16(row: &[u8], at: usize) -> f32 {
@@ -26,18 +27,45 @@ pub(super) fn read_code(codes: &[u8], bits: Bits, i: usize) -> f32 {
     }
 }
 
-/// Writes number `i` among zeroed `codes`: as float16, or quantised as `rint((x - least) / step)`.
-pub(super) fn write_code(codes: &mut [u8], bits: Bits, i: usize, x: f32, least: f32, step: f32) {
+/// Writes `numbers` to zeroed `codes`: as float16, or quantised as `rint((x - least) / step)`.
+pub(super) fn write_codes(codes: &mut [u8], bits: Bits, numbers: &[f32], least: f32, step: f32) {
     let Some(greatest) = bits.greatest_code() else {
-        write_f16(codes, 2 * i, x);
+        for (numbers, codes) in numbers.chunks(HALVES).zip(codes.chunks_mut(2 * HALVES)) {
+            write_halves(codes, numbers);
+        }
         return;
     };
-    let code = match step {
-        0.0 => 0,
-        _ => ((x - least) / step).round_ties_even().clamp(0.0, greatest) as u8,
-    };
+    if step == 0.0 {
+        return;
+    }
+    // Added to a number below 2^22, and taken away again, it leaves the nearest integer, of two the even one.
+    const INTEGER: f32 = 8_388_608.0;
+    let code = |x: f32| (((x - least) / step).clamp(0.0, greatest) + INTEGER - INTEGER) as u8;
     match bits {
-        Bits::B4 => codes[i / 2] |= code << (4 * (i % 2)),
-        _ => codes[i] = code,
+        Bits::B4 => {
+            let (pairs, rest) = numbers.as_chunks::<2>();
+            for (&[low, high], byte) in pairs.iter().zip(&mut *codes) {
+                *byte = code(low) | code(high) << 4;
+            }
+            for &x in rest {
+                codes[pairs.len()] = code(x);
+            }
+        }
+        _ => numbers.iter().zip(codes).for_each(|(&x, byte)| *byte = code(x)),
+    }
+}
+
+/// Numbers that are turned into float16 at once.
+const HALVES: usize = 64;
+
+/// Writes up to [`HALVES`] numbers as the nearest finite float16.
+fn write_halves(bytes: &mut [u8], numbers: &[f32]) {
+    let mut limited = [0.0; HALVES];
+    let mut halves = [f16::ZERO; HALVES];
+    let (limited, halves) = (&mut limited[..numbers.len()], &mut halves[..numbers.len()]);
+    limited.iter_mut().zip(numbers).for_each(|(to, &x)| *to = finite(x));
+    halves.convert_from_f32_slice(limited);
+    for (bytes, half) in bytes.chunks_exact_mut(2).zip(halves) {
+        bytes.copy_from_slice(&half.to_le_bytes());
     }
 }

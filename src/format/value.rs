@@ -1,7 +1,7 @@
 //! Value rows.
 
-use super::packed::{read_code, read_f16, write_code, write_f16};
-use super::{Bits, ValueLayout};
+use super::packed::{read_code, read_f16, write_codes, write_f16};
+use super::{Bits, MAX_HEAD_DIM, ValueLayout};
 use crate::element::finite;
 
 impl ValueLayout {
@@ -21,9 +21,11 @@ impl ValueLayout {
                 step = write_f16(pairs, 4 * g, (hi - lo) / greatest);
                 least = write_f16(pairs, 4 * g + 2, lo);
             }
-            for (i, &v) in group.iter().enumerate() {
-                write_code(codes, self.bits(), g * self.group() + i, finite(v), least, step);
-            }
+            let mut limited = [0.0; MAX_HEAD_DIM];
+            let limited = &mut limited[..group.len()];
+            limited.iter_mut().zip(group).for_each(|(to, &v)| *to = finite(v));
+            let at = self.bits().bytes(g * self.group());
+            write_codes(&mut codes[at..], self.bits(), limited, least, step);
         }
     }
 

@@ -1,7 +1,5 @@
 //! Which channels of a key are kept, and the magnitude that stands for the others.
 
-use crate::bits::{bit, set_bit};
-
 /// Most channels a head has here: their numbers fit a byte.
 const MOST_CHANNELS: usize = 256;
 
@@ -16,31 +14,59 @@ pub fn select(key: &[f32], saliency: &[f32], kept: usize, mask: &mut [u8]) {
     if kept == d {
         return mask.fill(0xff);
     }
-    let mut order = [0u8; MOST_CHANNELS];
-    let order = &mut order[..d];
-    let mut score = [0.0; MOST_CHANNELS];
-    for j in 0..d {
-        order[j] = j as u8;
-        score[j] = key[j] * key[j] * saliency[j];
+    if kept == 0 {
+        return;
     }
-    if kept > 0 {
-        // Partial selection: only the set of the kept matters, not their order.
-        order
-            .select_nth_unstable_by(kept - 1, |&i, &j| score[j as usize].total_cmp(&score[i as usize]).then(i.cmp(&j)));
+    // Scores are not negative, so that their bits have their order.
+    let mut buffer = [0; MOST_CHANNELS];
+    let score = &mut buffer[..d];
+    for ((score, k), n) in score.iter_mut().zip(key).zip(saliency) {
+        *score = (k * k * n).to_bits() as i32;
     }
-    order[..kept].iter().for_each(|&j| set_bit(mask, j.into()));
+    // The greatest bound that at least `kept` scores reach, found bit by bit: rows are too short for sorting to pay.
+    let mut bound = 0;
+    let mut reach = d;
+    for bit in (0..31).rev() {
+        let higher = bound | 1 << bit;
+        let count = score.iter().map(|&s| i32::from(s >= higher)).sum::<i32>() as usize;
+        if count >= kept {
+            (bound, reach) = (higher, count);
+            if count == kept {
+                break;
+            }
+        }
+    }
+    // Of the scores that just reach the bound, the last ones are too many.
+    let mut too_many = reach - kept;
+    let (bytes, _) = score.as_chunks::<8>();
+    for (byte, scores) in mask.iter_mut().zip(bytes).rev() {
+        for (bit, &score) in scores.iter().enumerate() {
+            *byte |= u8::from(score >= bound) << bit;
+        }
+        for bit in (0..8).rev() {
+            if too_many > 0 && scores[bit] == bound {
+                *byte &= !(1 << bit);
+                too_many -= 1;
+            }
+        }
+    }
 }
 
 /// Recovery magnitude `a = sqrt(mean over pruned j of (k_j / c_j)^2)`, in units of the channel scale c; 0 when `mask`
 /// keeps every channel.
 pub fn recovery_magnitude(key: &[f32], scale: &[f32], mask: &[u8]) -> f32 {
-    let mut sum = 0.0;
+    // Side by side, since sums one after the other wait for each other.
+    let mut sums = [0.0; 8];
     let mut pruned = 0;
-    for j in (0..key.len()).filter(|&j| !bit(mask, j)) {
-        let x = key[j] / scale[j];
-        sum += x * x;
-        pruned += 1;
+    let channels = key.as_chunks::<8>().0.iter().zip(scale.as_chunks::<8>().0);
+    for ((key, scale), &mask) in channels.zip(mask) {
+        for j in 0..8 {
+            let x = key[j] / scale[j];
+            sums[j] += if mask >> j & 1 == 0 { x * x } else { 0.0 };
+        }
+        pruned += mask.count_zeros();
     }
+    let sum: f32 = sums.iter().sum();
     if pruned == 0 { 0.0 } else { (sum / pruned as f32).sqrt() }
 }
 
@@ -49,6 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bits::bit;
 
     proptest! {
         /// Against sorting all channels; few distinct scores, so that ties are common.
