@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::FileError;
+use super::proto::tensor_proto::DataLocation;
 use super::proto::{AttributeProto, GraphProto, ModelProto, TensorProto};
 
 /// A data file of a model.
@@ -33,7 +34,7 @@ pub enum Placement {
 /// The data files of `model`, which lies at `path`.
 ///
 /// # Errors
-/// A file that is missing, too short for a tensor, or outside the model's folder.
+/// A file that is missing, too short for a tensor, or outside the model's folder; a place in it that is no number.
 pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, FileError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut files: BTreeMap<PathBuf, u64> = BTreeMap::new();
@@ -60,8 +61,15 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
             },
         };
         files.insert(location, have);
-        let number = |key: &str| entry(key).and_then(|v| v.trim().parse::<u64>().ok());
-        let need = number("offset").unwrap_or(0).saturating_add(number("length").unwrap_or(0));
+        let number = |key: &'static str| match entry(key).map(|v| (v, v.trim().parse::<u64>())) {
+            None => Ok(0),
+            Some((_, Ok(number))) => Ok(number),
+            Some((value, Err(_))) => {
+                let (model, tensor) = (path.into(), tensor.name().into());
+                Err(FileError::Number { model, tensor, key, value: value.into() })
+            }
+        };
+        let need = number("offset")?.saturating_add(number("length")?.max(bytes(tensor)));
         if need > have {
             return Err(FileError::ShortData { file, have, need, tensor: tensor.name().into() });
         }
@@ -93,6 +101,23 @@ pub(crate) fn place(from: &Path, to: &Path, how: Placement) -> Result<(), FileEr
     Ok(())
 }
 
+/// Bytes that the elements of `tensor` take; 0 for a type that is not known.
+fn bytes(tensor: &TensorProto) -> u64 {
+    // ONNX's numbers of types, of which this version of onnx.proto lacks the latest.
+    let bits = match tensor.data_type() {
+        25 | 26 => 2,
+        21..=23 => 4,
+        2 | 3 | 9 | 17..=20 | 24 => 8,
+        4 | 5 | 10 | 16 => 16,
+        1 | 6 | 12 => 32,
+        7 | 11 | 13 | 14 => 64,
+        15 => 128,
+        _ => 0,
+    };
+    let count = tensor.dims.iter().fold(1u64, |n, &d| n.saturating_mul(u64::try_from(d).unwrap_or(0)));
+    count.checked_mul(bits).map_or(u64::MAX, |bits| bits.div_ceil(8))
+}
+
 /// All tensors with external data, wherever they are.
 fn tensors(model: &ModelProto) -> Vec<&TensorProto> {
     let mut found = Vec::new();
@@ -102,7 +127,7 @@ fn tensors(model: &ModelProto) -> Vec<&TensorProto> {
     for function in &model.functions {
         function.node.iter().flat_map(|n| &n.attribute).for_each(|a| in_attribute(a, &mut found));
     }
-    found.retain(|t| t.data_location() == super::proto::tensor_proto::DataLocation::EXTERNAL);
+    found.retain(|t| t.data_location() == DataLocation::EXTERNAL);
     found
 }
 

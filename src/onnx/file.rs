@@ -13,10 +13,10 @@ use super::proto::ModelProto;
 pub enum FileError {
     /// The file system says no.
     #[error("{0}: {1}")]
-    Io(PathBuf, #[source] std::io::Error),
+    Io(PathBuf, std::io::Error),
     /// Not protobuf, or cut short.
     #[error("{0} is not an ONNX model, or is cut short: {1}")]
-    Malformed(PathBuf, #[source] protobuf::Error),
+    Malformed(PathBuf, protobuf::Error),
     /// Protobuf, but no model.
     #[error("{0} is not an ONNX model: it has no graph")]
     NoGraph(PathBuf),
@@ -29,6 +29,18 @@ pub enum FileError {
         tensor: String,
         /// Where it says its data is.
         location: String,
+    },
+    /// External data whose offset or length is no number.
+    #[error("{model}: tensor '{tensor}' has its data at {key} '{value}', which is no number of bytes")]
+    Number {
+        /// The model's file.
+        model: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// offset or length
+        key: &'static str,
+        /// What it is.
+        value: String,
     },
     /// External data that is not there.
     #[error("{0} is missing, where {1} has the data of tensor '{2}'")]

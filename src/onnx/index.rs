@@ -97,7 +97,7 @@ impl<'g> Index<'g> {
 }
 
 /// Names that `node` reads, of graphs within it those of the graph around included.
-pub(super) fn reads(node: &NodeProto) -> Vec<&str> {
+pub(crate) fn reads(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> = node.input.iter().map(String::as_str).filter(|n| !n.is_empty()).collect();
     for graph in node.attribute.iter().flat_map(graphs) {
         captured(graph, &mut names);

@@ -23,6 +23,7 @@ pub(crate) use external::place;
 pub use external::{DataFile, Placement, data_files};
 pub(crate) use file::write_text;
 pub use file::{FileError, read, write};
+pub(crate) use index::reads;
 pub use index::{Index, OrderError};
 pub use node::NodeExt;
 pub use prune::{remove_nodes, sort_nodes};

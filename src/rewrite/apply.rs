@@ -4,17 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use protobuf::MessageField;
 
+use super::bias::{attention_bias, empty_tensor};
+use super::build::{Attribute, Builder, FLOAT16, node, set_attribute};
 use super::context::{rank, static_dim};
 use super::error::Refusal;
-use super::layer::{Bias, Layer};
-use crate::onnx::proto::attribute_proto::AttributeType;
-use crate::onnx::proto::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
-};
-use crate::onnx::{Index, NodeExt, remove_nodes, sort_nodes};
-
-/// ONNX's number of the type.
-const FLOAT16: i32 = 10;
+use super::layer::Layer;
+use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
+use crate::onnx::{Index, NodeExt, reads, remove_nodes, sort_nodes};
 
 /// Domain of the operators.
 pub const DOMAIN: &str = "ai.spark";
@@ -35,51 +31,44 @@ pub struct Names {
 }
 
 /// Replaces `layers` in the graph of `model`. The new nodes have their inputs and outputs and those attributes that
-/// follow from the layer; [`configure`](super::configure::configure) sets the rest.
+/// follow from the layer; [`configure`](super::configure::configure) sets the rest, and wires recent keys if `recent`.
 ///
 /// # Errors
-/// Something else than lengths is read from a cache, or names collide.
-pub fn apply(model: &mut ModelProto, layers: &[Layer]) -> Result<Vec<Names>, Refusal> {
+/// Something else than lengths is read from a cache, or what goes away is read.
+pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: bool) -> Result<Vec<Names>, Refusal> {
     let graph = model.graph.mut_or_insert_default();
-    let mut taken = all_names(graph);
-    let mut unique = |wanted: String| {
-        let mut name = wanted.clone();
-        let mut n = 1;
-        while !taken.insert(name.clone()) {
-            n += 1;
-            name = format!("{wanted}_{n}");
-        }
-        name
-    };
+    read_presents(graph, layers);
+    let mut builder = Builder::new(graph);
     let mut names = Vec::new();
     let mut added: BTreeMap<usize, Vec<NodeProto>> = BTreeMap::new();
     let mut biases: HashMap<(String, i32), String> = HashMap::new();
     let mut empty = None;
     for layer in layers {
-        let recent = |name: &String| format!("{name}_recent");
+        let mut unique = |wanted: String| builder.unique(wanted);
+        let recent_of = |name: &String| format!("{name}_recent");
         let new = Names {
             attention: unique(format!("{}/SparkAttention", layer.name)),
             prune: unique(format!("{}/SparkPrune", layer.name)),
             query_saliency: unique(format!("{}/query_saliency", layer.name)),
             observed_saliency: unique(format!("{}/observed_saliency", layer.name)),
-            key_recent: [unique(recent(&layer.cache.past[0])), unique(recent(&layer.cache.present[0]))],
+            key_recent: [unique(recent_of(&layer.cache.past[0])), unique(recent_of(&layer.cache.present[0]))],
         };
-        let nodes = added.entry(layer.doomed[0]).or_default();
-        let bias = match &layer.bias {
-            Some(bias) => {
-                let key = (format!("{bias:?}, {}", layer.token_axis), layer.element);
-                let made = biases.entry(key);
-                made.or_insert_with(|| bias_nodes(layer, bias, &mut unique, nodes, &mut graph.initializer)).clone()
-            }
-            None => String::new(),
-        };
-        if layer.element == FLOAT16 && empty.is_none() {
-            empty = Some(empty_tensor(layer, &mut unique, nodes));
+        let mut optional = [String::new(), String::new(), String::new()];
+        if !layer.bias.is_empty() {
+            let key = (format!("{:?}, {}", layer.bias, layer.token_axis), layer.element);
+            let made = biases.entry(key).or_insert_with(|| attention_bias(&mut builder, layer, &layer.bias));
+            optional[0] = made.clone();
         }
-        let empty = empty.clone().filter(|_| layer.element == FLOAT16);
-        spark_nodes(layer, &new, [bias, empty.unwrap_or_default()], &mut unique, nodes, &mut graph.initializer);
+        // In this order; recent keys are there only while they are not wired.
+        let free = [layer.bias.is_empty(), layer.rotary.is_none(), !recent].iter().position(|&free| free);
+        if let Some(free) = free.filter(|_| layer.element == FLOAT16) {
+            optional[free] = empty.get_or_insert_with(|| empty_tensor(&mut builder, layer)).clone();
+        }
+        spark_nodes(&mut builder, layer, &new, optional);
+        added.entry(layer.doomed[0]).or_default().append(&mut builder.nodes);
         names.push(new);
     }
+    graph.initializer.append(&mut builder.initializers);
 
     let doomed = insert(graph, added, layers.iter().flat_map(|l| &l.doomed).copied().collect());
     remove_nodes(graph, &doomed);
@@ -87,6 +76,7 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer]) -> Result<Vec<Names>, Ref
         Refusal::new(format!("tensor '{tensor}'"), "keys that do not depend on the cache that they go into", "a circle")
     })?;
     only_lengths_are_read(graph, layers)?;
+    nothing_is_missing(graph)?;
     if !model.opset_import.iter().any(|o| o.domain() == DOMAIN) {
         let mut opset = OperatorSetIdProto::new();
         opset.set_domain(DOMAIN.into());
@@ -96,11 +86,20 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer]) -> Result<Vec<Names>, Ref
     Ok(names)
 }
 
-fn all_names(graph: &GraphProto) -> HashSet<String> {
-    let tensors = graph.node.iter().flat_map(|n| n.output.iter().chain(&n.input)).cloned();
-    let declared = graph.input.iter().chain(&graph.output).map(|v| v.name().to_string());
-    let nodes = graph.node.iter().map(|n| n.name().to_string());
-    tensors.chain(declared).chain(nodes).chain(graph.initializer.iter().map(|i| i.name().to_string())).collect()
+/// Where an Identity that goes away names the output of the model, what it reads is read by that name.
+fn read_presents(graph: &mut GraphProto, layers: &[Layer]) {
+    let mut renamed = HashMap::new();
+    for layer in layers {
+        let identities = layer.doomed.iter().map(|&n| &graph.node[n]).filter(|n| n.is_onnx("Identity"));
+        for node in identities.filter(|n| n.output.first().is_some_and(|o| layer.cache.present.contains(o))) {
+            renamed.insert(node.input[0].clone(), node.output[0].clone());
+        }
+    }
+    for input in graph.node.iter_mut().filter(|n| !n.is_onnx("Identity")).flat_map(|n| &mut n.input) {
+        if let Some(present) = renamed.get(input) {
+            input.clone_from(present);
+        }
+    }
 }
 
 /// Inserts `added` nodes, each list before the node at its key, and gives the new places of `doomed`.
@@ -116,175 +115,25 @@ fn insert(graph: &mut GraphProto, added: BTreeMap<usize, Vec<NodeProto>>, doomed
     doomed
 }
 
-fn node(name: &str, operator: &str, domain: &str, inputs: Vec<String>, outputs: Vec<String>) -> NodeProto {
-    let mut node = NodeProto::new();
-    node.set_name(name.into());
-    node.set_op_type(operator.into());
-    if !domain.is_empty() {
-        node.set_domain(domain.into());
-    }
-    node.input = inputs;
-    node.output = outputs;
-    node
-}
-
-/// An attribute's value.
-pub enum Attribute<'a> {
-    Int(i64),
-    Float(f32),
-    Text(&'a str),
-}
-
-/// Sets attribute `name` of `node`.
-pub fn set_attribute(node: &mut NodeProto, name: &str, value: Attribute<'_>) {
-    let mut attribute = AttributeProto::new();
-    attribute.set_name(name.into());
-    match value {
-        Attribute::Int(i) => {
-            attribute.set_type(AttributeType::INT);
-            attribute.set_i(i);
-        }
-        Attribute::Float(f) => {
-            attribute.set_type(AttributeType::FLOAT);
-            attribute.set_f(f);
-        }
-        Attribute::Text(s) => {
-            attribute.set_type(AttributeType::STRING);
-            attribute.set_s(s.as_bytes().to_vec());
-        }
-    }
-    match node.attribute.iter_mut().find(|a| a.name() == name) {
-        Some(old) => *old = attribute,
-        None => node.attribute.push(attribute),
-    }
-}
-
-/// An initializer.
-fn tensor(name: &str, element: i32, dims: &[i64], raw: Vec<u8>) -> TensorProto {
-    let mut tensor = TensorProto::new();
-    tensor.set_name(name.into());
-    tensor.set_data_type(element);
-    tensor.dims = dims.to_vec();
-    tensor.set_raw_data(raw);
-    tensor
-}
-
-fn int64s(name: &str, values: &[i64]) -> TensorProto {
-    tensor(name, 7, &[values.len() as i64], values.iter().flat_map(|v| v.to_le_bytes()).collect())
-}
-
-/// A float32 initializer.
-pub fn float32s(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
-    tensor(name, 1, dims, values.iter().flat_map(|v| v.to_le_bytes()).collect())
-}
-
-/// A scalar of type `element`, float32 or float16.
-fn scalar(name: &str, element: i32, value: f32) -> TensorProto {
-    let raw = match element {
-        FLOAT16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
-        _ => value.to_le_bytes().to_vec(),
-    };
-    tensor(name, element, &[], raw)
-}
-
-/// Adds the nodes that make attention_bias from a mask, and gives its name.
-fn bias_nodes(
-    layer: &Layer,
-    bias: &Bias,
-    unique: &mut impl FnMut(String) -> String,
-    nodes: &mut Vec<NodeProto>,
-    initializers: &mut Vec<TensorProto>,
-) -> String {
-    let mut current = bias.tensor.clone();
-    let mut add = |operator: &str, mut inputs: Vec<String>, current: &mut String| {
-        let name = unique(format!("{}/attention_bias/{operator}", layer.name));
-        let output = format!("{name}/output");
-        inputs.iter_mut().filter(|i| i.is_empty()).for_each(|i| *i = current.clone());
-        nodes.push(node(&name, operator, "", inputs, vec![output.clone()]));
-        *current = output;
-    };
-    if let Some(low) = bias.masked {
-        let (zero, masked) =
-            (format!("{}/attention_bias/zero", layer.name), format!("{}/attention_bias/masked", layer.name));
-        initializers.extend([scalar(&zero, layer.element, 0.0), scalar(&masked, layer.element, low)]);
-        add("Where", vec![String::new(), zero, masked], &mut current);
-    }
-    if bias.cast {
-        add("Cast", vec![String::new()], &mut current);
-        set_attribute(nodes.last_mut().expect("just added"), "to", Attribute::Int(layer.element.into()));
-    }
-    if bias.expand {
-        let base = format!("{}/attention_bias", layer.name);
-        let (axis, ones) = (format!("{base}/token_axis"), format!("{base}/one"));
-        initializers.extend([int64s(&axis, &[layer.token_axis as i64]), int64s(&ones, &[1])]);
-        let mask = current.clone();
-        let mut add = |operator: &str, inputs: Vec<String>| {
-            let name = unique(format!("{base}/{operator}"));
-            let output = format!("{name}/output");
-            nodes.push(node(&name, operator, "", inputs, vec![output.clone()]));
-            output
-        };
-        let shape = add("Shape", vec![layer.query.clone()]);
-        let tokens = add("Gather", vec![shape, axis]);
-        let target = add("Concat", vec![ones.clone(), ones.clone(), tokens, ones]);
-        current = add("Expand", vec![mask, target]);
-        let concat = nodes.len() - 2;
-        set_attribute(&mut nodes[concat], "axis", Attribute::Int(0));
-    }
-    current
-}
-
-/// Adds the nodes that make a float16 tensor without elements, and gives its name.
-///
-/// Between nodes for which it has no float16 kernel on the CPU, ONNX Runtime converts a float16 node and all its inputs
-/// to float32 - caches too, which hold bytes. It leaves alone a node with a float16 input from one that works as it is,
-/// and only the elements of an optional input matter.
-fn empty_tensor(layer: &Layer, unique: &mut impl FnMut(String) -> String, nodes: &mut Vec<NodeProto>) -> String {
-    let mut add = |operator: &str, inputs: Vec<String>| {
-        let name = unique(format!("{}/keep_float16/{operator}", layer.name));
-        let output = format!("{name}/output");
-        nodes.push(node(&name, operator, "", inputs, vec![output.clone()]));
-        output
-    };
-    let shape = add("Shape", vec![layer.query.clone()]);
-    let zeros = add("Sub", vec![shape.clone(), shape]);
-    let output = add("ConstantOfShape", vec![zeros]);
-    let mut value = AttributeProto::new();
-    value.set_name("value".into());
-    value.set_type(AttributeType::TENSOR);
-    value.t = MessageField::some(tensor("", FLOAT16, &[1], vec![0; 2]));
-    nodes.last_mut().expect("just added").attribute.push(value);
-    output
-}
-
-/// Optional inputs of SparkAttention of the query's type: attention_bias, cos_cache, key.
-const OPTIONAL: [usize; 3] = [12, 7, 1];
-
-/// Adds the two operators of `layer`. The `empty` tensor goes to the first optional input that is not used.
-fn spark_nodes(
-    layer: &Layer,
-    names: &Names,
-    [bias, empty]: [String; 2],
-    unique: &mut impl FnMut(String) -> String,
-    nodes: &mut Vec<NodeProto>,
-    initializers: &mut Vec<TensorProto>,
-) {
-    let optional = |o: Option<&String>| o.cloned().unwrap_or_default();
+/// Adds the two operators of `layer`. The `optional` inputs of SparkAttention are attention_bias, cos_cache and
+/// past_key_recent.
+fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [String; 3]) {
+    let given = |o: Option<&String>| o.cloned().unwrap_or_default();
     let mut inputs = vec![layer.query.clone()];
-    inputs.extend((0..2).map(|i| optional(layer.key_value.as_ref().map(|kv| &kv[i]))));
+    inputs.extend((0..2).map(|i| given(layer.key_value.as_ref().map(|kv| &kv[i]))));
     inputs.extend(layer.cache.past.iter().cloned());
-    inputs.extend((0..2).map(|i| optional(layer.lengths.as_ref().map(|l| &l[i]))));
-    inputs.extend((0..2).map(|i| optional(layer.rotary.as_ref().map(|r| &r.caches[i]))));
-    inputs.push(optional(layer.rotary.as_ref().and_then(|r| r.positions.as_ref())));
+    inputs.extend((0..2).map(|i| given(layer.lengths.as_ref().map(|l| &l[i]))));
+    inputs.extend((0..2).map(|i| given(layer.rotary.as_ref().map(|r| &r.caches[i]))));
+    inputs.push(given(layer.rotary.as_ref().and_then(|r| r.positions.as_ref())));
     inputs.extend([String::new(), String::new()]);
     let output = match layer.output_shape {
-        Some(_) => unique(format!("{}/SparkAttention/output", layer.name)),
+        Some(_) => builder.unique(format!("{}/SparkAttention/output", layer.name)),
         None => layer.output.clone(),
     };
     let mut attention = node(&names.attention, "SparkAttention", DOMAIN, inputs.clone(), vec![output.clone()]);
-    attention.input.push(bias);
-    if let Some(&free) = OPTIONAL.iter().find(|&&i| attention.input[i].is_empty()) {
-        attention.input[free] = empty;
+    attention.input.push(String::new());
+    for (index, name) in [12, 7, 10].into_iter().zip(optional).filter(|(_, name)| !name.is_empty()) {
+        attention.input[index] = name;
     }
     let mut prune = node(&names.prune, "SparkPrune", DOMAIN, inputs, layer.cache.present.to_vec());
     for node in [&mut attention, &mut prune] {
@@ -299,12 +148,11 @@ fn spark_nodes(
     set_attribute(&mut attention, "softcap", Attribute::Float(layer.softcap));
     set_attribute(&mut attention, "local_window_size", Attribute::Int(layer.window));
     set_attribute(&mut attention, "causal", Attribute::Int(layer.causal.into()));
-    nodes.extend([attention, prune]);
+    builder.nodes.extend([attention, prune]);
     if let Some(shape) = &layer.output_shape {
-        let target = unique(format!("{}/SparkAttention/shape", layer.name));
-        initializers.push(int64s(&target, shape));
-        let name = unique(format!("{}/SparkAttention/Reshape", layer.name));
-        nodes.push(node(&name, "Reshape", "", vec![output, target], vec![layer.output.clone()]));
+        let target = builder.int64s(format!("{}/SparkAttention/shape", layer.name), &[shape.len() as i64], shape);
+        let name = builder.unique(format!("{}/SparkAttention/Reshape", layer.name));
+        builder.nodes.push(node(&name, "Reshape", "", vec![output, target], vec![layer.output.clone()]));
     }
 }
 
@@ -320,6 +168,21 @@ fn only_lengths_are_read(graph: &GraphProto, layers: &[Layer]) -> Result<(), Ref
             let expected = format!("only the attention, and lengths, to read '{tensor}'");
             let found = if reader.is_onnx("Shape") { "its last dimension is read" } else { "it reads elements" };
             return Err(Refusal::new(reader.title(), expected, found));
+        }
+    }
+    Ok(())
+}
+
+/// What is read must be there, also after attention is gone.
+fn nothing_is_missing(graph: &GraphProto) -> Result<(), Refusal> {
+    let made = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
+    let given = graph.input.iter().map(|i| i.name()).chain(graph.initializer.iter().map(|i| i.name()));
+    let sparse = graph.sparse_initializer.iter().map(|s| s.values.name());
+    let there: HashSet<&str> = made.chain(given).chain(sparse).collect();
+    for node in &graph.node {
+        if let Some(name) = reads(node).into_iter().find(|name| !there.contains(name)) {
+            let found = format!("it reads '{name}'");
+            return Err(Refusal::new(node.title(), "only the attention to read what goes away with it", found));
         }
     }
     Ok(())

@@ -1,9 +1,11 @@
 //! Setting the rows of a rewritten model: attributes, cache inputs and outputs, saliency, metadata.
 
-use super::apply::{Attribute, Names, declare_like, float32s, set_attribute, set_dim};
+use super::apply::{Names, declare_like, set_dim};
+use super::build::{Attribute, float32s, set_attribute};
 use super::layer::{Layer, Source};
 use super::options::CacheType;
 use super::rows::{ROW_FORMAT, Rows};
+use crate::onnx::proto::tensor_shape_proto::Dimension;
 use crate::onnx::proto::{GraphProto, ModelProto, StringStringEntryProto, ValueInfoProto};
 
 /// Keys of metadata_props.
@@ -67,7 +69,11 @@ fn nodes(graph: &mut GraphProto, names: &Names, version: &Version<'_>, saliency:
         set_attribute(node, "recovery", Attribute::Text(rows.recovery.name()));
         set_attribute(node, "recent_window", Attribute::Int(rows.recent_window as i64));
         let recent = rows.recent_window > 0;
-        node.input[10] = if recent { names.key_recent[0].clone() } else { String::new() };
+        if recent {
+            node.input[10] = names.key_recent[0].clone();
+        } else if node.input[10] == names.key_recent[0] {
+            node.input[10] = String::new();
+        }
         node.input[11] = if saliency { names.query_saliency.clone() } else { String::new() };
         if node.op_type() == "SparkPrune" {
             set_attribute(node, "observation_window", Attribute::Int(version.observe.unwrap_or(32) as i64));
@@ -133,7 +139,11 @@ fn observed(graph: &mut GraphProto, layer: &Layer, names: &Names, on: bool) {
     let mut info = declare_like(find(&mut graph.output, &layer.cache.present[0]), &names.observed_saliency);
     let tensor = info.type_.mut_or_insert_default().mut_tensor_type();
     tensor.set_elem_type(1);
-    tensor.shape.mut_or_insert_default().dim.remove(2);
+    // Outputs may be declared without a shape.
+    let dims = &mut tensor.shape.mut_or_insert_default().dim;
+    dims.truncate(1);
+    dims.resize_with(3, Dimension::new);
+    set_dim(&mut info, 1, Some(layer.kv_heads), "");
     set_dim(&mut info, 2, Some(layer.head_dim), "");
     graph.output.push(info);
 }

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use ndarray::{ArrayD, IxDyn};
 
 use super::error::Refusal;
-use crate::onnx::evaluate::{Evaluator, Value, kinds};
+use super::mask::Causality;
+use crate::onnx::evaluate::{Constants, Evaluator, Value, kinds};
 use crate::onnx::proto::{NodeProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt};
 
@@ -26,6 +27,24 @@ impl Sizes {
     pub fn total(self) -> usize {
         self.past + self.new
     }
+
+    fn of(self, length: Length) -> usize {
+        match length {
+            Length::Batch => self.batch,
+            Length::Past => self.past,
+            Length::New => self.new,
+            Length::Total => self.total(),
+        }
+    }
+}
+
+/// What a dimension counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Length {
+    Batch,
+    Past,
+    New,
+    Total,
 }
 
 /// All numbers differ, so that no two dimensions can be taken for each other; and one decoded token.
@@ -53,18 +72,38 @@ pub struct Appended {
     pub new: String,
     /// The graph output.
     pub present: String,
+    /// The Identity that gives the graph output its name, where the Concat does not.
+    pub naming: Option<usize>,
+}
+
+impl Appended {
+    /// The nodes that make the graph output.
+    pub fn nodes(&self) -> impl Iterator<Item = usize> {
+        [self.node].into_iter().chain(self.naming)
+    }
 }
 
 /// What is known of a model while its layers are looked for.
 pub struct Context<'g> {
     /// The graph.
     pub index: &'g Index<'g>,
+    /// Version of ONNX's own operators.
+    pub opset: i64,
     /// Graph inputs that are caches, by name.
     pub caches: HashMap<String, CacheInput>,
     /// Caches that a Concat appends to, by the name of its output.
     pub appended: HashMap<String, Appended>,
+    /// What is known of masks: by tensor, and whether true hides.
+    pub causalities: HashMap<(String, bool), Causality>,
+    /// Constants read so far.
+    pub constants: Constants,
+    /// Dimensions that inputs and outputs of known meaning name.
+    named: HashMap<&'g str, Length>,
     evaluators: HashMap<(Sizes, bool), Evaluator<'g>>,
 }
+
+/// Most elements of a cache for one token that are followed.
+const MOST_PER_TOKEN: usize = 1 << 18;
 
 /// Dimension `axis` of a declared tensor, where it is a number.
 pub fn static_dim(info: &ValueInfoProto, axis: usize) -> Option<usize> {
@@ -78,65 +117,98 @@ pub fn rank(info: &ValueInfoProto) -> Option<usize> {
 }
 
 impl<'g> Context<'g> {
-    /// Looks at the inputs of the graph and at what is appended to them.
-    pub fn new(index: &'g Index<'g>) -> Self {
-        let caches = index.graph.input.iter().filter(|i| index.input(i.name()).is_some() && is_cache(i));
-        let caches: HashMap<_, _> = caches
-            .map(|i| {
-                let element = i.type_.tensor_type().elem_type();
-                let cache = CacheInput { element, kv_heads: static_dim(i, 1), head_dim: static_dim(i, 3) };
-                (i.name().to_string(), cache)
-            })
-            .collect();
-        let mut context = Self { index, caches, appended: HashMap::new(), evaluators: HashMap::new() };
+    /// Looks at the inputs of the graph, of operators of version `opset`, and at what is appended to them.
+    ///
+    /// # Errors
+    /// A cache has more heads, or larger ones, than there can be.
+    pub fn new(index: &'g Index<'g>, opset: i64) -> Result<Self, Refusal> {
+        let mut caches = HashMap::new();
+        for input in index.graph.input.iter().filter(|i| index.input(i.name()).is_some() && is_cache(index, i)) {
+            let element = input.type_.tensor_type().elem_type();
+            let cache = CacheInput { element, kv_heads: static_dim(input, 1), head_dim: static_dim(input, 3) };
+            let sizes = [cache.kv_heads, cache.head_dim].map(|size| size.unwrap_or(1));
+            if !sizes[0].checked_mul(sizes[1]).is_some_and(|n| (1..=MOST_PER_TOKEN).contains(&n)) {
+                let found = format!("{} heads of size {}", sizes[0], sizes[1]);
+                return Err(Refusal::new(format!("input '{}'", input.name()), "a cache of keys or values", found));
+            }
+            caches.insert(input.name().to_string(), cache);
+        }
+        let mut context = Self {
+            index,
+            named: named_dimensions(index, &caches),
+            opset,
+            caches,
+            appended: HashMap::new(),
+            causalities: HashMap::new(),
+            constants: Constants::default(),
+            evaluators: HashMap::new(),
+        };
         for (n, node) in index.graph.node.iter().enumerate() {
             if let Some(appended) = context.append(n, node) {
                 context.appended.insert(node.output[0].clone(), appended);
             }
         }
-        context
+        Ok(context)
     }
 
     fn append(&self, n: usize, node: &NodeProto) -> Option<Appended> {
         let [past, new] = node.input.as_slice() else { return None };
-        let along_tokens = node.is_onnx("Concat") && matches!(node.int("axis"), Some(2 | -2));
-        if !along_tokens || !self.caches.contains_key(past) || self.caches.contains_key(new) {
+        if !joins_tokens(node) || !self.caches.contains_key(past) || self.caches.contains_key(new) {
             return None;
         }
         let output = node.output.first()?;
         // Exporters name the output itself, or let an Identity do it.
-        let readers = self.index.readers(output).iter().map(|&r| &self.index.graph.node[r]);
-        let mut named = readers.filter(|r| r.is_onnx("Identity")).filter_map(|r| r.output.first());
-        let present = match self.index.is_output(output) {
-            true => output,
-            false => named.find(|o| self.index.is_output(o))?,
+        let names = |n: &usize| {
+            let node = &self.index.graph.node[*n];
+            node.is_onnx("Identity") && node.output_at(0).is_some_and(|o| self.index.is_output(o))
         };
-        Some(Appended { node: n, past: past.clone(), new: new.clone(), present: present.clone() })
+        let naming = match self.index.is_output(output) {
+            true => None,
+            false => Some(self.index.readers(output).iter().copied().find(names)?),
+        };
+        let present = naming.map_or(output, |n| &self.index.graph.node[n].output[0]).clone();
+        Some(Appended { node: n, past: past.clone(), new: new.clone(), present, naming })
     }
 
     /// The evaluator for calls of `sizes`, with an attention mask of ones, or with one that may be anything. Appended
     /// caches hold [`labels`].
     pub fn evaluator(&mut self, sizes: Sizes, mask_known: bool) -> &mut Evaluator<'g> {
-        let (index, caches, appended) = (self.index, &self.caches, &self.appended);
-        self.evaluators.entry((sizes, mask_known)).or_insert_with(|| {
-            let mut evaluator = Evaluator::new(index);
-            for input in &index.graph.input {
-                if let Some(value) = given(input, caches.get(input.name()), sizes, mask_known) {
-                    evaluator.give(input.name(), value);
-                }
+        if !self.evaluators.contains_key(&(sizes, mask_known)) {
+            let new = self.new_evaluator(sizes, mask_known);
+            self.evaluators.insert((sizes, mask_known), new);
+        }
+        self.evaluators.get_mut(&(sizes, mask_known)).expect("just inserted")
+    }
+
+    /// An evaluator as [`Self::evaluator`] gives, which is not kept.
+    pub fn new_evaluator(&self, sizes: Sizes, mask_known: bool) -> Evaluator<'g> {
+        let mut evaluator = Evaluator::new(self.index, &self.constants);
+        for input in &self.index.graph.input {
+            let known = given(input, self.caches.get(input.name()), sizes, mask_known);
+            if let Some(value) = known.or_else(|| self.of_known_shape(input, sizes)) {
+                evaluator.give(input.name(), value);
             }
-            for (output, a) in appended {
-                if let CacheInput { element, kv_heads: Some(h), head_dim: Some(d) } = caches[&a.past] {
-                    let shape = [sizes.batch, h, sizes.total(), d];
-                    let value = match USUAL.contains(&sizes) {
-                        true => Value::known(element, labels(&shape)),
-                        false => Value::shaped(element, shape.to_vec()),
-                    };
-                    evaluator.give(output, value);
-                }
+        }
+        for (output, a) in &self.appended {
+            if let CacheInput { element, kv_heads: Some(h), head_dim: Some(d) } = self.caches[&a.past] {
+                let shape = vec![sizes.batch, h, sizes.total(), d];
+                let known = labels(&shape).filter(|_| USUAL.contains(&sizes));
+                let value = known.map_or_else(|| Value::shaped(element, shape), |data| Value::known(element, data));
+                evaluator.give(output, value);
             }
-            evaluator
-        })
+        }
+        evaluator
+    }
+
+    /// An input of which nothing is known but its shape, where that follows from `sizes`.
+    fn of_known_shape(&self, input: &ValueInfoProto, sizes: Sizes) -> Option<Value> {
+        let tensor = input.type_.tensor_type();
+        let size = |axis: usize| {
+            let named = || self.named.get(tensor.shape.dim[axis].dim_param()).map(|&length| sizes.of(length));
+            static_dim(input, axis).or_else(named)
+        };
+        let shape = (0..rank(input)?).map(size).collect::<Option<_>>()?;
+        Some(Value::shaped(tensor.elem_type(), shape))
     }
 
     /// The value of `tensor` in a call of `sizes`.
@@ -206,15 +278,59 @@ impl<'g> Context<'g> {
     }
 }
 
-fn is_cache(input: &ValueInfoProto) -> bool {
-    let floating = matches!(input.type_.tensor_type().elem_type(), 1 | 10 | 11 | 16);
-    floating && rank(input) == Some(4)
+/// Whether a graph input of this name is a cache, as exporters name them.
+pub fn is_cache_name(name: &str) -> bool {
+    name.contains("past") || name.contains("cache")
 }
 
-/// A tensor that numbers its elements from 1.
-pub fn labels(shape: &[usize]) -> ArrayD<f64> {
-    let count = shape.iter().product::<usize>();
-    ArrayD::from_shape_vec(IxDyn(shape), (1..=count).map(|i| i as f64).collect()).expect("as many as the shape says")
+/// Whether `input` is a cache: by its name, or by what reads it, as there are masks of four dimensions too.
+fn is_cache(index: &Index<'_>, input: &ValueInfoProto) -> bool {
+    let name = input.name();
+    let as_past = |&n: &usize| {
+        let node = &index.graph.node[n];
+        let places = match node.op_type() {
+            "Attention" => [4, 5],
+            "GroupQueryAttention" => [3, 4],
+            "MultiHeadAttention" => [6, 7],
+            _ if joins_tokens(node) => [0, 0],
+            _ => return false,
+        };
+        places.iter().any(|&i| node.input_at(i) == Some(name))
+    };
+    let floating = matches!(input.type_.tensor_type().elem_type(), 1 | 10 | 11 | 16);
+    floating && rank(input) == Some(4) && (is_cache_name(name) || index.readers(name).iter().any(as_past))
+}
+
+/// The names that inputs and outputs of known meaning give their dimensions, unless one name stands for several.
+fn named_dimensions<'g>(index: &Index<'g>, caches: &HashMap<String, CacheInput>) -> HashMap<&'g str, Length> {
+    use Length::{Batch, New, Past, Total};
+    let mut named = HashMap::new();
+    for info in index.graph.input.iter().chain(&index.graph.output) {
+        let lengths = match (info.name(), rank(info)) {
+            ("input_ids" | "position_ids", Some(2)) | ("inputs_embeds", Some(3)) => [(0, Batch), (1, New)],
+            ("attention_mask", Some(2)) => [(0, Batch), (1, Total)],
+            (name, Some(4)) if caches.contains_key(name) => [(0, Batch), (2, Past)],
+            (name, Some(4)) if name.contains("present") => [(0, Batch), (2, Total)],
+            _ => continue,
+        };
+        for (axis, length) in lengths {
+            let name = info.type_.tensor_type().shape.dim[axis].dim_param();
+            let known = named.entry(name).or_insert(Some(length));
+            *known = known.filter(|&known| known == length);
+        }
+    }
+    named.into_iter().filter(|(name, _)| !name.is_empty()).filter_map(|(name, l)| Some((name, l?))).collect()
+}
+
+/// Whether `node` puts tensors `[B,H,tokens,D]` one behind the other.
+fn joins_tokens(node: &NodeProto) -> bool {
+    node.is_onnx("Concat") && matches!(node.int("axis"), Some(2 | -2))
+}
+
+/// A tensor that numbers its elements from 1; `None` if there are too many.
+pub fn labels(shape: &[usize]) -> Option<ArrayD<f64>> {
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= 16 * MOST_PER_TOKEN)?;
+    ArrayD::from_shape_vec(IxDyn(shape), (1..=count).map(|i| i as f64).collect()).ok()
 }
 
 /// The value of a graph input in a call of `sizes`, where that is known.

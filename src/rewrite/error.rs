@@ -28,7 +28,7 @@ impl Refusal {
 pub enum RewriteError {
     /// The model is none that can be rewritten.
     #[error("the model cannot be rewritten: {0}")]
-    Refused(#[from] Refusal),
+    Refused(Refusal),
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -51,6 +51,13 @@ pub enum RewriteError {
     /// The caller's [`Progress`](super::Progress) said so.
     #[error("cancelled, nothing was written")]
     Cancelled,
+}
+
+// Not by `#[from]`, which would make the refusal, all of which is in the message, its own cause.
+impl From<Refusal> for RewriteError {
+    fn from(refusal: Refusal) -> Self {
+        RewriteError::Refused(refusal)
+    }
 }
 
 impl RewriteError {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::apply::DOMAIN;
-use super::context::{Context, rank};
+use super::context::{Context, is_cache_name, rank};
 use super::error::Refusal;
 use super::layer::Layer;
 use super::patterns;
@@ -21,15 +21,16 @@ pub fn find_layers(model: &ModelProto) -> Result<Vec<Layer>, Refusal> {
     }
     whole_model(graph)?;
     let index = Index::new(graph).map_err(|e| Refusal::new("the graph", "nodes in order", e.to_string()))?;
-    let mut context = Context::new(&index);
+    let opset = model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(0, |o| o.version());
+    let mut context = Context::new(&index, opset)?;
     let mut layers = Vec::new();
     for n in 0..graph.node.len() {
         layers.extend(patterns::layer_at(&mut context, n)?);
     }
     all_caches_are_claimed(&context, &layers)?;
-    let sizes: HashSet<usize> = layers.iter().map(|l| l.head_dim).collect();
-    if sizes.len() > 1 {
-        return Err(Refusal::new("the model", "one head size", format!("{sizes:?}")));
+    if let Some(other) = layers.iter().find(|l| l.head_dim != layers[0].head_dim) {
+        let expected = format!("head size {}, as the first layer has", layers[0].head_dim);
+        return Err(Refusal::new(&other.title, expected, other.head_dim.to_string()));
     }
     for layer in &layers {
         let d = layer.head_dim;
@@ -58,8 +59,7 @@ fn whole_model(graph: &GraphProto) -> Result<(), Refusal> {
             found,
         ));
     }
-    let past = |name: &str| name.contains("past") || name.contains("cache");
-    if let Some(input) = graph.input.iter().find(|i| past(i.name()) && rank(i) == Some(4))
+    if let Some(input) = graph.input.iter().find(|i| is_cache_name(i.name()) && rank(i) == Some(4))
         && matches!(input.type_.tensor_type().elem_type(), 2 | 3 | 17..=20)
     {
         let found = format!("a quantised cache, element type {}", input.type_.tensor_type().elem_type());

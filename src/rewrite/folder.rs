@@ -69,7 +69,7 @@ impl GenAiFolder {
     /// The library is not found, or the file system says no.
     pub fn fill(&self, folder: &Path, data: &[DataFile], options: &Options) -> Result<(), RewriteError> {
         let library = find_library(options)?;
-        self.copy_others(Path::new(""), folder, data, options.data)?;
+        self.copy_others(Path::new(""), &mut Vec::new(), folder, data, options.data)?;
         // GenAI has a runtime of its own in the process, and a library file serves one: a link will not do.
         place(&library, &folder.join(LIBRARY), Placement::Copy)?;
         let mut config = self.config.clone();
@@ -82,19 +82,44 @@ impl GenAiFolder {
         Ok(write_text(&format!("{text}\n"), &folder.join(CONFIG))?)
     }
 
-    fn copy_others(&self, inside: &Path, to: &Path, data: &[DataFile], how: Placement) -> Result<(), RewriteError> {
+    /// Copies what lies `inside` a folder of the model. `around` are the folders that one was reached by.
+    fn copy_others(
+        &self,
+        inside: &Path,
+        around: &mut Vec<PathBuf>,
+        to: &Path,
+        data: &[DataFile],
+        how: Placement,
+    ) -> Result<(), RewriteError> {
         let folder = self.path.join(inside);
+        let real = fs::canonicalize(&folder).map_err(FileError::io(&folder))?;
+        let odd = |path: &Path, found: &str| Refusal::new(path.display().to_string(), "a file or a folder", found);
+        if around.contains(&real) {
+            return Err(odd(&folder, "a link to a folder around it").into());
+        }
+        around.push(real);
         for entry in fs::read_dir(&folder).map_err(FileError::io(&folder))? {
             let entry = entry.map_err(FileError::io(&folder))?;
             let relative = inside.join(entry.file_name());
             let from = self.path.join(&relative);
-            if from.is_dir() {
-                self.copy_others(&relative, to, data, how)?;
+            // Of what a link leads to. Nobody may ever write to a pipe, and a device has no end.
+            let kind = match fs::metadata(&from) {
+                Ok(metadata) => metadata.file_type(),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(odd(&from, "a link that leads nowhere").into());
+                }
+                Err(e) => return Err(FileError::io(&from)(e).into()),
+            };
+            if kind.is_dir() {
+                self.copy_others(&relative, around, to, data, how)?;
+            } else if !kind.is_file() {
+                return Err(odd(&from, "a pipe, socket or device").into());
             } else if relative != Path::new(CONFIG) && relative != Path::new(&self.model) {
                 let is_data = data.iter().any(|d| d.location == relative);
                 place(&from, &to.join(&relative), if is_data { how } else { Placement::Copy })?;
             }
         }
+        around.pop();
         Ok(())
     }
 }

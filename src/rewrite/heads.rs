@@ -5,6 +5,7 @@ use ndarray::{ArrayD, Axis, IxDyn};
 
 use super::context::{Appended, Context, Sizes, USUAL, labels};
 use super::error::Refusal;
+use crate::onnx::evaluate::{Evaluator, Value};
 
 /// How a tensor lays out what were `[B,Hk,S,D]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,38 @@ pub struct Operand {
     pub repeats: usize,
     /// Factor of the elements.
     pub scale: f64,
+}
+
+impl Operand {
+    /// Heads, their size, and how often each is there.
+    fn sizes(&self) -> [usize; 3] {
+        [self.kv_heads, self.head_dim, self.repeats]
+    }
+}
+
+/// Key and value, if they are as many and as large, and repeated alike; only the key may be scaled.
+///
+/// # Errors
+/// They are not.
+pub fn alike(title: &str, key: Operand, value: Operand) -> Result<[Operand; 2], Refusal> {
+    if key.sizes() != value.sizes() {
+        let [key, value] = [key, value].map(|o| {
+            let [heads, size, repeats] = o.sizes();
+            format!("{heads} heads of {size}, each {repeats} times")
+        });
+        let expected = "key and value of as many heads, as large and as often repeated";
+        return Err(Refusal::new(title, expected, format!("keys of {key}, values of {value}")));
+    }
+    not_scaled(title, "value", &value)?;
+    Ok([key, value])
+}
+
+/// Refuses an operand, the `role` of `title`, that is scaled.
+pub fn not_scaled(title: &str, role: &str, operand: &Operand) -> Result<(), Refusal> {
+    match operand.scale == 1.0 {
+        true => Ok(()),
+        false => Err(Refusal::new(title, format!("a {role} as it is cached"), format!("{} times it", operand.scale))),
+    }
 }
 
 /// Follows `tensor`, the `role` operand of `title`, to a cache. `None` if it comes from no cache.
@@ -96,7 +129,7 @@ fn compare(data: &ArrayD<f64>, sizes: Sizes, kv_heads: usize, head_dim: usize, l
         }
         _ => return None,
     };
-    let expected = labels(&[b, h, s, d]).insert_axis(Axis(2));
+    let expected = labels(&[b, h, s, d])?.insert_axis(Axis(2));
     let expected = expected.broadcast(grouped.raw_dim())?;
     let scale = grouped.first()? / expected.first()?;
     let close = |(&x, &label): (&f64, &f64)| (x - label * scale).abs() <= label * scale.abs() * 1e-9;
@@ -119,8 +152,8 @@ pub fn scaled_query(
     for sizes in USUAL {
         let shape = [sizes.batch, query_heads, sizes.new, head_dim];
         let kind = context.value(query, sizes).map_or(1, |v| v.kind);
-        let mut evaluator = crate::onnx::evaluate::Evaluator::new(context.index);
-        evaluator.give(query, crate::onnx::evaluate::Value::known(kind, labels(&shape)));
+        let mut evaluator = Evaluator::new(context.index, &context.constants);
+        evaluator.give(query, Value::known(kind, labels(&shape)?));
         // Lengths that a reshape on the way may use.
         for node in &context.index.graph.node {
             if let ("Shape", Some(input), Some(output)) = (node.op_type(), node.input.first(), node.output.first())
@@ -132,12 +165,11 @@ pub fn scaled_query(
         }
         let value = evaluator.value(tensor).ok()?;
         let data = value.data.as_ref()?;
-        let expected = labels(&shape);
+        let expected = labels(&shape)?;
         let scale = data.first()? / expected.first()?;
         let same = data.len() == expected.len()
             && data.iter().zip(&expected).all(|(&x, &l)| (x - l * scale).abs() <= l * scale.abs() * 1e-9)
-            && data.shape().last() == Some(&head_dim)
-            && data.shape()[data.ndim() - 2] == sizes.new;
+            && data.shape().ends_with(&[sizes.new, head_dim]);
         same.then(|| answers.push(scale))?;
     }
     (answers[0] == answers[1]).then_some(answers[0])

@@ -38,15 +38,19 @@ pub struct Rotary {
     pub interleaved: bool,
 }
 
-/// What becomes attention_bias.
+/// What becomes attention_bias, or a part of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bias {
     /// The tensor.
     pub tensor: String,
-    /// For a boolean mask: what is added where it is false; `None`: the tensor is what is added.
+    /// For a boolean mask: what is added where it hides a key; `None`: the tensor is what is added.
     pub masked: Option<f32>,
+    /// A boolean mask is true where it hides a key, not where it shows one.
+    pub hides: bool,
     /// For an added tensor: it has another type than the query.
     pub cast: bool,
+    /// It has five dimensions, `[B,1,1,L,columns]`.
+    pub drop_axis: bool,
     /// Its shape is not `[B or 1, Hq or 1, L, columns]`, but broadcasts to it.
     pub expand: bool,
 }
@@ -83,8 +87,8 @@ pub struct Layer {
     pub lengths: Option<[String; 2]>,
     /// Rotation inside.
     pub rotary: Option<Rotary>,
-    /// Mask.
-    pub bias: Option<Bias>,
+    /// Masks, which are added up.
+    pub bias: Vec<Bias>,
     /// Hq
     pub query_heads: usize,
     /// Hk

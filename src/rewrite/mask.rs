@@ -1,183 +1,187 @@
 //! What an attention mask is: causal and thus not needed, or a bias to keep.
 
-use ndarray::{ArrayD, Ix4, IxDyn};
+mod causality;
 
-use super::context::{Context, Sizes, USUAL};
+use super::context::{Context, Sizes, USUAL, labels};
+use super::error::Refusal;
 use super::layer::Bias;
-use crate::onnx::evaluate::kinds;
-use crate::onnx::{Index, NodeExt};
+use crate::onnx::NodeExt;
+use crate::onnx::evaluate::{Evaluator, Value, kinds};
+use crate::onnx::proto::NodeProto;
+pub use causality::Causality;
+use causality::causality;
 
 /// A mask as an exported graph has it.
-#[derive(Clone, Copy, Debug)]
-pub struct Mask<'m> {
-    /// The tensor: true where a key is seen, or what is added to scores.
-    pub tensor: &'m str,
-    /// What is added where a boolean mask is false.
-    pub masked: f32,
+#[derive(Clone, Debug)]
+pub struct Mask {
+    /// The tensor: a boolean one, or what is added to scores.
+    pub tensor: String,
+    /// What a boolean mask adds to the score of a hidden key.
+    pub low: f32,
+    /// A boolean mask is true where a key is hidden, not where it is seen.
+    pub hides: bool,
 }
 
-/// What replaces a mask.
-#[derive(Clone, Debug, PartialEq)]
+impl Mask {
+    /// A mask that attention operators read.
+    pub fn new(tensor: &str) -> Self {
+        Self { tensor: tensor.into(), low: f32::NEG_INFINITY, hides: false }
+    }
+}
+
+/// What replaces masks.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Masking {
     /// Attribute `causal`.
     pub causal: bool,
-    /// attention_bias
-    pub bias: Option<Bias>,
+    /// What attention_bias is the sum of.
+    pub bias: Vec<Bias>,
+}
+
+/// A mask by its origin.
+struct Origin {
+    tensor: String,
+    /// Of a boolean tensor: what it adds to the score of a hidden key.
+    low: Option<f32>,
+    hides: bool,
 }
 
 /// Added values from here on hide a key.
-const HIDDEN: f64 = -1e4;
+pub const HIDDEN: f64 = -1e4;
 
-/// Calls that tell causal masks from others.
-const CALLS: [Sizes; 4] =
-    [USUAL[0], USUAL[1], Sizes { batch: 1, past: 0, new: 5 }, Sizes { batch: 2, past: 7, new: 2 }];
-
-/// What becomes of `mask` over the keys of a layer whose query has type `element`. A causal mask that nothing else
-/// goes into is dropped, any other stays as attention_bias; in a mask that hides all later keys, and more, the attribute
-/// `causal` repeats what is hidden anyway, so that the kernel need not look there.
-pub fn replace(context: &mut Context<'_>, mask: Mask<'_>, element: i32) -> Masking {
-    let (tensor, masked) = simplify(context, mask);
-    let hides_later = CALLS.iter().all(|&sizes| hides(context, &tensor, sizes, |key, last| key > last, false));
-    if hides_later && is_causal(context, &tensor) {
-        return Masking { causal: true, bias: None };
+/// What becomes of the `masks` of the scores of layer `title`, whose query has type `element`; `grouped` scores are
+/// `[B,Hk,G,L,S]`. A causal mask that nothing else goes into is dropped, any other stays in attention_bias; in a mask that
+/// hides all later keys, and more, the attribute `causal` repeats what is hidden anyway, so that the kernel need not look
+/// there.
+///
+/// # Errors
+/// A mask of another shape, or of an element type that nothing tells.
+pub fn replace(
+    context: &mut Context<'_>,
+    title: &str,
+    masks: &[Mask],
+    element: i32,
+    grouped: bool,
+) -> Result<Masking, Refusal> {
+    let mut masking = Masking::default();
+    for mask in masks {
+        // Masks that are added up must have as many columns.
+        let origin = origin(context, mask, masks.len() == 1);
+        let found = causality(context, &origin.tensor, origin.hides);
+        masking.causal |= found.hides_later;
+        if !found.only_later {
+            masking.bias.push(bias(context, title, origin, element, grouped)?);
+        }
     }
-    let value = context.value(&tensor, USUAL[0]).ok();
-    let boolean = value.as_ref().map_or(masked.is_some(), |v| v.kind == kinds::BOOL);
-    let Sizes { new, .. } = USUAL[0];
-    let whole = |shape: &[usize]| shape.len() == 4 && shape[2] == new;
-    let bias = Bias {
-        masked: boolean.then(|| masked.unwrap_or(f32::NEG_INFINITY)),
-        cast: !boolean && value.as_ref().is_none_or(|v| v.kind != element),
-        expand: !value.is_some_and(|v| whole(&v.shape)),
-        tensor,
-    };
-    Masking { causal: hides_later, bias: Some(bias) }
+    Ok(masking)
 }
 
-/// The tensor that `mask` is made from, before it is cut to the number of keys (a bias may have more columns) and
-/// before false becomes a number; layers then share it.
-fn simplify(context: &mut Context<'_>, mask: Mask<'_>) -> (String, Option<f32>) {
-    let mut tensor = mask.tensor.to_string();
-    let mut masked = None;
-    let boolean = |context: &mut Context<'_>, t: &str| context.value(t, USUAL[0]).is_ok_and(|v| v.kind == kinds::BOOL);
-    if boolean(context, &tensor) {
-        masked = Some(mask.masked);
+fn bias(context: &mut Context<'_>, title: &str, origin: Origin, element: i32, grouped: bool) -> Result<Bias, Refusal> {
+    let Origin { tensor, low, hides } = origin;
+    let kind = element_type(context, &tensor);
+    if low.is_none() && kind.is_none() {
+        let expected = "a mask that is known to be boolean, or of numbers";
+        return Err(Refusal::new(title, expected, format!("'{tensor}', of which nothing says its type")));
     }
+    let shape = context.shape(&tensor).ok();
+    let refuse = |found: &str| {
+        let expected = if grouped { "one mask for all heads" } else { "a mask of four dimensions at most" };
+        Err(Refusal::new(title, expected, format!("'{tensor}', {found}")))
+    };
+    let mut drop_axis = false;
+    match shape.as_deref() {
+        Some([_, heads @ .., _, _]) if grouped && heads.len() == 2 => {
+            if heads != [1, 1] {
+                return refuse("which differs between heads");
+            }
+            drop_axis = true;
+        }
+        Some([heads @ .., _, _]) if grouped && heads.iter().any(|&d| d != 1) => {
+            return refuse("which differs between heads");
+        }
+        Some(shape) if shape.len() > 4 => return refuse("of more"),
+        None if grouped => return refuse("whose shape cannot be followed"),
+        _ => {}
+    }
+    let whole = |shape: &[usize]| {
+        shape.len() == if drop_axis { 5 } else { 4 } && shape.iter().nth_back(1) == Some(&USUAL[0].new)
+    };
+    Ok(Bias {
+        masked: low,
+        hides,
+        cast: low.is_none() && kind != Some(element),
+        drop_axis,
+        expand: !shape.is_some_and(|shape| whole(&shape)),
+        tensor,
+    })
+}
+
+/// The tensor that `mask` is made from, before false becomes a number and, if `cut`, before it is cut to the number of
+/// keys (a bias may have more columns); layers then share it.
+fn origin(context: &mut Context<'_>, mask: &Mask, cut: bool) -> Origin {
+    let (mut tensor, mut hides) = (mask.tensor.clone(), mask.hides);
+    let mut low = (element_type(context, &tensor) == Some(kinds::BOOL)).then_some(mask.low);
     while let Some(node) = context.index.maker(&tensor) {
-        if node.is_onnx("Slice") && cuts_columns(context, node.input_at(0), &tensor) {
+        if cut && node.is_onnx("Slice") && cuts_columns(context, node) {
             tensor = node.input[0].clone();
-        } else if let (true, Some([condition, zero, low])) = (node.is_onnx("Where"), node.input.first_chunk::<3>()) {
-            match (context.constant(zero), context.constant(low)) {
-                (Some(0.0), Some(low)) if low <= HIDDEN && boolean(context, condition) => {
-                    (tensor, masked) = (condition.clone(), Some(low as f32));
-                }
+        } else if let (true, Some(input)) = (node.is_onnx("Not"), node.input_at(0)) {
+            (tensor, hides) = (input.to_string(), !hides);
+        } else if let (true, Some([condition, yes, no])) = (node.is_onnx("Where"), node.input.first_chunk::<3>()) {
+            match (context.constant(yes), context.constant(no)) {
+                (Some(0.0), Some(number)) if number <= HIDDEN => (low, hides) = (Some(number as f32), false),
+                (Some(number), Some(0.0)) if number <= HIDDEN => (low, hides) = (Some(number as f32), true),
                 _ => break,
             }
+            tensor = condition.clone();
         } else {
             break;
         }
     }
-    (tensor, masked)
+    Origin { tensor, low, hides }
 }
 
-/// Whether `cut` is the first columns of `whole`.
-fn cuts_columns(context: &mut Context<'_>, whole: Option<&str>, cut: &str) -> bool {
-    let Some(whole) = whole else { return false };
-    USUAL.iter().all(|&sizes| {
-        let (Ok(a), Ok(b)) = (context.value(whole, sizes), context.value(cut, sizes)) else { return false };
-        let rank = a.shape.len();
-        if rank != b.shape.len()
-            || rank < 2
-            || a.shape[..rank - 1] != b.shape[..rank - 1]
-            || b.shape[rank - 1] != sizes.total()
-        {
-            return false;
-        }
-        match (&a.data, &b.data) {
-            (Some(a), Some(b)) => {
-                let first = ndarray::Slice::from(..sizes.total());
-                a.slice_axis(ndarray::Axis(rank - 1), first) == b.view()
-            }
-            _ => false,
-        }
-    })
+/// Whether `slice` takes the first columns of a tensor, as many as there are keys.
+fn cuts_columns(context: &mut Context<'_>, slice: &NodeProto) -> bool {
+    USUAL.iter().all(|&sizes| first_columns(context, slice, sizes).unwrap_or(false))
 }
 
-/// Whether `tensor` at `sizes` hides the keys for which `hidden(key, last key the query may see)`, and, if `only`, no
-/// others.
-fn hides(
-    context: &mut Context<'_>,
-    tensor: &str,
-    sizes: Sizes,
-    hidden: impl Fn(usize, usize) -> bool,
-    only: bool,
-) -> bool {
-    let known = !only;
-    let Ok(value) = context.evaluator(sizes, known).value(tensor) else { return false };
-    let Some(data) = &value.data else { return false };
-    let Some(data) = whole(data, sizes) else { return false };
-    let boolean = value.kind == kinds::BOOL;
-    data.indexed_iter().all(|((_, _, query, key), &x)| {
-        if key >= sizes.total() {
-            return true;
-        }
-        let hides = if boolean { x == 0.0 } else { x <= HIDDEN };
-        let shows = if boolean { x != 0.0 } else { x == 0.0 };
-        match hidden(key, sizes.past + query) {
-            true => hides,
-            false => !only || shows,
-        }
-    })
-}
-
-/// `[.., L, columns]`, as many dimensions as attention_bias has.
-fn whole(data: &ArrayD<f64>, sizes: Sizes) -> Option<ndarray::Array4<f64>> {
-    let rank = data.ndim();
-    if rank > 4 || *data.shape().last()? < sizes.total() {
-        return None;
+fn first_columns(context: &mut Context<'_>, slice: &NodeProto, sizes: Sizes) -> Option<bool> {
+    let (whole, cut) = (slice.input_at(0)?, slice.output_at(0)?);
+    let value = context.value(whole, sizes).ok()?;
+    let numbered = labels(&value.shape)?;
+    let mut evaluator = Evaluator::new(context.index, &context.constants);
+    evaluator.give(whole, Value::known(value.kind, numbered.clone()));
+    for limit in slice.input[1..].iter().filter(|i| !i.is_empty()) {
+        evaluator.give(limit, (*context.value(limit, sizes).ok()?).clone());
     }
-    let mut shape = vec![1; 4 - rank];
-    shape.extend(data.shape());
-    let data = data.to_shape(IxDyn(&shape)).ok()?.into_owned();
-    shape[2] = sizes.new;
-    data.broadcast(IxDyn(&shape))?.to_owned().into_dimensionality::<Ix4>().ok()
+    let found = evaluator.value(cut).ok()?;
+    let last = value.shape.len().checked_sub(1)?;
+    let first = ndarray::Slice::from(..sizes.total());
+    Some(value.shape[last] >= sizes.total() && found.data.as_ref()? == numbered.slice_axis(ndarray::Axis(last), first))
 }
 
-/// Whether `tensor` is exactly causal, whatever attention_mask says.
-fn is_causal(context: &mut Context<'_>, tensor: &str) -> bool {
-    let windows = constants(context.index, tensor);
-    // A window shows only in calls longer than it.
-    let longer = windows.into_iter().map(|w| Sizes { batch: 1, past: w + 3, new: 1 });
-    let calls: Vec<Sizes> = CALLS.into_iter().chain(longer).collect();
-    calls.into_iter().all(|sizes| hides(context, tensor, sizes, |key, last| key > last, true))
-}
-
-/// Lengths that stand as numbers in what `tensor` is made by.
-fn constants(index: &Index<'_>, tensor: &str) -> Vec<usize> {
-    use crate::onnx::evaluate::Value;
-    let (mut seen, mut queue, mut found) = (std::collections::BTreeSet::new(), vec![tensor], Vec::new());
-    while let Some(name) = queue.pop() {
-        if !seen.insert(name) {
-            continue;
+/// The element type of `tensor`: as evaluated, declared, or as follows from the nodes that make it.
+fn element_type(context: &mut Context<'_>, tensor: &str) -> Option<i32> {
+    let mut tensor = tensor.to_string();
+    loop {
+        if let Ok(value) = context.value(&tensor, USUAL[0]) {
+            return Some(value.kind);
         }
-        let constant = match index.maker(name) {
-            Some(node) if node.is_onnx("Constant") => node.tensor("value").and_then(|t| Value::constant(t).ok()),
-            // Behind a shape are tokens, not lengths of masks.
-            Some(node) if node.is_onnx("Shape") => None,
-            Some(node) => {
-                queue.extend(node.input.iter().map(String::as_str).filter(|i| !i.is_empty()));
-                None
-            }
-            None => index.initializer(name).and_then(|t| Value::constant(t).ok()),
+        let declared = context.index.declared(&tensor).map(|info| info.type_.tensor_type().elem_type());
+        if let Some(kind) = declared.filter(|&kind| kind != 0) {
+            return Some(kind);
+        }
+        let node = context.index.maker(&tensor).filter(|n| n.is_onnx(n.op_type()))?;
+        let like = match node.op_type() {
+            "And" | "Or" | "Not" | "Xor" | "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual"
+            | "IsNaN" | "IsInf" => return Some(kinds::BOOL),
+            "Cast" => return node.int("to").map(|to| to as i32),
+            "Where" => 1,
+            "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Expand" | "Tile" | "Transpose"
+            | "Slice" | "Gather" | "GatherND" | "Concat" | "Split" | "Trilu" | "ScatterND" | "Add" | "Sub" | "Mul"
+            | "Div" | "Neg" | "Min" | "Max" | "Clip" | "Pow" => 0,
+            _ => return None,
         };
-        let lengths = constant.and_then(|c| c.ints().ok()).unwrap_or_default();
-        found.extend(
-            lengths.into_iter().map(i64::unsigned_abs).filter(|l| (8..=1 << 22).contains(l)).map(|l| l as usize),
-        );
+        tensor = node.input_at(like)?.to_string();
     }
-    found.sort_unstable();
-    found.dedup();
-    // More than a few are no lengths but a table.
-    found.truncate(8);
-    found
 }

@@ -1,11 +1,13 @@
 //! Rewriting exported LLaMA-family models so that their cache is SparK rows.
 //!
 //! `find` looks for attention by `patterns`, which follow keys and values (`heads`) and masks (`mask`) through a
-//! `context` of sample sizes; `apply` puts the operators in place of the layers; `configure` sets what follows from the
-//! options and `rows`; `calibrate` measures query saliency; `folder` and `publish` see to files. Knows graphs and the
-//! row format's sizes, nothing of kernels.
+//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build` and `bias` make;
+//! `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency; `folder` and
+//! `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
 
 mod apply;
+mod bias;
+mod build;
 mod calibrate;
 mod configure;
 mod context;
@@ -67,7 +69,7 @@ pub fn rewrite(
     }
     let rows = Rows::new(&options, layers[0].head_dim)?;
     let tokens = calibrate::tokens(&path, &options)?;
-    let names = apply::apply(&mut model, &layers)?;
+    let names = apply::apply(&mut model, &layers, rows.recent_window > 0)?;
     let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
 
     let saliency = match &stage {

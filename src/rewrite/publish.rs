@@ -44,7 +44,7 @@ impl Stage {
         // Temporary folders are their owner's alone.
         let like = fs::metadata(parent(&self.output)).map_err(FileError::io(&self.output))?;
         fs::set_permissions(made, like.permissions()).map_err(FileError::io(made))?;
-        if self.output.exists() {
+        if is_there(&self.output) {
             let old = tempfile::Builder::new().prefix(".old.").tempdir_in(parent(&self.output));
             let old = old.map_err(FileError::io(&self.output))?;
             let aside = old.path().join("replaced");
@@ -79,7 +79,7 @@ impl Stage {
                 if let Some(parent) = to.parent() {
                     fs::create_dir_all(parent).map_err(FileError::io(parent))?;
                 }
-                let is_new = !to.exists();
+                let is_new = !is_there(&to);
                 fs::rename(&from, &to).map_err(FileError::io(&to))?;
                 if is_new {
                     placed.push(to);
@@ -102,6 +102,11 @@ pub fn parent(path: &Path) -> PathBuf {
         Some(p) if p != Path::new("") => p.to_path_buf(),
         _ => PathBuf::from("."),
     }
+}
+
+/// Whether there is anything at `path`, be it a link that leads nowhere.
+fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
 }
 
 /// Whether both paths lead to one file or folder.
@@ -133,17 +138,22 @@ fn check(input: &Path, output: &Path, force: bool) -> Result<(), RewriteError> {
     if input.is_dir() && output.is_file() {
         return problem("is a file, the input is a folder; name a folder");
     }
-    if output.exists() && !force {
+    if is_there(output) && !force {
         return problem("exists; --force replaces it");
     }
     Ok(())
 }
 
-/// Refuses data files that would replace others.
+/// Refuses data files that would replace others, and an output in the place of one.
 pub fn check_data(from: &Path, output: &Path, data: &[DataFile], force: bool) -> Result<(), RewriteError> {
     for file in data {
         let (from, to) = (from.join(&file.location), parent(output).join(&file.location));
-        if to.exists() && !same_file(&from, &to) && !force {
+        let in_its_place = output.file_name().is_some_and(|name| Path::new(name) == file.location);
+        if in_its_place || same_file(&from, output) {
+            let text = "is where the model's data goes, or lies; name another output".into();
+            return Err(RewriteError::Output(output.into(), text));
+        }
+        if is_there(&to) && !same_file(&from, &to) && !force {
             let text = "exists, and the model's data would replace it; --force does so, or name another folder".into();
             return Err(RewriteError::Output(to, text));
         }

@@ -38,7 +38,7 @@ pub struct Args {
     output: PathBuf,
 
     /// Share of key channels to prune, 0 to below 1
-    #[arg(long, default_value_t = 0.5)]
+    #[arg(long, default_value_t = 0.5, allow_negative_numbers = true)]
     ratio: f64,
 
     /// Bits of a kept key channel: 16, 8 or 4

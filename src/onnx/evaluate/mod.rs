@@ -4,10 +4,12 @@
 //! sizes, and what comes out is compared with what it should be. Weights and tokens stay unknown, of them only shapes
 //! are known.
 
+mod attention;
 mod operators;
 mod shapes;
 mod value;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -16,16 +18,43 @@ pub use value::{Value, kinds};
 
 type Answer = Result<Rc<Value>, Rc<str>>;
 
+/// The constants of a graph that were read so far. Evaluators of one graph may share them.
+#[derive(Clone, Default)]
+pub struct Constants(Rc<RefCell<HashMap<String, Answer>>>);
+
+impl Constants {
+    /// The value of `name`, `None` if it is no initializer and no Constant of a tensor.
+    fn get(&self, index: &Index<'_>, name: &str) -> Option<Answer> {
+        if let Some(known) = self.0.borrow().get(name) {
+            return Some(known.clone());
+        }
+        let tensor = match index.maker(name) {
+            Some(node) => node.tensor("value").filter(|_| node.is_onnx("Constant"))?,
+            None => index.initializer(name)?,
+        };
+        let value: Answer = Value::constant(tensor).map(Rc::new).map_err(Into::into);
+        self.0.borrow_mut().insert(name.to_string(), value.clone());
+        Some(value)
+    }
+
+    /// Forgets those of more than `most` elements.
+    pub fn forget(&self, most: usize) {
+        let small = |v: &Answer| v.as_ref().map_or(true, |v| v.data.as_ref().is_none_or(|d| d.len() <= most));
+        self.0.borrow_mut().retain(|_, value| small(value));
+    }
+}
+
 /// The tensors of a graph for given inputs, each evaluated once.
 pub struct Evaluator<'g> {
     index: &'g Index<'g>,
+    constants: Constants,
     values: HashMap<String, Answer>,
 }
 
 impl<'g> Evaluator<'g> {
     /// Nothing given yet.
-    pub fn new(index: &'g Index<'g>) -> Self {
-        Self { index, values: HashMap::new() }
+    pub fn new(index: &'g Index<'g>, constants: &Constants) -> Self {
+        Self { index, constants: constants.clone(), values: HashMap::new() }
     }
 
     /// Gives the value of `tensor`, a graph input or any other. What was evaluated before stays as it was.
@@ -41,17 +70,17 @@ impl<'g> Evaluator<'g> {
         // A stack of its own: chains of nodes are as long as models are deep.
         let mut stack = vec![tensor.to_string()];
         while let Some(name) = stack.last() {
-            if self.values.contains_key(name) {
+            if self.known(name).is_some() {
                 stack.pop();
                 continue;
             }
             let Some((n, _)) = self.index.producer(name) else {
-                let value = self.leaf(name);
+                let value = Err(format!("'{name}' may be anything").into());
                 self.values.insert(stack.pop().expect("just seen"), value);
                 continue;
             };
             let node = &self.index.graph.node[n];
-            let missing = |i: &&String| !i.is_empty() && !self.values.contains_key(i.as_str());
+            let missing = |i: &&String| !i.is_empty() && self.known(i).is_none();
             // Nodes are in order, so this ends.
             let needed: Vec<String> = node.input.iter().filter(missing).cloned().collect();
             if !needed.is_empty() {
@@ -61,7 +90,7 @@ impl<'g> Evaluator<'g> {
             let inputs: Result<Vec<Option<Rc<Value>>>, Rc<str>> = node
                 .input
                 .iter()
-                .map(|i| if i.is_empty() { Ok(None) } else { self.values[i].clone().map(Some) })
+                .map(|i| if i.is_empty() { Ok(None) } else { self.known(i).expect("not missing").map(Some) })
                 .collect();
             let outputs = inputs.and_then(|inputs| {
                 let inputs: Vec<Option<&Value>> = inputs.iter().map(|i| i.as_deref()).collect();
@@ -79,13 +108,11 @@ impl<'g> Evaluator<'g> {
                 self.values.entry(name.clone()).or_insert(value);
             }
         }
-        self.values[tensor].clone()
+        self.known(tensor).expect("the stack is empty")
     }
 
-    fn leaf(&self, name: &str) -> Answer {
-        match self.index.initializer(name) {
-            Some(tensor) => Value::constant(tensor).map(Rc::new).map_err(Into::into),
-            None => Err(format!("'{name}' may be anything").into()),
-        }
+    /// The value of `name` if it was given, evaluated, or is a constant.
+    fn known(&self, name: &str) -> Option<Answer> {
+        self.values.get(name).cloned().or_else(|| self.constants.get(self.index, name))
     }
 }

@@ -2,13 +2,14 @@
 
 use ndarray::Slice;
 
+use super::attention;
 use super::value::{Value, kinds};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
 type Inputs<'v> = [Option<&'v Value>];
 
-fn need<'v>(inputs: &Inputs<'v>, index: usize) -> Result<&'v Value, String> {
+pub(super) fn need<'v>(inputs: &Inputs<'v>, index: usize) -> Result<&'v Value, String> {
     inputs.get(index).copied().flatten().ok_or_else(|| format!("input {index} is missing"))
 }
 
@@ -94,12 +95,12 @@ fn reshape(shape: &[usize], wanted: &[i64], zeros: bool) -> Result<Vec<usize>, S
             d => usize::try_from(d).map_err(|_| format!("dimension {d}"))?,
         });
     }
-    let count: usize = shape.iter().product();
-    let rest = result.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or("too large")?;
+    let count = |shape: &[usize]| shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or("too large");
+    let (before, rest) = (count(shape)?, count(&result)?);
     if let Some(open) = wanted.iter().position(|&d| d == -1) {
-        result[open] = count.checked_div(rest).unwrap_or(0);
+        result[open] = before.checked_div(rest).unwrap_or(0);
     }
-    match result.iter().product::<usize>() == count {
+    match count(&result)? == before {
         true => Ok(result),
         false => Err(format!("{shape:?} does not reshape to {wanted:?}")),
     }
@@ -156,7 +157,7 @@ pub(super) fn split_sizes(node: &NodeProto, inputs: &Inputs<'_>, size: usize) ->
             (0..node.output.len()).map(|i| part.min(size.saturating_sub(i * part))).collect()
         }
     };
-    match sizes.iter().sum::<usize>() == size {
+    match sizes.iter().try_fold(0usize, |n, &d| n.checked_add(d)) == Some(size) {
         true => Ok(sizes),
         false => Err(format!("parts of {sizes:?} of a dimension of {size}")),
     }
@@ -164,6 +165,9 @@ pub(super) fn split_sizes(node: &NodeProto, inputs: &Inputs<'_>, size: usize) ->
 
 /// Outputs of which only the shapes are known.
 pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>, String> {
+    if let Some(outputs) = attention::infer(node, inputs) {
+        return outputs;
+    }
     let x = need(inputs, 0)?;
     let same = |kind: i32| Ok(vec![Value::shaped(kind, x.shape.clone()); node.output.len()]);
     let shaped = |shape: Vec<usize>| Ok(vec![Value::shaped(x.kind, shape)]);
@@ -219,6 +223,14 @@ pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>,
         }
         "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => {
             shaped(rearranged(node, inputs)?.ok_or("a shape that depends on the tokens")?)
+        }
+        "Tile" => {
+            let repeats = need(inputs, 1)?.ints()?;
+            if repeats.len() != x.shape.len() {
+                return Err(format!("{} repeats of rank {}", repeats.len(), x.shape.len()));
+            }
+            let tiled = |(&d, &n): (&usize, &i64)| d.saturating_mul(usize::try_from(n).unwrap_or(0));
+            shaped(x.shape.iter().zip(&repeats).map(tiled).collect())
         }
         "Expand" => shaped(expanded(inputs)?.ok_or("a shape that depends on the tokens")?),
         "Concat" => {

@@ -2,10 +2,10 @@
 
 use super::super::context::{Context, rank};
 use super::super::error::Refusal;
-use super::super::heads::{Layout, Operand, follow};
+use super::super::heads::{Layout, alike, follow, not_scaled};
 use super::super::layer::{CacheTensors, Layer, Source};
-use super::super::mask::{Mask, Masking, replace};
-use super::{Pattern, base_name, heads, no_input, no_output, present};
+use super::super::mask::{Mask, replace};
+use super::{Pattern, base_name, cache_on_node, heads, no_input, no_output};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
@@ -30,21 +30,22 @@ impl Pattern for Attention {
         let is_causal = node.int("is_causal").unwrap_or(0) != 0;
 
         let (mut doomed, cache, key_value, kv_heads, head_dim, repeats, element) = if on_node {
-            let cache = context.cache(&title, "past_key", node.input_at(4))?.clone();
-            context.cache(&title, "past_value", node.input_at(5))?;
-            let past = [node.input[4].clone(), node.input[5].clone()];
-            let present = [present(context, node, 1, "present_key")?, present(context, node, 2, "present_value")?];
+            let kv_heads = if flat { Some(heads(node, "kv_num_heads")?) } else { None };
+            let (cache, tensors) = cache_on_node(context, node, 4, kv_heads)?;
             let (Some(kv_heads), Some(head_dim)) = (cache.kv_heads, cache.head_dim) else {
                 let expected = "heads and head size of past_key as numbers";
                 return Err(Refusal::new(title, expected, "a cache input that does not declare them"));
             };
             let new = [key.to_string(), value.to_string()];
-            (vec![], CacheTensors { past, present }, new, kv_heads, head_dim, 1, cache.element)
+            (vec![], tensors, new, kv_heads, head_dim, 1, cache.element)
         } else {
             let (k, v) =
                 (follow(context, &title, "key", key, layout)?, follow(context, &title, "value", value, layout)?);
             let [k, v] = match (k, v) {
-                (Some(k), Some(v)) => same_heads(&title, k, v)?,
+                (Some(k), Some(v)) => {
+                    not_scaled(&title, "key", &k)?;
+                    alike(&title, k, v)?
+                }
                 (None, None) => return Ok(None),
                 _ => return Err(Refusal::new(title, "key and value from caches", "only one of them")),
             };
@@ -53,10 +54,10 @@ impl Pattern for Attention {
                     "is_causal with past keys that are not inputs of the node: it then counts from the first key";
                 return Err(Refusal::new(title, "a mask, or past_key and past_value on the node", found));
             }
+            let doomed = k.appended.nodes().chain(v.appended.nodes()).collect();
             let element = context.caches[&k.appended.past].element;
             let past = [k.appended.past, v.appended.past];
             let present = [k.appended.present, v.appended.present];
-            let doomed = vec![k.appended.node, v.appended.node];
             let new = [k.appended.new, v.appended.new];
             (doomed, CacheTensors { past, present }, new, k.kv_heads, k.head_dim, k.repeats, element)
         };
@@ -79,10 +80,8 @@ impl Pattern for Attention {
             return Err(Refusal::new(title, "query heads that share KV heads evenly", found));
         }
         doomed.insert(0, n);
-        let masking = match node.input_at(3) {
-            Some(tensor) => replace(context, Mask { tensor, masked: f32::NEG_INFINITY }, element),
-            None => Masking { causal: false, bias: None },
-        };
+        let masks: Vec<Mask> = node.input_at(3).map(Mask::new).into_iter().collect();
+        let masking = replace(context, &title, &masks, element, false)?;
         Ok(Some(Layer {
             source: Source::Attention,
             name: base_name(node),
@@ -115,19 +114,4 @@ fn dimensions(context: &mut Context<'_>, tensor: &str) -> Option<usize> {
 
 fn declared_heads(context: &Context<'_>, tensor: &str) -> Option<usize> {
     super::super::context::static_dim(context.index.declared(tensor)?, 1)
-}
-
-/// Key and value, if they are repeated alike and not scaled.
-pub(super) fn same_heads(title: &str, key: Operand, value: Operand) -> Result<[Operand; 2], Refusal> {
-    let alike = |o: &Operand| (o.kv_heads, o.head_dim, o.repeats);
-    if alike(&key) != alike(&value) {
-        let found = format!("{:?} and {:?}", alike(&key), alike(&value));
-        return Err(Refusal::new(title, "key and value of as many heads, as large and as often repeated", found));
-    }
-    for (role, scale) in [("key", key.scale), ("value", value.scale)] {
-        if scale != 1.0 {
-            return Err(Refusal::new(title, format!("a {role} as it is cached"), format!("{scale} times it")));
-        }
-    }
-    Ok([key, value])
 }

@@ -1,14 +1,15 @@
 //! MatMul, Softmax, MatMul, as Optimum's TorchScript export and the dynamo exporter of torch.onnx write attention.
 
+use std::collections::HashSet;
+
 use super::super::context::{Context, USUAL};
 use super::super::error::Refusal;
-use super::super::heads::{Layout, follow, scaled_query};
+use super::super::heads::{Layout, alike, follow, scaled_query};
 use super::super::layer::{CacheTensors, Layer, Source};
-use super::super::mask::{Mask, Masking, replace};
+use super::super::mask::{HIDDEN, Mask, replace};
 use super::{Pattern, base_name};
-use crate::onnx::evaluate::kinds;
+use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
-use crate::onnx::{Index, NodeExt};
 
 pub struct Decomposed;
 
@@ -18,8 +19,8 @@ struct Scores {
     product: usize,
     /// Factor of the product.
     scale: f64,
-    /// The mask, and what stands where a boolean one is false.
-    mask: Option<(String, f32)>,
+    /// Masks, which are added up.
+    masks: Vec<Mask>,
 }
 
 impl Pattern for Decomposed {
@@ -30,7 +31,7 @@ impl Pattern for Decomposed {
     fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
         let index = context.index;
         let softmax = &index.graph.node[n];
-        let Some((result, probabilities)) = weighted_sum(index, softmax) else { return Ok(None) };
+        let Some((result, probabilities)) = weighted_sum(context, softmax) else { return Ok(None) };
         let product = &index.graph.node[result];
         let title = product.title();
         let Some(value) = follow(context, &title, "value", &product.input[1], Layout::HeadsFirst)? else {
@@ -39,28 +40,25 @@ impl Pattern for Decomposed {
         if index.is_output(&softmax.output[0]) || index.is_output(&probabilities) {
             return Err(Refusal::new(title, "attention weights that stay inside", "an output of the model"));
         }
-        if !matches!(softmax.int("axis"), None | Some(-1 | 3 | 4)) {
-            return Err(Refusal::new(
-                softmax.title(),
-                "a softmax over keys",
-                format!("axis {:?}", softmax.int("axis")),
-            ));
-        }
+        over_keys(context, softmax)?;
         let scores = scores(context, softmax)?;
         let qk = &index.graph.node[scores.product];
         let Some(key) = follow(context, &qk.title(), "key", &qk.input[1], Layout::Transposed)? else {
             return Err(Refusal::new(qk.title(), "the key from a cache, as the value is", "another second factor"));
         };
-        let cached = |o: &super::super::heads::Operand| (o.kv_heads, o.head_dim, o.repeats);
-        if cached(&key) != cached(&value) || value.scale != 1.0 {
-            let found = format!("{:?} and {:?}, the value times {}", cached(&key), cached(&value), value.scale);
-            return Err(Refusal::new(title, "key and value alike, the value not scaled", found));
-        }
+        let [key, value] = alike(&title, key, value)?;
         let query_shape = context
             .shape(&qk.input[0])
             .map_err(|e| Refusal::new(qk.title(), "a query whose shape can be followed", &*e))?;
+        let query_heads = match query_shape[..] {
+            [_, heads, _, _] => heads,
+            [_, heads, groups, _, _] => heads.saturating_mul(groups),
+            _ => {
+                let found = format!("'{}' of {} dimensions", qk.input[0], query_shape.len());
+                return Err(Refusal::new(qk.title(), "a query of four or five dimensions", found));
+            }
+        };
         let grouped = query_shape.len() == 5;
-        let query_heads: usize = query_shape[1..query_shape.len().max(4) - 2].iter().product();
         if query_heads == 0
             || !query_heads.is_multiple_of(key.kv_heads)
             || key.repeats != 1 && query_heads != key.kv_heads * key.repeats
@@ -79,16 +77,13 @@ impl Pattern for Decomposed {
             let found = format!("element types {} and {element}", value.kind);
             return Err(Refusal::new(qk.title(), "a query of the cache's type", found));
         }
-        let masking = match &scores.mask {
-            Some((tensor, masked)) => replace(context, Mask { tensor, masked: *masked }, element),
-            None => Masking { causal: false, bias: None },
-        };
+        let masking = replace(context, &title, &scores.masks, element, grouped)?;
         let (kv_heads, head_dim) = (key.kv_heads, key.head_dim);
         let groups = (query_heads / kv_heads) as i64;
         Ok(Some(Layer {
             source: Source::Decomposed,
             name: base_name(product),
-            doomed: vec![result, key.appended.node, value.appended.node],
+            doomed: [result].into_iter().chain(key.appended.nodes()).chain(value.appended.nodes()).collect(),
             query,
             token_axis: 2,
             key_value: Some([key.appended.new, value.appended.new]),
@@ -114,14 +109,30 @@ impl Pattern for Decomposed {
     }
 }
 
+/// Refuses a `softmax` that is not over the last dimension, as scores have their keys there.
+fn over_keys(context: &mut Context<'_>, softmax: &NodeProto) -> Result<(), Refusal> {
+    let scores = softmax.input_at(0).unwrap_or_default();
+    let found = match softmax.int("axis") {
+        Some(-1) => return Ok(()),
+        None if context.opset >= 13 => return Ok(()),
+        Some(axis) => match context.shape(scores) {
+            Ok(shape) if usize::try_from(axis).is_ok_and(|axis| axis + 1 == shape.len()) => return Ok(()),
+            _ => format!("axis {axis}"),
+        },
+        None => "no axis, which before opset 13 means 1".to_string(),
+    };
+    Err(Refusal::new(softmax.title(), "a softmax over keys, the last axis", found))
+}
+
 /// The product of what `softmax` makes and something, past guards against NaN; and its first factor.
-fn weighted_sum(index: &Index<'_>, softmax: &NodeProto) -> Option<(usize, String)> {
+fn weighted_sum(context: &mut Context<'_>, softmax: &NodeProto) -> Option<(usize, String)> {
+    let index = context.index;
     let mut tensor = softmax.output_at(0)?;
     loop {
         let readers = index.readers(tensor);
         let node = |n: usize| &index.graph.node[n];
         match *readers {
-            [n] if node(n).is_onnx("MatMul") && node(n).input_at(0) == Some(tensor) => {
+            [n] if node(n).is_onnx("MatMul") && node(n).input.len() == 2 && node(n).input[0] == tensor => {
                 return Some((n, tensor.to_string()));
             }
             [n] if ["Cast", "Identity", "Dropout"].iter().any(|o| node(n).is_onnx(o)) => {
@@ -132,6 +143,7 @@ fn weighted_sum(index: &Index<'_>, softmax: &NodeProto) -> Option<(usize, String
                 let guarded = guard.is_onnx("IsNaN")
                     && choice.is_onnx("Where")
                     && choice.input_at(0) == guard.output_at(0)
+                    && context.constant(choice.input_at(1)?) == Some(0.0)
                     && choice.input_at(2) == Some(tensor);
                 tensor = choice.output_at(0).filter(|_| guarded)?;
             }
@@ -143,7 +155,7 @@ fn weighted_sum(index: &Index<'_>, softmax: &NodeProto) -> Option<(usize, String
 /// Follows what `softmax` reads up to a product.
 fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refusal> {
     let index = context.index;
-    let (mut scale, mut mask) = (1.0, None);
+    let (mut scale, mut masks) = (1.0, Vec::new());
     let mut tensor = softmax.input_at(0).unwrap_or_default();
     loop {
         let refuse = |found: String| {
@@ -156,7 +168,7 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
         };
         let (a, b) = (node.input_at(0).unwrap_or_default(), node.input_at(1).unwrap_or_default());
         match node.op_type() {
-            "MatMul" => return Ok(Scores { product: n, scale, mask }),
+            "MatMul" if node.input.len() == 2 => return Ok(Scores { product: n, scale, masks }),
             "Cast" | "Identity" => tensor = a,
             "Mul" | "Div" => match (context.constant(a), context.constant(b)) {
                 (_, Some(factor)) => {
@@ -166,42 +178,43 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
                 (Some(factor), _) if node.op_type() == "Mul" => (scale, tensor) = (scale * factor, b),
                 _ => return Err(refuse(format!("{} by something that is no number", node.title()))),
             },
-            "Add" | "Where" if mask.is_some() => return Err(refuse(format!("a second mask, {}", node.title()))),
             // A scale before the mask is one of the product alone, after it one of the mask too.
             "Add" | "Where" if scale != 1.0 => return Err(refuse(format!("a scaled mask, {}", node.title()))),
             "Add" => {
-                let (scores, added) = if leads_to_product(index, a) { (a, b) } else { (b, a) };
-                mask = Some((added.to_string(), f32::NEG_INFINITY));
+                let (scores, added) = if leads_to_product(context, a) { (a, b) } else { (b, a) };
+                masks.push(Mask::new(added));
                 tensor = scores;
             }
             "Where" => {
-                let low = node.input_at(2).and_then(|t| context.constant(t)).filter(|&low| low <= -1e4);
-                let boolean = context.value(a, USUAL[0]).is_ok_and(|v| v.kind == kinds::BOOL);
-                let (Some(low), true) = (low, boolean) else {
-                    return Err(refuse(format!("{}, which is no Where(mask, scores, lowest)", node.title())));
+                let c = node.input_at(2).unwrap_or_default();
+                let mut lowest = |t: &str| context.constant(t).filter(|&low| low <= HIDDEN);
+                let (low, hides) = match (lowest(b), lowest(c)) {
+                    (None, Some(low)) => (low, false),
+                    (Some(low), None) => (low, true),
+                    _ => {
+                        let expected = "Where(mask, scores, lowest) or Where(mask, lowest, scores)";
+                        return Err(refuse(format!("{}, which is neither {expected}", node.title())));
+                    }
                 };
-                mask = Some((a.to_string(), low as f32));
-                tensor = b;
+                masks.push(Mask { tensor: a.to_string(), low: low as f32, hides });
+                tensor = if hides { c } else { b };
             }
             _ => return Err(refuse(node.title())),
         }
     }
 }
 
-fn leads_to_product(index: &Index<'_>, tensor: &str) -> bool {
-    let mut tensor = tensor;
-    while let Some(node) = index.maker(tensor) {
+/// Whether `tensor` is a product with a cached key, scaled and masked or not.
+fn leads_to_product(context: &Context<'_>, tensor: &str) -> bool {
+    let (mut seen, mut queue) = (HashSet::new(), vec![tensor]);
+    while let Some(name) = queue.pop() {
+        let Some(node) = context.index.maker(name) else { continue };
         match node.op_type() {
-            "MatMul" => return true,
-            "Mul" | "Div" | "Cast" | "Identity" | "Add" => {}
-            _ => return false,
-        }
-        // Where both sides are made by nodes, the number of a scale comes from a Constant.
-        let constant = |t: &str| index.maker(t).is_none_or(|n| n.is_onnx("Constant"));
-        let next = node.input.iter().map(String::as_str).find(|t| !constant(t));
-        match next {
-            Some(next) => tensor = next,
-            None => return false,
+            "MatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => return true,
+            "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" => {
+                queue.extend(node.input.iter().map(String::as_str).filter(|&name| seen.insert(name)));
+            }
+            _ => {}
         }
     }
     false

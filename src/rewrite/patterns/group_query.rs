@@ -3,8 +3,8 @@
 
 use super::super::context::{Context, static_dim};
 use super::super::error::Refusal;
-use super::super::layer::{Bias, CacheTensors, Layer, Rotary, Source};
-use super::{Pattern, base_name, heads, no_input, no_output, present};
+use super::super::layer::{Bias, Layer, Rotary, Source};
+use super::{Pattern, base_name, cache_on_node, heads, no_input, no_output};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
@@ -31,11 +31,8 @@ impl Pattern for GroupQuery {
         no_input(node, 13, "scale of a quantised value cache")?;
         no_output(node, 3, "the product of query and key")?;
 
-        let cache = context.cache(&title, "past_key", node.input_at(3))?.clone();
-        context.cache(&title, "past_value", node.input_at(4))?;
-        let past = [node.input[3].clone(), node.input[4].clone()];
-        let present = [present(context, node, 1, "present_key")?, present(context, node, 2, "present_value")?];
         let (query_heads, kv_heads) = (heads(node, "num_heads")?, heads(node, "kv_num_heads")?);
+        let (cache, tensors) = cache_on_node(context, node, 3, Some(kv_heads))?;
         let query = node.input_at(0).ok_or_else(|| Refusal::new(&title, "a query", "none"))?;
         let key_value = match (node.input_at(1), node.input_at(2)) {
             (Some(key), Some(value)) => Some([key.to_string(), value.to_string()]),
@@ -61,15 +58,10 @@ impl Pattern for GroupQuery {
             query: query.to_string(),
             token_axis: 1,
             key_value,
-            cache: CacheTensors { past, present },
+            cache: tensors,
             lengths,
             rotary,
-            bias: node.input_at(10).map(|tensor| Bias {
-                tensor: tensor.to_string(),
-                masked: None,
-                cast: false,
-                expand: false,
-            }),
+            bias: node.input_at(10).map(added).into_iter().collect(),
             query_heads,
             kv_heads,
             head_dim,
@@ -85,18 +77,23 @@ impl Pattern for GroupQuery {
     }
 }
 
+/// An attention_bias as SparkAttention takes it.
+fn added(tensor: &str) -> Bias {
+    Bias { tensor: tensor.to_string(), masked: None, hides: false, cast: false, drop_axis: false, expand: false }
+}
+
 /// D from the width of the query, which has `heads` heads, or from the rotation's tables.
 fn head_dim(context: &mut Context<'_>, node: &NodeProto, heads: usize) -> Result<usize, Refusal> {
     let declared = context.index.declared(&node.input[0]).and_then(|info| static_dim(info, 2));
     let width = declared.or_else(|| context.shape(&node.input[0]).ok().and_then(|s| s.get(2).copied()));
-    let tables = || Some(2 * *context.index.initializer(node.input_at(7)?)?.dims.get(1)? as usize);
+    let half = || usize::try_from(*context.index.initializer(node.input_at(7)?)?.dims.get(1)?).ok();
     match width {
         Some(width) if width % heads == 0 && width > 0 => Ok(width / heads),
         Some(width) => {
             let found = format!("a query of width {width}");
             Err(Refusal::new(node.title(), format!("a width that {heads} heads share"), found))
         }
-        None => tables().ok_or_else(|| {
+        None => half().and_then(|half| half.checked_mul(2)).ok_or_else(|| {
             let expected = "a head size: a static dimension 3 of past_key, or a query of known width";
             Refusal::new(node.title(), expected, "neither")
         }),

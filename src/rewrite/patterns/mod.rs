@@ -5,9 +5,9 @@ mod decomposed;
 mod group_query;
 mod multi_head;
 
-use super::context::Context;
+use super::context::{CacheInput, Context};
 use super::error::Refusal;
-use super::layer::Layer;
+use super::layer::{CacheTensors, Layer};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
@@ -71,6 +71,41 @@ fn no_output(node: &NodeProto, index: usize, role: &str) -> Result<(), Refusal> 
     }
 }
 
+/// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones.
+///
+/// # Errors
+/// These are no inputs and outputs of the model, or differ in heads or head size, or have other heads than `kv_heads`.
+fn cache_on_node(
+    context: &Context<'_>,
+    node: &NodeProto,
+    past: usize,
+    kv_heads: Option<usize>,
+) -> Result<(CacheInput, CacheTensors), Refusal> {
+    let title = node.title();
+    let mut cache = context.cache(&title, "past_key", node.input_at(past))?.clone();
+    let value = context.cache(&title, "past_value", node.input_at(past + 1))?;
+    let sizes =
+        [(&mut cache.kv_heads, value.kv_heads, "heads"), (&mut cache.head_dim, value.head_dim, "channels a head")];
+    for (key, value, what) in sizes {
+        match (*key, value) {
+            (Some(k), Some(v)) if k != v => {
+                let expected = format!("past_key and past_value of as many {what}");
+                return Err(Refusal::new(title, expected, format!("{k} and {v}")));
+            }
+            _ => *key = key.or(value),
+        }
+    }
+    if let (Some(declared), Some(heads)) = (cache.kv_heads, kv_heads)
+        && declared != heads
+    {
+        let expected = format!("a cache of {heads} heads, as the node has for keys and values");
+        return Err(Refusal::new(title, expected, format!("'{}' of {declared}", node.input[past])));
+    }
+    cache.kv_heads = cache.kv_heads.or(kv_heads);
+    let present = [present(context, node, 1, "present_key")?, present(context, node, 2, "present_value")?];
+    Ok((cache, CacheTensors { past: [node.input[past].clone(), node.input[past + 1].clone()], present }))
+}
+
 /// The graph output that is output `index` of `node`, its `role`.
 fn present(context: &Context<'_>, node: &NodeProto, index: usize, role: &str) -> Result<String, Refusal> {
     let expected = || format!("{role} as an output of the model");
@@ -81,13 +116,16 @@ fn present(context: &Context<'_>, node: &NodeProto, index: usize, role: &str) ->
     }
 }
 
-/// The attribute `name` as a positive number of heads.
+/// More heads than any model has.
+const MOST_HEADS: usize = 1 << 16;
+
+/// The attribute `name` as a number of heads.
 fn heads(node: &NodeProto, name: &str) -> Result<usize, Refusal> {
     let value = node.int(name);
-    let heads = value.and_then(|v| usize::try_from(v).ok()).filter(|&h| h > 0);
+    let heads = value.and_then(|v| usize::try_from(v).ok()).filter(|h| (1..=MOST_HEADS).contains(h));
     heads.ok_or_else(|| {
         let found = value.map_or("no such attribute".to_string(), |v| v.to_string());
-        Refusal::new(node.title(), format!("attribute {name}, a positive number"), found)
+        Refusal::new(node.title(), format!("attribute {name}, a number from 1 to {MOST_HEADS}"), found)
     })
 }
 

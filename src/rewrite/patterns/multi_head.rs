@@ -3,10 +3,10 @@
 
 use super::super::context::Context;
 use super::super::error::Refusal;
-use super::super::heads::{Layout, follow};
+use super::super::heads::{Layout, Operand, alike, follow, not_scaled};
 use super::super::layer::{CacheTensors, Layer, Source};
-use super::super::mask::{Mask, Masking, replace};
-use super::{Pattern, base_name, heads, no_input, no_output, present};
+use super::super::mask::{Mask, replace};
+use super::{Pattern, base_name, cache_on_node, heads, no_input, no_output};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
@@ -38,40 +38,39 @@ impl Pattern for MultiHead {
         no_input(node, 9, "cache_indirection")?;
         no_output(node, 3, "the product of query and key")?;
 
+        let unidirectional = node.int("unidirectional").unwrap_or(0) != 0;
         let (mut doomed, cache, key_value, kv_heads, head_dim, element) = match behind {
             None => {
-                let cache = context.cache(&title, "past_key", node.input_at(6))?.clone();
-                context.cache(&title, "past_value", node.input_at(7))?;
-                let present = [present(context, node, 1, "present_key")?, present(context, node, 2, "present_value")?];
-                let past = [node.input[6].clone(), node.input[7].clone()];
+                let (cache, tensors) = cache_on_node(context, node, 6, Some(query_heads))?;
                 let width = context.shape(query).ok().filter(|s| s.len() == 3).map(|s| s[2] / query_heads);
                 let head_dim = cache
                     .head_dim
                     .or(width)
                     .ok_or_else(|| Refusal::new(&title, "a head size: a static dimension 3 of past_key", "none"))?;
                 let key_value = [key.to_string(), value.to_string()];
-                (vec![], CacheTensors { past, present }, key_value, query_heads, head_dim, cache.element)
+                (vec![], tensors, key_value, query_heads, head_dim, cache.element)
             }
             Some([k, v]) => {
+                if unidirectional {
+                    let found = "unidirectional with past keys that are not inputs of the node: it then counts from the first key";
+                    return Err(Refusal::new(title, "a mask, or past_key and past_value on the node", found));
+                }
                 if k.kv_heads * k.repeats != query_heads {
                     let found = format!("{} times {}", k.repeats, k.kv_heads);
                     return Err(Refusal::new(title, format!("keys of {query_heads} heads"), found));
                 }
+                let doomed = k.appended.nodes().chain(v.appended.nodes()).collect();
                 let element = context.caches[&k.appended.past].element;
                 let cache = CacheTensors {
                     past: [k.appended.past, v.appended.past],
                     present: [k.appended.present, v.appended.present],
                 };
-                let doomed = vec![k.appended.node, v.appended.node];
                 (doomed, cache, [k.appended.new, v.appended.new], k.kv_heads, k.head_dim, element)
             }
         };
         doomed.insert(0, n);
-        let unidirectional = node.int("unidirectional").unwrap_or(0) != 0;
-        let masking = match node.input_at(5) {
-            Some(tensor) => replace(context, Mask { tensor, masked: f32::NEG_INFINITY }, element),
-            None => Masking { causal: false, bias: None },
-        };
+        let masks: Vec<Mask> = node.input_at(5).map(Mask::new).into_iter().collect();
+        let masking = replace(context, &title, &masks, element, false)?;
         Ok(Some(Layer {
             source: Source::MultiHeadAttention,
             name: base_name(node),
@@ -98,7 +97,7 @@ impl Pattern for MultiHead {
     }
 }
 
-type Pair = [super::super::heads::Operand; 2];
+type Pair = [Operand; 2];
 
 /// Key and value that come from caches by way of Concat.
 fn behind(context: &mut Context<'_>, title: &str, key: &str, value: &str) -> Result<Option<Pair>, Refusal> {
@@ -108,7 +107,10 @@ fn behind(context: &mut Context<'_>, title: &str, key: &str, value: &str) -> Res
         follow(context, title, role, tensor, layout)
     };
     match (operand("key", key)?, operand("value", value)?) {
-        (Some(k), Some(v)) => super::attention::same_heads(title, k, v).map(Some),
+        (Some(k), Some(v)) => {
+            not_scaled(title, "key", &k)?;
+            alike(title, k, v).map(Some)
+        }
         (None, None) => Ok(None),
         _ => Err(Refusal::new(title, "key and value from caches", "only one of them")),
     }
