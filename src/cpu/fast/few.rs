@@ -64,7 +64,7 @@ impl<V: Vector, const H: usize> Sink<V> for Products<'_, V, H> {
     unsafe fn take(&mut self, n: usize, x: V::Lanes) {
         for h in 0..H {
             // SAFETY: by the trait's contract.
-            self.lanes[h] = unsafe { V::mul_add(x, V::load(&self.queries[n][h]), self.lanes[h]) };
+            self.lanes[h] = unsafe { V::mul_add(x, V::load(&self.queries[n].0[h]), self.lanes[h]) };
         }
     }
 }
@@ -85,18 +85,21 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
     let reader = KeyReader::new(key_layout, fast.recovers());
     let scale = call.scale[block.scale.clone()].as_chunks::<LANES>().0;
     let queries: Vec<Sums<H>> = (0..blocks)
-        .map(|n| std::array::from_fn(|h| *block.queries[(first + h) * d + n * LANES..].first_chunk().expect("a block")))
+        .map(|n| {
+            let channels = |h| *block.queries[(first + h) * d + n * LANES..].first_chunk().expect("a block");
+            Sums(std::array::from_fn(channels))
+        })
         .collect();
     // q~ = q * c, for rows in units of c.
     let mut for_rows = queries.clone();
     if reader.in_units() {
         for (query, scale) in for_rows.iter_mut().zip(scale) {
-            query.iter_mut().for_each(|q| q.iter_mut().zip(scale).for_each(|(q, c)| *q *= c));
+            query.0.iter_mut().for_each(|q| q.iter_mut().zip(scale).for_each(|(q, c)| *q *= c));
         }
     }
     let mut max = [f32::NEG_INFINITY; H];
     let mut sum = [0.0; H];
-    let mut sums: Vec<Sums<H>> = vec![[[0.0; LANES]; H]; blocks];
+    let mut sums: Vec<Sums<H>> = vec![Sums([[0.0; LANES]; H]); blocks];
     let mut by_parity = true;
     let (past_key, past_value) = (call.past_key[block.head], call.past_value[block.head]);
     let past = call.lengths.past[block.sequence];
@@ -133,7 +136,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                     let factor = (max[h] - greatest).exp();
                     sum[h] *= factor;
                     for sums in &mut sums {
-                        V::store(V::mul(V::load(&sums[h]), V::splat(factor)), &mut sums[h]);
+                        V::store(V::mul(V::load(&sums.0[h]), V::splat(factor)), &mut sums.0[h]);
                     }
                     max[h] = greatest;
                 }
@@ -162,7 +165,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
     if by_parity {
         in_order(value_layout, &mut sums);
     }
-    let weighted = |h: usize| sums.iter().flat_map(|sums| sums[h]).collect();
+    let weighted = |h: usize| sums.iter().flat_map(|sums| sums.0[h]).collect();
     (0..H).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
 }
 
@@ -187,8 +190,8 @@ unsafe fn dense<V: Vector, const H: usize>(
             let mut lanes = [V::splat(0.0); H];
             for (x, query) in row.as_chunks::<LANES>().0.iter().zip(queries) {
                 let x = V::load(x);
-                for h in 0..H {
-                    lanes[h] = V::mul_add(x, V::load(&query[h]), lanes[h]);
+                for (lanes, query) in lanes.iter_mut().zip(&query.0) {
+                    *lanes = V::mul_add(x, V::load(query), *lanes);
                 }
             }
             V::sums(lanes)
