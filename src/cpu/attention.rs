@@ -88,11 +88,6 @@ impl<T: Element> Attention<'_, T> {
         self.bias.is_none() && self.settings.softcap.is_none()
     }
 
-    /// Whether the query at position `query` may see the key at position `key`.
-    pub(super) fn sees(&self, query: usize, key: usize) -> bool {
-        (key <= query || !self.settings.causal) && self.settings.window.is_none_or(|w| key.saturating_add(w) > query)
-    }
-
     /// The score of a key at position `t` for query head `head` of new token `i`, finite; `None` if it is masked.
     pub(super) fn score(&self, dot: f32, (b, head, i, t): (usize, usize, usize, usize)) -> Option<f32> {
         let limited = |s: f32| s.clamp(f32::MIN, f32::MAX);

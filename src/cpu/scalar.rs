@@ -66,7 +66,7 @@ impl<T: Element> Attend for Scalar<'_, '_, T> {
                 self.new.row(head, t - past)
             };
             for ((q, state), &(head, i)) in query.chunks_exact(d).zip(&mut states).zip(&queries) {
-                if i < call.lengths.new[b] && call.sees(past + i, t) {
+                if call.seen_by(b, i).contains(&t) {
                     let dot = q.iter().zip(key).map(|(q, k)| q * k).sum();
                     if let Some(score) = call.score(dot, (b, head, i, t)) {
                         state.push(score, value);

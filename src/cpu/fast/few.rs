@@ -128,19 +128,14 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
             for h in 0..H {
                 let products = &mut products[h][..used];
                 let (head, token) = items[h];
-                let greatest = scores::finish::<T, V>(call, (block.sequence, head, token), positions.clone(), products);
-                if greatest == f32::NEG_INFINITY {
-                    continue;
-                }
-                if greatest > max[h] {
-                    let factor = (max[h] - greatest).exp();
-                    sum[h] *= factor;
+                let query = (block.sequence, head, token);
+                let state = (&mut max[h], &mut sum[h]);
+                let rescale = scores::to_weights::<T, V>(call, query, positions.clone(), products, state);
+                if rescale != 1.0 {
                     for sums in &mut sums {
-                        V::store(V::mul(V::load(&sums.0[h]), V::splat(factor)), &mut sums.0[h]);
+                        V::store(V::mul(V::load(&sums.0[h]), V::splat(rescale)), &mut sums.0[h]);
                     }
-                    max[h] = greatest;
                 }
-                sum[h] += scores::weights::<V>(products, max[h]);
                 let products = products.as_flattened();
                 for (weights, &p) in weights.iter_mut().zip(products) {
                     weights[h] = p;

@@ -1,5 +1,6 @@
 //! Key rows, sixteen channels at a time.
 
+use super::window;
 use crate::cpu::vector::{LANES, Vector};
 use crate::format::{Bits, KeyLayout, MAX_HEAD_DIM};
 
@@ -24,11 +25,6 @@ pub(super) trait Sink<V: Vector> {
     /// # Safety
     /// The processor has the instructions of `V`.
     unsafe fn take(&mut self, n: usize, x: V::Lanes);
-}
-
-#[inline(always)]
-fn window<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
-    bytes[at..at + N].first_chunk().expect("N bytes")
 }
 
 /// Leaves the first `kept` bits of `mask`, as rows with too many are read.

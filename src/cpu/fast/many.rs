@@ -73,22 +73,8 @@ impl<T: Element> Work for Row<'_, '_, T> {
     #[inline(always)]
     unsafe fn with<V: Vector>(self) -> f32 {
         let Row { call, query, positions, products, max, sum } = self;
-        let mut rescale = 1.0;
         // SAFETY: by the trait's contract.
-        unsafe {
-            let greatest = scores::finish::<T, V>(call, query, positions, products);
-            if greatest > *max {
-                rescale = (*max - greatest).exp();
-                *sum *= rescale;
-                *max = greatest;
-            }
-            if greatest == f32::NEG_INFINITY {
-                products.as_flattened_mut().fill(0.0);
-            } else {
-                *sum += scores::weights::<V>(products, *max);
-            }
-        }
-        rescale
+        unsafe { scores::to_weights::<T, V>(call, query, positions, products, (max, sum)) }
     }
 }
 

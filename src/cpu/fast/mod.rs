@@ -42,6 +42,12 @@ struct Block {
     scale: Range<usize>,
 }
 
+/// The `N` bytes at `at`.
+#[inline(always)]
+fn window<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
+    bytes[at..at + N].first_chunk().expect("N bytes")
+}
+
 /// Keys between two positions that lie in the same place.
 enum Place {
     /// Key and value rows.

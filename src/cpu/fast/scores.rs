@@ -13,7 +13,7 @@ use crate::element::Element;
 /// # Safety
 /// The processor has the instructions of `V`.
 #[inline(always)]
-pub(super) unsafe fn finish<T: Element, V: Vector>(
+unsafe fn finish<T: Element, V: Vector>(
     call: &Attention<'_, T>,
     (b, head, i): (usize, usize, usize),
     keys: Range<usize>,
@@ -60,7 +60,7 @@ pub(super) unsafe fn finish<T: Element, V: Vector>(
 /// # Safety
 /// The processor has the instructions of `V`.
 #[inline(always)]
-pub(super) unsafe fn weights<V: Vector>(scores: &mut [[f32; LANES]], max: f32) -> f32 {
+unsafe fn weights<V: Vector>(scores: &mut [[f32; LANES]], max: f32) -> f32 {
     // SAFETY: as this function.
     unsafe {
         let mut sum = V::splat(0.0);
@@ -72,4 +72,35 @@ pub(super) unsafe fn weights<V: Vector>(scores: &mut [[f32; LANES]], max: f32) -
         }
         V::sums([sum])[0]
     }
+}
+
+/// Turns products of a query and the keys at positions `keys` into weights, in place, and adds them to what was found
+/// before: greatest score `max` and `sum` of weights. Returns what earlier weighted sums are to be multiplied by.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn to_weights<T: Element, V: Vector>(
+    call: &Attention<'_, T>,
+    query: (usize, usize, usize),
+    keys: Range<usize>,
+    products: &mut [[f32; LANES]],
+    (max, sum): (&mut f32, &mut f32),
+) -> f32 {
+    let mut rescale = 1.0;
+    // SAFETY: as this function.
+    unsafe {
+        let greatest = finish::<T, V>(call, query, keys, products);
+        if greatest == f32::NEG_INFINITY {
+            products.as_flattened_mut().fill(0.0);
+            return rescale;
+        }
+        if greatest > *max {
+            rescale = (*max - greatest).exp();
+            *sum *= rescale;
+            *max = greatest;
+        }
+        *sum += weights::<V>(products, *max);
+    }
+    rescale
 }

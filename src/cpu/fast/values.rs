@@ -1,6 +1,7 @@
 //! Weighted sums of values, sixteen channels at a time.
 
 use super::few::CHUNK;
+use super::window;
 use crate::cpu::vector::{LANES, Vector};
 use crate::format::{Bits, MAX_HEAD_DIM, ValueLayout};
 
@@ -12,11 +13,6 @@ pub(super) type Weights<const H: usize> = [[f32; H]; CHUNK];
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Sums<const H: usize>(pub(super) [[f32; LANES]; H]);
-
-#[inline(always)]
-fn window<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
-    bytes[at..at + N].first_chunk().expect("N bytes")
-}
 
 /// Values of keys, a block of channels at a time.
 trait Source<V: Vector> {
@@ -268,6 +264,16 @@ pub(super) unsafe fn add_dense<V: Vector, const H: usize>(
     unsafe { add::<V, H>(&source, &Factors { keys, weights, more: &[0.0; H] }, 0, sums) };
 }
 
+/// Two nibbles of each byte, low first.
+#[inline(always)]
+fn nibbles(bytes: &[u8; LANES]) -> [u8; 2 * LANES] {
+    let mut nibbles = [0; 2 * LANES];
+    for (pair, byte) in nibbles.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        *pair = [byte & 15, byte >> 4];
+    }
+    nibbles
+}
+
 /// Decodes a row into `value`, `[D]`.
 ///
 /// # Safety
@@ -295,12 +301,24 @@ pub(super) unsafe fn decode<V: Vector>(layout: &ValueLayout, row: &[u8], value: 
                 let groups = value.as_chunks_mut::<2>().0.iter_mut().zip(pairs::<V>(layout, row));
                 for (group, ([first, second], [step, least])) in groups.enumerate() {
                     let (step, least) = (V::splat(step), V::splat(least));
-                    let bytes = V::unpack_nibbles(window(row, codes + LANES * group));
+                    let bytes = nibbles(window(row, codes + LANES * group));
                     for (value, at) in [(first, 0), (second, LANES)] {
                         V::store(V::mul_add(V::from_u8(window(&bytes, at)), step, least), value);
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn nibbles_come_low_first() {
+        let bytes: [u8; 16] = std::array::from_fn(|i| (37 * i) as u8);
+        let nibbles = super::nibbles(&bytes);
+        for (i, byte) in bytes.into_iter().enumerate() {
+            assert_eq!([nibbles[2 * i], nibbles[2 * i + 1]], [byte & 15, byte >> 4]);
         }
     }
 }

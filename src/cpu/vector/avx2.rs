@@ -214,16 +214,6 @@ impl Vector for Avx2 {
         avx2!(Self::expand_u8(&(u128::from(high) << 64 | u128::from(low)).to_le_bytes(), mask))
     }
     #[inline(always)]
-    unsafe fn unpack_nibbles(bytes: &[u8; LANES]) -> [u8; 2 * LANES] {
-        avx2!({
-            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes.as_ptr().cast()));
-            let both = _mm256_or_si256(x, _mm256_slli_epi16::<4>(x));
-            let mut out = [0; 2 * LANES];
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_and_si256(both, _mm256_set1_epi8(15)));
-            out
-        })
-    }
-    #[inline(always)]
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {
         let mut out = [0.0; LANES / 2];
         avx2!(_mm256_storeu_ps(out.as_mut_ptr(), eight_halves(bytes)));

@@ -177,16 +177,6 @@ impl Vector for Avx512 {
         })
     }
     #[inline(always)]
-    unsafe fn unpack_nibbles(bytes: &[u8; LANES]) -> [u8; 2 * LANES] {
-        avx512!({
-            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes.as_ptr().cast()));
-            let both = _mm256_or_si256(x, _mm256_slli_epi16::<4>(x));
-            let mut out = [0; 2 * LANES];
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_and_si256(both, _mm256_set1_epi8(15)));
-            out
-        })
-    }
-    #[inline(always)]
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {
         avx512!({
             let x = _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast()));

@@ -76,8 +76,6 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     /// The first nibbles, low before high, but for a `skipped` low one, as numbers in the lanes where `mask` has a bit; 0
     /// elsewhere.
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Self::Lanes;
-    /// Two nibbles of each byte, low first.
-    unsafe fn unpack_nibbles(bytes: &[u8; LANES]) -> [u8; 2 * LANES];
     /// Eight float16, read as by `from_f16`.
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2];
 }
@@ -149,8 +147,6 @@ mod tests {
                         assert_eq!(get(V::expand_nibbles(first, skipped, mask))[i], expanded);
                     }
                     assert_eq!(V::halves(first)[i / 2], halves(i / 2));
-                    let unpacked = V::unpack_nibbles(first);
-                    assert_eq!([unpacked[2 * i], unpacked[2 * i + 1]], [bytes[i] & 15, bytes[i] >> 4]);
                 }
                 close(sums[0], x.iter().sum());
                 close(sums[1], y.iter().sum());

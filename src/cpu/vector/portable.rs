@@ -40,6 +40,19 @@ fn exp(x: f32) -> f32 {
     p * f32::from_bits(((n as i32 + 127) as u32) << 23)
 }
 
+/// The first `numbers` in the lanes where `mask` has a bit, 0 elsewhere.
+#[inline(always)]
+fn expand(numbers: Lanes, mask: u16) -> Lanes {
+    let mut at = 0;
+    lanes!(i => {
+        // Without a branch: what is not kept is multiplied away.
+        let kept = usize::from(mask >> i & 1);
+        let number = numbers[at % LANES] * kept as f32;
+        at += kept;
+        number
+    })
+}
+
 // The methods are safe everywhere; they are unsafe because those of other sets are.
 impl Vector for Portable {
     type Lanes = Lanes;
@@ -123,44 +136,17 @@ impl Vector for Portable {
     }
     #[inline(always)]
     unsafe fn expand_u8(bytes: &[u8; LANES], mask: u16) -> Lanes {
-        let mut at = 0;
-        let mut lanes = [0.0; LANES];
-        for (i, lane) in lanes.iter_mut().enumerate() {
-            // Without a branch: what is not kept is multiplied away.
-            let kept = usize::from(mask >> i & 1);
-            *lane = f32::from(bytes[at % LANES]) * kept as f32;
-            at += kept;
-        }
-        lanes
+        expand(lanes!(i => f32::from(bytes[i])), mask)
     }
     #[inline(always)]
     unsafe fn expand_f16(bytes: &[u8; 2 * LANES], mask: u16) -> Lanes {
         // SAFETY: these instructions are everywhere.
-        let all = unsafe { Self::from_f16(bytes) };
-        let mut at = 0;
-        let mut lanes = [0.0; LANES];
-        for (i, lane) in lanes.iter_mut().enumerate() {
-            let kept = usize::from(mask >> i & 1);
-            *lane = all[at % LANES] * kept as f32;
-            at += kept;
-        }
-        lanes
+        expand(unsafe { Self::from_f16(bytes) }, mask)
     }
     #[inline(always)]
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {
-        let mut at = usize::from(skipped);
-        let mut out = [0.0; LANES];
-        for (i, out) in out.iter_mut().enumerate() {
-            if mask >> i & 1 == 1 {
-                *out = f32::from(bytes[at / 2] >> (4 * (at % 2)) & 15);
-                at += 1;
-            }
-        }
-        out
-    }
-    #[inline(always)]
-    unsafe fn unpack_nibbles(bytes: &[u8; LANES]) -> [u8; 2 * LANES] {
-        std::array::from_fn(|i| bytes[i / 2] >> (4 * (i % 2)) & 15)
+        let nibbles = u128::from_le_bytes(*bytes) >> (4 * u32::from(skipped));
+        expand(lanes!(i => (nibbles >> (4 * i) & 15) as f32), mask)
     }
     #[inline(always)]
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {
