@@ -5,6 +5,7 @@ use ndarray::{ArrayD, Axis, IxDyn};
 
 use super::context::{Appended, Context, Sizes, USUAL, labels};
 use super::error::Refusal;
+use super::layer::CacheTensors;
 use crate::onnx::evaluate::{Evaluator, Value};
 
 /// How a tensor lays out what were `[B,Hk,S,D]`.
@@ -57,8 +58,41 @@ pub fn alike(title: &str, key: Operand, value: Operand) -> Result<[Operand; 2], 
     Ok([key, value])
 }
 
+/// Unscaled key and value of `title` that come from caches, each in the layout that `layout` says of its tensor. `None` if
+/// they come from no cache.
+///
+/// # Errors
+/// Only one does, or they come from caches in a way that is not understood.
+pub fn follow_both(
+    context: &mut Context<'_>,
+    title: &str,
+    [key, value]: [&str; 2],
+    layout: impl Fn(&mut Context<'_>, &str) -> Layout,
+) -> Result<Option<[Operand; 2]>, Refusal> {
+    let mut operand = |role: &str, tensor: &str| {
+        let layout = layout(context, tensor);
+        follow(context, title, role, tensor, layout)
+    };
+    match (operand("key", key)?, operand("value", value)?) {
+        (Some(key), Some(value)) => {
+            not_scaled(title, "key", &key)?;
+            alike(title, key, value).map(Some)
+        }
+        (None, None) => Ok(None),
+        _ => Err(Refusal::new(title, "key and value from caches", "only one of them")),
+    }
+}
+
+/// The nodes that append to the caches of `key` and `value`, the tensors of the caches, and what is appended.
+pub fn appended([key, value]: [Operand; 2]) -> (Vec<usize>, CacheTensors, [String; 2]) {
+    let (key, value) = (key.appended, value.appended);
+    let nodes = key.nodes().chain(value.nodes()).collect();
+    let cache = CacheTensors { past: [key.past, value.past], present: [key.present, value.present] };
+    (nodes, cache, [key.new, value.new])
+}
+
 /// Refuses an operand, the `role` of `title`, that is scaled.
-pub fn not_scaled(title: &str, role: &str, operand: &Operand) -> Result<(), Refusal> {
+fn not_scaled(title: &str, role: &str, operand: &Operand) -> Result<(), Refusal> {
     match operand.scale == 1.0 {
         true => Ok(()),
         false => Err(Refusal::new(title, format!("a {role} as it is cached"), format!("{} times it", operand.scale))),

@@ -2,8 +2,8 @@
 
 use super::super::context::{Context, rank};
 use super::super::error::Refusal;
-use super::super::heads::{Layout, alike, follow, not_scaled};
-use super::super::layer::{CacheTensors, Layer, Source};
+use super::super::heads::{Layout, Operand, appended, follow_both};
+use super::super::layer::{Layer, Source};
 use super::super::mask::{Mask, replace};
 use super::{Pattern, base_name, cache_on_node, heads, no_input, no_output};
 use crate::onnx::NodeExt;
@@ -39,27 +39,16 @@ impl Pattern for Attention {
             let new = [key.to_string(), value.to_string()];
             (vec![], tensors, new, kv_heads, head_dim, 1, cache.element)
         } else {
-            let (k, v) =
-                (follow(context, &title, "key", key, layout)?, follow(context, &title, "value", value, layout)?);
-            let [k, v] = match (k, v) {
-                (Some(k), Some(v)) => {
-                    not_scaled(&title, "key", &k)?;
-                    alike(&title, k, v)?
-                }
-                (None, None) => return Ok(None),
-                _ => return Err(Refusal::new(title, "key and value from caches", "only one of them")),
-            };
+            let Some(pair) = follow_both(context, &title, [key, value], |_, _| layout)? else { return Ok(None) };
             if is_causal {
                 let found =
                     "is_causal with past keys that are not inputs of the node: it then counts from the first key";
                 return Err(Refusal::new(title, "a mask, or past_key and past_value on the node", found));
             }
-            let doomed = k.appended.nodes().chain(v.appended.nodes()).collect();
-            let element = context.caches[&k.appended.past].element;
-            let past = [k.appended.past, v.appended.past];
-            let present = [k.appended.present, v.appended.present];
-            let new = [k.appended.new, v.appended.new];
-            (doomed, CacheTensors { past, present }, new, k.kv_heads, k.head_dim, k.repeats, element)
+            let Operand { kv_heads, head_dim, repeats, .. } = pair[0];
+            let element = context.caches[&pair[0].appended.past].element;
+            let (doomed, cache, new) = appended(pair);
+            (doomed, cache, new, kv_heads, head_dim, repeats, element)
         };
         no_input(node, 6, "nonpad_kv_seqlen")?;
         no_output(node, 3, "the product of query and key")?;

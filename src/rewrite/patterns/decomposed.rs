@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use super::super::context::{Context, USUAL};
 use super::super::error::Refusal;
-use super::super::heads::{Layout, alike, follow, scaled_query};
-use super::super::layer::{CacheTensors, Layer, Source};
+use super::super::heads::{Layout, alike, appended, follow, scaled_query};
+use super::super::layer::{Layer, Source};
 use super::super::mask::{HIDDEN, Mask, replace};
 use super::{Pattern, base_name};
 use crate::onnx::NodeExt;
@@ -78,26 +78,24 @@ impl Pattern for Decomposed {
             return Err(Refusal::new(qk.title(), "a query of the cache's type", found));
         }
         let masking = replace(context, &title, &scores.masks, element, grouped)?;
-        let (kv_heads, head_dim) = (key.kv_heads, key.head_dim);
+        let (kv_heads, head_dim, key_scale) = (key.kv_heads, key.head_dim, key.scale);
+        let (nodes, cache, new) = appended([key, value]);
         let groups = (query_heads / kv_heads) as i64;
         Ok(Some(Layer {
             source: Source::Decomposed,
             name: base_name(product),
-            doomed: [result].into_iter().chain(key.appended.nodes()).chain(value.appended.nodes()).collect(),
+            doomed: [result].into_iter().chain(nodes).collect(),
             query,
             token_axis: 2,
-            key_value: Some([key.appended.new, value.appended.new]),
-            cache: CacheTensors {
-                past: [key.appended.past, value.appended.past],
-                present: [key.appended.present, value.appended.present],
-            },
+            key_value: Some(new),
+            cache,
             lengths: None,
             rotary: None,
             bias: masking.bias,
             query_heads,
             kv_heads,
             head_dim,
-            scale: (scores.scale * query_scale * key.scale) as f32,
+            scale: (scores.scale * query_scale * key_scale) as f32,
             softcap: 0.0,
             window: -1,
             causal: masking.causal,

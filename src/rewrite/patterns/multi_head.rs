@@ -3,8 +3,8 @@
 
 use super::super::context::Context;
 use super::super::error::Refusal;
-use super::super::heads::{Layout, Operand, alike, follow, not_scaled};
-use super::super::layer::{CacheTensors, Layer, Source};
+use super::super::heads::{Layout, Operand, appended, follow_both};
+use super::super::layer::{Layer, Source};
 use super::super::mask::{Mask, replace};
 use super::{Pattern, base_name, cache_on_node, heads, no_input, no_output};
 use crate::onnx::NodeExt;
@@ -27,7 +27,10 @@ impl Pattern for MultiHead {
         let on_node = node.input_at(6).is_some() || node.input_at(7).is_some();
         let behind = match on_node {
             true => None,
-            false => behind(context, &title, key, value)?,
+            false => follow_both(context, &title, [key, value], |context, tensor| {
+                let flat = context.shape(tensor).is_ok_and(|s| s.len() == 3);
+                if flat { Layout::Flat } else { Layout::HeadsFirst }
+            })?,
         };
         if !on_node && behind.is_none() {
             return Ok(None);
@@ -50,22 +53,19 @@ impl Pattern for MultiHead {
                 let key_value = [key.to_string(), value.to_string()];
                 (vec![], tensors, key_value, query_heads, head_dim, cache.element)
             }
-            Some([k, v]) => {
+            Some(pair) => {
+                let Operand { kv_heads, head_dim, repeats, .. } = pair[0];
                 if unidirectional {
                     let found = "unidirectional with past keys that are not inputs of the node: it then counts from the first key";
                     return Err(Refusal::new(title, "a mask, or past_key and past_value on the node", found));
                 }
-                if k.kv_heads * k.repeats != query_heads {
-                    let found = format!("{} times {}", k.repeats, k.kv_heads);
+                if kv_heads * repeats != query_heads {
+                    let found = format!("{repeats} times {kv_heads}");
                     return Err(Refusal::new(title, format!("keys of {query_heads} heads"), found));
                 }
-                let doomed = k.appended.nodes().chain(v.appended.nodes()).collect();
-                let element = context.caches[&k.appended.past].element;
-                let cache = CacheTensors {
-                    past: [k.appended.past, v.appended.past],
-                    present: [k.appended.present, v.appended.present],
-                };
-                (doomed, cache, [k.appended.new, v.appended.new], k.kv_heads, k.head_dim, element)
+                let element = context.caches[&pair[0].appended.past].element;
+                let (doomed, cache, new) = appended(pair);
+                (doomed, cache, new, kv_heads, head_dim, element)
             }
         };
         doomed.insert(0, n);
@@ -94,24 +94,5 @@ impl Pattern for MultiHead {
             element,
             title,
         }))
-    }
-}
-
-type Pair = [Operand; 2];
-
-/// Key and value that come from caches by way of Concat.
-fn behind(context: &mut Context<'_>, title: &str, key: &str, value: &str) -> Result<Option<Pair>, Refusal> {
-    let mut operand = |role: &str, tensor: &str| {
-        let rank = context.shape(tensor).map_or(0, |s| s.len());
-        let layout = if rank == 3 { Layout::Flat } else { Layout::HeadsFirst };
-        follow(context, title, role, tensor, layout)
-    };
-    match (operand("key", key)?, operand("value", value)?) {
-        (Some(k), Some(v)) => {
-            not_scaled(title, "key", &k)?;
-            alike(title, k, v).map(Some)
-        }
-        (None, None) => Ok(None),
-        _ => Err(Refusal::new(title, "key and value from caches", "only one of them")),
     }
 }
