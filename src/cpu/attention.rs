@@ -52,7 +52,9 @@ pub fn attention<T: Element>(pool: &impl Pool, path: Path, call: &Attention<'_, 
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => run(pool, call, &Fast::<T, Avx2>::new(pool, call), out),
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => run(pool, call, &Fast::<T, Avx512>::new(pool, call), out),
+        Path::Avx512 => run(pool, call, &Fast::<T, Avx512<false>>::new(pool, call), out),
+        #[cfg(target_arch = "x86_64")]
+        Path::Vnni => run(pool, call, &Fast::<T, Avx512<true>>::new(pool, call), out),
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("not available"),
     }

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use super::vector::{Avx2, Avx512};
 use super::vector::{Portable, Vector};
 
-/// Names the path to take instead of the fastest one: `scalar`, `portable`, `avx2` or `avx512`. For tests and reports.
+/// Names the path to take instead of the fastest one: `scalar`, `portable`, `avx2`, `avx512` or
+/// `vnni`. For tests and reports.
 pub const PATH_VARIABLE: &str = "SPARK_ORT_CPU";
 
 /// A set of instructions that the kernels are written for.
@@ -20,11 +21,13 @@ pub enum Path {
     Avx2,
     /// AVX-512 with BW, DQ, VL and VBMI2.
     Avx512,
+    /// The same with VBMI and VNNI: quantised rows in whole numbers.
+    Vnni,
 }
 
 impl Path {
     /// All, the slowest first.
-    pub const ALL: [Path; 4] = [Path::Scalar, Path::Portable, Path::Avx2, Path::Avx512];
+    pub const ALL: [Path; 5] = [Path::Scalar, Path::Portable, Path::Avx2, Path::Avx512, Path::Vnni];
 
     /// As [`PATH_VARIABLE`] has it.
     pub fn name(self) -> &'static str {
@@ -33,6 +36,7 @@ impl Path {
             Path::Portable => "portable",
             Path::Avx2 => "avx2",
             Path::Avx512 => "avx512",
+            Path::Vnni => "vnni",
         }
     }
 
@@ -44,7 +48,9 @@ impl Path {
             #[cfg(target_arch = "x86_64")]
             Path::Avx2 => Avx2::is_available(),
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => Avx512::is_available(),
+            Path::Avx512 => Avx512::<false>::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Path::Vnni => Avx512::<true>::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }

@@ -72,7 +72,7 @@ impl Case {
     pub fn new(seed: u64, most_past: usize, most_new: usize) -> Self {
         let r = &mut Random(seed);
         let (head_dim, value_bits) =
-            r.pick(&[(32, 4), (40, 8), (48, 8), (64, 16), (64, 4), (80, 16), (96, 4), (128, 8), (256, 16)]);
+            r.pick(&[(32, 4), (40, 8), (48, 8), (64, 16), (64, 4), (80, 16), (96, 4), (128, 8), (192, 8), (256, 16)]);
         let (kv_heads, group) = (1 + r.below(3), r.pick(&[1, 2, 3, 4, 7, 8]));
         let kept_channels = 1 + r.below(head_dim);
         let (key_bits, value_bits) = (Bits::new(r.pick(&[16, 8, 4])).unwrap(), Bits::new(value_bits).unwrap());

@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use super::keys::{KeyReader, Sink};
 use super::values::{Sums, Weights, add_dense, add_rows, in_order};
-use super::{Block, Fast, Place, scores};
+use super::{AHEAD, Block, Fast, Place, fetch, scores, whole};
 use crate::cpu::SoftmaxState;
 use crate::cpu::vector::{LANES, Vector, Work};
 use crate::element::Element;
+use crate::format::KeyLayout;
 
 /// Keys whose scores are found before their values are added.
 pub(super) const CHUNK: usize = 64;
@@ -97,6 +98,8 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
             query.0.iter_mut().for_each(|q| q.iter_mut().zip(scale).for_each(|(q, c)| *q *= c));
         }
     }
+    let mut whole_keys = if V::WHOLE { whole_keys(&reader, key_layout, &for_rows) } else { None };
+    let whole_values = V::WHOLE && whole::takes_values(value_layout);
     let mut max = [f32::NEG_INFINITY; H];
     let mut sum = [0.0; H];
     let mut sums: Vec<Sums<H>> = vec![Sums([[0.0; LANES]; H]); blocks];
@@ -109,9 +112,19 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
         // SAFETY: as the caller.
         unsafe {
             match place {
+                Place::Rows
+                    if let Some(keys) = &mut whole_keys
+                        && keys.products(
+                            &past_key[positions.start * key_layout.row_bytes()..],
+                            count,
+                            &mut products,
+                        ) => {}
                 Place::Rows => {
                     for key in 0..count {
-                        let rows = &past_key[(positions.start + key) * key_layout.row_bytes()..];
+                        let row = positions.start + key;
+                        fetch(past_key, (row + AHEAD) * key_layout.row_bytes(), key_layout.row_bytes());
+                        fetch(past_value, row * value_layout.row_bytes(), value_layout.row_bytes());
+                        let rows = &past_key[row * key_layout.row_bytes()..];
                         let mut sink = Products::<V, H> { queries: &for_rows, lanes: [V::splat(0.0); H] };
                         reader.read::<V>(rows, scale, &mut sink);
                         put(&mut products, key, V::sums(sink.lanes));
@@ -124,7 +137,6 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                 }
             }
             let used = count.div_ceil(LANES);
-            let mut weights: Weights<H> = [[0.0; H]; CHUNK];
             for h in 0..H {
                 let products = &mut products[h][..used];
                 let (head, token) = items[h];
@@ -136,10 +148,6 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                         V::store(V::mul(V::load(&sums.0[h]), V::splat(rescale)), &mut sums.0[h]);
                     }
                 }
-                let products = products.as_flattened();
-                for (weights, &p) in weights.iter_mut().zip(products) {
-                    weights[h] = p;
-                }
             }
             match place {
                 Place::New => {
@@ -147,12 +155,16 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                         in_order(value_layout, &mut sums);
                     }
                     let [_, new] = fast.new.rows(block.head, positions.start - past, positions.end - past);
-                    add_dense::<V, H>(new.as_slice().expect("contiguous"), count, &weights, &mut sums);
+                    add_dense::<V, H>(new.as_slice().expect("contiguous"), count, &by_key(&products), &mut sums);
                 }
                 _ => {
                     let bytes = value_layout.row_bytes();
                     let rows = &past_value[positions.start * bytes..positions.end * bytes];
-                    add_rows::<V, H>(value_layout, rows, count, &weights, &mut sums);
+                    if whole_values {
+                        whole::add_rows(value_layout, rows, count, &products, &mut sums);
+                    } else {
+                        add_rows::<V, H>(value_layout, rows, count, &by_key(&products), &mut sums);
+                    }
                 }
             }
         }
@@ -162,6 +174,28 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
     }
     let weighted = |h: usize| sums.iter().flat_map(|sums| sums.0[h]).collect();
     (0..H).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
+}
+
+/// The queries in whole numbers, where rows can be read so.
+fn whole_keys<'a, const H: usize>(
+    reader: &KeyReader<'a>,
+    layout: &'a KeyLayout,
+    queries: &[Sums<H>],
+) -> Option<whole::Keys<'a, H>> {
+    let queries: [Vec<f32>; H] = std::array::from_fn(|h| queries.iter().flat_map(|block| block.0[h]).collect());
+    whole::Keys::new(layout, reader.recovers(), queries.each_ref().map(|q| &q[..]))
+}
+
+/// Weights by key.
+#[inline(always)]
+fn by_key<const H: usize>(weights: &[[[f32; LANES]; CHUNK / LANES]; H]) -> Weights<H> {
+    let mut by_key = [[0.0; H]; CHUNK];
+    for (h, weights) in weights.iter().enumerate() {
+        for (of_key, &p) in by_key.iter_mut().zip(weights.as_flattened()) {
+            of_key[h] = p;
+        }
+    }
+    by_key
 }
 
 /// Products of one key with all queries.

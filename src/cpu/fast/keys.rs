@@ -28,7 +28,7 @@ pub(super) trait Sink<V: Vector> {
 }
 
 /// Leaves the first `kept` bits of `mask`, as rows with too many are read.
-fn truncate(mask: &mut [u8], kept: usize) {
+pub(super) fn truncate(mask: &mut [u8], kept: usize) {
     let mut left = kept;
     for byte in mask {
         while byte.count_ones() as usize > left {
@@ -42,6 +42,11 @@ impl<'a> KeyReader<'a> {
     /// For rows of `layout`, whose pruned channels read as zero unless `recover`.
     pub(super) fn new(layout: &'a KeyLayout, recover: bool) -> Self {
         Self { layout, recover, used: layout.codes_at() + layout.bits().bytes(layout.kept()) }
+    }
+
+    /// Whether pruned channels read as what was recovered of them.
+    pub(super) fn recovers(&self) -> bool {
+        self.recover
     }
 
     /// Whether [`Self::read`] gives channels in units of c.
@@ -64,17 +69,18 @@ impl<'a> KeyReader<'a> {
         for byte in rest {
             marked += byte.count_ones();
         }
+        let usual = rows.len() >= self.used + BEYOND && marked as usize <= self.layout.kept();
         // SAFETY: as this function.
         unsafe {
-            if rows.len() < self.used + BEYOND || marked as usize > self.layout.kept() {
-                self.read_copy::<V>(rows, scale, sink);
+            if usual && (self.in_units() || V::ordinary(&rows[self.layout.codes_at()..self.used])) {
+                self.read_usual::<V, false>(rows, scale, sink);
             } else {
-                self.read_usual::<V>(rows, scale, sink);
+                self.read_copy::<V>(rows, scale, sink);
             }
         }
     }
 
-    /// Reads the last row, which ends with its memory, or one with too many channels marked.
+    /// Reads the last row, which ends with its memory, or one with too many channels marked, infinity or NaN.
     #[cold]
     #[inline(never)]
     unsafe fn read_copy<V: Vector>(&self, rows: &[u8], scale: &[[f32; LANES]], sink: &mut impl Sink<V>) {
@@ -82,11 +88,16 @@ impl<'a> KeyReader<'a> {
         copy[..self.used].copy_from_slice(&rows[..self.used]);
         truncate(&mut copy[..self.layout.mask_bytes()], self.layout.kept());
         // SAFETY: as the caller.
-        unsafe { self.read_usual::<V>(&copy, scale, sink) };
+        unsafe { self.read_usual::<V, true>(&copy, scale, sink) };
     }
 
     #[inline(always)]
-    unsafe fn read_usual<V: Vector>(&self, rows: &[u8], scale: &[[f32; LANES]], sink: &mut impl Sink<V>) {
+    unsafe fn read_usual<V: Vector, const SPECIAL: bool>(
+        &self,
+        rows: &[u8],
+        scale: &[[f32; LANES]],
+        sink: &mut impl Sink<V>,
+    ) {
         let layout = self.layout;
         let row = &rows[..self.used + BEYOND];
         let planes = layout.mask_bytes();
@@ -104,7 +115,7 @@ impl<'a> KeyReader<'a> {
             match layout.bits() {
                 Bits::B16 => {
                     for (block, ((mask, sign), scale)) in blocks {
-                        let kept = V::expand_f16(window(codes, 2 * used), mask);
+                        let kept = V::expand_f16::<SPECIAL>(window(codes, 2 * used), mask);
                         used += mask.count_ones() as usize;
                         let pruned = V::negate(sign, V::mul(pruned, V::load(scale)));
                         sink.take(block, V::select(mask, kept, pruned));

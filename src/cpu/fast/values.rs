@@ -31,8 +31,8 @@ struct Rows<'a> {
     codes: usize,
 }
 
-/// Channels are float16.
-struct Halves<'a>(Rows<'a>);
+/// Channels are float16, infinity or NaN only with `SPECIAL`.
+struct Halves<'a, const SPECIAL: bool>(Rows<'a>);
 /// Channels are bytes.
 struct Bytes<'a>(Rows<'a>);
 /// Channels are nibbles: of each two blocks, the first has the even channels, the second the odd ones.
@@ -47,11 +47,11 @@ impl Rows<'_> {
     }
 }
 
-impl<V: Vector> Source<V> for Halves<'_> {
+impl<V: Vector, const SPECIAL: bool> Source<V> for Halves<'_, SPECIAL> {
     #[inline(always)]
     unsafe fn block(&self, key: usize, n: usize) -> V::Lanes {
         // SAFETY: by the trait's contract.
-        unsafe { V::from_f16(self.0.window(key, n)) }
+        unsafe { V::from_f16::<SPECIAL>(self.0.window(key, n)) }
     }
 }
 
@@ -173,7 +173,14 @@ pub(super) unsafe fn add_rows<V: Vector, const H: usize>(
     // SAFETY: as this function.
     unsafe {
         match layout.bits() {
-            Bits::B16 => add::<V, H>(&Halves(all), &Factors { keys, weights, more: &[0.0; H] }, 0, sums),
+            Bits::B16 => {
+                let factors = Factors { keys, weights, more: &[0.0; H] };
+                if V::ordinary(&rows[..keys * layout.row_bytes()]) {
+                    add::<V, H>(&Halves::<false>(all), &factors, 0, sums);
+                } else {
+                    add::<V, H>(&Halves::<true>(all), &factors, 0, sums);
+                }
+            }
             Bits::B8 => {
                 let (mut weighted, mut least) = ([[[0.0; H]; CHUNK]], [[0.0; H]]);
                 scaled::<V, H>(layout, rows, keys, weights, &mut weighted, &mut least);
@@ -286,7 +293,7 @@ pub(super) unsafe fn decode<V: Vector>(layout: &ValueLayout, row: &[u8], value: 
         match layout.bits() {
             Bits::B16 => {
                 for (block, value) in value.iter_mut().enumerate() {
-                    V::store(V::from_f16(window(row, 2 * LANES * block)), value);
+                    V::store(V::from_f16::<true>(window(row, 2 * LANES * block)), value);
                 }
             }
             Bits::B8 => {

@@ -36,9 +36,12 @@ unsafe fn lanes_of(mask: u16) -> Lanes {
 
 /// Eight float16 as numbers within their range.
 #[inline(always)]
-unsafe fn eight_halves(bytes: &[u8; LANES]) -> __m256 {
+unsafe fn eight_halves<const SPECIAL: bool>(bytes: &[u8; LANES]) -> __m256 {
     avx2!({
         let x = _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast()));
+        if !SPECIAL {
+            return x;
+        }
         let limit = _mm256_set1_ps(65504.0);
         let number = _mm256_cmp_ps::<_CMP_ORD_Q>(x, x);
         let limited = _mm256_min_ps(_mm256_max_ps(x, _mm256_sub_ps(_mm256_setzero_ps(), limit)), limit);
@@ -47,9 +50,9 @@ unsafe fn eight_halves(bytes: &[u8; LANES]) -> __m256 {
 }
 
 #[inline(always)]
-unsafe fn halves(bytes: &[u8; 2 * LANES]) -> Lanes {
+unsafe fn halves<const SPECIAL: bool>(bytes: &[u8; 2 * LANES]) -> Lanes {
     let (two, _) = bytes.as_chunks::<LANES>();
-    avx2!([eight_halves(&two[0]), eight_halves(&two[1])])
+    avx2!([eight_halves::<SPECIAL>(&two[0]), eight_halves::<SPECIAL>(&two[1])])
 }
 
 /// 2^n * e^r as in the portable vectors.
@@ -180,8 +183,8 @@ impl Vector for Avx2 {
         avx2!([Self::from_u8(&(x & low).to_le_bytes()), Self::from_u8(&((x >> 4) & low).to_le_bytes())])
     }
     #[inline(always)]
-    unsafe fn from_f16(bytes: &[u8; 2 * LANES]) -> Lanes {
-        avx2!(halves(bytes))
+    unsafe fn from_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES]) -> Lanes {
+        avx2!(halves::<SPECIAL>(bytes))
     }
     #[inline(always)]
     unsafe fn expand_u8(bytes: &[u8; LANES], mask: u16) -> Lanes {
@@ -191,7 +194,7 @@ impl Vector for Avx2 {
         avx2!([numbers(_pdep_u64(codes as u64, bytes_of(low))), numbers(_pdep_u64(rest, bytes_of(high)))])
     }
     #[inline(always)]
-    unsafe fn expand_f16(bytes: &[u8; 2 * LANES], mask: u16) -> Lanes {
+    unsafe fn expand_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES], mask: u16) -> Lanes {
         let (words, _) = bytes.as_chunks::<8>();
         let words: [u64; 4] = std::array::from_fn(|i| u64::from_le_bytes(words[i]));
         // Four lanes at a time, from where the ones before ended.
@@ -206,7 +209,7 @@ impl Vector for Avx2 {
             to.copy_from_slice(&avx2!(_pdep_u64(codes, places)).to_le_bytes());
             used += four.count_ones() as usize;
         }
-        avx2!(halves(&out))
+        avx2!(halves::<SPECIAL>(&out))
     }
     #[inline(always)]
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {
@@ -216,7 +219,7 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {
         let mut out = [0.0; LANES / 2];
-        avx2!(_mm256_storeu_ps(out.as_mut_ptr(), eight_halves(bytes)));
+        avx2!(_mm256_storeu_ps(out.as_mut_ptr(), eight_halves::<true>(bytes)));
         out
     }
 }

@@ -1,12 +1,12 @@
-//! AVX-512 with VBMI2, one register a vector.
+//! AVX-512 with VBMI2, one register a vector; with VBMI and VNNI beside for whole numbers.
 
 use std::arch::x86_64::*;
 
 use super::{LANES, Vector, Work, nibbles_to_bytes};
 
-/// Sixteen float32 in a 512-bit register.
+/// Sixteen float32 in a 512-bit register. With `WHOLE`, quantised rows are read in whole numbers where that is faster.
 #[derive(Clone, Copy)]
-pub(in crate::cpu) struct Avx512;
+pub(in crate::cpu) struct Avx512<const WHOLE: bool>;
 
 /// Instructions of AVX-512.
 macro_rules! avx512 {
@@ -17,27 +17,47 @@ macro_rules! avx512 {
     };
 }
 
-/// What is not within the float16 range, read as the format says. Rare.
-#[cold]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn finite(x: __m512) -> __m512 {
-    let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
-    let limit = _mm512_set1_ps(65504.0);
-    let limited = _mm512_min_ps(_mm512_max_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit);
-    _mm512_maskz_mov_ps(number, limited)
-}
-
+/// float16 as the format reads them: NaN as 0, infinity as the end of the range; without `SPECIAL`, there is neither.
 #[inline(always)]
-unsafe fn halves(x: __m256i) -> __m512 {
+unsafe fn halves<const SPECIAL: bool>(x: __m256i) -> __m512 {
     avx512!({
         let x = _mm512_cvtph_ps(x);
-        let usual = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(65504.0));
-        if usual == 0xffff { x } else { finite(x) }
+        if !SPECIAL {
+            return x;
+        }
+        // Of `x` and the limit what is less in magnitude, with the sign of `x`. No branch: registers stay as they are.
+        let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
+        _mm512_maskz_range_ps::<0b0010>(number, x, _mm512_set1_ps(65504.0))
     })
 }
 
-impl Vector for Avx512 {
+/// Functions of one instruction that reads its operand from a register: the compiler has the intrinsics read memory, which
+/// is several times slower.
+macro_rules! expand {
+    ($name:ident, $instruction:literal, $register:ident, $vector:ty) => {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,avx2")]
+        fn $name(mask: u16, x: $vector) -> $vector {
+            let expanded;
+            // SAFETY: the instruction touches but these registers; the function needs what it takes.
+            unsafe {
+                std::arch::asm!(
+                    concat!($instruction, " {}{{{}}}{{z}}, {}"),
+                    out($register) expanded, in(kreg) mask, in($register) x,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            expanded
+        }
+    };
+}
+
+expand!(expand_bytes, "vpexpandb", xmm_reg, __m128i);
+expand!(expand_words, "vpexpandw", ymm_reg, __m256i);
+
+impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
     type Lanes = __m512;
+    const WHOLE: bool = WHOLE;
 
     fn is_available() -> bool {
         is_x86_feature_detected!("avx512f")
@@ -48,15 +68,19 @@ impl Vector for Avx512 {
             && is_x86_feature_detected!("bmi2")
             && is_x86_feature_detected!("popcnt")
             && is_x86_feature_detected!("fma")
+            && (!WHOLE
+                || is_x86_feature_detected!("avx512vbmi")
+                    && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("f16c"))
     }
     #[inline(always)]
     unsafe fn run<W: Work>(work: W) -> W::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,bmi2,popcnt,fma,avx2")]
-        fn inner<W: Work>(work: W) -> W::Output {
+        fn inner<W: Work, const WHOLE: bool>(work: W) -> W::Output {
             // SAFETY: `run` is only called where the processor has the instructions.
-            unsafe { work.with::<Avx512>() }
+            unsafe { work.with::<Avx512<WHOLE>>() }
         }
-        avx512!(inner(work))
+        avx512!(inner::<W, WHOLE>(work))
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -154,19 +178,33 @@ impl Vector for Avx512 {
         })
     }
     #[inline(always)]
-    unsafe fn from_f16(bytes: &[u8; 2 * LANES]) -> __m512 {
-        avx512!(halves(_mm256_loadu_si256(bytes.as_ptr().cast())))
+    unsafe fn ordinary(bytes: &[u8]) -> bool {
+        avx512!({
+            let exponent = _mm512_set1_epi16(0x7c00);
+            let (whole, rest) = bytes.as_chunks::<64>();
+            let last = _mm512_maskz_loadu_epi8((1u64 << rest.len()) - 1, rest.as_ptr().cast());
+            let mut special = _mm512_cmpeq_epi16_mask(_mm512_and_si512(last, exponent), exponent);
+            for bytes in whole {
+                let x = _mm512_loadu_si512(bytes.as_ptr().cast());
+                special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, exponent), exponent);
+            }
+            special == 0
+        })
+    }
+    #[inline(always)]
+    unsafe fn from_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES]) -> __m512 {
+        avx512!(halves::<SPECIAL>(_mm256_loadu_si256(bytes.as_ptr().cast())))
     }
     #[inline(always)]
     unsafe fn expand_u8(bytes: &[u8; LANES], mask: u16) -> __m512 {
         avx512!({
-            let expanded = _mm_maskz_expand_epi8(mask, _mm_loadu_si128(bytes.as_ptr().cast()));
+            let expanded = expand_bytes(mask, _mm_loadu_si128(bytes.as_ptr().cast()));
             _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(expanded))
         })
     }
     #[inline(always)]
-    unsafe fn expand_f16(bytes: &[u8; 2 * LANES], mask: u16) -> __m512 {
-        avx512!(halves(_mm256_maskz_expand_epi16(mask, _mm256_loadu_si256(bytes.as_ptr().cast()))))
+    unsafe fn expand_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES], mask: u16) -> __m512 {
+        avx512!(halves::<SPECIAL>(expand_words(mask, _mm256_loadu_si256(bytes.as_ptr().cast()))))
     }
     #[inline(always)]
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> __m512 {
@@ -179,11 +217,9 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {
         avx512!({
-            let x = _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let x = halves::<true>(_mm256_castsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast())));
             let mut out = [0.0; LANES];
-            let wide = _mm512_castps256_ps512(x);
-            let usual = _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(0xff, _mm512_abs_ps(wide), _mm512_set1_ps(65504.0));
-            Self::store(if usual == 0xff { wide } else { finite(wide) }, &mut out);
+            Self::store(x, &mut out);
             *out.first_chunk().expect("half of them")
         })
     }

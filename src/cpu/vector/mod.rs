@@ -36,6 +36,8 @@ unsafe fn nibbles_to_bytes(bytes: &[u8; LANES], skipped: bool) -> [u64; 2] {
 pub(super) trait Vector: Copy + Send + Sync + 'static {
     /// Sixteen lanes.
     type Lanes: Copy;
+    /// Whether [`Vector::is_available`] promises what it takes to read quantised rows in whole numbers.
+    const WHOLE: bool = false;
 
     /// Whether this processor has the instructions.
     fn is_available() -> bool;
@@ -67,12 +69,18 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     unsafe fn from_u8(bytes: &[u8; LANES]) -> Self::Lanes;
     /// Nibbles as numbers, the low ones and the high ones of each byte.
     unsafe fn from_nibbles(bytes: &[u8; LANES]) -> [Self::Lanes; 2];
-    /// float16 as they are stored; NaN reads as 0, infinity as the end of the range.
-    unsafe fn from_f16(bytes: &[u8; 2 * LANES]) -> Self::Lanes;
+    /// Whether none of the float16 in `bytes` is NaN or infinity.
+    #[inline(always)]
+    unsafe fn ordinary(bytes: &[u8]) -> bool {
+        let sizes = bytes.as_chunks::<2>().0.iter().map(|x| u16::from_le_bytes(*x) & 0x7fff);
+        sizes.fold(0, u16::max) < 0x7c00
+    }
+    /// float16 as they are stored; NaN reads as 0, infinity as the end of the range. Without `SPECIAL`, neither may be there.
+    unsafe fn from_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES]) -> Self::Lanes;
     /// The first bytes as numbers, in the lanes where `mask` has a bit; 0 elsewhere.
     unsafe fn expand_u8(bytes: &[u8; LANES], mask: u16) -> Self::Lanes;
     /// The first float16 in the lanes where `mask` has a bit, read as by `from_f16`; 0 elsewhere.
-    unsafe fn expand_f16(bytes: &[u8; 2 * LANES], mask: u16) -> Self::Lanes;
+    unsafe fn expand_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES], mask: u16) -> Self::Lanes;
     /// The first nibbles, low before high, but for a `skipped` low one, as numbers in the lanes where `mask` has a bit; 0
     /// elsewhere.
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Self::Lanes;
@@ -136,11 +144,17 @@ mod tests {
                     assert!((exp[i] - e).abs() <= 3e-7 * e, "exp({}) = {}, not {e}", x[i], exp[i]);
                     assert_eq!(get(V::from_u8(first))[i], f32::from(bytes[i]));
                     assert_eq!((low[i], high[i]), (f32::from(bytes[i] & 15), f32::from(bytes[i] >> 4)));
-                    assert_eq!(get(V::from_f16(&bytes))[i], halves(i));
+                    assert_eq!(get(V::from_f16::<true>(&bytes))[i], halves(i));
                     let expanded = if has(i) { f32::from(bytes[rank(i)]) } else { 0.0 };
                     assert_eq!(get(V::expand_u8(first, mask))[i], expanded);
                     let expanded = if has(i) { halves(rank(i)) } else { 0.0 };
-                    assert_eq!(get(V::expand_f16(&bytes, mask))[i], expanded);
+                    assert_eq!(get(V::expand_f16::<true>(&bytes, mask))[i], expanded);
+                    if V::ordinary(&bytes) {
+                        assert_eq!(get(V::from_f16::<false>(&bytes))[i], halves(i));
+                        assert_eq!(get(V::expand_f16::<false>(&bytes, mask))[i], expanded);
+                    }
+                    let special = |n: usize| (0..n).any(|i| bytes[2 * i + 1] & 0x7c == 0x7c);
+                    assert_eq!(V::ordinary(&bytes[..2 * i]), !special(i));
                     for skipped in [false, true] {
                         let at = rank(i) + usize::from(skipped);
                         let expanded = if has(i) { f32::from(bytes[at / 2] >> (4 * (at % 2)) & 15) } else { 0.0 };
@@ -168,7 +182,7 @@ mod tests {
             #[cfg(target_arch = "x86_64")]
             {
                 agrees::<Avx2>(x, y, bytes, mask);
-                agrees::<Avx512>(x, y, bytes, mask);
+                agrees::<Avx512<false>>(x, y, bytes, mask);
             }
         }
     }
@@ -197,7 +211,7 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         {
             agrees::<Avx2>(x, [1.0; 16], [0xff; 32], 0xffff);
-            agrees::<Avx512>(x, [1.0; 16], [0x7c; 32], 0);
+            agrees::<Avx512<false>>(x, [1.0; 16], [0x7c; 32], 0);
         }
     }
 }

@@ -131,7 +131,7 @@ impl Vector for Portable {
         [lanes!(i => f32::from(bytes[i] & 15)), lanes!(i => f32::from(bytes[i] >> 4))]
     }
     #[inline(always)]
-    unsafe fn from_f16(bytes: &[u8; 2 * LANES]) -> Lanes {
+    unsafe fn from_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES]) -> Lanes {
         lanes!(i => f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).finite())
     }
     #[inline(always)]
@@ -139,9 +139,9 @@ impl Vector for Portable {
         expand(lanes!(i => f32::from(bytes[i])), mask)
     }
     #[inline(always)]
-    unsafe fn expand_f16(bytes: &[u8; 2 * LANES], mask: u16) -> Lanes {
+    unsafe fn expand_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES], mask: u16) -> Lanes {
         // SAFETY: these instructions are everywhere.
-        expand(unsafe { Self::from_f16(bytes) }, mask)
+        expand(unsafe { Self::from_f16::<SPECIAL>(bytes) }, mask)
     }
     #[inline(always)]
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {

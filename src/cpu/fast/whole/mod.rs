@@ -1,0 +1,108 @@
+//! Quantised rows in whole numbers, for a few queries: codes, queries and weights are int16, and their products are added
+//! up in int32, twice as many at once as float32 multiply-adds. Needs AVX-512 with VBMI, VBMI2 and VNNI.
+//!
+//! A key channel becomes a whole multiple of a 16,000th of the greatest magnitude of its row, a query channel one of about
+//! a 30,000th of the query's greatest, a weight of a value one of a 32,767th of the greatest among its chunk of keys:
+//! finer than float16 has them.
+
+mod keys;
+mod values;
+
+pub(super) use keys::Keys;
+pub(super) use values::add_rows;
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use super::few::CHUNK;
+use crate::format::{Bits, ValueLayout};
+
+/// Channels of one vector of bytes; head sizes are to be multiples of it.
+const CHANNELS: usize = 64;
+
+/// Keys whose scalars share vectors.
+const ROWS: usize = 16;
+
+/// A vector of int16.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Words([i16; 32]);
+
+const NO_WORDS: Words = Words([0; 32]);
+
+/// Whether [`add_rows`] reads rows of `layout`.
+pub(super) fn takes_values(layout: &ValueLayout) -> bool {
+    layout.bits() != Bits::B16 && takes(layout.head_dim())
+}
+
+/// Whether rows of `head_dim` channels can be read so.
+fn takes(head_dim: usize) -> bool {
+    head_dim.is_multiple_of(CHANNELS)
+}
+
+/// float16 as the format reads them: NaN as 0, infinity as the end of the range.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c")]
+fn halves(x: __m256i) -> __m512 {
+    let x = _mm512_cvtph_ps(x);
+    let limit = _mm512_set1_ps(65504.0);
+    let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
+    _mm512_maskz_min_ps(number, _mm512_max_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit)
+}
+
+/// `sum` plus, in each lane of int32, the products of two pairs of int16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dot(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    // The intrinsic becomes two instructions where the compiler is not told that the processor has a fast one.
+    // SAFETY: the instruction touches but these registers; the function needs AVX-512 VNNI.
+    unsafe {
+        asm!(
+            "vpdpwssd {}, {}, {}", inout(zmm_reg) sum, in(zmm_reg) a, in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        )
+    };
+    sum
+}
+
+/// The high halves of products of uint16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn high_products(a: __m512i, b: __m512i) -> __m512i {
+    let product;
+    // The compiler takes the intrinsic apart when it knows too much of the operands.
+    // SAFETY: the instruction touches but these registers; the function needs AVX-512 BW.
+    unsafe {
+        asm!(
+            "vpmulhuw {}, {}, {}", out(zmm_reg) product, in(zmm_reg) a, in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        )
+    };
+    product
+}
+
+/// The first bytes of `x` in the places where `mask` has a bit, 0 elsewhere.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
+fn expand(mask: u64, x: __m512i) -> __m512i {
+    let expanded;
+    // The compiler has the intrinsic read memory, which is several times slower than to read a register.
+    // SAFETY: the instruction touches but these registers; the function needs AVX-512 VBMI2.
+    unsafe {
+        asm!(
+            "vpexpandb {}{{{}}}{{z}}, {}", out(zmm_reg) expanded, in(kreg) mask, in(zmm_reg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        )
+    };
+    expanded
+}
+
+/// The greatest lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn greatest(x: __m512) -> f32 {
+    _mm512_reduce_max_ps(x)
+}
+
+/// Weights of a chunk's keys, of each query.
+pub(super) type Weights<const H: usize> = [[[f32; 16]; CHUNK / 16]; H];
