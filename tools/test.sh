@@ -92,6 +92,8 @@ export SPARK_ORT_LIBRARY ORT_DYLIB_PATH
 needed "models: tests/exports" .venv/bin/python -m pytest -q -rs tests/exports
 step "Rust tests" cargo test --release
 step "operators against references: tests/conformance" .venv/bin/python -m pytest -q -rs tests/conformance
+# To float32 accuracy, which the fastest path has not for quantised rows.
+step "the same on the portable path" env SPARK_ORT_CPU=portable .venv/bin/python -m pytest -q -rs tests/conformance
 step "rewriter and command line: tests/rewrite" .venv/bin/python -m pytest -q -rs tests/rewrite
 step "hosts: tests/hosts" .venv/bin/python -m pytest -q -rs tests/hosts
 # The oldest that is supported, the last one with ROCm, the first minor version in which the library infers shapes.

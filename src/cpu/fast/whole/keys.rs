@@ -19,11 +19,11 @@ const MOST_BYTES: usize = MAX_HEAD_DIM / 4 + 6 + MAX_HEAD_DIM;
 const MOST_WORDS: usize = MAX_HEAD_DIM / 32;
 
 /// The greatest magnitude of a row, in its own units.
-const GREATEST_SIZE: f32 = 16_000.0;
+const GREATEST_SIZE: f32 = 32_000.0;
 
 /// Most that the magnitudes of the query channels may come to which meet in one lane: with [`GREATEST_SIZE`] each, and
 /// what rounding adds, their products stay within int32.
-const GREATEST_SUM: f32 = 130_000.0;
+const GREATEST_SUM: f32 = 65_000.0;
 
 /// `H` queries in whole numbers.
 pub(in crate::cpu::fast) struct Keys<'a, const H: usize> {

@@ -1,9 +1,10 @@
 //! Quantised rows in whole numbers, for a few queries: codes, queries and weights are int16, and their products are added
 //! up in int32, twice as many at once as float32 multiply-adds. Needs AVX-512 with VBMI, VBMI2 and VNNI.
 //!
-//! A key channel becomes a whole multiple of a 16,000th of the greatest magnitude of its row, a query channel one of about
-//! a 30,000th of the query's greatest, a weight of a value one of a 32,767th of the greatest among its chunk of keys:
-//! finer than float16 has them.
+//! A key channel becomes a whole multiple of a 32,000th of the greatest magnitude of its row, 125 of which are a step of
+//! 8-bit codes and 2,000 one of 4-bit codes; a query channel one of about a 10,000th of the query's greatest; a weight of
+//! a value one of a 32,767th of the greatest among its chunk of keys. What that loses is a hundredth of what the rows have
+//! lost already.
 
 mod keys;
 mod values;

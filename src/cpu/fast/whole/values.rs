@@ -70,12 +70,12 @@ fn weigh<const H: usize>(fields: &[u32; CHUNK], weights: &Weights<H>) -> Group<H
             scale[n] = halves(_mm512_cvtepi32_epi16(fields));
             minimum[n] = halves(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(fields)));
         }
-        for h in 0..H {
+        for (h, weights) in weights.iter().enumerate() {
             let mut scaled = scale;
             let mut least = _mm512_setzero_ps();
             let mut most = least;
             for n in 0..CHUNK / LANES {
-                let weight = _mm512_loadu_ps(weights[h][n].as_ptr());
+                let weight = _mm512_loadu_ps(weights[n].as_ptr());
                 least = _mm512_fmadd_ps(weight, minimum[n], least);
                 scaled[n] = _mm512_mul_ps(weight, scale[n]);
                 most = _mm512_max_ps(most, _mm512_abs_ps(scaled[n]));
