@@ -68,7 +68,7 @@ impl GenAiFolder {
     /// # Errors
     /// The library is not found, or the file system says no.
     pub fn fill(&self, folder: &Path, data: &[DataFile], options: &Options) -> Result<(), RewriteError> {
-        let library = find_library(options)?;
+        let library = find_library(options.library.as_deref())?;
         self.copy_others(Path::new(""), &mut Vec::new(), folder, data, options.data)?;
         // GenAI has a runtime of its own in the process, and a library file serves one: a link will not do.
         place(&library, &folder.join(LIBRARY), Placement::Copy)?;
@@ -146,12 +146,15 @@ fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
     }
 }
 
-/// The operator library: as asked for, or beside the program.
-fn find_library(options: &Options) -> Result<PathBuf, RewriteError> {
+/// The operator library: the one that is `named`, else the one beside the program.
+///
+/// # Errors
+/// There is none, and where it was looked for.
+pub fn find_library(named: Option<&Path>) -> Result<PathBuf, RewriteError> {
     let problem = |text: String| RewriteError::option("--library", text);
-    if let Some(path) = &options.library {
+    if let Some(path) = named {
         return match path.is_file() {
-            true => Ok(path.clone()),
+            true => Ok(path.into()),
             false => Err(problem(format!("{} is no file", path.display()))),
         };
     }
@@ -160,6 +163,6 @@ fn find_library(options: &Options) -> Result<PathBuf, RewriteError> {
     let places = [folder.join(LIBRARY), folder.join("../lib").join(LIBRARY)];
     places.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
         let list = places.each_ref().map(|p| p.display().to_string()).join(" nor ");
-        problem(format!("the operator library is neither {list}; a GenAI folder needs a copy, say where it is"))
+        problem(format!("the operator library is neither {list}; say where it is (`cargo install` leaves it out)"))
     })
 }

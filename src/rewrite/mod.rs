@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::{Refusal, RewriteError};
 pub use find::find_layers;
+pub use folder::find_library;
 pub use inspect::Inspection;
 pub use layer::{Layer, Source};
 pub use options::{CacheType, Calibration, Options, Recovery};
