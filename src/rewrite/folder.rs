@@ -63,17 +63,27 @@ impl GenAiFolder {
     }
 
     /// Fills `folder` with all that belongs to the model but its .onnx file: data, tokenizer, and so on, the operator
-    /// library, and the configuration that names it.
+    /// library, and the configuration that names it and says that a cache row has `row_width` elements.
     ///
     /// # Errors
     /// The library is not found, or the file system says no.
-    pub fn fill(&self, folder: &Path, data: &[DataFile], options: &Options) -> Result<(), RewriteError> {
+    pub fn fill(
+        &self,
+        folder: &Path,
+        data: &[DataFile],
+        row_width: usize,
+        options: &Options,
+    ) -> Result<(), RewriteError> {
         let library = find_library(options.library.as_deref())?;
         self.copy_others(Path::new(""), &mut Vec::new(), folder, data, options.data)?;
         // GenAI has a runtime of its own in the process, and a library file serves one: a link will not do.
         place(&library, &folder.join(LIBRARY), Placement::Copy)?;
         let mut config = self.config.clone();
-        let session = &mut config["model"]["decoder"]["session_options"];
+        let decoder = &mut config["model"]["decoder"];
+        // GenAI takes it for the width of cache rows and nothing else. It knows to look at the model as well, but then
+        // cannot rewind a cache that grows by copies.
+        decoder["head_size"] = row_width.into();
+        let session = &mut decoder["session_options"];
         if session.is_null() {
             *session = Value::Object(Map::new());
         }
