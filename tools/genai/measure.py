@@ -41,10 +41,14 @@ def main(folder, context, new):
         start = time.perf_counter()
         generator.generate_next_token()
         steps.append(time.perf_counter() - start)
+    peak = memory("VmHWM")
     assert len(generator.get_sequence(0)) == context + new
+    layers = json.loads(Path(folder, "genai_config.json").read_text())["model"]["decoder"]["num_hidden_layers"]
+    # A copy, made after the peak is known; its rows are those of the buffer.
+    cache = 2 * layers * generator.get_output("present.0.key").nbytes
     print(json.dumps({
         "context": context, "prompt_rate": context / prompt_seconds, "decode_rate": 1 / float(np.median(steps)),
-        "loaded": loaded, "load_peak": load_peak, "peak": memory("VmHWM"),
+        "loaded": loaded, "load_peak": load_peak, "peak": peak, "cache": cache,
     }))
 
 

@@ -1,6 +1,6 @@
 """Continues a text with an ONNX Runtime GenAI folder, rewritten or not: nothing in here is about SparK.
 
-    python genai.py FOLDER NEW TEXT
+    python genai_generate.py FOLDER NEW TEXT
 """
 
 import sys
