@@ -116,8 +116,11 @@ def build(out, context):
     assert "lm_head" in head.name, head.name
     shifts = [(0, 0), *((1, i - 1) for i in range(1, LAYERS)), (last, LAYERS - last)]
     layers = [moved(node, shift) for layer, shift in shifts for node in old.node if layer_of(node) == layer]
-    nodes = [*before, *layers, head]
-    head.input[0] = renumber(head.input[0], LAYERS - last)
+    # Only the last token's logits, as the builder's option prune_lm_head has it: a prompt's would outweigh its cache.
+    last_token = helper.make_tensor("last_token", TensorProto.INT64, [1], [-1])
+    gather = helper.make_node("Gather", [renumber(head.input[0], LAYERS - last), "last_token"], ["last_hidden"], axis=1)
+    head.input[0] = gather.output[0]
+    nodes = [*before, *layers, gather, head]
 
     weights = Weights(out / "model.onnx.data")
     frequencies = ROPE_THETA ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
@@ -133,10 +136,10 @@ def build(out, context):
 
     cache = [(f"past_key_values.{i}.{part}", f"present.{i}.{part}") for part in ("key", "value") for i in range(LAYERS)]
     inputs = [i for i in old.input if not i.name.startswith("past_key_values.")]
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", "sequence_length", VOCABULARY])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", 1, VOCABULARY])
     graph = helper.make_graph(
         nodes, "main_graph", [*inputs, *(cache_info(past) for past, _ in cache)],
-        [logits, *(cache_info(present) for _, present in cache)], weights.tensors,
+        [logits, *(cache_info(present) for _, present in cache)], [*weights.tensors, last_token],
     )
     weights.file.close()
     model = helper.make_model(graph, opset_imports=source.opset_import, ir_version=source.ir_version)

@@ -97,10 +97,7 @@ impl Findings {
         });
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            system: System {
-                target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-                glibc: glibc(),
-            },
+            system: System { target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS), glibc: glibc() },
             cpu: Cpu {
                 processor: processor(),
                 cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
@@ -135,10 +132,13 @@ impl Findings {
                 line(name, list.join(" "));
             }
         }
-        line("kernels", match self.cpu.path {
-            Ok(path) => format!("{path} ({PATH_VARIABLE} names others)"),
-            Err(problem) => format!("PROBLEM: {problem}"),
-        });
+        line(
+            "kernels",
+            match self.cpu.path {
+                Ok(path) => format!("{path} ({PATH_VARIABLE} names others)"),
+                Err(problem) => format!("PROBLEM: {problem}"),
+            },
+        );
         match &self.onnxruntime {
             Ok(runtime) => {
                 line("ONNX Runtime", format!("{}, {}", runtime.version, runtime.file.display()));
@@ -149,10 +149,13 @@ impl Findings {
         match &self.library {
             Ok(Library { file, bytes, problem }) => {
                 line("library", format!("{}, {bytes} bytes", file.display()));
-                line("trial run", match problem {
-                    None => "a prompt and a decoded token went through both operators".into(),
-                    Some(problem) => format!("PROBLEM: {problem}"),
-                });
+                line(
+                    "trial run",
+                    match problem {
+                        None => "a prompt and a decoded token went through both operators".into(),
+                        Some(problem) => format!("PROBLEM: {problem}"),
+                    },
+                );
             }
             Err(problem) => line("library", format!("PROBLEM: {problem}")),
         }

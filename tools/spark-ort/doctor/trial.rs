@@ -19,9 +19,8 @@ pub fn run(runtime: &Runtime, library: &Path) -> Result<()> {
     let setting: Setting = "0.5/8/8".parse().map_err(anyhow::Error::msg)?;
     let cache = Cache::Spark(setting, setting.rows(SHAPE.head_dim)?);
     let model = graph::layer(&SHAPE, &cache, Work::All);
-    let mut session = runtime.session_with_library(library, |builder| {
-        { builder.with_intra_threads(1)? }.commit_from_memory(&model)
-    })?;
+    let mut session = runtime
+        .session_with_library(library, |builder| { builder.with_intra_threads(1)? }.commit_from_memory(&model))?;
     let widths = cache.widths(SHAPE.head_dim);
     // ONNX Runtime makes no tensor without elements from an empty array, but it allocates one.
     let empty = |width: usize| Tensor::<f32>::new(&Allocator::default(), [1, SHAPE.heads.kv, 0, width]);
