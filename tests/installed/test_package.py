@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import spark_ort
@@ -40,6 +41,22 @@ def test_typed():
 def test_library_path():
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(spark_ort.library_path())
+
+
+def test_two_files_in_one_runtime(exports, tmp_path):
+    """As two models of a server may have them."""
+    spark_ort.rewrite(exports("optimum-fp32") / "model.onnx", tmp_path / "model.onnx", calibrate="off")
+    sessions = []
+    for library in (spark_ort.library_path(), shutil.copy(spark_ort.library_path(), tmp_path)):
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(library)
+        sessions.append(onnxruntime.InferenceSession(tmp_path / "model.onnx", options))
+    feeds = {i.name: np.zeros((1, 2, 0, 64), np.float32) for i in sessions[0].get_inputs() if i.name.startswith("past")}
+    feeds |= {name: np.ones((1, 5), np.int64) for name in ("input_ids", "attention_mask")}
+    feeds["position_ids"] = np.arange(5)[None]
+    feeds = {i.name: feeds[i.name] for i in sessions[0].get_inputs()}
+    first, second = (session.run(["logits"], feeds)[0] for session in sessions)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_rewrite_and_inspect(exports, tmp_path):
