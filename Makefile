@@ -1,20 +1,26 @@
 .DEFAULT_GOAL := help
-.PHONY: help build venv demo layer test test-versions clean
+.PHONY: help build venv wheel demo layer test test-hosts test-versions bench-genai clean
 
 help:
 	@echo 'make demo           rewrite a bundled model, generate with it and with the original, compare them'
 	@echo 'make layer          what the operators save and what they cost, on one attention layer'
 	@echo 'make test           everything: format, lints, Rust and Python tests, ONNX Runtime versions, valgrind'
 	@echo 'make test-versions  the ONNX Runtime versions of tests/hosts, the ones that make test leaves out included'
+	@echo 'make test-hosts     the package in GenAI, plain loops, Optimum (torch: several GB) and all ONNX Runtime versions'
+	@echo 'make bench-genai    a LLaMA of 1.2 B parameters in ONNX Runtime GenAI, original and rewritten, at 2k and 8k tokens'
+	@echo 'make wheel          a Python wheel for any Linux with glibc 2.28 or later'
 	@echo 'make build          target/release/libspark_ort.so and target/release/spark-ort'
 	@echo 'make venv           .venv, the Python packages of tools/requirements.txt'
-	@echo 'make clean          remove target, .venv, .venv-ort-* and caches'
+	@echo 'make clean          remove target, .venv, .venv-* and caches'
 
 build:
 	@tools/setup.sh build
 
 venv:
 	@tools/setup.sh venv
+
+wheel:
+	@tools/setup.sh wheel
 
 demo:
 	@tools/demo.sh
@@ -28,6 +34,12 @@ test:
 test-versions:
 	@tools/versions.sh
 
+test-hosts:
+	@tools/hosts.sh
+
+bench-genai:
+	@tools/genai.sh
+
 clean:
-	rm -rf target .venv .venv.lock .venv-ort-* .pytest_cache
-	find tests tools -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf target .venv .venv.lock .venv-* .pytest_cache
+	find tests tools python examples -name __pycache__ -prune -exec rm -rf {} +

@@ -27,5 +27,9 @@ pub use rewrite::rewrite;
 
 /// The code in the documentation compiles.
 #[cfg(doctest)]
-#[doc = include_str!("../docs/rewriting.md")]
-struct Documentation;
+mod documentation {
+    #[doc = include_str!("../docs/rewriting.md")]
+    struct Rewriting;
+    #[doc = include_str!("../docs/hosts.md")]
+    struct Hosts;
+}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the project's commands need before they can run. Run it as `tools/setup.sh build|venv|layer`, or source it for
+# What the project's commands need before they can run. Run it as `tools/setup.sh build|venv|wheel|layer`, or source it for
 # its functions. It works in the project's folder, from wherever it is called.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -91,6 +91,27 @@ build() {
     cargo build --release
 }
 
+# The wheel for any Linux with glibc 2.28 or later: Debian 10, Ubuntu 18.10, RHEL 8. Sets `wheel` to its path.
+wheel() {
+    need_rust
+    make_venv .venv-wheel tools/wheel.txt --no-deps
+    local folder
+    folder=$(dirname "$(dirname "$(library_path)")")/wheels
+    say "$folder"
+    rm -rf "$folder"
+    PATH=$PWD/.venv-wheel/bin:$PATH SPARK_ORT_MANYLINUX=2_28 \
+        .venv-wheel/bin/python -m pip wheel --quiet . --no-build-isolation --no-deps --wheel-dir "$folder"
+    wheel=$(printf '%s' "$folder"/spark_ort-*.whl)
+    printf '%s\n' "$wheel"
+}
+
+# make_installed FOLDER REQUIREMENTS [PIP OPTION...]: a virtual environment with these packages and the wheel.
+make_installed() {
+    make_venv "$@"
+    wheel
+    "$1/bin/python" -m pip install --quiet --force-reinstall --no-index --no-deps "$wheel"
+}
+
 layer() {
     build
     venv
@@ -99,7 +120,7 @@ layer() {
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     case ${1:-} in
-    build | venv | layer) "$1" ;;
-    *) die "usage: $0 build|venv|layer" ;;
+    build | venv | wheel | layer) "$1" ;;
+    *) die "usage: $0 build|venv|wheel|layer" ;;
     esac
 fi

@@ -96,6 +96,7 @@ step "operators against references: tests/conformance" .venv/bin/python -m pytes
 step "the same on the portable path" env SPARK_ORT_CPU=portable .venv/bin/python -m pytest -q -rs tests/conformance
 step "rewriter and command line: tests/rewrite" .venv/bin/python -m pytest -q -rs tests/rewrite
 step "hosts: tests/hosts" .venv/bin/python -m pytest -q -rs tests/hosts
+step "installed package: GenAI, plain loops, documentation" tools/hosts.sh installed
 # The oldest that is supported, the last one with ROCm, the first minor version in which the library infers shapes.
 for version in 1.18.1 1.22.2 1.24.4; do
     step "ONNX Runtime $version" tools/versions.sh "$version"

@@ -75,6 +75,7 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: bool) -> Result<V
     sort_nodes(graph).map_err(|tensor| {
         Refusal::new(format!("tensor '{tensor}'"), "keys that do not depend on the cache that they go into", "a circle")
     })?;
+    store_early(graph);
     only_lengths_are_read(graph, layers)?;
     nothing_is_missing(graph)?;
     if !model.opset_import.iter().any(|o| o.domain() == DOMAIN) {
@@ -171,6 +172,17 @@ fn only_lengths_are_read(graph: &GraphProto, layers: &[Layer]) -> Result<(), Ref
         }
     }
     Ok(())
+}
+
+/// Moves the nodes that store, and nothing reads, to the end, the first layer's last. ONNX Runtime orders nodes by a search
+/// backwards from the ends of the graph, the last node first: so it stores each layer's keys and values before it goes on
+/// to the next layer. Otherwise it would do so after everything else, and keep the keys and values of all layers until then.
+fn store_early(graph: &mut GraphProto) {
+    let read: HashSet<String> = graph.node.iter().flat_map(reads).map(str::to_string).collect();
+    let stores = |node: &NodeProto| node.is(DOMAIN, "SparkPrune") && node.output.iter().all(|o| !read.contains(o));
+    let (stores, mut nodes): (Vec<_>, Vec<_>) = std::mem::take(&mut graph.node).into_iter().partition(stores);
+    nodes.extend(stores.into_iter().rev());
+    graph.node = nodes;
 }
 
 /// What is read must be there, also after attention is gone.

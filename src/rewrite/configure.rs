@@ -91,12 +91,22 @@ fn find<'i>(infos: &'i mut [ValueInfoProto], name: &str) -> &'i mut ValueInfoPro
     infos.iter_mut().find(|i| i.name() == name).expect("checked when the layer was found")
 }
 
-fn caches(graph: &mut GraphProto, layer: &Layer, rows: &Rows, static_rows: bool) {
-    let element = match rows.cache_type {
+/// Element type of the cache tensors, as ONNX numbers it.
+fn cache_element(layer: &Layer, rows: &Rows) -> i32 {
+    match rows.cache_type {
         CacheType::Same => layer.element,
         CacheType::Uint8 => 2,
-    };
-    let width = |bytes: usize| bytes / if element == 2 { 1 } else { element_size(layer.element) };
+    }
+}
+
+/// Elements of a key row.
+pub fn row_width(layer: &Layer, rows: &Rows) -> usize {
+    rows.key_row_bytes / element_size(cache_element(layer, rows))
+}
+
+fn caches(graph: &mut GraphProto, layer: &Layer, rows: &Rows, static_rows: bool) {
+    let element = cache_element(layer, rows);
+    let width = |bytes: usize| bytes / element_size(element);
     let parts = [(rows.key_row_bytes, "spark_key_row"), (rows.value_row_bytes, "spark_value_row")];
     for (part, (bytes, name)) in parts.into_iter().enumerate() {
         let past = find(&mut graph.input, &layer.cache.past[part]);
@@ -110,7 +120,11 @@ fn caches(graph: &mut GraphProto, layer: &Layer, rows: &Rows, static_rows: bool)
 
 /// Bytes of an element, float32 or float16.
 pub fn element_size(element: i32) -> usize {
-    if element == 10 { 2 } else { 4 }
+    match element {
+        2 => 1,
+        10 => 2,
+        _ => 4,
+    }
 }
 
 fn recent_keys(graph: &mut GraphProto, layer: &Layer, names: &Names, window: usize) {

@@ -63,17 +63,27 @@ impl GenAiFolder {
     }
 
     /// Fills `folder` with all that belongs to the model but its .onnx file: data, tokenizer, and so on, the operator
-    /// library, and the configuration that names it.
+    /// library, and the configuration that names it and says that a cache row has `row_width` elements.
     ///
     /// # Errors
     /// The library is not found, or the file system says no.
-    pub fn fill(&self, folder: &Path, data: &[DataFile], options: &Options) -> Result<(), RewriteError> {
-        let library = find_library(options)?;
+    pub fn fill(
+        &self,
+        folder: &Path,
+        data: &[DataFile],
+        row_width: usize,
+        options: &Options,
+    ) -> Result<(), RewriteError> {
+        let library = find_library(options.library.as_deref())?;
         self.copy_others(Path::new(""), &mut Vec::new(), folder, data, options.data)?;
         // GenAI has a runtime of its own in the process, and a library file serves one: a link will not do.
         place(&library, &folder.join(LIBRARY), Placement::Copy)?;
         let mut config = self.config.clone();
-        let session = &mut config["model"]["decoder"]["session_options"];
+        let decoder = &mut config["model"]["decoder"];
+        // GenAI takes it for the width of cache rows and nothing else. It knows to look at the model as well, but then
+        // cannot rewind a cache that grows by copies.
+        decoder["head_size"] = row_width.into();
+        let session = &mut decoder["session_options"];
         if session.is_null() {
             *session = Value::Object(Map::new());
         }
@@ -146,12 +156,15 @@ fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
     }
 }
 
-/// The operator library: as asked for, or beside the program.
-fn find_library(options: &Options) -> Result<PathBuf, RewriteError> {
+/// The operator library: the one that is `named`, else the one beside the program.
+///
+/// # Errors
+/// There is none, and where it was looked for.
+pub fn find_library(named: Option<&Path>) -> Result<PathBuf, RewriteError> {
     let problem = |text: String| RewriteError::option("--library", text);
-    if let Some(path) = &options.library {
+    if let Some(path) = named {
         return match path.is_file() {
-            true => Ok(path.clone()),
+            true => Ok(path.into()),
             false => Err(problem(format!("{} is no file", path.display()))),
         };
     }
@@ -160,6 +173,6 @@ fn find_library(options: &Options) -> Result<PathBuf, RewriteError> {
     let places = [folder.join(LIBRARY), folder.join("../lib").join(LIBRARY)];
     places.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
         let list = places.each_ref().map(|p| p.display().to_string()).join(" nor ");
-        problem(format!("the operator library is neither {list}; a GenAI folder needs a copy, say where it is"))
+        problem(format!("the operator library is neither {list}; say where it is (`cargo install` leaves it out)"))
     })
 }

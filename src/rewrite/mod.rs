@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::{Refusal, RewriteError};
 pub use find::find_layers;
+pub use folder::find_library;
 pub use inspect::Inspection;
 pub use layer::{Layer, Source};
 pub use options::{CacheType, Calibration, Options, Recovery};
@@ -74,7 +75,8 @@ pub fn rewrite(
 
     let saliency = match &stage {
         Some(stage) => {
-            place_files(stage, &path, output, folder.as_ref(), &data, &options)?;
+            let folder = folder.as_ref().map(|folder| (folder, configure::row_width(&layers[0], &rows)));
+            place_files(stage, &path, output, folder, &data, &options)?;
             let measure = |tokens| {
                 let lossless = rows.lossless()?;
                 let observe =
@@ -138,17 +140,17 @@ pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
     Ok(Inspection::new(&onnx::read(&path)?)?)
 }
 
-/// Brings all files to the stage but the model itself.
+/// Brings all files to the stage but the model itself. With a GenAI folder comes the width of the cache rows.
 fn place_files(
     stage: &Stage,
     path: &Path,
     output: &Path,
-    folder: Option<&GenAiFolder>,
+    folder: Option<(&GenAiFolder, usize)>,
     data: &[DataFile],
     options: &Options,
 ) -> Result<(), RewriteError> {
     match folder {
-        Some(folder) => folder.fill(stage.folder(), data, options),
+        Some((folder, row_width)) => folder.fill(stage.folder(), data, row_width, options),
         None => {
             let from = parent(path);
             check_data(&from, output, data, options.force)?;

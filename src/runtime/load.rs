@@ -1,6 +1,6 @@
 //! Loads ONNX Runtime into this process, with this crate's operators ready for it.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -44,6 +44,37 @@ impl Runtime {
         let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
         let builder = Session::builder(&self.environment)?.with_log_level(LogLevel::Fatal)?;
         make(builder.with_operators(crate::operators::domain()?)?)
+    }
+
+    /// Makes a session with the operators of the shared library at `library`, as hosts in other languages do.
+    ///
+    /// # Errors
+    /// What `make` returns, or if the library cannot be loaded or refuses this ONNX Runtime.
+    pub fn session_with_library(
+        &self,
+        library: &Path,
+        make: impl FnOnce(SessionBuilder) -> ort::Result<Session>,
+    ) -> ort::Result<Session> {
+        let builder = Session::builder(&self.environment)?.with_log_level(LogLevel::Fatal)?;
+        make(builder.with_operator_library(library)?)
+    }
+
+    /// The execution providers that it was built with, by their names in ONNX Runtime, the first choice first.
+    pub fn providers(&self) -> Vec<String> {
+        let (mut names, mut count): (*mut *mut c_char, c_int) = (std::ptr::null_mut(), 0);
+        // SAFETY: both may be written to.
+        let failed = unsafe { (ort::api().GetAvailableProviders)(&mut names, &mut count) };
+        if !failed.0.is_null() || names.is_null() {
+            return Vec::new();
+        }
+        let texts = (0..usize::try_from(count).unwrap_or(0)).map(|i| {
+            // SAFETY: ONNX Runtime made `count` C strings.
+            unsafe { CStr::from_ptr(*names.add(i)) }.to_string_lossy().into_owned()
+        });
+        let texts = texts.collect();
+        // SAFETY: these are the names and their number as they came; they are not used again.
+        let _ = unsafe { (ort::api().ReleaseAvailableProviders)(names, count) };
+        texts
     }
 }
 

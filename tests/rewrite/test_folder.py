@@ -38,6 +38,7 @@ def test_folder(name, exports, tmp_path):
     assert after["libspark_ort.so"] == library_path().read_bytes()
     config, expected = (json.loads(found["genai_config.json"]) for found in (after, before))
     expected["model"]["decoder"]["session_options"]["custom_ops_library"] = "libspark_ort.so"
+    expected["model"]["decoder"]["head_size"] = 68 // element_bytes(name)
     assert config == expected
 
     rows = report["model"]["rows"]

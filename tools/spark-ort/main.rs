@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod decode;
+mod doctor;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -35,6 +36,7 @@ enum Command {
     Inspect(inspect::Args),
     Generate(generate::Args),
     Bench(bench::Args),
+    Doctor(doctor::Args),
 }
 
 impl Command {
@@ -44,6 +46,7 @@ impl Command {
             Command::Inspect(args) => inspect::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Bench(args) => bench::run(args),
+            Command::Doctor(args) => doctor::run(args),
         }
     }
 }

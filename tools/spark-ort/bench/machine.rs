@@ -34,7 +34,8 @@ impl Machine {
     }
 }
 
-fn processor() -> Option<String> {
+/// The processor, if the system tells.
+pub fn processor() -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().into())

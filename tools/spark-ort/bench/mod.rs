@@ -3,13 +3,13 @@
 mod append;
 mod attention;
 mod bandwidth;
-mod cache;
+pub mod cache;
 mod decoding;
 mod figures;
-mod graph;
+pub mod graph;
 mod lab;
-mod layer;
-mod machine;
+pub mod layer;
+pub mod machine;
 mod model;
 mod prefill;
 mod rounds;

@@ -1,0 +1,30 @@
+"""SparK-ORT: language models whose KV cache ONNX Runtime stores pruned.
+
+    import onnxruntime, spark_ort
+
+    spark_ort.rewrite("model.onnx", "small.onnx")
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(spark_ort.library_path())
+    session = onnxruntime.InferenceSession("small.onnx", options)
+"""
+
+from importlib.metadata import version as _version
+
+from ._command import Error, inspect, library_path, rewrite
+from ._types import CacheLayer, CachePair, Inspection, Interface, Report, Rows
+
+__all__ = [
+    "CacheLayer",
+    "CachePair",
+    "Error",
+    "Inspection",
+    "Interface",
+    "Report",
+    "Rows",
+    "__version__",
+    "inspect",
+    "library_path",
+    "rewrite",
+]
+
+__version__: str = _version("spark-ort")

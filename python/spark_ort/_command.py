@@ -1,0 +1,135 @@
+"""What the program `spark-ort` does, called from Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from ._types import Inspection, Report
+
+
+class Error(RuntimeError):
+    """What the program said on failure: which node, file or option stands in the way, and what to do."""
+
+
+def file(name: str) -> str:
+    """Path of a compiled file: in the package, or where cargo put it if the package is a source folder."""
+    package = Path(__file__).resolve().parent
+    places = [package / name]
+    if (package.parents[1] / "Cargo.toml").is_file():
+        places.append(package.parents[1] / "target" / "release" / name)
+    for place in places:
+        if place.is_file():
+            return str(place)
+    raise FileNotFoundError(f"{name} is neither {' nor '.join(map(str, places))}; install the package again")
+
+
+def library_path() -> str:
+    """Path of libspark_ort.so, for `SessionOptions.register_custom_ops_library`.
+
+    One file serves one ONNX Runtime in a process; a process that has two gives each a copy of its own.
+    """
+    return file("libspark_ort.so")
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, in which the program finds the ONNX Runtime that this Python would import."""
+    variables = dict(os.environ)
+    if "ORT_DYLIB_PATH" not in variables:
+        found = find_spec("onnxruntime")
+        for folder in (found and found.submodule_search_locations) or []:
+            # Where the package has no such file, the program looks elsewhere and says where.
+            for runtime in sorted(Path(folder, "capi").glob("libonnxruntime.so*")):
+                variables["ORT_DYLIB_PATH"] = str(runtime)
+    return variables
+
+
+def _answer(*arguments: str) -> Any:
+    """The JSON that the program answers."""
+    done = subprocess.run([file("spark-ort"), *arguments], capture_output=True, text=True, env=environment())
+    if done.returncode != 0:
+        raise Error(done.stderr.strip().removeprefix("error: ") or f"spark-ort ended with status {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def rewrite(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    ratio: float = 0.5,
+    key_bits: Literal[16, 8, 4] = 8,
+    value_bits: Literal[16, 8, 4] = 8,
+    recovery: Literal["mean", "none"] = "mean",
+    recent: int = 0,
+    cache_type: Literal["same", "uint8"] = "same",
+    uniform_rows: bool = False,
+    calibrate: str | os.PathLike[str] = "auto",
+    calibration_tokens: int = 4096,
+    tokenizer: str | os.PathLike[str] | None = None,
+    data: Literal["copy", "link"] = "copy",
+    library: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+) -> Report:
+    """Rewrites a model so that its KV cache is stored pruned, as `spark-ort rewrite` does.
+
+    Args:
+        source: an .onnx file or an ONNX Runtime GenAI folder; never changed.
+        target: where the rewritten one goes, of the same kind.
+        ratio: share of key channels to prune, 0 to below 1.
+        key_bits: bits of a kept key channel.
+        value_bits: bits of a value channel.
+        recovery: what a pruned channel reads as, its sign times the mean of the pruned ones, or zero.
+        recent: keep the last so many keys dense as well, as an input and output more a layer.
+        cache_type: element type of the cache tensors, the original's or bytes.
+        uniform_rows: pad key and value rows to one size, as a GenAI folder always has them.
+        calibrate: a text file, "random" for random tokens, "off", or "auto" for a bundled text.
+        calibration_tokens: measure on at most so many tokens.
+        tokenizer: tokenizer.json for calibration; None: the one beside the model.
+        data: how external data comes to another folder.
+        library: the libspark_ort.so that a GenAI folder gets; None: library_path().
+        force: replace target if it exists.
+        dry_run: only say whether the model can be rewritten and what would come out.
+        threads: threads for calibration; None: one per physical core.
+
+    Raises:
+        Error: the model cannot be rewritten, and why; nothing was written.
+    """
+    options: dict[str, object] = {
+        "ratio": ratio,
+        "key-bits": key_bits,
+        "value-bits": value_bits,
+        "recovery": recovery,
+        "recent": recent,
+        "cache-type": cache_type,
+        "calibrate": os.fspath(calibrate),
+        "calibration-tokens": calibration_tokens,
+        "tokenizer": tokenizer and os.fspath(tokenizer),
+        "data": data,
+        "library": os.fspath(library or library_path()),
+        "threads": threads,
+    }
+    # One argument each, so that a value may begin with a dash.
+    arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    flags = {"uniform-rows": uniform_rows, "force": force, "dry-run": dry_run}
+    arguments += [f"--{name}" for name, wanted in flags.items() if wanted]
+    report: Report = _answer("rewrite", *arguments, "--json=-", "--", os.fspath(source), os.fspath(target))
+    return report
+
+
+def inspect(model: str | os.PathLike[str]) -> Inspection:
+    """What a model's attention and cache are like, rewritten or not, as `spark-ort inspect` says.
+
+    Args:
+        model: an .onnx file, an ONNX Runtime GenAI folder, or a folder with one .onnx file.
+
+    Raises:
+        Error: the model can be neither run nor rewritten, and why.
+    """
+    inspection: Inspection = _answer("inspect", "--json", "--", os.fspath(model))
+    return inspection

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Other people's programs with the installed package. `tools/hosts.sh installed` is what `make test` runs: ONNX Runtime
+# GenAI, plain loops, the documentation. Without an argument Optimum, which needs torch, and all versions of ONNX
+# Runtime follow.
+# shellcheck source=tools/setup.sh
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+[[ ${1:-} == "" || $1 == installed ]] || die "usage: $0 [installed]"
+
+venv
+say "models"
+.venv/bin/python -m tests.exports.build
+make_installed .venv-hosts tests/installed/requirements.txt --no-deps
+say "example: plain_loop.rs"
+cargo build --release --example plain_loop
+SPARK_ORT_RUST_EXAMPLE=$(dirname "$(library_path)")/examples/plain_loop
+export SPARK_ORT_RUST_EXAMPLE
+say "tests/installed"
+# What is installed must find its way alone.
+unset SPARK_ORT_LIBRARY ORT_DYLIB_PATH
+.venv-hosts/bin/python -m pytest -q -rs tests/installed
+[[ ${1:-} == "" ]] || exit 0
+
+make_venv .venv-optimum tests/optimum/requirements.txt
+.venv-optimum/bin/python -m pip install --quiet --force-reinstall --no-index --no-deps "$wheel"
+say "tests/optimum"
+.venv-optimum/bin/python -m pytest -q -rs tests/optimum tests/installed/test_documentation.py
+say "versions of ONNX Runtime"
+tools/versions.sh

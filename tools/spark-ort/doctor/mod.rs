@@ -1,0 +1,187 @@
+//! `spark-ort doctor`: what is here and what works, the first thing that a bug report needs.
+
+mod hip;
+mod trial;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+use spark_ort::cpu::{PATH_VARIABLE, Path as CpuPath};
+use spark_ort::rewrite::find_library;
+use spark_ort::runtime::load;
+
+use crate::bench::machine::processor;
+
+/// Say what this machine has: ONNX Runtime, the processor's instructions, AMD GPUs, and whether the library works
+///
+/// Ends with an error status if there is no ONNX Runtime that can be used, or the library does not work in it.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  spark-ort doctor
+  ORT_DYLIB_PATH=/opt/ort/lib/libonnxruntime.so spark-ort doctor --json")]
+pub struct Args {
+    /// The libspark_ort.so to try [default: the one beside this program]
+    #[arg(long, value_name = "FILE")]
+    library: Option<PathBuf>,
+
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found. A problem stands where something is missing or does not work.
+#[derive(Serialize)]
+struct Findings {
+    version: &'static str,
+    system: System,
+    cpu: Cpu,
+    onnxruntime: Result<Runtime, String>,
+    library: Result<Library, String>,
+    gpu: hip::Gpu,
+}
+
+#[derive(Serialize)]
+struct System {
+    target: String,
+    /// Of the C library, where it is glibc.
+    glibc: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Cpu {
+    processor: Option<String>,
+    cores: usize,
+    /// Instruction sets that kernels are written for, and whether the processor has them.
+    features: Vec<(&'static str, bool)>,
+    /// The kernels that are used.
+    path: Result<&'static str, &'static str>,
+}
+
+#[derive(Serialize)]
+struct Runtime {
+    version: String,
+    file: PathBuf,
+    providers: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Library {
+    file: PathBuf,
+    bytes: u64,
+    /// Of a trial run, why it failed.
+    problem: Option<String>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let findings = Findings::new(args.library.as_deref());
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&findings)?),
+        false => print!("{}", findings.lines()),
+    }
+    Ok(if findings.works() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Findings {
+    fn new(library: Option<&Path>) -> Self {
+        let runtime = load();
+        let library = find_library(library).map_err(|e| e.to_string()).map(|file| Library {
+            bytes: std::fs::metadata(&file).map_or(0, |m| m.len()),
+            problem: match runtime {
+                Ok(runtime) => trial::run(runtime, &file).err().map(|e| format!("{e:#}")),
+                Err(_) => Some("not tried, for lack of ONNX Runtime".into()),
+            },
+            file,
+        });
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            system: System { target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS), glibc: glibc() },
+            cpu: Cpu {
+                processor: processor(),
+                cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+                features: features(),
+                path: CpuPath::chosen().map(CpuPath::name),
+            },
+            onnxruntime: runtime.map_err(|e| e.to_string()).map(|runtime| Runtime {
+                version: runtime.version().into(),
+                file: runtime.path().into(),
+                providers: runtime.providers(),
+            }),
+            library,
+            gpu: hip::look(),
+        }
+    }
+
+    fn works(&self) -> bool {
+        self.cpu.path.is_ok() && self.library.as_ref().is_ok_and(|library| library.problem.is_none())
+    }
+
+    /// Lines for a person.
+    fn lines(&self) -> String {
+        let mut lines = vec![("spark-ort", self.version.to_string())];
+        let mut line = |name, text: String| lines.push((name, text));
+        let glibc = self.system.glibc.as_ref().map_or("no glibc".into(), |version| format!("glibc {version}"));
+        line("system", format!("{}, {glibc}", self.system.target));
+        let processor = self.cpu.processor.as_deref().unwrap_or("unknown");
+        line("processor", format!("{processor}, {} cores", self.cpu.cores));
+        for (name, wanted) in [("features", true), ("not there", false)] {
+            let list: Vec<_> = self.cpu.features.iter().filter(|(_, has)| *has == wanted).map(|(n, _)| *n).collect();
+            if !list.is_empty() {
+                line(name, list.join(" "));
+            }
+        }
+        line(
+            "kernels",
+            match self.cpu.path {
+                Ok(path) => format!("{path} ({PATH_VARIABLE} names others)"),
+                Err(problem) => format!("PROBLEM: {problem}"),
+            },
+        );
+        match &self.onnxruntime {
+            Ok(runtime) => {
+                line("ONNX Runtime", format!("{}, {}", runtime.version, runtime.file.display()));
+                line("providers", runtime.providers.join(" "));
+            }
+            Err(problem) => line("ONNX Runtime", format!("PROBLEM: {problem}")),
+        }
+        match &self.library {
+            Ok(Library { file, bytes, problem }) => {
+                line("library", format!("{}, {bytes} bytes", file.display()));
+                line(
+                    "trial run",
+                    match problem {
+                        None => "a prompt and a decoded token went through both operators".into(),
+                        Some(problem) => format!("PROBLEM: {problem}"),
+                    },
+                );
+            }
+            Err(problem) => line("library", format!("PROBLEM: {problem}")),
+        }
+        line("HIP", self.gpu.runtime_line());
+        line("AMD GPUs", self.gpu.devices_line());
+        lines.into_iter().map(|(name, text)| format!("{name:<14}{text}\n")).collect()
+    }
+}
+
+fn glibc() -> Option<String> {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it returns a C string that lives as long as the process.
+    return Some(unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) }.to_string_lossy().into_owned());
+    #[cfg(not(target_env = "gnu"))]
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+fn features() -> Vec<(&'static str, bool)> {
+    macro_rules! ask {
+        ($($name:tt)*) => { vec![$(($name, std::arch::is_x86_feature_detected!($name))),*] };
+    }
+    ask!("avx" "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi2" "avx512vnni")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn features() -> Vec<(&'static str, bool)> {
+    Vec::new()
+}
