@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Options that matter for what the kernels compute and how fast, at build time and at run time.
-const OPTIONS: [&str; 2] = ["-std=c++17", "-O3"];
+const OPTIONS: [&str; 3] = ["-std=c++17", "-O3", "-w"];
 
 /// Instinct MI200, MI300, and the Radeon generations RDNA 2 and RDNA 3.
 const DEFAULT_ARCHS: [&str; 4] = ["gfx90a", "gfx942", "gfx1030", "gfx1100"];
