@@ -135,22 +135,22 @@ EXPORT Error hipEventElapsedTime(float* milliseconds, Event*, Event*) {
     return end(__func__, SUCCESS);
 }
 
-// A copy that may run late. Of pageable host memory HIP takes a copy at once: its owner may write it after the call.
-static void copy_later(Stream* stream, void* to, const void* from, size_t bytes) {
+// A copy that may run late. Pageable host memory is read before the call returns, and a copy to it is done by then.
+static Error copy_later(Stream* stream, void* to, const void* from, size_t bytes) {
     trace("copy %s %zu bytes %s to %s", stream_name(stream), bytes, is_device(from) ? "device" : "host",
           is_device(to) ? "device" : "host");
     if (is_device(from) || is_pinned(from)) {
         enqueue(stream, [=] { return memcpy(to, from, bytes), SUCCESS; });
-        return;
+    } else {
+        auto staged = std::make_shared<std::string>(static_cast<const char*>(from), bytes);
+        enqueue(stream, [=] { return memcpy(to, staged->data(), bytes), SUCCESS; });
     }
-    auto staged = std::make_shared<std::string>(static_cast<const char*>(from), bytes);
-    enqueue(stream, [=] { return memcpy(to, staged->data(), bytes), SUCCESS; });
+    return is_device(to) || is_pinned(to) ? SUCCESS : drain_stream(stream);
 }
 
 EXPORT Error hipMemcpyAsync(void* to, const void* from, size_t bytes, int, Stream* stream) {
     std::lock_guard<std::recursive_mutex> guard(lock());
-    if (bytes) copy_later(stream, to, from, bytes);
-    return end(__func__, SUCCESS);
+    return end(__func__, bytes ? copy_later(stream, to, from, bytes) : SUCCESS);
 }
 
 EXPORT Error hipMemcpy(void* to, const void* from, size_t bytes, int) {
