@@ -44,6 +44,7 @@ void forbid(const void* begin) {
 
 Error emulate(const std::string& kernel, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
               const void* call) {
+    if (Error error = injected("kernel")) return error;
     if (!emulation().run) {
         complain("no emulation to run %s: set SPARK_EMULATION", kernel.c_str());
         return NOT_SUPPORTED;

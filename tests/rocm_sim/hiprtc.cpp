@@ -3,7 +3,6 @@
 
 #include <dlfcn.h>
 
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -15,13 +14,20 @@ static void* older(const char* name) {
     return function;
 }
 
+// Whether ROCM_SIM_FAIL asks for it, or ROCM_SIM_NO_RTC, beside another failure.
 static bool fails(const char* name) {
     const char* wish = getenv("ROCM_SIM_FAIL");
-    return wish && strncmp(wish, name, strlen(name)) == 0;
+    return getenv("ROCM_SIM_NO_RTC") || (wish && strncmp(wish, name, strlen(name)) == 0);
+}
+
+static void note(const char* name) {
+    FILE* file = getenv("ROCM_SIM_TRACE") ? fopen(getenv("ROCM_SIM_TRACE"), "a") : nullptr;
+    if (file) fprintf(file, "%s\n", name), fclose(file);
 }
 
 #define FORWARD(name, types, arguments)                                                                                \
     EXPORT int name types {                                                                                            \
+        note(#name);                                                                                                   \
         if (fails(#name)) return 11;                                                                                   \
         return reinterpret_cast<int(*) types>(older(#name)) arguments;                                                 \
     }

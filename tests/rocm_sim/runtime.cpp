@@ -61,8 +61,10 @@ Error injected(const char* function) {
     std::lock_guard<std::recursive_mutex> guard(lock());
     unsigned nth = 0;
     int code = 0;
-    if (sscanf(wish.c_str() + name, ":%u:%d", &nth, &code) != 2) complain("ROCM_SIM_FAIL=%s", wish.c_str());
-    if (++calls != nth) return SUCCESS;
+    const bool all = sscanf(wish.c_str() + name, ":%u+:%d", &nth, &code) == 2;
+    if (!all && sscanf(wish.c_str() + name, ":%u:%d", &nth, &code) != 2) complain("ROCM_SIM_FAIL=%s", wish.c_str());
+    calls++;
+    if (all ? calls < nth : calls != nth) return SUCCESS;
     trace("injected %s %d", function, code);
     return code;
 }

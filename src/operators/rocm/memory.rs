@@ -48,21 +48,24 @@ impl Workspace {
         stream: Option<NonNull<c_void>>,
         bytes: usize,
     ) -> Result<Self, Failure> {
+        let none = |why: &str| Error::new(format!("no device memory for a workspace of {bytes} bytes{why}"));
         let allocator = context.allocator(memory)?;
+        let plain = allocator.alloc::<u8>(bytes).map_err(|e| none(&format!(": {e}")))?;
+        if stream.is_none() {
+            let address = NonNull::new(plain.into_raw()).ok_or_else(|| none(""))?;
+            return Ok(Self { allocator, address });
+        }
+        // With several streams the memory must be the stream's: only a scratch buffer is. Where there is no memory for
+        // one, ONNX Runtime (1.22 at least) ends the process; hence the attempt before, which leaves this much free.
+        drop(plain);
         let mut address = std::ptr::null_mut();
-        // SAFETY: context and memory info are ONNX Runtime's for the duration of the call, and the out pointer is valid.
-        // A scratch buffer belongs to the call's stream; ONNX Runtime dereferences a null pointer where there is none.
-        let status = unsafe {
-            match stream {
-                Some(_) => {
-                    (ort::api().KernelContext_GetScratchBuffer)(context.ptr(), memory.ptr(), bytes, &mut address)
-                }
-                None => (ort::api().AllocatorAlloc)(allocator.ptr().cast_mut(), bytes, &mut address),
-            }
-        };
-        // SAFETY: the status was just returned and is used nowhere else.
-        unsafe { Error::result_from_status(status) }?;
-        let address = NonNull::new(address).ok_or_else(|| Error::new(format!("no {bytes} bytes of device memory")))?;
+        // SAFETY: context and memory info are ONNX Runtime's for the duration of the call, the out pointer is valid, and
+        // there is a stream, which ONNX Runtime would not check. The status is taken over here.
+        unsafe {
+            let scratch = ort::api().KernelContext_GetScratchBuffer;
+            Error::result_from_status(scratch(context.ptr(), memory.ptr(), bytes, &mut address))?;
+        }
+        let address = NonNull::new(address).ok_or_else(|| none(""))?;
         Ok(Self { allocator, address })
     }
 }
