@@ -7,6 +7,10 @@
 
 // Sequences whose lengths fit a call; larger batches take several launches.
 #define SPARK_MAX_SEQUENCES 64
+// T, the type of query, key, value and output.
+#define SPARK_FLOAT16 0
+#define SPARK_FLOAT32 1
+#define SPARK_BFLOAT16 2
 // Greatest head size.
 #define SPARK_MAX_HEAD_DIM 256
 
@@ -53,6 +57,7 @@ struct SparkCall {
     // Prune: n by which keys are pruned, float32 [sequences, Hk, D]. Attention: partial softmax states, see states.h.
     void* workspace;
 
+    unsigned scalar;       // T
     unsigned new_tokens;   // L
     unsigned past_rows;    // P
     unsigned present_rows; // S
@@ -87,11 +92,13 @@ struct SparkCall {
     unsigned splits;         // pieces that the keys of a sequence are cut into, each a state of its own
     unsigned split_keys;     // keys of a piece
 
+    unsigned reserved;
+
     SparkSequence sequence[SPARK_MAX_SEQUENCES]; // of the launch
 };
 
 static_assert(sizeof(SparkTokens) == 32, "mirrored in src/hip/params.rs");
 static_assert(sizeof(SparkSequence) == 8, "mirrored in src/hip/params.rs");
-static_assert(sizeof(SparkCall) == 880, "mirrored in src/hip/params.rs");
+static_assert(sizeof(SparkCall) == 888, "mirrored in src/hip/params.rs");
 
 #endif

@@ -18,13 +18,13 @@ SPARK_CONSTANT u32 DECODE_WAVES = 4;
 // Rows that a lane has under way.
 template <u32 COLUMNS>
 struct DecodeSteps {
-    SPARK_CONSTANT u32 STEPS = COLUMNS > 4 ? 2 : 4;
+    SPARK_CONSTANT u32 STEPS = COLUMNS > 1 ? 2 : 4;
 };
 
 // Keys in rows, or dense: in past_key_recent and among the new tokens, few of either.
 enum KeyKind { STORED, DENSE };
 
-template <class T, u32 OCTETS, u32 COLUMNS>
+template <u32 OCTETS, u32 COLUMNS>
 struct Decode {
     SPARK_CONSTANT u32 ROWS = WAVE / OCTETS; // of a wave, side by side
     SPARK_CONSTANT u32 STEPS = DecodeSteps<COLUMNS>::STEPS;
@@ -37,43 +37,38 @@ struct Decode {
     const bool active;    // whether the head has so many octets
     const KeyReader<OCTETS> reader;
 
-    u32 head[COLUMNS], token[COLUMNS]; // of the queries
+    const u32 first_column;
+    const Shared<float> units; // of the D channels. 16-bit keys: c. Quantised ones: 1 / c, with c in the query.
     Keys seen[COLUMNS];
     float query[COLUMNS][8];
-    float unit[8]; // 16-bit keys: c. Quantised ones: 1 / c, with c in the query.
 
     float max[COLUMNS], sum[COLUMNS], weighted[COLUMNS][8];
 
-    // LDS: COLUMNS * D queries, then D scales and D units.
+    // LDS: D units, which stay; COLUMNS * D queries and D scales.
     SPARK_FN Decode(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column)
         : call(call), s(s), kv_head(kv_head), octet(lane() % OCTETS), row(lane() / OCTETS),
-          active(8 * octet < call.head_dim), reader(octet) {
+          active(8 * octet < call.head_dim), reader(octet), first_column(first_column), units(0) {
         const u32 d = call.head_dim;
-        const Shared<float> queries(0), units(4 * COLUMNS * d);
+        const Shared<float> queries(4 * d), scales(4 * (COLUMNS + 1) * d);
         for (u32 j = thread(); j < d; j += DECODE_WAVES * WAVE) {
             const float scale = channel_scale(call, kv_head, j);
-            units.store(j, call.key_bits == 16 ? 1.0f : scale);
-            units.store(d + j, call.key_bits == 16 ? scale : 1.0f / scale);
+            scales.store(j, call.key_bits == 16 ? 1.0f : scale);
+            units.store(j, call.key_bits == 16 ? scale : 1.0f / scale);
         }
         block_barrier();
         for (u32 n = thread(); n < COLUMNS * d / 8; n += DECODE_WAVES * WAVE) {
             const u32 c = n / (d / 8), o = n % (d / 8), column = first_column + c, i = column / call.group;
             float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
             if (i < s.valid) {
-                token_octet<T>(call, call.query, s, kv_head * call.group + column % call.group, i, o, true, q);
+                token_octet(call, call.query, s, kv_head * call.group + column % call.group, i, o, true, q);
             }
             SPARK_UNROLL
-            for (u32 k = 0; k < 8; ++k) queries.store(8 * n + k, q[k] * units.load(8 * o + k));
+            for (u32 k = 0; k < 8; ++k) queries.store(8 * n + k, q[k] * scales.load(8 * o + k));
         }
         block_barrier();
         SPARK_UNROLL
-        for (u32 k = 0; k < 8; ++k) unit[k] = active ? units.load(d + 8 * octet + k) : 0.0f;
-        SPARK_UNROLL
         for (u32 c = 0; c < COLUMNS; ++c) {
-            const u32 column = first_column + c;
-            token[c] = column / call.group;
-            head[c] = kv_head * call.group + column % call.group;
-            seen[c] = seen_by(call, s, token[c]);
+            seen[c] = seen_by(call, s, token(c));
             max[c] = NO_SCORE;
             sum[c] = 0.0f;
             SPARK_UNROLL
@@ -84,6 +79,10 @@ struct Decode {
         }
         block_barrier();
     }
+
+    // Of query `c`.
+    SPARK_FN u32 token(u32 c) const { return (first_column + c) / call.group; }
+    SPARK_FN u32 head(u32 c) const { return kv_head * call.group + (first_column + c) % call.group; }
 
     SPARK_FN i64 entry() const { return (i64)s.index * call.kv_heads + kv_head; }
 
@@ -115,13 +114,13 @@ struct Decode {
     SPARK_FN void dense_key(u32 t, float (&key)[8]) const {
         if (t < s.past) {
             const i64 at = entry() * call.past_recent_rows + (t - first_dense(call, s));
-            read_octet<T>(call.past_recent, at * call.head_dim + 8 * octet, key);
+            read_some(call.scalar, call.past_recent, at * call.head_dim + 8 * octet, key);
         } else {
-            token_octet<T>(call, call.key, s, kv_head, t - s.past, octet, true, key);
+            token_octet(call, call.key, s, kv_head, t - s.past, octet, true, key);
         }
         if (call.key_bits != 16) {
             SPARK_UNROLL
-            for (u32 k = 0; k < 8; ++k) key[k] *= unit[k];
+            for (u32 k = 0; k < 8; ++k) key[k] *= units.load(8 * octet + k);
         }
     }
 
@@ -149,7 +148,7 @@ struct Decode {
             for (u32 k = 0; k < 8; ++k) key[k] = 0.0f;
             if (r < count && active) {
                 if constexpr (KIND == STORED) {
-                    reader.read(call, layout, staged + 4 * layout.words * r, unit, key);
+                    reader.read(call, layout, staged + 4 * layout.words * r, units, key);
                 } else {
                     dense_key(t + r, key);
                 }
@@ -185,7 +184,7 @@ struct Decode {
             if (KIND == STORED || t + r < s.past) {
                 value[n].read(call, v);
             } else {
-                token_octet<T>(call, call.value, s, kv_head, t + r - s.past, octet, false, v);
+                token_octet(call, call.value, s, kv_head, t + r - s.past, octet, false, v);
             }
             SPARK_UNROLL
             for (u32 c = 0; c < COLUMNS; ++c) {
@@ -203,19 +202,15 @@ struct Decode {
     SPARK_FN void add_more(float (&score)[N][COLUMNS], u32 t, u32 count) const {
         for (u32 at = 0; at < N * COLUMNS; ++at) {
             float x = NO_SCORE;
-            u32 its_head = 0, its_token = 0;
             SPARK_UNROLL
             for (u32 n = 0; n < N; ++n) {
                 SPARK_UNROLL
                 for (u32 c = 0; c < COLUMNS; ++c) {
-                    if (at != n * COLUMNS + c) continue;
-                    x = score[n][c];
-                    its_head = head[c];
-                    its_token = token[c];
+                    if (at == n * COLUMNS + c) x = score[n][c];
                 }
             }
-            const u32 r = at / COLUMNS * ROWS + row;
-            if (r < count && x > NO_SCORE) x = with_more<T>(call, s, x, its_head, its_token, t + r);
+            const u32 r = at / COLUMNS * ROWS + row, c = at % COLUMNS;
+            if (r < count && x > NO_SCORE) x = with_more(call, s, x, head(c), token(c), t + r);
             SPARK_UNROLL
             for (u32 n = 0; n < N; ++n) {
                 SPARK_UNROLL
@@ -245,7 +240,9 @@ struct Decode {
     // Merges the rows that stand side by side: afterwards every row has the state of the wave.
     SPARK_FN void merge_rows() {
         SPARK_UNROLL
-        for (u32 m = OCTETS; m < WAVE; m <<= 1) {
+        for (u32 n = 0; n < 6; ++n) {
+            const u32 m = 1u << n;
+            if (m < OCTETS || m >= WAVE) continue;
             SPARK_UNROLL
             for (u32 c = 0; c < COLUMNS; ++c) {
                 float other[8];
@@ -260,7 +257,7 @@ struct Decode {
     // Merges the waves of the block: afterwards the first one has the state of the block. LDS: half the waves' states.
     SPARK_FN void merge_waves() {
         const u32 d = call.head_dim, wave = thread() / WAVE, floats = COLUMNS * (d + 2);
-        const Shared<float> states(0);
+        const Shared<float> states(4 * d);
         for (u32 half = DECODE_WAVES / 2; half > 0; half /= 2) {
             block_barrier();
             if (wave >= half && wave < 2 * half && row == 0 && active) {
@@ -290,11 +287,12 @@ struct Decode {
     }
 };
 
-// Blocks: x = chunk of queries + chunks * (piece of the keys + splits * KV head), z = sequence. LDS, one after the other in
-// time: what the constructor says; for each wave TILE rows' fields and KEY_SLACK_WORDS; the states of half the waves.
-template <class T, u32 OCTETS, u32 COLUMNS>
+// Blocks: x = chunk of queries + chunks * (piece of the keys + splits * KV head), z = sequence. LDS: D units;
+// then, one after the other in time, what the constructor says, for each wave TILE rows' fields and KEY_SLACK_WORDS, the
+// states of half the waves.
+template <u32 OCTETS, u32 COLUMNS>
 SPARK_FN void decode(const SparkCall& call) {
-    typedef Decode<T, OCTETS, COLUMNS> Own;
+    typedef Decode<OCTETS, COLUMNS> Own;
     const u32 columns = call.group * call.new_tokens, chunks = (columns + COLUMNS - 1) / COLUMNS;
     const u32 first_column = block_x() % chunks * COLUMNS, split = block_x() / chunks % call.splits;
     const u32 kv_head = block_x() / chunks / call.splits;
@@ -306,7 +304,7 @@ SPARK_FN void decode(const SparkCall& call) {
     const KeyLayout layout(call);
     const ValueLayout values(call);
     const u32 staged_words = Own::TILE * layout.words + KEY_SLACK_WORDS;
-    const u32 staged = 4 * staged_words * (thread() / WAVE);
+    const u32 staged = 4 * (call.head_dim + staged_words * (thread() / WAVE));
     // Channels behind the last row are read, though not used.
     clear_row(staged, staged_words);
     const u32 dense = first_dense(call, s);
@@ -318,7 +316,7 @@ SPARK_FN void decode(const SparkCall& call) {
     SPARK_UNROLL
     for (u32 c = 0; c < COLUMNS; ++c) {
         if (first_column + c >= columns) break;
-        write_result<T>(call, own.head[c], own.token[c], split, own.octet, own.max[c], own.sum[c], own.weighted[c]);
+        write_result(call, own.head(c), own.token(c), split, own.octet, own.max[c], own.sum[c], own.weighted[c]);
     }
 }
 

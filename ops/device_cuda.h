@@ -4,7 +4,7 @@
 
 #define SPARK_FN __device__ __forceinline__
 #define SPARK_CONSTANT static constexpr
-#define SPARK_KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ SparkCall call)
+#define SPARK_KERNEL(name, threads, waves) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ SparkCall call)
 #define SPARK_UNROLL _Pragma("unroll")
 
 SPARK_CONSTANT u32 WAVE = 32;

@@ -4,8 +4,9 @@
 
 #define SPARK_FN __attribute__((device)) inline __attribute__((always_inline))
 #define SPARK_CONSTANT static constexpr
-#define SPARK_KERNEL(name, threads)                                                                                    \
-    extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(1, threads))) void name(SparkCall call)
+#define SPARK_KERNEL(name, threads, waves)                                                                             \
+    extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(1, threads)))                       \
+    __attribute__((amdgpu_waves_per_eu(waves))) void name(SparkCall call)
 #define SPARK_UNROLL _Pragma("unroll")
 
 #if defined(__HIP_DEVICE_COMPILE__) || defined(__AMDGCN__)
@@ -123,7 +124,12 @@ SPARK_FN u16 float_to_half(float x) { return __builtin_bit_cast(u16, (_Float16)x
 SPARK_FN float least(float a, float b) { return __builtin_fminf(a, b); }
 SPARK_FN float greatest(float a, float b) { return __builtin_fmaxf(a, b); }
 SPARK_FN float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// Results below the normal numbers may come as zero.
+#if __has_builtin(__builtin_amdgcn_exp2f)
+SPARK_FN float exp2_of(float x) { return __builtin_amdgcn_exp2f(x); }
+#else
 SPARK_FN float exp2_of(float x) { return __builtin_exp2f(x); }
+#endif
 SPARK_FN float round_even(float x) { return __builtin_rintf(x); }
 // Correctly rounded: the instruction is not, and not every compiler mends it.
 SPARK_FN float sqrt_of(float x) {

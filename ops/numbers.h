@@ -32,77 +32,97 @@ SPARK_FN float tanh_of(float x) {
     return x < 0.0f ? -t : t;
 }
 
-// T = float32. `some` reads channels from their words, `pack` writes eight.
-struct Float32 {
-    SPARK_CONSTANT u32 BYTES = 4;
-    SPARK_CONSTANT u32 WORDS = 8; // of eight channels
-    SPARK_FN static float read(const void* data, i64 i) { return load((const float*)data + i); }
-    SPARK_FN static void write(void* data, i64 i, float x) { store((float*)data + i, x); }
-    template <u32 N>
-    SPARK_FN static void some(const u32 (&w)[N], float (&x)[N]) {
+// T is known at run time, not to each kernel: tensors of T are read where little else is done, and the choice is the same
+// in all lanes.
+SPARK_FN float from_short(u32 scalar, u32 bits) {
+    return scalar == SPARK_FLOAT16 ? half_to_float((u16)bits) : float_of(bits << 16);
+}
+
+// bfloat16: to nearest, of two the even one; numbers here are finite and far from the end of the range.
+SPARK_FN u32 to_brain(float x) {
+    const u32 b = bits_of(x);
+    return (b + 0x7fff + (b >> 16 & 1)) >> 16;
+}
+
+// Element `i` of T.
+SPARK_FN float read_one(u32 scalar, const void* data, i64 i) {
+    if (scalar == SPARK_FLOAT32) return load((const float*)data + i);
+    return from_short(scalar, load((const u16*)data + i));
+}
+
+SPARK_FN void write_one(u32 scalar, void* data, i64 i, float x) {
+    if (scalar == SPARK_FLOAT32) {
+        store((float*)data + i, x);
+    } else {
+        store((u16*)data + i, scalar == SPARK_FLOAT16 ? to_finite_half(x) : (u16)to_brain(x));
+    }
+}
+
+// N elements of T from `i` on, a multiple of four, as finite numbers.
+template <u32 N>
+SPARK_FN void read_some(u32 scalar, const void* data, i64 i, float (&x)[N]) {
+    if (scalar == SPARK_FLOAT32) {
+        u32 w[N];
+        load_words((const float*)data + i, w);
         SPARK_UNROLL
         for (u32 k = 0; k < N; ++k) x[k] = float_of(w[k]);
-    }
-    SPARK_FN static void pack(const float (&x)[8], u32 (&w)[8]) {
-        SPARK_UNROLL
-        for (u32 k = 0; k < 8; ++k) w[k] = bits_of(x[k]);
-    }
-};
-
-// T of two bytes; `Of` converts.
-template <class Of>
-struct Short {
-    SPARK_CONSTANT u32 BYTES = 2;
-    SPARK_CONSTANT u32 WORDS = 4;
-    SPARK_FN static float read(const void* data, i64 i) { return Of::from(load((const u16*)data + i)); }
-    SPARK_FN static void write(void* data, i64 i, float x) { store((u16*)data + i, Of::to(x)); }
-    template <u32 N>
-    SPARK_FN static void some(const u32 (&w)[N], float (&x)[2 * N]) {
-        SPARK_UNROLL
-        for (u32 k = 0; k < N; ++k) {
-            x[2 * k] = Of::from((u16)(w[k] & 0xffff));
-            x[2 * k + 1] = Of::from((u16)(w[k] >> 16));
+    } else {
+        u32 w[N / 2];
+        load_words((const u16*)data + i, w);
+        // One decision for all of them.
+        if (scalar == SPARK_FLOAT16) {
+            SPARK_UNROLL
+            for (u32 k = 0; k < N; ++k) x[k] = half_to_float((u16)(w[k / 2] >> 16 * (k % 2)));
+        } else {
+            SPARK_UNROLL
+            for (u32 k = 0; k < N; ++k) x[k] = float_of(w[k / 2] >> 16 * (k % 2) << 16);
         }
     }
-    SPARK_FN static void pack(const float (&x)[8], u32 (&w)[4]) {
-        SPARK_UNROLL
-        for (u32 k = 0; k < 4; ++k) w[k] = (u32)Of::to(x[2 * k]) | (u32)Of::to(x[2 * k + 1]) << 16;
-    }
-};
+    SPARK_UNROLL
+    for (u32 k = 0; k < N; ++k) x[k] = finite(x[k]);
+}
 
-struct HalfBits {
-    SPARK_FN static float from(u16 h) { return half_to_float(h); }
-    SPARK_FN static u16 to(float x) { return to_finite_half(x); }
-};
-struct BrainBits {
-    SPARK_FN static float from(u16 h) { return float_of((u32)h << 16); }
-    // To nearest, of two the even one; numbers here are finite and far from the end of the range.
-    SPARK_FN static u16 to(float x) {
-        const u32 b = bits_of(x);
-        return (u16)((b + 0x7fff + (b >> 16 & 1)) >> 16);
+// Eight elements of T from `i` on.
+SPARK_FN void write_octet(u32 scalar, void* data, i64 i, const float (&x)[8]) {
+    if (scalar == SPARK_FLOAT32) {
+        u32 w[8];
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) w[k] = bits_of(x[k]);
+        store_words((float*)data + i, w);
+        return;
     }
-};
-typedef Short<HalfBits> Float16;
-typedef Short<BrainBits> BFloat16;
+    u32 w[4];
+    if (scalar == SPARK_FLOAT16) {
+        SPARK_UNROLL
+        for (u32 k = 0; k < 4; ++k) w[k] = (u32)to_finite_half(x[2 * k]) | (u32)to_finite_half(x[2 * k + 1]) << 16;
+    } else {
+        SPARK_UNROLL
+        for (u32 k = 0; k < 4; ++k) w[k] = to_brain(x[2 * k]) | to_brain(x[2 * k + 1]) << 16;
+    }
+    store_words((u16*)data + i, w);
+}
 
 // Sums, least and greatest over aligned groups of `lanes` lanes.
 SPARK_FN float sum_over(float x, u32 lanes) {
     SPARK_UNROLL
-    for (u32 m = 1; m < WAVE; m <<= 1) {
+    for (u32 n = 0; n < 6; ++n) {
+        const u32 m = 1u << n;
         if (m < lanes) x += shuffle_xor(x, m);
     }
     return x;
 }
 SPARK_FN float least_over(float x, u32 lanes) {
     SPARK_UNROLL
-    for (u32 m = 1; m < WAVE; m <<= 1) {
+    for (u32 n = 0; n < 6; ++n) {
+        const u32 m = 1u << n;
         if (m < lanes) x = least(x, shuffle_xor(x, m));
     }
     return x;
 }
 SPARK_FN float greatest_over(float x, u32 lanes) {
     SPARK_UNROLL
-    for (u32 m = 1; m < WAVE; m <<= 1) {
+    for (u32 n = 0; n < 6; ++n) {
+        const u32 m = 1u << n;
         if (m < lanes) x = greatest(x, shuffle_xor(x, m));
     }
     return x;

@@ -14,7 +14,7 @@ SPARK_CONSTANT u32 SIDE = 16;
 
 // For head sizes up to CHANNELS. LDS: queries, then keys or values, each row with a word behind it that spreads banks, then
 // probabilities, then c, then the fields of key rows. src/hip/plan.rs adds them up alike.
-template <class T, u32 CHANNELS>
+template <u32 CHANNELS>
 struct Prefill {
     SPARK_CONSTANT u32 QUERIES = CHANNELS > 128 ? 16 : 32;
     SPARK_CONSTANT u32 KEYS = QUERIES;
@@ -65,7 +65,7 @@ struct Prefill {
             const u32 row = n / octets, octet = n % octets, column = first_column + row, i = column / call.group;
             float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
             if (i < s.valid) {
-                token_octet<T>(call, call.query, s, kv_head * call.group + column % call.group, i, octet, true, q);
+                token_octet(call, call.query, s, kv_head * call.group + column % call.group, i, octet, true, q);
             }
             put(queries, row, octet, q);
         }
@@ -88,19 +88,16 @@ struct Prefill {
             float key[8] = {0, 0, 0, 0, 0, 0, 0, 0};
             if (at < end) {
                 if (at >= s.past) {
-                    token_octet<T>(call, call.key, s, kv_head, at - s.past, octet, true, key);
+                    token_octet(call, call.key, s, kv_head, at - s.past, octet, true, key);
                 } else if (at >= dense) {
                     const i64 recent = entry() * call.past_recent_rows + (at - dense);
-                    read_octet<T>(call.past_recent, recent * call.head_dim + 8 * octet, key);
+                    read_some(call.scalar, call.past_recent, recent * call.head_dim + 8 * octet, key);
                 } else {
-                    float scale[8];
-                    SPARK_UNROLL
-                    for (u32 k = 0; k < 8; ++k) scale[k] = scales.load(8 * octet + k);
                     const KeyReader<OCTETS> reader(octet);
-                    reader.read(call, layout, staged + 4 * layout.words * row, scale, key);
+                    reader.read(call, layout, staged + 4 * layout.words * row, scales, key);
                     if (call.key_bits != 16) {
                         SPARK_UNROLL
-                        for (u32 k = 0; k < 8; ++k) key[k] *= scale[k];
+                        for (u32 k = 0; k < 8; ++k) key[k] *= scales.load(8 * octet + k);
                     }
                 }
             }
@@ -115,7 +112,7 @@ struct Prefill {
             float v[8] = {0, 0, 0, 0, 0, 0, 0, 0};
             if (at < end) {
                 if (at >= s.past) {
-                    token_octet<T>(call, call.value, s, kv_head, at - s.past, octet, false, v);
+                    token_octet(call, call.value, s, kv_head, at - s.past, octet, false, v);
                 } else {
                     const u8* rows = (const u8*)call.past_value;
                     ValueOctet own;
@@ -156,7 +153,7 @@ struct Prefill {
                 const u32 at = t + x + SIDE * c;
                 const bool sees = at < end && seen[r].contains(at);
                 score[r][c] = sees ? scaled(call, score[r][c]) : NO_SCORE;
-                if (sees && has_more(call)) score[r][c] = with_more<T>(call, s, score[r][c], head[r], token[r], at);
+                if (sees && has_more(call)) score[r][c] = with_more(call, s, score[r][c], head[r], token[r], at);
                 most = greatest(most, score[r][c]);
             }
             most = greatest_over(most, SIDE);
@@ -235,16 +232,16 @@ struct Prefill {
             float v[8];
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) v[k] = queries.load(row * stride + 8 * octet + k);
-            write_result<T>(call, kv_head * call.group + column % call.group, column / call.group, split, octet,
+            write_result(call, kv_head * call.group + column % call.group, column / call.group, split, octet,
                             weights.load(2 * row), weights.load(2 * row + 1), v);
         }
     }
 };
 
 // Blocks: x = block of queries + blocks * (piece of the keys + splits * KV head), z = sequence.
-template <class T, u32 CHANNELS>
+template <u32 CHANNELS>
 SPARK_FN void prefill(const SparkCall& call) {
-    typedef Prefill<T, CHANNELS> Own;
+    typedef Prefill<CHANNELS> Own;
     const u32 columns = call.group * call.new_tokens, blocks = (columns + Own::QUERIES - 1) / Own::QUERIES;
     // The last queries first: they see the most keys.
     const u32 first_column = (blocks - 1 - block_x() % blocks) * Own::QUERIES;

@@ -66,7 +66,6 @@ SPARK_FN void select_channels(const int (&score)[CHUNKS], u32 kept, u32 d, bool 
     }
 }
 
-template <class T>
 SPARK_FN void encode_key(const SparkCall& call, const Sequence& s, u32 head, u32 i, u32 row, u32 codes) {
     const KeyLayout layout(call);
     const u32 d = call.head_dim;
@@ -80,11 +79,11 @@ SPARK_FN void encode_key(const SparkCall& call, const Sequence& s, u32 head, u32
         score[c] = -1;
         key[c] = size[c] = 0.0f;
         if (j < d) {
-            const float k = channel<T>(call, call.key, s, head, i, j, true);
+            const float k = channel(call, call.key, s, head, i, j, true);
             const float n = s.valid < MIN_OBSERVED ? typical_saliency(call, head, j) : load(own + j);
             score[c] = (int)bits_of(k * k * n);
             key[c] = k;
-            size[c] = (k < 0.0f ? -k : k) / channel_scale(call, head, j);
+            size[c] = float_of(bits_of(k) & 0x7fffffff) / channel_scale(call, head, j);
         }
     }
     bool keep[CHUNKS];
@@ -151,7 +150,6 @@ SPARK_FN void encode_key(const SparkCall& call, const Sequence& s, u32 head, u32
     copy_row(row, layout.words, to + at * call.key_row_bytes, call.key_row_bytes);
 }
 
-template <class T>
 SPARK_FN void encode_value(const SparkCall& call, const Sequence& s, u32 head, u32 i, u32 row, u32 codes) {
     const ValueLayout layout(call);
     const u32 d = call.head_dim, bits = call.value_bits;
@@ -163,7 +161,7 @@ SPARK_FN void encode_value(const SparkCall& call, const Sequence& s, u32 head, u
         const u32 j = c * WAVE + lane();
         value[c] = 0.0f;
         if (j < d) {
-            value[c] = channel<T>(call, call.value, s, head, i, j, false);
+            value[c] = channel(call, call.value, s, head, i, j, false);
             lo = least(lo, value[c]);
             hi = greatest(hi, value[c]);
         }
@@ -204,7 +202,6 @@ SPARK_FN void encode_value(const SparkCall& call, const Sequence& s, u32 head, u
 }
 
 // Blocks: x = block of tokens + blocks of a head * KV head, z = sequence. LDS: for each wave a row and 256 codes.
-template <class T>
 SPARK_FN void prune_tokens(const SparkCall& call) {
     const KeyLayout key(call);
     const ValueLayout value(call);
@@ -214,8 +211,8 @@ SPARK_FN void prune_tokens(const SparkCall& call) {
     if (i >= s.valid) return;
     const u32 words = key.words > value.words ? key.words : value.words;
     const u32 row = wave * (4 * words + SPARK_MAX_HEAD_DIM), codes = row + 4 * words;
-    encode_key<T>(call, s, head, i, row, codes);
-    encode_value<T>(call, s, head, i, row, codes);
+    encode_key(call, s, head, i, row, codes);
+    encode_value(call, s, head, i, row, codes);
 }
 
 #endif

@@ -7,7 +7,6 @@
 SPARK_CONSTANT u32 RECENT_THREADS = 256;
 
 // Blocks: x = row of present_key_recent + rows * KV head, z = sequence. A thread a channel.
-template <class T>
 SPARK_FN void write_recent(const SparkCall& call) {
     const u32 j = thread(), d = call.head_dim;
     if (j >= d) return;
@@ -20,13 +19,13 @@ SPARK_FN void write_recent(const SparkCall& call) {
     if (row < after) {
         const u32 t = total - after + row;
         if (t >= s.past) {
-            x = channel<T>(call, call.key, s, head, t - s.past, j, true);
+            x = channel(call, call.key, s, head, t - s.past, j, true);
         } else {
             const u32 from = t - (s.past - before);
-            x = finite(T::read(call.past_recent, (entry * call.past_recent_rows + from) * d + j));
+            x = finite(read_one(call.scalar, call.past_recent, (entry * call.past_recent_rows + from) * d + j));
         }
     }
-    T::write(call.present_recent, (entry * call.present_recent_rows + row) * d + j, x);
+    write_one(call.scalar, call.present_recent, (entry * call.present_recent_rows + row) * d + j, x);
 }
 
 #endif

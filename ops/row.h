@@ -35,7 +35,7 @@ struct ValueLayout {
 SPARK_CONSTANT u32 KEY_SLACK_WORDS = 5;
 
 // Eight channels of a key row that lies in LDS from byte `row` on: kept ones as stored, pruned ones by their sign and a.
-// In units of c where keys are quantised, else `scale` is c of the eight.
+// In units of c where keys are quantised, else `scales` is c of the head, in LDS.
 template <u32 OCTETS>
 struct KeyReader {
     u32 octet;
@@ -48,7 +48,7 @@ struct KeyReader {
         }
     }
 
-    SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, const float (&scale)[8],
+    SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, const Shared<float>& scales,
                        float (&x)[8]) const {
         const Shared<u32> words(row);
         const Shared<u16> halves(row);
@@ -78,7 +78,7 @@ struct KeyReader {
                 const float kept = finite_half(halves.load(at));
                 const bool keep = mask >> k & 1;
                 at += keep;
-                const float lost = float_of(bits_of(a * scale[k]) ^ (signs >> k) << 31);
+                const float lost = float_of(bits_of(a * scales.load(8 * octet + k)) ^ (signs >> k) << 31);
                 x[k] = keep ? kept : lost;
             }
             return;

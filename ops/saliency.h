@@ -8,7 +8,6 @@
 SPARK_CONSTANT u32 SALIENCY_THREADS = 512;
 
 // Blocks: x = KV head, z = sequence. LDS: a float a thread.
-template <class T>
 SPARK_FN void observe(const SparkCall& call) {
     const Shared<float> squares(0);
     const u32 head = block_x(), d = call.head_dim;
@@ -21,7 +20,7 @@ SPARK_FN void observe(const SparkCall& call) {
         if (slot < tokens && w + slot < s.valid) {
             float sum = 0.0f;
             for (u32 g = 0; g < call.group; ++g) {
-                sum += channel<T>(call, call.query, s, head * call.group + g, w + slot, j, true);
+                sum += channel(call, call.query, s, head * call.group + g, w + slot, j, true);
             }
             const float mean = sum / (float)call.group;
             squares.store(thread(), mean * mean);

@@ -50,12 +50,11 @@ SPARK_FN float scaled(const SparkCall& call, float dot) {
 SPARK_FN bool has_more(const SparkCall& call) { return call.softcap > 0.0f || call.bias; }
 
 // Score of the key at position `t` for query head `head` of new token `i`, from its scaled product; NO_SCORE if it is masked.
-template <class T>
 SPARK_FN float with_more(const SparkCall& call, const Sequence& s, float score, u32 head, u32 i, u32 t) {
     if (call.softcap > 0.0f) score = call.softcap * tanh_of(score / call.softcap);
     if (call.bias) {
         const i64 at = s.index * call.bias_batch + head * call.bias_head + i * call.bias_token + t;
-        const float bias = T::read(call.bias, at);
+        const float bias = read_one(call.scalar, call.bias, at);
         if (!(bias > NO_SCORE)) return NO_SCORE;
         score = least(greatest(score + bias, -FLOAT_MAX), FLOAT_MAX);
     }

@@ -21,11 +21,10 @@ SPARK_FN float* state_scalars(const SparkCall& call, i64 state) {
     return (float*)call.workspace + states * call.head_dim + state * 2;
 }
 
-// exp(from - to) for a greatest score `to` that is not below `from`; 0 where no key was seen.
-SPARK_FN float rescale(float from, float to) { return from > NO_SCORE ? exp_of(from - to) : 0.0f; }
+// exp(from - to) for a greatest score `to` that is not below `from`; 0 where no key was seen, without a branch.
+SPARK_FN float rescale(float from, float to) { return exp_of(from > NO_SCORE ? from - to : -1000.0f); }
 
 // Eight channels of a query's result: its output if its keys are in one piece, else the state of the piece.
-template <class T>
 SPARK_FN void write_result(const SparkCall& call, u32 head, u32 i, u32 split, u32 octet, float max, float sum,
                            const float (&weighted)[8]) {
     if (call.splits == 1) {
@@ -34,11 +33,11 @@ SPARK_FN void write_result(const SparkCall& call, u32 head, u32 i, u32 split, u3
         SPARK_UNROLL
         for (u32 k = 0; k < 8; ++k) x[k] = weighted[k] * factor;
         const i64 at = token_at(call.output, call.first_sequence + block_z(), head, i);
-        write_octet<T>((void*)call.output.data, at + 8 * octet, x);
+        write_octet(call.scalar, (void*)call.output.data, at + 8 * octet, x);
         return;
     }
     const i64 state = state_index(call, block_z(), head, i, split);
-    write_octet<Float32>(state_values(call, state), 8 * octet, weighted);
+    write_octet(SPARK_FLOAT32, state_values(call, state), 8 * octet, weighted);
     if (octet == 0) {
         store(state_scalars(call, state), max);
         store(state_scalars(call, state) + 1, sum);
@@ -49,7 +48,6 @@ SPARK_CONSTANT u32 MERGE_WAVES = 4;
 
 // Merges the states of a query into its output, a wave a query. Blocks: x = MERGE_WAVES queries (head, token), z =
 // sequence.
-template <class T>
 SPARK_FN void merge_states(const SparkCall& call) {
     const u32 query = block_x() * MERGE_WAVES + thread() / WAVE;
     if (query >= call.query_heads * call.new_tokens) return;
@@ -72,7 +70,7 @@ SPARK_FN void merge_states(const SparkCall& call) {
             const float weight = rescale(load(scalars + 2 * n), max);
             x = fused(weight, load(state_values(call, first + n) + j), x);
         }
-        T::write((void*)call.output.data, at + j, x * factor);
+        write_one(call.scalar, (void*)call.output.data, at + j, x * factor);
     }
 }
 

@@ -47,52 +47,23 @@ SPARK_FN float rotated(bool is_first, float x0, float x1, float cos, float sin) 
 }
 
 // Channel `j` of a token, rotated if `rotate`.
-template <class T>
 SPARK_FN float channel(const SparkCall& call, const SparkTokens& tokens, const Sequence& s, u32 head, u32 i, u32 j,
                        bool rotate) {
     const i64 at = token_at(tokens, s.index, head, i);
-    if (!rotate || !call.rotary) return finite(T::read(tokens.data, at + j));
+    if (!rotate || !call.rotary) return finite(read_one(call.scalar, tokens.data, at + j));
     const Pair pair(call, j);
     const i64 row = (i64)position(call, s, i) * (call.head_dim / 2) + pair.angle;
-    const float cos = finite(T::read(call.cos_cache, row)), sin = finite(T::read(call.sin_cache, row));
-    const float x0 = finite(T::read(tokens.data, at + pair.first));
-    const float x1 = finite(T::read(tokens.data, at + pair.second));
+    const float cos = finite(read_one(call.scalar, call.cos_cache, row)), sin = finite(read_one(call.scalar, call.sin_cache, row));
+    const float x0 = finite(read_one(call.scalar, tokens.data, at + pair.first));
+    const float x1 = finite(read_one(call.scalar, tokens.data, at + pair.second));
     return rotated(pair.is_first, x0, x1, cos, sin);
 }
 
-// Eight elements from `at` on.
-template <class T>
-SPARK_FN void read_octet(const void* data, i64 at, float (&x)[8]) {
-    u32 w[T::WORDS];
-    load_words((const u8*)data + at * T::BYTES, w);
-    T::some(w, x);
-    SPARK_UNROLL
-    for (u32 k = 0; k < 8; ++k) x[k] = finite(x[k]);
-}
-
-template <class T>
-SPARK_FN void write_octet(void* data, i64 at, const float (&x)[8]) {
-    u32 w[T::WORDS];
-    T::pack(x, w);
-    store_words((u8*)data + at * T::BYTES, w);
-}
-
-// Four elements from `at` on.
-template <class T>
-SPARK_FN void read_quad(const void* data, i64 at, float (&x)[4]) {
-    u32 w[T::WORDS / 2];
-    load_words((const u8*)data + at * T::BYTES, w);
-    T::some(w, x);
-    SPARK_UNROLL
-    for (u32 k = 0; k < 4; ++k) x[k] = finite(x[k]);
-}
-
 // Channels 8 * octet to 8 * octet + 7 of a token, rotated if `rotate`.
-template <class T>
 SPARK_FN void token_octet(const SparkCall& call, const SparkTokens& tokens, const Sequence& s, u32 head, u32 i,
                           u32 octet, bool rotate, float (&x)[8]) {
     const i64 at = token_at(tokens, s.index, head, i);
-    if (!rotate || !call.rotary) return read_octet<T>(tokens.data, at + 8 * octet, x);
+    if (!rotate || !call.rotary) return read_some(call.scalar, tokens.data, at + 8 * octet, x);
     // Half a head is whole quads, if not whole octets.
     const u32 half = call.head_dim / 2;
     const i64 row = (i64)position(call, s, i) * half;
@@ -103,18 +74,18 @@ SPARK_FN void token_octet(const SparkCall& call, const SparkTokens& tokens, cons
         if (call.rotary == 1) {
             const bool is_first = j < half;
             const u32 angle = is_first ? j : j - half;
-            read_quad<T>(tokens.data, at + angle, x0);
-            read_quad<T>(tokens.data, at + angle + half, x1);
-            read_quad<T>(call.cos_cache, row + angle, cos);
-            read_quad<T>(call.sin_cache, row + angle, sin);
+            read_some(call.scalar, tokens.data, at + angle, x0);
+            read_some(call.scalar, tokens.data, at + angle + half, x1);
+            read_some(call.scalar, call.cos_cache, row + angle, cos);
+            read_some(call.scalar, call.sin_cache, row + angle, sin);
             SPARK_UNROLL
             for (u32 k = 0; k < 4; ++k) x[4 * q + k] = rotated(is_first, x0[k], x1[k], cos[k], sin[k]);
         } else {
-            read_quad<T>(tokens.data, at + j, x0);
+            read_some(call.scalar, tokens.data, at + j, x0);
             SPARK_UNROLL
             for (u32 k = 0; k < 2; ++k) {
-                const float c = finite(T::read(call.cos_cache, row + j / 2 + k));
-                const float n = finite(T::read(call.sin_cache, row + j / 2 + k));
+                const float c = finite(read_one(call.scalar, call.cos_cache, row + j / 2 + k));
+                const float n = finite(read_one(call.scalar, call.sin_cache, row + j / 2 + k));
                 x[4 * q + 2 * k] = rotated(true, x0[2 * k], x0[2 * k + 1], c, n);
                 x[4 * q + 2 * k + 1] = rotated(false, x0[2 * k], x0[2 * k + 1], c, n);
             }

@@ -57,6 +57,7 @@ pub struct Call {
     pub bias_head: i64,
     pub bias_token: i64,
     pub workspace: *mut c_void,
+    pub scalar: u32,
     pub new_tokens: u32,
     pub past_rows: u32,
     pub present_rows: u32,
@@ -85,15 +86,16 @@ pub struct Call {
     pub sequences: u32,
     pub splits: u32,
     pub split_keys: u32,
+    pub reserved: u32,
     pub sequence: [Sequence; MAX_SEQUENCES],
 }
 
 const _: () = {
     use std::mem::{offset_of, size_of};
-    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 8 && size_of::<Call>() == 880);
+    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 8 && size_of::<Call>() == 888);
     assert!(offset_of!(Call, past_key) == 128 && offset_of!(Call, bias) == 216);
-    assert!(offset_of!(Call, workspace) == 248 && offset_of!(Call, new_tokens) == 256);
-    assert!(offset_of!(Call, scale) == 340 && offset_of!(Call, sequence) == 368);
+    assert!(offset_of!(Call, workspace) == 248 && offset_of!(Call, new_tokens) == 260);
+    assert!(offset_of!(Call, scale) == 344 && offset_of!(Call, sequence) == 376);
 };
 
 impl Default for Call {
@@ -119,6 +121,7 @@ impl Default for Call {
             bias_head: 0,
             bias_token: 0,
             workspace: null_mut(),
+            scalar: 0,
             new_tokens: 0,
             past_rows: 0,
             present_rows: 0,
@@ -147,6 +150,7 @@ impl Default for Call {
             sequences: 0,
             splits: 0,
             split_keys: 0,
+            reserved: 0,
             sequence: [Sequence::default(); MAX_SEQUENCES],
         }
     }

@@ -5,10 +5,10 @@
 //! whichever is slower (`docs/rocm-cost.md` counts both); either way every compute unit must be busy to the end.
 //! - *Bytes in flight.* A memory of bandwidth W and latency t needs W * t bytes under way: 5.3 TB/s and 0.8 us are 4.2 MB, 14
 //!   KB for each of the 304 compute units of an MI300X (1.6 TB/s: 13 KB for each of the 104 of one die of an MI250). A wave
-//!   asks for a tile of rows at once, 16 rows or 3.8 KB at D = 128 with 8 bits, and waits once for it; 12 waves a compute
-//!   unit, 3 blocks, have 45 KB under way while others compute.
-//! - *Waves a compute unit.* Registers allow 12 to 16 waves with up to four queries a block and 8 with eight; LDS allows
-//!   more. [`DECODE_BLOCKS`] is what every kernel reaches; `tests/device_code.rs` checks it in the code objects.
+//!   asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries that is 8 rows or 1.9 KB,
+//!   and 12 waves, 3 blocks, have 23 KB under way.
+//! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, which
+//!   [`decode_blocks`] says and `tests/device_code` checks in the code objects; LDS allows more.
 //! - *Splitting.* Blocks are (queries of a KV head) x (sequences). Where that is less than the device takes at once, the keys
 //!   of a sequence are cut into pieces, as many as still fit in one round: a second, partly filled round would cost more
 //!   than longer pieces. A piece costs a state of D + 2 floats a query, written and read once; [`MIN_DECODE_KEYS`] keys keep
@@ -47,12 +47,12 @@ pub enum Scalar {
 }
 
 impl Scalar {
-    /// How names of kernels end.
-    pub fn suffix(self) -> &'static str {
+    /// As `ops/call.h` numbers them.
+    fn code(self) -> u32 {
         match self {
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
+            Self::F16 => 0,
+            Self::F32 => 1,
+            Self::Bf16 => 2,
         }
     }
 }
@@ -198,8 +198,11 @@ pub enum PlanError {
 
 /// Threads of a block: waves of either size.
 const WAVES: u32 = 4;
-/// Blocks of a decoding kernel that a compute unit holds at once.
-const DECODE_BLOCKS: u32 = 3;
+/// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one of
+/// each block.
+fn decode_blocks(columns: u32) -> u32 {
+    if columns > 4 { 2 } else { 3 }
+}
 /// Blocks of a prefill kernel likewise: LDS holds one.
 const PREFILL_BLOCKS: u32 = 1;
 /// Fewest keys of a piece.
@@ -267,6 +270,7 @@ fn base(geometry: &Geometry, lengths: &Lengths, settings: &Settings, inputs: &In
         sin_cache: inputs.sin_cache,
         position_ids: inputs.position_ids,
         query_saliency: inputs.query_saliency,
+        scalar: inputs.scalar.code(),
         new_tokens: narrow("new tokens", new)?,
         past_rows: narrow("past rows", past)?,
         present_rows: narrow("present rows", lengths.present(geometry))?,
@@ -362,7 +366,6 @@ pub fn prune(
     outputs: &PruneOutputs,
 ) -> Result<Plan, PlanError> {
     let wave = check_wave(device)?;
-    let t = inputs.scalar.suffix();
     let &Geometry { batch, new, kv_heads, key, value, .. } = geometry;
     let d = geometry.head_dim();
     let mut call = base(geometry, lengths, &settings.common, inputs)?;
@@ -380,7 +383,7 @@ pub fn prune(
         let call = sequences(&call, lengths, first);
         if !call.present_recent.is_null() && call.present_recent_rows > 0 {
             let blocks = u64::from(call.present_recent_rows) * heads;
-            plan.launches.push(launch(device, format!("spark_recent_{t}"), blocks, 256, 0, call)?);
+            plan.launches.push(launch(device, "spark_recent".into(), blocks, 256, 0, call)?);
         }
         if call.grow != 0 && call.present_rows > 0 {
             // `GROW_THREADS` * `GROW_WORDS` words a block.
@@ -391,13 +394,13 @@ pub fn prune(
         let own = &call.sequence[..call.sequences as usize];
         if !call.observed_saliency.is_null() || own.iter().any(|s| s.valid as usize >= MIN_OBSERVED) {
             plan.workspace_bytes = plan.workspace_bytes.max(own.len() * kv_heads * d * 4);
-            plan.launches.push(launch(device, format!("spark_saliency_{t}"), heads, 512, 512 * 4, call)?);
+            plan.launches.push(launch(device, "spark_saliency".into(), heads, 512, 512 * 4, call)?);
         }
         if own.iter().any(|s| s.valid > 0) {
             let (key_words, value_words) = row_words(geometry);
             let shared = WAVES * (4 * key_words.max(value_words) + 256);
             let blocks = new.div_ceil(WAVES as usize) as u64 * heads;
-            plan.launches.push(launch(device, format!("spark_prune_{t}"), blocks, WAVES * wave, shared, call)?);
+            plan.launches.push(launch(device, "spark_prune".into(), blocks, WAVES * wave, shared, call)?);
         }
     }
     Ok(plan)
@@ -416,7 +419,7 @@ struct Attend {
 }
 
 impl Attend {
-    fn new(wave: u32, call: &Call, key_words: u32, t: &str) -> Self {
+    fn new(wave: u32, call: &Call, key_words: u32) -> Self {
         let d = call.head_dim;
         let pairs = u64::from(call.group) * u64::from(call.new_tokens);
         if pairs > MOST_DECODE_COLUMNS.into() {
@@ -424,7 +427,7 @@ impl Attend {
             let (channels, columns) = if d > 128 { (256, 16) } else { (128, 32) };
             let words = 2 * columns * (d + 1) + columns * (columns + 1) + d + columns * key_words + KEY_SLACK_WORDS;
             return Self {
-                kernel: format!("spark_prefill_{channels}_{t}"),
+                kernel: format!("spark_prefill_{channels}"),
                 columns,
                 threads: 256,
                 shared_bytes: 4 * words,
@@ -439,16 +442,16 @@ impl Attend {
             2..=4 => 4,
             _ => 8,
         };
-        let tile = wave / octets * if columns > 4 { 2 } else { 4 };
-        let setup = (columns + 2) * d;
+        let tile = wave / octets * if columns > 1 { 2 } else { 4 };
+        let setup = (columns + 1) * d;
         let staged = WAVES * (tile * key_words + KEY_SLACK_WORDS);
         let states = WAVES / 2 * columns * (d + 2);
         Self {
-            kernel: format!("spark_decode_{octets}x{columns}_{t}"),
+            kernel: format!("spark_decode_{octets}x{columns}"),
             columns,
             threads: WAVES * wave,
-            shared_bytes: 4 * setup.max(staged).max(states),
-            resident: DECODE_BLOCKS,
+            shared_bytes: 4 * (d + setup.max(staged).max(states)),
+            resident: decode_blocks(columns),
             min_keys: MIN_DECODE_KEYS,
         }
     }
@@ -467,7 +470,6 @@ pub fn attention(
     tensors: &AttentionTensors,
 ) -> Result<Plan, PlanError> {
     let wave = check_wave(device)?;
-    let t = inputs.scalar.suffix();
     let &Geometry { batch, new, query_heads, kv_heads, layout, .. } = geometry;
     let d = geometry.head_dim();
     let mut call = base(geometry, lengths, &settings.common, inputs)?;
@@ -493,7 +495,7 @@ pub fn attention(
     if new == 0 {
         return Ok(plan);
     }
-    let attend = Attend::new(wave, &call, row_words(geometry).0, t);
+    let attend = Attend::new(wave, &call, row_words(geometry).0);
     let pairs = u64::from(call.group) * new as u64;
     for first in (0..batch).step_by(MAX_SEQUENCES) {
         let mut call = sequences(&call, lengths, first);
@@ -507,7 +509,7 @@ pub fn attention(
             plan.workspace_bytes = plan.workspace_bytes.max(states * (d + 2) * 4);
             let queries = (query_heads * new) as u64;
             let blocks = queries.div_ceil(WAVES.into());
-            plan.launches.push(launch(device, format!("spark_merge_{t}"), blocks, WAVES * wave, 0, call)?);
+            plan.launches.push(launch(device, "spark_merge".into(), blocks, WAVES * wave, 0, call)?);
         }
     }
     Ok(plan)
