@@ -3,16 +3,20 @@
     python build.py PROVIDER FOLDER
 
 PROVIDER is libonnxruntime_providers_rocm.so; what it needs, with versions of symbols, is read from it. Functions that
-no source here defines say their name on standard error and fail.
+no source here defines say their name on standard error and fail. Beside them comes libspark_emulation.so, which runs
+the kernels of ops. What is there and made from the same is kept.
 """
 
+import concurrent.futures
+import hashlib
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
+OPS = HERE.parents[1] / "ops"
 RUNTIME = ["runtime.cpp", "memory.cpp", "streams.cpp", "modules.cpp", "emulation.cpp"]
 # Name of the library: sources, preprocessor option, and whose symbols of the provider it has.
 LIBRARIES = {
@@ -84,18 +88,43 @@ def compile_library(path, sources, options):
     beside.rename(path)
 
 
+def emulation(path):
+    """The kernels for the host. Sums and products round as on a GPU: none are fused that the source does not fuse."""
+    with tempfile.TemporaryDirectory() as temporary, concurrent.futures.ThreadPoolExecutor() as pool:
+        objects = {source: pathlib.Path(temporary, source.stem + ".o") for source in (OPS / "emulation").glob("*.cpp")}
+        compile_one = ["g++", "-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-c", "-o"]
+        list(pool.map(lambda pair: subprocess.run([*compile_one, pair[1], pair[0]], check=True), objects.items()))
+        beside = path.with_suffix(".new")
+        subprocess.run(["g++", "-shared", "-o", beside, *objects.values()], check=True)
+        beside.rename(path)
+
+
+def made_from(provider):
+    files = [*HERE.iterdir(), *OPS.rglob("*")]
+    state = hashlib.sha256(repr(sorted(wanted(provider), key=str)).encode())
+    for file in sorted(f for f in files if f.is_file()):
+        state.update(str(file).encode() + b"\0" + file.read_bytes())
+    return state.hexdigest()
+
+
 def main(provider, folder):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    stamp, state = folder / "made-from", made_from(provider)
+    if stamp.exists() and stamp.read_text() == state:
+        return
+    stamp.unlink(missing_ok=True)
     for name in LIBRARIES:
         made, missing = build(name, provider, folder)
         print(f"{name}: {made} functions, {missing} that only say their name")
+    emulation(folder / "libspark_emulation.so")
     loads = [sys.executable, "-c", f"import ctypes; ctypes.CDLL('{OLDER_HIP}')"]
     if subprocess.run(loads, capture_output=True).returncode == 0:
         compile_library(folder / "libhiprtc.so.7", [HERE / "hiprtc.cpp"], [f'-DSIM_OLDER_HIP="{OLDER_HIP}"', f"-I{HERE}"])
         print(f"libhiprtc.so.7: by {OLDER_HIP}")
     else:
         print(f"no {OLDER_HIP} on this machine: no libhiprtc.so.7")
+    stamp.write_text(state)
 
 
 if __name__ == "__main__":
