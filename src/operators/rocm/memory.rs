@@ -32,7 +32,8 @@ pub(super) unsafe fn run(
     let stream = stream.map_or(std::ptr::null_mut(), NonNull::as_ptr);
     // SAFETY: by this function's contract. The workspace goes back to the arena when this function ends, before kernels
     // ran; the arena gives it to work that is queued later on the same stream only.
-    Ok(unsafe { device.run(&plan, stream)? })
+    unsafe { device.run(&plan, stream) }?;
+    Ok(())
 }
 
 /// Memory of ONNX Runtime's arena, given back when dropped.
