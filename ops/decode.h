@@ -315,8 +315,10 @@ SPARK_FN void decode(const SparkCall& call) {
     if (thread() >= WAVE || own.row != 0 || !own.active) return;
     SPARK_UNROLL
     for (u32 c = 0; c < COLUMNS; ++c) {
-        if (first_column + c >= columns) break;
-        write_result(call, own.head(c), own.token(c), split, own.octet, own.max[c], own.sum[c], own.weighted[c]);
+        // No break: clang 15 does not unroll a loop that has one.
+        if (first_column + c < columns) {
+            write_result(call, own.head(c), own.token(c), split, own.octet, own.max[c], own.sum[c], own.weighted[c]);
+        }
     }
 }
 
