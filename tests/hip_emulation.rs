@@ -593,7 +593,7 @@ mod traps {
         fault("fault_none").unwrap();
         for (kernel, expected) in [
             ("fault_unwritten", "reads LDS that nobody wrote, at byte 1024"),
-            ("fault_no_barrier", "reads LDS that nobody wrote"),
+            ("fault_no_barrier", "LDS that another thread"),
             ("fault_no_wave_barrier", "LDS that "),
             ("fault_overwritten", "writes LDS that another thread read"),
             ("fault_divergent", "wait for different things"),

@@ -11,7 +11,7 @@ SPARK_KERNEL(fault_none, 256, 1) {
     block_barrier();
     const u32 other = words.load(255 - thread());
     block_barrier();
-    words.store(thread(), other + shuffle_xor(other, 32) + (u32)ballot(thread() % 2));
+    words.store(thread(), other + shuffle_xor(other, 32) + (u32)vote(thread() % 2));
     wave_barrier();
     words.load(thread() ^ 63);
     (void)call;
@@ -26,6 +26,8 @@ SPARK_KERNEL(fault_unwritten, 256, 1) {
 SPARK_KERNEL(fault_no_barrier, 256, 1) {
     const Shared<u32> words(0);
     words.store(thread(), 1);
+    block_barrier();
+    words.store(thread(), 2);
     wave_barrier();
     words.load(255 - thread());
     (void)call;
@@ -46,7 +48,7 @@ SPARK_KERNEL(fault_overwritten, 256, 1) {
 }
 SPARK_KERNEL(fault_divergent, 256, 1) {
     if (thread() % 64 < 32) {
-        ballot(true);
+        vote(true);
     } else {
         wave_barrier();
     }
