@@ -155,10 +155,7 @@ struct Decode {
             }
             SPARK_UNROLL
             for (u32 c = 0; c < COLUMNS; ++c) {
-                float dot = 0.0f;
-                SPARK_UNROLL
-                for (u32 k = 0; k < 8; ++k) dot = fused(query[c][k], key[k], dot);
-                dot = sum_over(dot, OCTETS);
+                const float dot = sum_over(product(query[c], key), OCTETS);
                 score[n][c] = r < count && seen[c].contains(t + r) ? scaled(call, dot) : NO_SCORE;
             }
         }
@@ -222,7 +219,7 @@ struct Decode {
     template <KeyKind KIND, u32 N>
     SPARK_FN void tiles(const KeyLayout& layout, const ValueLayout& values, u32 staged, u32 start, u32 end) {
         const u32 size = N * ROWS;
-        for (u32 t = start + thread() / WAVE * size; t < end; t += DECODE_WAVES * size) {
+        for (u32 t = start + wave() * size; t < end; t += DECODE_WAVES * size) {
             tile<KIND, N>(layout, values, staged, t, end);
         }
     }
@@ -256,12 +253,12 @@ struct Decode {
 
     // Merges the waves of the block: afterwards the first one has the state of the block. LDS: half the waves' states.
     SPARK_FN void merge_waves() {
-        const u32 d = call.head_dim, wave = thread() / WAVE, floats = COLUMNS * (d + 2);
+        const u32 d = call.head_dim, floats = COLUMNS * (d + 2);
         const Shared<float> states(4 * d);
         for (u32 half = DECODE_WAVES / 2; half > 0; half /= 2) {
             block_barrier();
-            if (wave >= half && wave < 2 * half && row == 0 && active) {
-                const u32 at = (wave - half) * floats;
+            if (wave() >= half && wave() < 2 * half && row == 0 && active) {
+                const u32 at = (wave() - half) * floats;
                 SPARK_UNROLL
                 for (u32 c = 0; c < COLUMNS; ++c) {
                     SPARK_UNROLL
@@ -273,8 +270,8 @@ struct Decode {
                 }
             }
             block_barrier();
-            if (wave < half && row == 0 && active) {
-                const u32 at = wave * floats;
+            if (wave() < half && row == 0 && active) {
+                const u32 at = wave() * floats;
                 SPARK_UNROLL
                 for (u32 c = 0; c < COLUMNS; ++c) {
                     float other[8];
@@ -304,7 +301,7 @@ SPARK_FN void decode(const SparkCall& call) {
     const KeyLayout layout(call);
     const ValueLayout values(call);
     const u32 staged_words = Own::TILE * layout.words + KEY_SLACK_WORDS;
-    const u32 staged = 4 * (call.head_dim + staged_words * (thread() / WAVE));
+    const u32 staged = 4 * (call.head_dim + staged_words * wave());
     // Channels behind the last row are read, though not used.
     clear_row(staged, staged_words);
     const u32 dense = first_dense(call, s);
@@ -315,8 +312,10 @@ SPARK_FN void decode(const SparkCall& call) {
     if (thread() >= WAVE || own.row != 0 || !own.active) return;
     SPARK_UNROLL
     for (u32 c = 0; c < COLUMNS; ++c) {
-        if (first_column + c >= columns) break;
-        write_result(call, own.head(c), own.token(c), split, own.octet, own.max[c], own.sum[c], own.weighted[c]);
+        // No break: clang 15 does not unroll a loop that has one.
+        if (first_column + c < columns) {
+            write_result(call, own.head(c), own.token(c), split, own.octet, own.max[c], own.sum[c], own.weighted[c]);
+        }
     }
 }
 

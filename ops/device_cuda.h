@@ -13,6 +13,7 @@ SPARK_FN u32 thread() { return threadIdx.x; }
 SPARK_FN u32 block_x() { return blockIdx.x; }
 SPARK_FN u32 block_z() { return blockIdx.z; }
 SPARK_FN u32 lane() { return threadIdx.x % WAVE; }
+SPARK_FN u32 wave() { return threadIdx.x / WAVE; }
 
 template <class V>
 SPARK_FN V load(const V* p) {
@@ -44,7 +45,7 @@ struct Shared {
     SPARK_FN void store(u32 i, V v) const { ((V*)((u8*)spark_shared + at))[i] = v; }
 };
 
-SPARK_FN u64 ballot(bool b) { return __ballot_sync(0xffffffffu, b); }
+SPARK_FN u64 vote(bool b) { return __ballot_sync(0xffffffffu, b); }
 SPARK_FN u32 rank_in(u64 mask) { return __popc((u32)mask & ((1u << lane()) - 1)); }
 SPARK_FN u32 bits_of(float x) { return __float_as_uint(x); }
 SPARK_FN float float_of(u32 x) { return __uint_as_float(x); }
@@ -71,6 +72,12 @@ SPARK_FN u16 float_to_half(float x) {
 SPARK_FN float least(float a, float b) { return fminf(a, b); }
 SPARK_FN float greatest(float a, float b) { return fmaxf(a, b); }
 SPARK_FN float fused(float a, float b, float c) { return fmaf(a, b, c); }
+SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
+    float sum = 0.0f;
+    SPARK_UNROLL
+    for (u32 k = 0; k < 8; ++k) sum = fused(a[k], b[k], sum);
+    return sum;
+}
 SPARK_FN float exp2_of(float x) { return exp2f(x); }
 SPARK_FN float round_even(float x) { return rintf(x); }
 SPARK_FN float sqrt_of(float x) { return __fsqrt_rn(x); }

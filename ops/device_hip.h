@@ -26,14 +26,19 @@ SPARK_FN u32 thread() { return __builtin_amdgcn_workitem_id_x(); }
 SPARK_FN u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 SPARK_FN u32 block_z() { return __builtin_amdgcn_workgroup_id_z(); }
 SPARK_FN u32 lane() { return thread() % WAVE; }
+// In a scalar register, so that what follows from it is computed once for the wave.
+SPARK_FN u32 wave() { return (u32)__builtin_amdgcn_readfirstlane((int)(thread() / WAVE)); }
+
+// Pointers in a structure may point anywhere, for all that the compiler knows: these say that it is global memory.
+#define SPARK_IN_GLOBAL __attribute__((address_space(1)))
 
 template <class V>
 SPARK_FN V load(const V* p) {
-    return *p;
+    return *(const SPARK_IN_GLOBAL V*)p;
 }
 template <class V>
 SPARK_FN void store(V* p, V v) {
-    *p = v;
+    *(SPARK_IN_GLOBAL V*)p = v;
 }
 
 // Loads of up to four words are one instruction, whatever the alignment.
@@ -51,14 +56,14 @@ SPARK_FN void load_words(const void* p, u32 (&w)[N]) {
         static_assert(N % 4 == 0, "whole vectors");
         SPARK_UNROLL
         for (u32 i = 0; i < N; i += 4) {
-            typename WordsOf<4>::Vector v = *(const typename WordsOf<4>::Vector*)((const u8*)p + 4 * i);
+            typename WordsOf<4>::Vector v = *(const SPARK_IN_GLOBAL typename WordsOf<4>::Vector*)((const u8*)p + 4 * i);
             SPARK_UNROLL
             for (u32 k = 0; k < 4; ++k) w[i + k] = v[k];
         }
     } else if constexpr (N == 1) {
-        w[0] = *(const u32*)p;
+        w[0] = load((const u32*)p);
     } else {
-        typename WordsOf<N>::Vector v = *(const typename WordsOf<N>::Vector*)p;
+        typename WordsOf<N>::Vector v = *(const SPARK_IN_GLOBAL typename WordsOf<N>::Vector*)p;
         SPARK_UNROLL
         for (u32 k = 0; k < N; ++k) w[k] = v[k];
     }
@@ -69,7 +74,7 @@ SPARK_FN void store_words(void* p, const u32 (&w)[N]) {
     SPARK_UNROLL
     for (u32 i = 0; i < N; i += 4) {
         typename WordsOf<4>::Vector v = {w[i], w[i + 1], w[i + 2], w[i + 3]};
-        *(typename WordsOf<4>::Vector*)((u8*)p + 4 * i) = v;
+        *(SPARK_IN_GLOBAL typename WordsOf<4>::Vector*)((u8*)p + 4 * i) = v;
     }
 }
 
@@ -83,7 +88,7 @@ struct Shared {
     SPARK_FN void store(u32 i, V v) const { ((V*)((u8*)spark_shared + at))[i] = v; }
 };
 
-SPARK_FN u64 ballot(bool b) { return __builtin_amdgcn_uicmp((u32)b, 0u, 33); }
+SPARK_FN u64 vote(bool b) { return __builtin_amdgcn_uicmp((u32)b, 0u, 33); }
 SPARK_FN u32 rank_in(u64 mask) {
     u32 below = __builtin_amdgcn_mbcnt_lo((u32)mask, 0);
     if constexpr (WAVE == 64) below = __builtin_amdgcn_mbcnt_hi((u32)(mask >> 32), below);
@@ -124,6 +129,15 @@ SPARK_FN u16 float_to_half(float x) { return __builtin_bit_cast(u16, (_Float16)x
 SPARK_FN float least(float a, float b) { return __builtin_fminf(a, b); }
 SPARK_FN float greatest(float a, float b) { return __builtin_fmaxf(a, b); }
 SPARK_FN float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// Even and odd channels apart: CDNA multiplies and adds pairs in one instruction.
+SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
+#pragma clang fp contract(fast)
+    typedef float Pair __attribute__((ext_vector_type(2)));
+    Pair sum = {0.0f, 0.0f};
+    SPARK_UNROLL
+    for (u32 k = 0; k < 8; k += 2) sum = Pair{a[k], a[k + 1]} * Pair{b[k], b[k + 1]} + sum;
+    return sum.x + sum.y;
+}
 // Results below the normal numbers may come as zero.
 #if __has_builtin(__builtin_amdgcn_exp2f)
 SPARK_FN float exp2_of(float x) { return __builtin_amdgcn_exp2f(x); }

@@ -1,15 +1,15 @@
 // The few primitives that differ between devices. Kernels use these and nothing else of any device:
 //
 //   WAVE                         lanes of a wave, 64 or 32
-//   thread(), block_x(), block_z(), lane()
+//   thread(), block_x(), block_z(), lane(), wave()
 //   load<V>(p), store(p, v)      one element of global memory
 //   load_words(p, w), store_words(p, w)   several 32-bit words of global memory, p aligned to 4 bytes
 //   Shared<V>                    elements in the block's LDS, asked for at launch
-//   ballot(b), shuffle_xor(v, mask)       all lanes of a wave take part
-//   rank_in(mask)                set bits of a ballot below the own lane
+//   vote(b), shuffle_xor(v, mask)       all lanes of a wave take part
+//   rank_in(mask)                set bits of a vote below the own lane
 //   wave_barrier()               what lanes of the wave wrote to LDS is seen by its other lanes
 //   block_barrier()              the same for the block
-//   half_to_float, float_to_half, exp2_of, sqrt_of, round_even, least, greatest, fused
+//   half_to_float, float_to_half, exp2_of, sqrt_of, round_even, least, greatest, fused, product
 //
 // Every control decision around a primitive that all lanes take part in is the same in all lanes of the wave (of the
 // block for block_barrier).

@@ -43,7 +43,7 @@ SPARK_FN void select_channels(const int (&score)[CHUNKS], u32 kept, u32 d, bool 
         const int higher = bound | 1 << bit;
         u32 count = 0;
         SPARK_UNROLL
-        for (u32 c = 0; c < CHUNKS; ++c) count += popcount(ballot(score[c] >= higher));
+        for (u32 c = 0; c < CHUNKS; ++c) count += popcount(vote(score[c] >= higher));
         if (count >= kept) {
             bound = higher;
             reach = count;
@@ -54,7 +54,7 @@ SPARK_FN void select_channels(const int (&score)[CHUNKS], u32 kept, u32 d, bool 
     u32 equals = 0;
     SPARK_UNROLL
     for (u32 c = 0; c < CHUNKS; ++c) {
-        equal[c] = ballot(score[c] == bound);
+        equal[c] = vote(score[c] == bound);
         equals += popcount(equal[c]);
     }
     const u32 room = equals - (reach - kept);
@@ -93,8 +93,8 @@ SPARK_FN void encode_key(const SparkCall& call, const Sequence& s, u32 head, u32
     u64 mask[CHUNKS], signs[CHUNKS];
     SPARK_UNROLL
     for (u32 c = 0; c < CHUNKS; ++c) {
-        mask[c] = ballot(keep[c]);
-        signs[c] = ballot(key[c] <= 0.0f && !(call.key_bits == 16 && keep[c]));
+        mask[c] = vote(keep[c]);
+        signs[c] = vote(key[c] <= 0.0f && !(call.key_bits == 16 && keep[c]));
         if (keep[c]) {
             lo = least(lo, size[c]);
             hi = greatest(hi, size[c]);
@@ -206,11 +206,11 @@ SPARK_FN void prune_tokens(const SparkCall& call) {
     const KeyLayout key(call);
     const ValueLayout value(call);
     const u32 blocks = (call.new_tokens + PRUNE_WAVES - 1) / PRUNE_WAVES;
-    const u32 wave = thread() / WAVE, i = block_x() % blocks * PRUNE_WAVES + wave, head = block_x() / blocks;
+    const u32 i = block_x() % blocks * PRUNE_WAVES + wave(), head = block_x() / blocks;
     const Sequence s(call, block_z());
     if (i >= s.valid) return;
     const u32 words = key.words > value.words ? key.words : value.words;
-    const u32 row = wave * (4 * words + SPARK_MAX_HEAD_DIM), codes = row + 4 * words;
+    const u32 row = wave() * (4 * words + SPARK_MAX_HEAD_DIM), codes = row + 4 * words;
     encode_key(call, s, head, i, row, codes);
     encode_value(call, s, head, i, row, codes);
 }

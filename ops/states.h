@@ -49,7 +49,7 @@ SPARK_CONSTANT u32 MERGE_WAVES = 4;
 // Merges the states of a query into its output, a wave a query. Blocks: x = MERGE_WAVES queries (head, token), z =
 // sequence.
 SPARK_FN void merge_states(const SparkCall& call) {
-    const u32 query = block_x() * MERGE_WAVES + thread() / WAVE;
+    const u32 query = block_x() * MERGE_WAVES + wave();
     if (query >= call.query_heads * call.new_tokens) return;
     const u32 head = query / call.new_tokens, i = query % call.new_tokens;
     const i64 first = state_index(call, block_z(), head, i, 0);

@@ -17,6 +17,7 @@ SPARK_FN u32 thread() { return emulation::now.thread; }
 SPARK_FN u32 block_x() { return emulation::now.block_x; }
 SPARK_FN u32 block_z() { return emulation::now.block_z; }
 SPARK_FN u32 lane() { return thread() % WAVE; }
+SPARK_FN u32 wave() { return thread() / WAVE; }
 
 template <class V>
 SPARK_FN V load(const V* p) {
@@ -59,7 +60,7 @@ struct Shared {
     }
 };
 
-SPARK_FN u64 ballot(bool b) { return emulation::meet(emulation::Collective::Ballot, b, 0); }
+SPARK_FN u64 vote(bool b) { return emulation::meet(emulation::Collective::Vote, b, 0); }
 SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
 SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 SPARK_FN u32 rank_in(u64 mask) { return popcount(mask & (((u64)1 << lane()) - 1)); }
@@ -87,6 +88,12 @@ SPARK_FN float least(float a, float b) { return std::fmin(a, b); }
 SPARK_FN float greatest(float a, float b) { return std::fmax(a, b); }
 // Rounds twice, unlike the devices: the comparison with the CPU has room for either.
 SPARK_FN float fused(float a, float b, float c) { return a * b + c; }
+SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
+    float sum = 0.0f;
+    SPARK_UNROLL
+    for (u32 k = 0; k < 8; ++k) sum = fused(a[k], b[k], sum);
+    return sum;
+}
 SPARK_FN float exp2_of(float x) { return std::exp2(x); }
 SPARK_FN float round_even(float x) { return std::nearbyint(x); }
 SPARK_FN float sqrt_of(float x) { return std::sqrt(x); }

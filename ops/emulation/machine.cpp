@@ -162,7 +162,7 @@ void Machine::answer(unsigned first) {
     for (unsigned l = 0; l < wave; ++l) {
         Thread& t = threads[first + l];
         t.waits = false;
-        t.value = t.kind == Collective::Ballot ? mask : values[(l ^ t.argument) % wave];
+        t.value = t.kind == Collective::Vote ? mask : values[(l ^ t.argument) % wave];
     }
 }
 

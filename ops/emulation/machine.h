@@ -24,7 +24,7 @@ struct Registration {
     Registration(const char* name, unsigned wave, unsigned threads, Kernel kernel);
 };
 
-enum class Collective : unsigned { Ballot, Shuffle, WaveBarrier, BlockBarrier };
+enum class Collective : unsigned { Vote, Shuffle, WaveBarrier, BlockBarrier };
 
 // What the thread at hand may touch without asking again, and where it is.
 struct Now {

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use libloading::Library;
 use spark_ort::hip::plan::Plan;
 
-const SOURCES: [&str; 4] = ["fiber", "machine", "wave64", "wave32"];
+const SOURCES: [&str; 5] = ["fiber", "machine", "wave64", "wave32", "faults"];
 
 /// The compiled library, made at its first use. Its name follows from its sources, so that it is never out of date.
 pub fn library() -> PathBuf {
