@@ -121,3 +121,14 @@ fn load(hip: &Hip, ordinal: i32, arch: &str) -> Result<Handle, HipError> {
     }
     Ok(module)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_with_or_without_hip() {
+        let message = Device::get(1000).unwrap_err().to_string();
+        assert!(message.starts_with("no HIP runtime: ") || message.contains(" failed: hipError"), "{message}");
+    }
+}

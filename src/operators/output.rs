@@ -23,9 +23,9 @@ impl Memory {
         Self { address: value.data_ptr().expose_provenance(), bytes: bytes.unwrap_or(0) }
     }
 
-    /// Where it begins.
+    /// Where it begins, 0 if it has no bytes.
     pub(super) fn address(self) -> usize {
-        self.address
+        if self.bytes > 0 { self.address } else { 0 }
     }
 
     /// Whether the two have a byte in common.

@@ -107,7 +107,7 @@ impl Call {
         Ok(Self { geometry, lengths, inputs })
     }
 
-    /// Where `input` lies, null if it is not used.
+    /// Where `input` lies, null if it is not used or has no elements.
     fn pointer(inputs: &Inputs<'_>, input: Input) -> Result<*const c_void, Failure> {
         let address = if inputs.shape(input).is_some() { inputs.memory(input).address() } else { 0 };
         match address % 4 {
