@@ -38,9 +38,16 @@ folder = pathlib.Path(importlib.util.find_spec("onnxruntime").origin).parent
 print(folder / "capi/libonnxruntime_providers_rocm.so")')
 "$python" tests/rocm_sim/build.py "$provider" "$simulated"
 
-export SPARK_ORT_LIBRARY LD_LIBRARY_PATH=$simulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+venv
+exports=$(mktemp -d)
+trap 'rm -rf "$exports"' EXIT
+export SPARK_ORT_LIBRARY SPARK_TEST_EXPORTS=$exports
+PYTHONPATH=tests .venv/bin/python -m rewrite.prepare "$exports"
+
+export LD_LIBRARY_PATH=$simulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export SPARK_EMULATION=$simulated/libspark_emulation.so SPARK_TEST_PROVIDER=ROCMExecutionProvider
 if (($# > 0)); then
-    exec "$python" -m pytest "$@"
+    "$python" -m pytest "$@"
+    exit
 fi
 "$python" -m pytest -q -rs tests/rocm tests/conformance/test_{reference,golden,splitting,foreign_numbers}.py

@@ -214,6 +214,14 @@ def sessions(devices="0,0"):
     return {"equal": all((o == outputs[0]).all() for o in outputs)}
 
 
+def load(path):
+    """A session of a model file; ONNX Runtime's log, on standard error, says where each node is placed."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 0
+    options.register_custom_ops_library(models.library_path())
+    kept.append(ort.InferenceSession(path, options, providers=[PROVIDER, "CPUExecutionProvider"]))
+
+
 def addresses():
     """Messages for device memory that starts at odd addresses, or is shared where it may not be."""
     s, model, fixed = layer(rotary=0)
