@@ -65,22 +65,33 @@ fn code_objects(main: &Path, out: &Path) -> Vec<(String, PathBuf)> {
     if asked.is_some() && !archs.is_empty() && compilers.is_empty() {
         panic!("SPARK_HIP_ARCHS asks for {}, but no hipcc is found: set HIPCC or ROCM_PATH", archs.join(", "));
     }
-    let mut objects = Vec::new();
-    for arch in archs {
+    for arch in &archs {
         let plain = arch.starts_with("gfx") && arch.chars().all(|c| c.is_ascii_alphanumeric());
         assert!(plain, "SPARK_HIP_ARCHS: {arch:?} is no processor; write it like gfx90a");
+    }
+    // Each takes a compiler some ten seconds.
+    let compile = |arch: &str| {
         let object = out.join(format!("spark.{arch}.co"));
         let mut problems = Vec::new();
-        let done = compilers.iter().any(|compiler| {
-            let problem = compiler.compile(main, &arch, &object).err();
-            problems.extend(problem.clone());
-            problem.is_none()
-        });
-        match done {
-            true => objects.push((arch, object)),
+        for compiler in &compilers {
+            match compiler.compile(main, arch, &object) {
+                Ok(()) => return Ok(object),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        Err(problems.join("\n"))
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = archs.iter().map(|arch| scope.spawn(|| compile(arch))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let mut objects = Vec::new();
+    for (arch, result) in archs.into_iter().zip(results) {
+        match result {
+            Ok(object) => objects.push((arch, object)),
             // The processors that nobody asked for are the ones that the compilers know.
-            false if asked.is_some() => panic!("{arch} does not compile:\n{}", problems.join("\n")),
-            false => {}
+            Err(_) if asked.is_none() => {}
+            Err(problem) => panic!("{arch} does not compile:\n{problem}"),
         }
     }
     objects
