@@ -222,6 +222,26 @@ def load(path):
     kept.append(ort.InferenceSession(path, options, providers=[PROVIDER, "CPUExecutionProvider"]))
 
 
+def unchecked():
+    """Whether numbers on the device that the CPU provider refuses do what docs/rocm.md says."""
+    s = Settings(4, 2, 64, 20, key_bits=8, value_bits=8, do_rotary=1)
+    feeds = cases.call(0, s, "f32", "u8", B=2, L=3, P=9, mode="step", positions=True, saliency=True)
+    sess = session(models.spark(s, list(feeds), "f32", "u8"))
+
+    def same(**changes):
+        (one, two) = ([models.run(sess, {**feeds, n: x})[o] for o in ("output", *PAST)] for n, x in
+                      [(n, x) for n, pair in changes.items() for x in pair])
+        return all((a == b).all() for a, b in zip(one, two))
+
+    last = len(feeds["cos_cache"]) - 1
+    far = np.array([[last + 1, 2**63 - 1, 5], [-1, -(2**63), last]])
+    saliency = feeds["query_saliency"].copy()
+    ones = saliency.copy()
+    at = ([0, 0, 1, 1], [3, 9, 0, 63])
+    saliency[at], ones[at] = [0, np.nan, -1, np.inf], 1
+    return {"positions": same(position_ids=(far, np.clip(far, 0, last))), "saliency": same(query_saliency=(saliency, ones))}
+
+
 def addresses():
     """Messages for device memory that starts at odd addresses, or is shared where it may not be."""
     s, model, fixed = layer(rotary=0)

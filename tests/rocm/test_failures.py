@@ -63,3 +63,8 @@ def test_addresses(scenario):
     assert "output present_key: shares part of the memory of past_key" in got["partly shared"]
     assert "output present_key: shares memory with past_value" in got["crossed"]
     assert "output output: shares memory with query" in got["output over query"]
+
+
+def test_what_the_host_cannot_see(scenario):
+    """Positions beyond the caches are the nearest ones, saliencies that are none are 1."""
+    assert scenario("unchecked").result == {"positions": True, "saliency": True}
