@@ -181,7 +181,9 @@ fn compare(scalar: Scalar, got: &Array4<f32>, expected: &Array4<f32>) -> Result<
     };
     for (at, &e) in expected.indexed_iter() {
         let g = got[at];
-        if !((g - e).abs() <= tolerance * (zero + e.abs())) {
+        // Also false for NaN.
+        let close = (g - e).abs() <= tolerance * (zero + e.abs());
+        if !close {
             return Err(format!("{at:?}: {g} instead of {e}"));
         }
     }
