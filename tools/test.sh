@@ -109,5 +109,6 @@ step "hosts: tests/hosts" .venv/bin/python -m pytest -q -rs tests/hosts
 for version in 1.18.1 1.22.2 1.24.4; do
     step "ONNX Runtime $version" tools/versions.sh "$version"
 done
+step "code for AMD GPUs: tests/device_code" .venv/bin/python -m pytest -q -rs tests/device_code
 step "ROCm execution provider: tests/rocm" tools/rocm.sh
 step "memory: valgrind on hostile calls" memory
