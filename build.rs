@@ -1,6 +1,9 @@
-//! Generates the Rust types of ONNX models from the schema that ONNX publishes.
+//! Generates the Rust types of ONNX models from the schema that ONNX publishes, and embeds the kernels of `ops`.
 
 use protobuf_codegen::{Codegen, Customize};
+
+#[path = "ops/build.rs"]
+mod ops;
 
 fn main() {
     let schema = "src/onnx/onnx.proto";
@@ -12,4 +15,5 @@ fn main() {
         .customize(Customize::default().lite_runtime(true))
         .cargo_out_dir("onnx")
         .run_from_script();
+    ops::main();
 }

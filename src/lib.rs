@@ -4,6 +4,7 @@
 //! - [`method`]: which channels of a key are kept, and how much the others weighed.
 //! - [`call`]: what one call of an operator asks for: sizes, lengths and settings, validated.
 //! - [`cpu`]: the kernels, plain Rust.
+//! - [`hip`]: the kernels on a GPU, from `ops/`.
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
 //! - [`onnx`]: models as files and graphs.
 //! - [`runtime`]: ONNX Runtime found, and a language model driven in it.
@@ -14,6 +15,7 @@ pub mod call;
 pub mod cpu;
 pub mod element;
 pub mod format;
+pub mod hip;
 mod hosts;
 mod library;
 pub mod method;

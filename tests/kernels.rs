@@ -110,27 +110,6 @@ fn expected_attention(case: &Case) -> Array4<f64> {
     out
 }
 
-/// Replaces the random bytes of the cache by rows of ordinary numbers.
-fn fill_cache(case: &mut Case, seed: u64) {
-    let r = &mut common::Random(seed);
-    let (g, d) = (case.geometry.clone(), case.geometry.head_dim());
-    for head in 0..g.batch * g.kv_heads {
-        let scale = &case.scale[head % g.kv_heads * d..(head % g.kv_heads + 1) * d];
-        for row in case.past_key[head].chunks_exact_mut(g.key.row_bytes()) {
-            let key: Vec<f32> = (0..d).map(|_| r.normal()).collect();
-            let mut mask = vec![0; d / 8];
-            spark_ort::method::select(&key, &vec![1.0; d], g.key.kept(), &mut mask);
-            let recovery = spark_ort::method::recovery_magnitude(&key, scale, &mask);
-            let pruned = spark_ort::format::PrunedKey { key: &key, mask: &mask, scale, recovery };
-            g.key.encode(pruned, row);
-        }
-        for row in case.past_value[head].chunks_exact_mut(g.value.row_bytes()) {
-            let value: Vec<f32> = (0..d).map(|_| r.normal()).collect();
-            g.value.encode(&value, row);
-        }
-    }
-}
-
 /// Of float32, or of int16, which has a quantised row's magnitudes 60 times as fine as the row.
 fn tolerance(path: Path) -> f64 {
     if path == Path::Vnni { 1e-3 } else { 2e-5 }
@@ -142,7 +121,7 @@ proptest! {
     #[test]
     fn attention_is_its_formula(seed: u64) {
         let mut case = Case::new(seed, 60, 30);
-        fill_cache(&mut case, seed);
+        case.fill_cache(seed);
         let expected = expected_attention(&case);
         for path in paths() {
             let got = case.attend(&Serial, path);
@@ -238,7 +217,7 @@ fn parts_of_a_long_cache_merge() {
     let mut case = std::iter::from_fn(|| seeds.next().map(|s| Case::new(s, 3000, 4)))
         .find(|c| c.lengths.past[0] > 2000 && c.geometry.head_dim() <= 64 && c.geometry.new > 0)
         .unwrap();
-    fill_cache(&mut case, 1);
+    case.fill_cache(1);
     let open = Array4::zeros([1, 1, case.geometry.new, case.lengths.total]);
     let mut gap = open.clone();
     gap.slice_mut(s![.., .., .., 400..1600]).fill(f32::NEG_INFINITY);

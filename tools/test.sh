@@ -77,10 +77,21 @@ for message in map(json.loads, sys.stdin):
     done
 }
 
+# The kernels are compiled for GPUs that need not be there.
+hipcc_at_hand() {
+    command -v hipcc >/dev/null || install_packages "Kernels for AMD GPUs need a compiler" hipcc ||
+        skip "no hipcc on this machine: the library is built without kernels for GPUs"
+}
+
 needed "Rust" need_rust
 needed "Python packages" venv
 step "format: cargo fmt --check" format
 step "lints: cargo clippy" lints
+step "compiler for AMD GPUs: hipcc" hipcc_at_hand
+if [[ $outcome == passed ]]; then
+    # What the tests need; other builds take every processor that the compilers know.
+    export SPARK_HIP_ARCHS=gfx90a
+fi
 needed "library: cargo build --release" cargo build --release
 
 SPARK_ORT_LIBRARY=$(library_path)
@@ -101,4 +112,6 @@ step "installed package: GenAI, plain loops, documentation" tools/hosts.sh insta
 for version in 1.18.1 1.22.2 1.24.4; do
     step "ONNX Runtime $version" tools/versions.sh "$version"
 done
+step "code for AMD GPUs: tests/device_code" .venv/bin/python -m pytest -q -rs tests/device_code
+step "ROCm execution provider: tests/rocm" tools/rocm.sh
 step "memory: valgrind on hostile calls" memory

@@ -7,13 +7,14 @@ use ort::operator::{
 };
 
 use super::node::{Failure, Node, guard};
+use super::output::attention_output;
 use super::pool::OrtPool;
-use super::tensors::{Common, Inputs, Output};
+use super::tensors::{Common, Inputs};
 use super::{Container, Tensor, inputs, shape_inference};
-use crate::call::{AttentionSettings, Geometry, Input, QueryLayout, check_bias_columns};
+use crate::call::{AttentionSettings, Input, check_bias_columns};
 use crate::cpu::{Attention, Path, attention};
 
-const NAME: &str = "SparkAttention";
+pub(super) const NAME: &str = "SparkAttention";
 
 /// `SparkAttention` for tensors of T and caches of C, on the CPU.
 pub struct SparkAttention<T, C>(PhantomData<(T, C)>);
@@ -103,14 +104,7 @@ fn compute<T: Tensor, C: Container>(
         scale,
         bias,
     };
-    let &Geometry { batch, new, query_heads, layout, .. } = geometry;
-    let d = geometry.head_dim();
-    let shape = match layout {
-        QueryLayout::Heads => vec![batch, query_heads, new, d],
-        _ => vec![batch, new, query_heads * d],
-    };
-    let mut output = Output::required(context, 0, "output", &shape)?;
-    inputs.check_apart(&output, None)?;
+    let mut output = attention_output(context, &inputs, geometry)?;
     attention(&OrtPool::new(context), path, &call, output.heads(geometry)?);
     Ok(())
 }

@@ -1,17 +1,19 @@
 //! The operators as ONNX Runtime sees them: thin glue from its tensors and attributes to [`crate::call`] and
-//! [`crate::cpu`]. Their contract is `docs/operators.md`.
+//! [`crate::cpu`] or [`crate::hip`]. Their contract is `docs/operators.md`.
 //!
-//! ONNX Runtime takes a custom operator with one element type per input, so each operator is registered once for every
-//! combination of T (float32, float16) and C (T, uint8) under one name.
+//! ONNX Runtime takes a custom operator with one element type per input, so each operator is registered under one name
+//! once for every execution provider and combination of T (float32, float16; bfloat16 on a GPU) and C (T, uint8).
 
 mod attention;
 mod node;
+mod output;
 mod pool;
 mod prune;
+mod rocm;
 mod shape_inference;
 mod tensors;
 
-use half::f16;
+use half::{bf16, f16};
 use ort::operator::{OperatorDomain, OperatorInput};
 use ort::value::{PrimitiveTensorElementType, TensorElementType};
 
@@ -25,7 +27,7 @@ use crate::element::Element;
 /// The operators' domain.
 pub const DOMAIN: &str = "ai.spark";
 
-/// An element type T of the operators on this provider.
+/// An element type T of the operators on the CPU.
 pub trait Tensor: Element + PrimitiveTensorElementType + std::fmt::Debug {}
 impl Tensor for f32 {}
 impl Tensor for f16 {}
@@ -34,6 +36,7 @@ impl Tensor for f16 {}
 pub trait Container: PrimitiveTensorElementType + Send + Sync + 'static {}
 impl Container for f32 {}
 impl Container for f16 {}
+impl Container for bf16 {}
 impl Container for u8 {}
 
 /// The domain with both operators, for a Rust host: `Session::builder(..)?.with_operators(spark_ort::operators::domain()?)`.
@@ -43,7 +46,7 @@ impl Container for u8 {}
 /// # Errors
 /// If ONNX Runtime refuses an operator.
 pub fn domain() -> ort::Result<OperatorDomain> {
-    OperatorDomain::new(DOMAIN)?
+    let domain = OperatorDomain::new(DOMAIN)?
         .add(SparkPrune::<f32, f32>::new())?
         .add(SparkPrune::<f32, u8>::new())?
         .add(SparkPrune::<f16, f16>::new())?
@@ -51,11 +54,12 @@ pub fn domain() -> ort::Result<OperatorDomain> {
         .add(SparkAttention::<f32, f32>::new())?
         .add(SparkAttention::<f32, u8>::new())?
         .add(SparkAttention::<f16, f16>::new())?
-        .add(SparkAttention::<f16, u8>::new())
+        .add(SparkAttention::<f16, u8>::new())?;
+    rocm::add(domain)
 }
 
 /// The first `count` inputs with the types of T and C.
-fn inputs<T: Tensor, C: Container>(count: usize) -> impl Iterator<Item = OperatorInput> {
+fn inputs<T: PrimitiveTensorElementType, C: Container>(count: usize) -> impl Iterator<Item = OperatorInput> {
     Input::ALL[..count].iter().map(|input| match input {
         Input::Query => OperatorInput::required(T::into_tensor_element_type()),
         Input::PastKey | Input::PastValue => OperatorInput::required(C::into_tensor_element_type()),

@@ -6,6 +6,8 @@ use ort::operator::{KernelContext, ShapeInferenceContext};
 use ort::{Error, ErrorCode};
 
 use crate::call::{Attribute, Attributes, CallError};
+use crate::hip::HipError;
+use crate::hip::plan::PlanError;
 
 /// Operator and node name, for errors.
 #[derive(Clone, Debug)]
@@ -27,16 +29,17 @@ impl Node {
 
 /// Runs `work`; an error, and a panic too, becomes an error about `subject`.
 pub(super) fn guard<R>(subject: &str, work: impl FnOnce() -> Result<R, Failure>) -> ort::Result<R> {
-    let problem = match catch_unwind(AssertUnwindSafe(work)) {
+    let (code, problem) = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(result)) => return Ok(result),
-        Ok(Err(Failure::Call(e))) => e.to_string(),
-        Ok(Err(Failure::Ort(e))) => e.to_string(),
-        Ok(Err(Failure::Process(e))) => e.to_string(),
-        Err(panic) => format!("internal error: {}", panic_message(&*panic)),
+        Ok(Err(Failure::Call(e))) => (ErrorCode::InvalidArgument, e.to_string()),
+        Ok(Err(Failure::Ort(e))) => (ErrorCode::InvalidArgument, e.to_string()),
+        Ok(Err(Failure::Process(e))) => (ErrorCode::InvalidArgument, e.to_string()),
+        Ok(Err(Failure::Device(e))) => (ErrorCode::ExecutionProviderFailure, e.to_string()),
+        Err(panic) => (ErrorCode::InvalidArgument, format!("internal error: {}", panic_message(&*panic))),
     };
     // A C string ends at a zero byte.
     let message = format!("{subject}: {problem}").replace('\0', "");
-    Err(Error::new_with_code(ErrorCode::InvalidArgument, message))
+    Err(Error::new_with_code(code, message))
 }
 
 /// What a panic said.
@@ -52,6 +55,20 @@ pub(super) enum Failure {
     Ort(Error),
     /// Of the process, such as its environment.
     Process(&'static str),
+    /// Of a GPU.
+    Device(HipError),
+}
+
+impl From<HipError> for Failure {
+    fn from(error: HipError) -> Self {
+        Self::Device(error)
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        Self::Device(error.into())
+    }
 }
 
 impl From<CallError> for Failure {

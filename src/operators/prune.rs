@@ -6,16 +6,28 @@ use ndarray::Dim;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
-use ort::value::TensorElementType;
+use ort::value::{PrimitiveTensorElementType, TensorElementType};
 
 use super::node::{Failure, Node, guard};
+use super::output::{Output, PruneOutputs};
 use super::pool::OrtPool;
-use super::tensors::{Common, Inputs, Output};
+use super::tensors::{Common, Inputs};
 use super::{Container, Tensor, inputs, shape_inference};
-use crate::call::{CallError, Geometry, Input, Lengths, PruneSettings};
+use crate::call::{Geometry, Input, Lengths, PruneSettings};
 use crate::cpu::{HeadRows, Prune, grow, prune, recent_keys};
 
-const NAME: &str = "SparkPrune";
+pub(super) const NAME: &str = "SparkPrune";
+
+/// The outputs with the types of T and C.
+pub(super) fn outputs<T: PrimitiveTensorElementType, C: Container>() -> [OperatorOutput; 4] {
+    let cache = C::into_tensor_element_type();
+    [
+        OperatorOutput::required(cache),
+        OperatorOutput::required(cache),
+        OperatorOutput::optional(T::into_tensor_element_type()),
+        OperatorOutput::optional(TensorElementType::Float32),
+    ]
+}
 
 /// `SparkPrune` for tensors of T and caches of C, on the CPU.
 pub struct SparkPrune<T, C>(PhantomData<(T, C)>);
@@ -38,13 +50,7 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        let cache = C::into_tensor_element_type();
-        [
-            OperatorOutput::required(cache),
-            OperatorOutput::required(cache),
-            OperatorOutput::optional(T::into_tensor_element_type()),
-            OperatorOutput::optional(TensorElementType::Float32),
-        ]
+        outputs::<T, C>()
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
@@ -89,32 +95,10 @@ fn compute<T: Tensor, C: Container>(settings: &PruneSettings, context: &ComputeC
     let &Geometry { batch, kv_heads, .. } = geometry;
     let d = geometry.head_dim();
     let recent_rows = lengths.total.min(settings.common.recent_window);
-    let present = Present { context, inputs: &inputs, geometry, lengths, pool: &pool };
-    let mut key = present.output::<C>(0, "present_key", geometry.key.row_bytes())?;
-    let mut value = present.output::<C>(1, "present_value", geometry.value.row_bytes())?;
-    let mut recent = Output::new(context, 2, "present_key_recent", &[batch, kv_heads, recent_rows, d])?;
-    let mut observed = Output::new(context, 3, "observed_saliency", &[batch, kv_heads, d])?;
-
-    // Everything that can be wrong, before anything is written: the cache may be the host's only copy.
+    let PruneOutputs { mut key, mut value, mut recent, mut observed } =
+        PruneOutputs::new(context, &inputs, (geometry, lengths), settings, size_of::<C>())?;
     let past_recent = inputs.array4::<T>(Input::PastKeyRecent)?;
-    if past_recent.is_some() || recent.is_some() {
-        lengths.check_recent(settings.common.recent_window, past_recent.map_or(0, |p| p.dim().2))?;
-    }
-    let mut before: Vec<&Output<'_>> = Vec::new();
-    for (output, shared) in [
-        (Some(&key), Some(Input::PastKey)),
-        (Some(&value), Some(Input::PastValue)),
-        (recent.as_ref(), None),
-        (observed.as_ref(), None),
-    ] {
-        let Some(output) = output else { continue };
-        if let Some(past) = shared {
-            present.check_shared(past, output)?;
-        }
-        inputs.check_apart(output, shared)?;
-        before.iter().try_for_each(|o| output.check_apart(o))?;
-        before.push(output);
-    }
+    let present = Present { inputs: &inputs, geometry, lengths, pool: &pool };
 
     if let Some(recent) = &mut recent {
         recent_keys(&pool, &call, past_recent, recent.array(Dim([batch, kv_heads, recent_rows, d]))?);
@@ -129,41 +113,13 @@ fn compute<T: Tensor, C: Container>(settings: &PruneSettings, context: &ComputeC
 
 /// The present cache of a call, grown or shared.
 struct Present<'c> {
-    context: &'c ComputeContext,
     inputs: &'c Inputs<'c>,
     geometry: &'c Geometry,
     lengths: &'c Lengths,
     pool: &'c OrtPool<'c>,
 }
 
-impl<'c> Present<'c> {
-    fn output<C: Container>(&self, index: usize, name: &'static str, row_bytes: usize) -> Result<Output<'c>, Failure> {
-        let Geometry { batch, kv_heads, past, .. } = *self.geometry;
-        let shape = [batch, kv_heads, self.lengths.present(self.geometry), row_bytes / size_of::<C>()];
-        Output::required(self.context, index, name, &shape).map_err(|e| match e {
-            Failure::Call(CallError::Output { name, problem }) => {
-                let total = self.lengths.total;
-                let rows = format!("rows are the larger of {past} of past_key and total_sequence_length {total}");
-                CallError::Output { name, problem: format!("{rows}: {problem}") }.into()
-            }
-            other => other,
-        })
-    }
-
-    /// Checks that `output` is either other memory than `past`, or the same of the same shape: a shared buffer.
-    fn check_shared(&self, past: Input, output: &Output<'_>) -> Result<(), Failure> {
-        let (rows, past_rows) = (self.lengths.present(self.geometry), self.geometry.past);
-        let memory = self.inputs.memory(past);
-        if memory.overlaps(output.memory()) && memory != output.memory() {
-            let problem = format!(
-                "shares part of the memory of {}, {past_rows} rows, itself {rows}; a shared buffer is the same memory of the same shape",
-                past.name()
-            );
-            return Err(output.error(problem).into());
-        }
-        Ok(())
-    }
-
+impl Present<'_> {
     /// Where the rows of the new tokens of each (sequence, KV head) go, with the past rows in place before them.
     fn new_rows<'o>(&self, past: Input, present: &'o mut Output<'_>, row_bytes: usize) -> Vec<&'o mut [u8]> {
         let Geometry { batch, kv_heads, .. } = *self.geometry;

@@ -1,12 +1,13 @@
-//! The tensors of a call, taken from ONNX Runtime and seen as the kernels want them.
+//! The inputs of a call, taken from ONNX Runtime and seen as the kernels want them.
 
-use ndarray::{ArrayView, ArrayView2, ArrayView4, ArrayViewMut, ArrayViewMut4, Dim, Dimension, s};
+use ndarray::{ArrayView, ArrayView2, ArrayView4, Dim, Dimension, s};
 use ort::operator::ComputeContext;
-use ort::value::{DynTensorValueType, PrimitiveTensorElementType, Value, ValueRef, ValueRefMut};
+use ort::value::{DynTensorValueType, PrimitiveTensorElementType, ValueRef};
 
 use super::Tensor;
 use super::node::Failure;
-use crate::call::{CallError, Geometry, Input, Lengths, QueryLayout, Settings, Shapes, channel_scales, positions};
+use super::output::{Memory, Output};
+use crate::call::{Geometry, Input, Lengths, QueryLayout, Settings, Shapes, channel_scales, positions};
 use crate::cpu::{Rotation, Tokens};
 
 /// The inputs of a node, their shapes, and their memory (empty where an input is not used).
@@ -44,11 +45,17 @@ impl<'c> Inputs<'c> {
         Ok(Self { values, shapes, memory })
     }
 
-    /// Sizes, lengths, positions and channel scale of the call. `container` is the size in bytes of an element of C.
-    pub(super) fn common(&self, settings: &Settings, container: usize) -> Result<Common, Failure> {
+    /// Sizes and lengths of the call. `container` is the size in bytes of an element of C.
+    pub(super) fn sizes(&self, settings: &Settings, container: usize) -> Result<(Geometry, Lengths), Failure> {
         let geometry = Geometry::new(settings, &self.shapes, container)?;
         let total = self.slice(Input::TotalSequenceLength)?.map(|t| t[0]);
         let lengths = Lengths::new(&geometry, self.slice(Input::SeqlensK)?, total)?;
+        Ok((geometry, lengths))
+    }
+
+    /// Sizes, lengths, positions and channel scale of the call, whose inputs are all on the CPU.
+    pub(super) fn common(&self, settings: &Settings, container: usize) -> Result<Common, Failure> {
+        let (geometry, lengths) = self.sizes(settings, container)?;
         let positions = match (settings.rotary, self.shapes.get(Input::CosCache)) {
             (Some(_), Some(&[rows, _])) => positions(&geometry, &lengths, self.slice(Input::PositionIds)?, rows)?,
             _ => Vec::new(),
@@ -57,7 +64,12 @@ impl<'c> Inputs<'c> {
         Ok(Common { geometry, lengths, positions, scale })
     }
 
-    /// The elements of `input`, `None` if it is not used.
+    /// The shape of `input`, `None` if it is not used.
+    pub(super) fn shape(&self, input: Input) -> Option<&[usize]> {
+        self.shapes.get(input)
+    }
+
+    /// The elements of `input`, which is on the CPU; `None` if it is not used.
     pub(super) fn slice<E: PrimitiveTensorElementType>(&self, input: Input) -> Result<Option<&[E]>, Failure> {
         match (self.shapes.get(input), self.values.get(input.index())) {
             (Some(_), Some(Some(value))) => Ok(Some(value.try_extract_tensor::<E>()?.1)),
@@ -128,7 +140,7 @@ impl<'c> Inputs<'c> {
 
     /// Checks that `output` shares no memory with an input, except `shared`: a kernel would write what it still reads.
     pub(super) fn check_apart(&self, output: &Output<'_>, shared: Option<Input>) -> Result<(), Failure> {
-        let memory = output.memory;
+        let memory = output.memory();
         let mut others = Input::ALL.into_iter().filter(|&input| Some(input) != shared);
         match others.find(|&input| self.memory(input).overlaps(memory)) {
             Some(input) => Err(output.error(format!("shares memory with {}; bind other memory", input.name())).into()),
@@ -160,108 +172,5 @@ impl<'c> Inputs<'c> {
             bytes => unsafe { std::slice::from_raw_parts(first.add(head * head_bytes), bytes) },
         };
         (0..geometry.batch * geometry.kv_heads).map(rows).collect()
-    }
-}
-
-/// A range of memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Memory {
-    address: usize,
-    bytes: usize,
-}
-
-impl Memory {
-    fn of(value: &Value<DynTensorValueType>) -> Self {
-        let bytes = value.data_type().byte_size(value.shape().num_elements());
-        Self { address: value.data_ptr().addr(), bytes: bytes.unwrap_or(0) }
-    }
-
-    /// Whether the two have a byte in common.
-    pub(super) fn overlaps(self, other: Self) -> bool {
-        let (a, b) = (self.address, other.address);
-        self.bytes > 0 && other.bytes > 0 && a < b + other.bytes && b < a + self.bytes
-    }
-}
-
-/// An output of a call.
-pub(super) struct Output<'c> {
-    name: &'static str,
-    value: ValueRefMut<'c, DynTensorValueType>,
-    memory: Memory,
-}
-
-impl<'c> Output<'c> {
-    /// Output `index` of `shape`, `None` if the node does not have it.
-    pub(super) fn new(
-        context: &'c ComputeContext,
-        index: usize,
-        name: &'static str,
-        shape: &[usize],
-    ) -> Result<Option<Self>, Failure> {
-        if index >= context.num_outputs()? {
-            return Ok(None);
-        }
-        let dims: Vec<_> = shape.iter().map(|&d| d as i64).collect();
-        // A host may have bound memory of another shape, or there is no memory of this one.
-        let refused = |e: ort::Error| CallError::Output { name, problem: format!("shape {shape:?} is refused: {e}") };
-        let value = context.output(index, dims).map_err(refused)?;
-        let value = value.map(|v| v.downcast::<DynTensorValueType>()).transpose()?;
-        Ok(value.map(|value| Self { name, memory: Memory::of(&value), value }))
-    }
-
-    /// An output that every node has.
-    pub(super) fn required(
-        context: &'c ComputeContext,
-        index: usize,
-        name: &'static str,
-        shape: &[usize],
-    ) -> Result<Self, Failure> {
-        let missing = || CallError::Output { name, problem: "is required".into() };
-        Ok(Self::new(context, index, name, shape)?.ok_or_else(missing)?)
-    }
-
-    /// Where its bytes begin.
-    pub(super) fn address(&mut self) -> *mut u8 {
-        self.value.data_ptr().cast_mut().cast()
-    }
-
-    /// Its memory.
-    pub(super) fn memory(&self) -> Memory {
-        self.memory
-    }
-
-    /// Checks that it shares no memory with `other`.
-    pub(super) fn check_apart(&self, other: &Self) -> Result<(), Failure> {
-        match self.memory.overlaps(other.memory) {
-            true => Err(self.error(format!("shares memory with {}; bind other memory", other.name)).into()),
-            false => Ok(()),
-        }
-    }
-
-    /// An error about this output.
-    pub(super) fn error(&self, problem: impl Into<String>) -> CallError {
-        CallError::Output { name: self.name, problem: problem.into() }
-    }
-
-    /// Its elements as an array of `shape`, which has as many.
-    pub(super) fn array<E, D>(&mut self, shape: D) -> Result<ArrayViewMut<'_, E, D>, Failure>
-    where
-        E: PrimitiveTensorElementType,
-        D: Dimension,
-    {
-        let name = self.name;
-        let elements = self.value.try_extract_tensor_mut::<E>()?.1;
-        let view = ArrayViewMut::from_shape(shape, elements);
-        Ok(view.map_err(|e| CallError::Output { name, problem: e.to_string() })?)
-    }
-
-    /// Its elements as `[B, Hq, L, D]`, lying as queries do.
-    pub(super) fn heads<T: Tensor>(&mut self, geometry: &Geometry) -> Result<ArrayViewMut4<'_, T>, Failure> {
-        let &Geometry { batch, new, query_heads, layout, .. } = geometry;
-        let d = geometry.head_dim();
-        Ok(match layout {
-            QueryLayout::Heads => self.array(Dim([batch, query_heads, new, d]))?,
-            _ => self.array(Dim([batch, new, query_heads, d]))?.permuted_axes([0, 2, 1, 3]),
-        })
     }
 }

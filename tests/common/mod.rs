@@ -70,12 +70,19 @@ pub struct Case {
 impl Case {
     /// A random call with up to `most_past` past and `most_new` new tokens; the cache holds random bytes.
     pub fn new(seed: u64, most_past: usize, most_new: usize) -> Self {
+        Self::with(seed, most_past, most_new, None)
+    }
+
+    /// The same, with head size, key bits and value bits as `wanted`.
+    pub fn with(seed: u64, most_past: usize, most_new: usize, wanted: Option<(usize, Bits, Bits)>) -> Self {
         let r = &mut Random(seed);
         let (head_dim, value_bits) =
             r.pick(&[(32, 4), (40, 8), (48, 8), (64, 16), (64, 4), (80, 16), (96, 4), (128, 8), (192, 8), (256, 16)]);
+        let head_dim = wanted.map_or(head_dim, |w| w.0);
         let (kv_heads, group) = (1 + r.below(3), r.pick(&[1, 2, 3, 4, 7, 8]));
         let kept_channels = 1 + r.below(head_dim);
         let (key_bits, value_bits) = (Bits::new(r.pick(&[16, 8, 4])).unwrap(), Bits::new(value_bits).unwrap());
+        let (key_bits, value_bits) = wanted.map_or((key_bits, value_bits), |w| (w.1, w.2));
         let padding = 4 * r.below(3);
         let key = KeyLayout::new(head_dim, kept_channels, key_bits, 0).unwrap();
         let value = ValueLayout::new(head_dim, value_bits, 0).unwrap();
@@ -142,6 +149,27 @@ impl Case {
             bias,
             geometry,
             lengths,
+        }
+    }
+
+    /// Replaces the random bytes of the cache by rows of ordinary numbers.
+    pub fn fill_cache(&mut self, seed: u64) {
+        let r = &mut Random(seed);
+        let (g, d) = (self.geometry.clone(), self.geometry.head_dim());
+        for head in 0..g.batch * g.kv_heads {
+            let scale = &self.scale[head % g.kv_heads * d..(head % g.kv_heads + 1) * d];
+            for row in self.past_key[head].chunks_exact_mut(g.key.row_bytes()) {
+                let key: Vec<f32> = (0..d).map(|_| r.normal()).collect();
+                let mut mask = vec![0; d / 8];
+                spark_ort::method::select(&key, &vec![1.0; d], g.key.kept(), &mut mask);
+                let recovery = spark_ort::method::recovery_magnitude(&key, scale, &mask);
+                let pruned = spark_ort::format::PrunedKey { key: &key, mask: &mask, scale, recovery };
+                g.key.encode(pruned, row);
+            }
+            for row in self.past_value[head].chunks_exact_mut(g.value.row_bytes()) {
+                let value: Vec<f32> = (0..d).map(|_| r.normal()).collect();
+                g.value.encode(&value, row);
+            }
         }
     }
 

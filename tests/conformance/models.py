@@ -2,6 +2,9 @@
 
 Graph inputs and outputs have no declared shape unless asked, so that a wrong shape reaches the operator. Inputs are
 graph inputs of the operator's own names, or initializers.
+
+SPARK_TEST_PROVIDER=ROCMExecutionProvider in the environment runs the operators there instead of on the CPU; tests/rocm
+does, on stand-in ROCm libraries.
 """
 
 import os
@@ -20,6 +23,9 @@ SHARED_INPUTS = (
 ).split()
 ATTENTION_INPUTS = SHARED_INPUTS + ["attention_bias"]
 PRUNE_OUTPUTS = ("present_key", "present_value", "present_key_recent", "observed_saliency")
+PROVIDER = os.environ.get("SPARK_TEST_PROVIDER", "CPUExecutionProvider")
+# What Python calls the provider's memory; ONNX Runtime's ROCm package calls it cuda.
+DEVICE = "cpu" if PROVIDER == "CPUExecutionProvider" else "cuda"
 _TENSOR_TYPE = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "u8": TensorProto.UINT8}
 
 
@@ -33,18 +39,18 @@ def library_path():
 
 
 def session(model, threads=1):
-    """CPU session on a ModelProto with the operators registered."""
-    return plain_session(model, threads, library_path())
+    """Session on a ModelProto with the operators registered."""
+    return plain_session(model, threads, library_path(), PROVIDER)
 
 
-def plain_session(model, threads=1, library=None):
-    """CPU session with the operators of `library`, or only ONNX Runtime's own ones."""
+def plain_session(model, threads=1, library=None, provider="CPUExecutionProvider"):
+    """Session with the operators of `library`, or only ONNX Runtime's own ones."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     if library:
         options.register_custom_ops_library(library)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
 
 
 def input_type(name, T, C):
@@ -222,5 +228,5 @@ def as_array(cache):
 
 
 def as_value(array):
-    """OrtValue over the memory of an array, which is copied only if it is not contiguous."""
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    """OrtValue over the memory of an array, which is copied only if it is not contiguous, or to a device."""
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), DEVICE, 0)

@@ -83,7 +83,7 @@ def random_case(seed):
     return s, options, T, pick(T, "u8")
 
 
-@pytest.mark.parametrize("seed", range(400))
+@pytest.mark.parametrize("seed", range(400 if models.DEVICE == "cpu" else 100))
 def test_random_combination(seed):
     s, options, T, C = random_case(seed)
     check(s, cases.call(seed, s, T, C, **options), T, C)
@@ -332,6 +332,7 @@ def test_one_shared_cache_and_one_growing(name):
         assert (got[b, :, past + new :] == feeds[name][b, :, past + new :]).all()
 
 
+@pytest.mark.skipif(models.DEVICE != "cpu", reason="memory of a device is aligned to 4 bytes, see tests/rocm")
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_unaligned_container(offset):
     """A uint8 cache may start at any address, though its rows hold float16 fields."""

@@ -1,0 +1,104 @@
+// What a kernel is told: one structure, by value. src/hip/params.rs mirrors it; both sides assert its size and offsets.
+//
+// All pointers are device pointers, null where the call has no such tensor. They are aligned to 4 bytes at least.
+// Everything but the contents of tensors was validated on the host.
+#ifndef SPARK_CALL_H
+#define SPARK_CALL_H
+
+// Sequences whose lengths fit a call; larger batches take several launches.
+#define SPARK_MAX_SEQUENCES 64
+// T, the type of query, key, value and output.
+#define SPARK_FLOAT16 0
+#define SPARK_FLOAT32 1
+#define SPARK_BFLOAT16 2
+// Greatest head size.
+#define SPARK_MAX_HEAD_DIM 256
+
+// Tokens of T: channel j of head h of token i of sequence b is element b * batch + h * head + i * token + j.
+struct SparkTokens {
+    const void* data;
+    long long batch;
+    long long head;
+    long long token;
+};
+
+// Past tokens of a sequence, and valid new ones; further new ones are right padding.
+struct SparkSequence {
+    unsigned past;
+    unsigned valid;
+};
+
+struct SparkCall {
+    SparkTokens query;  // [B, Hq, L, D]
+    SparkTokens key;    // [B, Hk, L, D]
+    SparkTokens value;  // [B, Hk, L, D]
+    SparkTokens output; // [B, Hq, L, D], written
+
+    const void* past_key;   // rows, [B, Hk, past_rows, key_row_bytes]
+    const void* past_value; // rows, [B, Hk, past_rows, value_row_bytes]
+    void* present_key;      // rows, [B, Hk, present_rows, key_row_bytes]
+    void* present_value;    // rows, [B, Hk, present_rows, value_row_bytes]
+
+    const void* past_recent; // T, [B, Hk, past_recent_rows, D]
+    void* present_recent;    // T, [B, Hk, present_recent_rows, D]
+
+    const void* cos_cache;         // T, [positions, D / 2]
+    const void* sin_cache;         // T, [positions, D / 2]
+    const long long* position_ids; // [B, L]; null: past + index
+
+    const float* query_saliency; // [Hk, D]; null: ones
+    float* observed_saliency;    // [B, Hk, D]
+
+    const void* bias;     // T, [B or 1, Hq or 1, L, columns]
+    long long bias_batch; // its strides in elements, 0 where the dimension is 1
+    long long bias_head;
+    long long bias_token;
+
+    // Prune: n by which keys are pruned, float32 [sequences, Hk, D]. Attention: partial softmax states, see states.h.
+    void* workspace;
+
+    unsigned scalar;       // T
+    unsigned new_tokens;   // L
+    unsigned past_rows;    // P
+    unsigned present_rows; // S
+    unsigned query_heads;  // Hq
+    unsigned kv_heads;     // Hk
+    unsigned group;        // Hq / Hk
+    unsigned head_dim;     // D
+    unsigned kept;         // T_k
+
+    unsigned key_bits;
+    unsigned value_bits;
+    unsigned key_row_bytes;
+    unsigned value_row_bytes;
+
+    unsigned recover;        // 1: pruned channels read as their mean magnitude, 0: as zero
+    unsigned recent_window;
+    unsigned past_recent_rows;
+    unsigned present_recent_rows;
+
+    unsigned rotary;    // 0: none, 1: pairs (j, j + D/2), 2: pairs (2j, 2j + 1)
+    unsigned positions; // rows of cos_cache and sin_cache
+    unsigned observation_window;
+    unsigned causal;
+
+    unsigned window; // keys that a query sees, itself included; 0: all
+    float scale;     // factor of the scores
+    float softcap;   // 0: none
+    unsigned grow;   // bit 0: copy past_key to present_key, bit 1: copy past_value to present_value
+
+    unsigned first_sequence; // of the launch, in the batch
+    unsigned sequences;      // of the launch
+    unsigned splits;         // pieces that the keys of a sequence are cut into, each a state of its own
+    unsigned split_keys;     // keys of a piece
+
+    unsigned reserved;
+
+    SparkSequence sequence[SPARK_MAX_SEQUENCES]; // of the launch
+};
+
+static_assert(sizeof(SparkTokens) == 32, "mirrored in src/hip/params.rs");
+static_assert(sizeof(SparkSequence) == 8, "mirrored in src/hip/params.rs");
+static_assert(sizeof(SparkCall) == 888, "mirrored in src/hip/params.rs");
+
+#endif

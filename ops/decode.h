@@ -1,0 +1,322 @@
+// Decoding: recovery attention for few queries. A block takes a piece of the keys of one KV head and up to COLUMNS of its
+// queries, (new token, query head) pairs; its waves take tiles of keys in turn.
+//
+// In a wave, OCTETS lanes share a row, eight channels each, and WAVE / OCTETS rows stand side by side: a key is decoded
+// once for all queries, the reduction of a product stays within OCTETS lanes, and what a value adds to the output stays in
+// the lane. Key rows come to LDS as they are, in whole cache lines, because where a kept channel lies depends on the
+// row's mask; value rows go straight to registers, and are asked for before the scores are computed. The greatest score
+// moves once a tile.
+#ifndef SPARK_DECODE_H
+#define SPARK_DECODE_H
+
+#include "row.h"
+#include "scores.h"
+#include "states.h"
+
+SPARK_CONSTANT u32 DECODE_WAVES = 4;
+
+// Rows that a lane has under way.
+template <u32 COLUMNS>
+struct DecodeSteps {
+    SPARK_CONSTANT u32 STEPS = COLUMNS > 1 ? 2 : 4;
+};
+
+// Keys in rows, or dense: in past_key_recent and among the new tokens, few of either.
+enum KeyKind { STORED, DENSE };
+
+template <u32 OCTETS, u32 COLUMNS>
+struct Decode {
+    SPARK_CONSTANT u32 ROWS = WAVE / OCTETS; // of a wave, side by side
+    SPARK_CONSTANT u32 STEPS = DecodeSteps<COLUMNS>::STEPS;
+    SPARK_CONSTANT u32 TILE = ROWS * STEPS;
+
+    const SparkCall& call;
+    const Sequence& s;
+    const u32 kv_head;
+    const u32 octet, row; // of the lane
+    const bool active;    // whether the head has so many octets
+    const KeyReader<OCTETS> reader;
+
+    const u32 first_column;
+    const Shared<float> units; // of the D channels. 16-bit keys: c. Quantised ones: 1 / c, with c in the query.
+    Keys seen[COLUMNS];
+    float query[COLUMNS][8];
+
+    float max[COLUMNS], sum[COLUMNS], weighted[COLUMNS][8];
+
+    // LDS: D units, which stay; COLUMNS * D queries and D scales.
+    SPARK_FN Decode(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column)
+        : call(call), s(s), kv_head(kv_head), octet(lane() % OCTETS), row(lane() / OCTETS),
+          active(8 * octet < call.head_dim), reader(octet), first_column(first_column), units(0) {
+        const u32 d = call.head_dim;
+        const Shared<float> queries(4 * d), scales(4 * (COLUMNS + 1) * d);
+        for (u32 j = thread(); j < d; j += DECODE_WAVES * WAVE) {
+            const float scale = channel_scale(call, kv_head, j);
+            scales.store(j, call.key_bits == 16 ? 1.0f : scale);
+            units.store(j, call.key_bits == 16 ? scale : 1.0f / scale);
+        }
+        block_barrier();
+        for (u32 n = thread(); n < COLUMNS * d / 8; n += DECODE_WAVES * WAVE) {
+            const u32 c = n / (d / 8), o = n % (d / 8), column = first_column + c, i = column / call.group;
+            float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            if (i < s.valid) {
+                token_octet(call, call.query, s, kv_head * call.group + column % call.group, i, o, true, q);
+            }
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) queries.store(8 * n + k, q[k] * scales.load(8 * o + k));
+        }
+        block_barrier();
+        SPARK_UNROLL
+        for (u32 c = 0; c < COLUMNS; ++c) {
+            seen[c] = seen_by(call, s, token(c));
+            max[c] = NO_SCORE;
+            sum[c] = 0.0f;
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) {
+                query[c][k] = active ? queries.load(c * d + 8 * octet + k) : 0.0f;
+                weighted[c][k] = 0.0f;
+            }
+        }
+        block_barrier();
+    }
+
+    // Of query `c`.
+    SPARK_FN u32 token(u32 c) const { return (first_column + c) / call.group; }
+    SPARK_FN u32 head(u32 c) const { return kv_head * call.group + (first_column + c) % call.group; }
+
+    SPARK_FN i64 entry() const { return (i64)s.index * call.kv_heads + kv_head; }
+
+    // Copies the fields of `count` key rows, from position `t` on, to LDS from byte `staged` on.
+    SPARK_FN void stage(const KeyLayout& layout, u32 t, u32 count, u32 staged) const {
+        const u8* from = (const u8*)call.past_key + (entry() * call.past_rows + t) * call.key_row_bytes;
+        const Shared<u32> to(staged);
+        wave_barrier();
+        if (4 * layout.words == call.key_row_bytes) {
+            const u32 words = count * layout.words, whole = words / 4 * 4;
+            for (u32 i = 4 * lane(); i < whole; i += 4 * WAVE) {
+                u32 w[4];
+                load_words(from + 4 * i, w);
+                SPARK_UNROLL
+                for (u32 k = 0; k < 4; ++k) to.store(i + k, w[k]);
+            }
+            const u32 i = whole + lane();
+            if (i < words) to.store(i, load((const u32*)from + i));
+        } else {
+            for (u32 r = 0; r < count; ++r) {
+                const u32* words = (const u32*)(from + (i64)r * call.key_row_bytes);
+                for (u32 i = lane(); i < layout.words; i += WAVE) to.store(r * layout.words + i, load(words + i));
+            }
+        }
+        wave_barrier();
+    }
+
+    // A dense key, in the units of rows.
+    SPARK_FN void dense_key(u32 t, float (&key)[8]) const {
+        if (t < s.past) {
+            const i64 at = entry() * call.past_recent_rows + (t - first_dense(call, s));
+            read_some(call.scalar, call.past_recent, at * call.head_dim + 8 * octet, key);
+        } else {
+            token_octet(call, call.key, s, kv_head, t - s.past, octet, true, key);
+        }
+        if (call.key_bits != 16) {
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) key[k] *= units.load(8 * octet + k);
+        }
+    }
+
+    // Adds keys and values from position `t` on, at most N * ROWS and below `end`, all of one kind.
+    template <KeyKind KIND, u32 N>
+    SPARK_FN void tile(const KeyLayout& layout, const ValueLayout& values, u32 staged, u32 t, u32 end) {
+        const u32 count = end - t < N * ROWS ? end - t : N * ROWS;
+        ValueOctet value[N];
+        SPARK_UNROLL
+        for (u32 n = 0; n < N; ++n) {
+            const u32 r = n * ROWS + row;
+            const i64 at = entry() * call.past_rows + t + r;
+            const u8* rows = (const u8*)call.past_value;
+            if (r < count && active && (KIND == STORED || t + r < s.past)) {
+                value[n].fetch(call, values, rows + at * call.value_row_bytes, octet);
+            }
+        }
+        if constexpr (KIND == STORED) stage(layout, t, count, staged);
+        float score[N][COLUMNS];
+        SPARK_UNROLL
+        for (u32 n = 0; n < N; ++n) {
+            const u32 r = n * ROWS + row;
+            float key[8];
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) key[k] = 0.0f;
+            if (r < count && active) {
+                if constexpr (KIND == STORED) {
+                    reader.read(call, layout, staged + 4 * layout.words * r, units, key);
+                } else {
+                    dense_key(t + r, key);
+                }
+            }
+            SPARK_UNROLL
+            for (u32 c = 0; c < COLUMNS; ++c) {
+                const float dot = sum_over(product(query[c], key), OCTETS);
+                score[n][c] = r < count && seen[c].contains(t + r) ? scaled(call, dot) : NO_SCORE;
+            }
+        }
+        if (has_more(call)) add_more(score, t, count);
+        SPARK_UNROLL
+        for (u32 c = 0; c < COLUMNS; ++c) {
+            float most = max[c];
+            SPARK_UNROLL
+            for (u32 n = 0; n < N; ++n) most = greatest(most, score[n][c]);
+            if (most > max[c]) {
+                const float factor = rescale(max[c], most);
+                max[c] = most;
+                sum[c] *= factor;
+                SPARK_UNROLL
+                for (u32 k = 0; k < 8; ++k) weighted[c][k] *= factor;
+            }
+        }
+        SPARK_UNROLL
+        for (u32 n = 0; n < N; ++n) {
+            const u32 r = n * ROWS + row;
+            if (r >= count || !active) continue;
+            float v[8];
+            if (KIND == STORED || t + r < s.past) {
+                value[n].read(call, v);
+            } else {
+                token_octet(call, call.value, s, kv_head, t + r - s.past, octet, false, v);
+            }
+            SPARK_UNROLL
+            for (u32 c = 0; c < COLUMNS; ++c) {
+                const float p = rescale(score[n][c], max[c]);
+                sum[c] += p;
+                SPARK_UNROLL
+                for (u32 k = 0; k < 8; ++k) weighted[c][k] = fused(p, v[k], weighted[c][k]);
+            }
+        }
+    }
+
+    // What softcap and attention_bias make of the scores. Rarely wanted and long, so one copy in a loop that picks a score
+    // by comparisons: registers cannot be indexed.
+    template <u32 N>
+    SPARK_FN void add_more(float (&score)[N][COLUMNS], u32 t, u32 count) const {
+        for (u32 at = 0; at < N * COLUMNS; ++at) {
+            float x = NO_SCORE;
+            SPARK_UNROLL
+            for (u32 n = 0; n < N; ++n) {
+                SPARK_UNROLL
+                for (u32 c = 0; c < COLUMNS; ++c) {
+                    if (at == n * COLUMNS + c) x = score[n][c];
+                }
+            }
+            const u32 r = at / COLUMNS * ROWS + row, c = at % COLUMNS;
+            if (r < count && x > NO_SCORE) x = with_more(call, s, x, head(c), token(c), t + r);
+            SPARK_UNROLL
+            for (u32 n = 0; n < N; ++n) {
+                SPARK_UNROLL
+                for (u32 c = 0; c < COLUMNS; ++c) score[n][c] = at == n * COLUMNS + c ? x : score[n][c];
+            }
+        }
+    }
+
+    template <KeyKind KIND, u32 N>
+    SPARK_FN void tiles(const KeyLayout& layout, const ValueLayout& values, u32 staged, u32 start, u32 end) {
+        const u32 size = N * ROWS;
+        for (u32 t = start + wave() * size; t < end; t += DECODE_WAVES * size) {
+            tile<KIND, N>(layout, values, staged, t, end);
+        }
+    }
+
+    // Adds the state of the same query and channels from elsewhere.
+    SPARK_FN void merge(u32 c, float other_max, float other_sum, const float (&other)[8]) {
+        const float most = greatest(max[c], other_max);
+        const float mine = rescale(max[c], most), its = rescale(other_max, most);
+        max[c] = most;
+        sum[c] = sum[c] * mine + its * other_sum;
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) weighted[c][k] = weighted[c][k] * mine + its * other[k];
+    }
+
+    // Merges the rows that stand side by side: afterwards every row has the state of the wave.
+    SPARK_FN void merge_rows() {
+        SPARK_UNROLL
+        for (u32 n = 0; n < 6; ++n) {
+            const u32 m = 1u << n;
+            if (m < OCTETS || m >= WAVE) continue;
+            SPARK_UNROLL
+            for (u32 c = 0; c < COLUMNS; ++c) {
+                float other[8];
+                SPARK_UNROLL
+                for (u32 k = 0; k < 8; ++k) other[k] = shuffle_xor(weighted[c][k], m);
+                // The lanes without channels have no sum of their own, so it is taken before it is used as one.
+                merge(c, shuffle_xor(max[c], m), shuffle_xor(sum[c], m), other);
+            }
+        }
+    }
+
+    // Merges the waves of the block: afterwards the first one has the state of the block. LDS: half the waves' states.
+    SPARK_FN void merge_waves() {
+        const u32 d = call.head_dim, floats = COLUMNS * (d + 2);
+        const Shared<float> states(4 * d);
+        for (u32 half = DECODE_WAVES / 2; half > 0; half /= 2) {
+            block_barrier();
+            if (wave() >= half && wave() < 2 * half && row == 0 && active) {
+                const u32 at = (wave() - half) * floats;
+                SPARK_UNROLL
+                for (u32 c = 0; c < COLUMNS; ++c) {
+                    SPARK_UNROLL
+                    for (u32 k = 0; k < 8; ++k) states.store(at + c * (d + 2) + 8 * octet + k, weighted[c][k]);
+                    if (octet == 0) {
+                        states.store(at + c * (d + 2) + d, max[c]);
+                        states.store(at + c * (d + 2) + d + 1, sum[c]);
+                    }
+                }
+            }
+            block_barrier();
+            if (wave() < half && row == 0 && active) {
+                const u32 at = wave() * floats;
+                SPARK_UNROLL
+                for (u32 c = 0; c < COLUMNS; ++c) {
+                    float other[8];
+                    SPARK_UNROLL
+                    for (u32 k = 0; k < 8; ++k) other[k] = states.load(at + c * (d + 2) + 8 * octet + k);
+                    merge(c, states.load(at + c * (d + 2) + d), states.load(at + c * (d + 2) + d + 1), other);
+                }
+            }
+        }
+    }
+};
+
+// Blocks: x = chunk of queries + chunks * (piece of the keys + splits * KV head), z = sequence. LDS: D units;
+// then, one after the other in time, what the constructor says, for each wave TILE rows' fields and KEY_SLACK_WORDS, the
+// states of half the waves.
+template <u32 OCTETS, u32 COLUMNS>
+SPARK_FN void decode(const SparkCall& call) {
+    typedef Decode<OCTETS, COLUMNS> Own;
+    const u32 columns = call.group * call.new_tokens, chunks = (columns + COLUMNS - 1) / COLUMNS;
+    const u32 first_column = block_x() % chunks * COLUMNS, split = block_x() / chunks % call.splits;
+    const u32 kv_head = block_x() / chunks / call.splits;
+    const Sequence s(call, block_z());
+    const u32 last_column = (first_column + COLUMNS < columns ? first_column + COLUMNS : columns) - 1;
+    const Keys keys = keys_of(call, s, first_column / call.group, last_column / call.group + 1, split);
+
+    Own own(call, s, kv_head, first_column);
+    const KeyLayout layout(call);
+    const ValueLayout values(call);
+    const u32 staged_words = Own::TILE * layout.words + KEY_SLACK_WORDS;
+    const u32 staged = 4 * (call.head_dim + staged_words * wave());
+    // Channels behind the last row are read, though not used.
+    clear_row(staged, staged_words);
+    const u32 dense = first_dense(call, s);
+    own.template tiles<STORED, Own::STEPS>(layout, values, staged, keys.start, keys.end < dense ? keys.end : dense);
+    own.template tiles<DENSE, 1>(layout, values, staged, keys.start > dense ? keys.start : dense, keys.end);
+    own.merge_rows();
+    own.merge_waves();
+    if (thread() >= WAVE || own.row != 0 || !own.active) return;
+    SPARK_UNROLL
+    for (u32 c = 0; c < COLUMNS; ++c) {
+        // No break: clang 15 does not unroll a loop that has one.
+        if (first_column + c < columns) {
+            write_result(call, own.head(c), own.token(c), split, own.octet, own.max[c], own.sum[c], own.weighted[c]);
+        }
+    }
+}
+
+#endif

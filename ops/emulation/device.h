@@ -1,0 +1,99 @@
+// Primitives on the emulated GPU. Included within a namespace, once for each wave size.
+#ifndef SPARK_EMULATION
+#error "SPARK_EMULATION is the wave size"
+#endif
+
+#define SPARK_FN inline
+#define SPARK_CONSTANT static constexpr
+#define SPARK_KERNEL(name, threads, waves)                                                                                    \
+    static void name(const SparkCall& call);                                                                           \
+    static const emulation::Registration registration_of_##name(#name, WAVE, threads, name);                           \
+    static void name(const SparkCall& call)
+#define SPARK_UNROLL
+
+SPARK_CONSTANT u32 WAVE = SPARK_EMULATION;
+
+SPARK_FN u32 thread() { return emulation::now.thread; }
+SPARK_FN u32 block_x() { return emulation::now.block_x; }
+SPARK_FN u32 block_z() { return emulation::now.block_z; }
+SPARK_FN u32 lane() { return thread() % WAVE; }
+SPARK_FN u32 wave() { return thread() / WAVE; }
+
+template <class V>
+SPARK_FN V load(const V* p) {
+    emulation::check_global(p, sizeof(V), "read");
+    V v;
+    std::memcpy(&v, p, sizeof(V));
+    return v;
+}
+template <class V>
+SPARK_FN void store(V* p, V v) {
+    emulation::check_global(p, sizeof(V), "write");
+    std::memcpy(p, &v, sizeof(V));
+}
+template <u32 N>
+SPARK_FN void load_words(const void* p, u32 (&w)[N]) {
+    emulation::check_global(p, sizeof(w), "read");
+    std::memcpy(w, p, sizeof(w));
+}
+template <u32 N>
+SPARK_FN void store_words(void* p, const u32 (&w)[N]) {
+    emulation::check_global(p, sizeof(w), "write");
+    std::memcpy(p, w, sizeof(w));
+}
+
+template <class V>
+struct Shared {
+    u32 at; // byte offset
+    SPARK_FN explicit Shared(u32 byte) : at(byte) {}
+    SPARK_FN V load(u32 i) const {
+        const u32 byte = at + i * (u32)sizeof(V);
+        emulation::shared_read(byte, sizeof(V));
+        V v;
+        std::memcpy(&v, emulation::now.shared + byte, sizeof(V));
+        return v;
+    }
+    SPARK_FN void store(u32 i, V v) const {
+        const u32 byte = at + i * (u32)sizeof(V);
+        emulation::shared_write(byte, sizeof(V));
+        std::memcpy(emulation::now.shared + byte, &v, sizeof(V));
+    }
+};
+
+SPARK_FN u64 vote(bool b) { return emulation::meet(emulation::Collective::Vote, b, 0); }
+SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
+SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
+SPARK_FN u32 rank_in(u64 mask) { return popcount(mask & (((u64)1 << lane()) - 1)); }
+SPARK_FN u32 bits_of(float x) {
+    u32 b;
+    std::memcpy(&b, &x, 4);
+    return b;
+}
+SPARK_FN float float_of(u32 b) {
+    float x;
+    std::memcpy(&x, &b, 4);
+    return x;
+}
+SPARK_FN u32 shuffle_xor(u32 v, u32 mask) { return (u32)emulation::meet(emulation::Collective::Shuffle, v, mask); }
+SPARK_FN float shuffle_xor(float v, u32 mask) { return float_of(shuffle_xor(bits_of(v), mask)); }
+SPARK_FN void wave_barrier() { emulation::meet(emulation::Collective::WaveBarrier, 0, 0); }
+SPARK_FN void block_barrier() { emulation::meet(emulation::Collective::BlockBarrier, 0, 0); }
+
+// The low word of (high:low) >> shift, shift below 32.
+SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return (u32)(((u64)high << 32 | low) >> shift); }
+
+SPARK_FN float half_to_float(u16 h) { return emulation::half_to_float(h); }
+SPARK_FN u16 float_to_half(float x) { return emulation::float_to_half(x); }
+SPARK_FN float least(float a, float b) { return std::fmin(a, b); }
+SPARK_FN float greatest(float a, float b) { return std::fmax(a, b); }
+// Rounds twice, unlike the devices: the comparison with the CPU has room for either.
+SPARK_FN float fused(float a, float b, float c) { return a * b + c; }
+SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
+    float sum = 0.0f;
+    SPARK_UNROLL
+    for (u32 k = 0; k < 8; ++k) sum = fused(a[k], b[k], sum);
+    return sum;
+}
+SPARK_FN float exp2_of(float x) { return std::exp2(x); }
+SPARK_FN float round_even(float x) { return std::nearbyint(x); }
+SPARK_FN float sqrt_of(float x) { return std::sqrt(x); }

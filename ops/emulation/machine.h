@@ -1,0 +1,53 @@
+// A GPU on the host: blocks run one after the other, the threads of a block as fibers that take turns at barriers and at the
+// primitives in which all lanes of a wave take part. It stops a launch, with an error that names kernel, block, thread and
+// address, at
+//
+// - an access to global memory outside the ranges that were allowed,
+// - a read of LDS that no thread of the block wrote, or beyond what the launch asked for,
+// - an access to LDS that another thread conflicts with and no barrier separates from it,
+// - a wave whose lanes wait for different things, or a block barrier that not all threads reach.
+#ifndef SPARK_EMULATION_MACHINE_H
+#define SPARK_EMULATION_MACHINE_H
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../call.h"
+
+namespace emulation {
+
+using Kernel = void (*)(const SparkCall&);
+
+// Makes a kernel known by its name.
+struct Registration {
+    Registration(const char* name, unsigned wave, unsigned threads, Kernel kernel);
+};
+
+enum class Collective : unsigned { Vote, Shuffle, WaveBarrier, BlockBarrier };
+
+// What the thread at hand may touch without asking again, and where it is.
+struct Now {
+    unsigned thread, block_x, block_z;
+    const unsigned char *allowed_begin, *allowed_end; // the range of global memory used last
+    unsigned char* shared;
+};
+extern thread_local Now now;
+
+void check_global_slow(const void* p, size_t bytes, const char* access);
+void shared_read(uint32_t at, uint32_t bytes);
+void shared_write(uint32_t at, uint32_t bytes);
+// Waits for all lanes of the wave (all threads of the block for BlockBarrier); what they get from each other.
+uint64_t meet(Collective kind, uint64_t value, unsigned argument);
+
+inline void check_global(const void* p, size_t bytes, const char* access) {
+    const unsigned char* first = static_cast<const unsigned char*>(p);
+    if (first < now.allowed_begin || first + bytes > now.allowed_end) check_global_slow(p, bytes, access);
+}
+
+uint16_t float_to_half(float x);
+float half_to_float(uint16_t h);
+
+} // namespace emulation
+
+#endif

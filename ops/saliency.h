@@ -1,0 +1,43 @@
+// Query saliency: n of every KV head over the last valid queries of a sequence. src/cpu/prune.rs is the reference, and
+// the sums here round as its sums do, so that masks are the same.
+#ifndef SPARK_SALIENCY_H
+#define SPARK_SALIENCY_H
+
+#include "tokens.h"
+
+SPARK_CONSTANT u32 SALIENCY_THREADS = 512;
+
+// Blocks: x = KV head, z = sequence. LDS: a float a thread.
+SPARK_FN void observe(const SparkCall& call) {
+    const Shared<float> squares(0);
+    const u32 head = block_x(), d = call.head_dim;
+    const Sequence s(call, block_z());
+    // Tokens side by side, a thread for each channel of them.
+    const u32 tokens = SALIENCY_THREADS / d, slot = thread() / d, j = thread() % d;
+    const u32 first = s.valid > call.observation_window ? s.valid - call.observation_window : 0;
+    float n = 0.0f;
+    for (u32 w = first; w < s.valid; w += tokens) {
+        if (slot < tokens && w + slot < s.valid) {
+            float sum = 0.0f;
+            for (u32 g = 0; g < call.group; ++g) {
+                sum += channel(call, call.query, s, head * call.group + g, w + slot, j, true);
+            }
+            const float mean = sum / (float)call.group;
+            squares.store(thread(), mean * mean);
+        }
+        block_barrier();
+        if (thread() < d) {
+            for (u32 k = 0; k < tokens && w + k < s.valid; ++k) n += squares.load(k * d + j);
+        }
+        block_barrier();
+    }
+    if (thread() < d) {
+        n = sqrt_of(n);
+        store((float*)call.workspace + ((i64)block_z() * call.kv_heads + head) * d + j, n);
+        if (call.observed_saliency) {
+            store(call.observed_saliency + ((i64)s.index * call.kv_heads + head) * d + j, n);
+        }
+    }
+}
+
+#endif

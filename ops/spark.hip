@@ -1,0 +1,27 @@
+// All kernels, one translation unit for every compiler: hipcc, clang, hipRTC, nvcc, and a host compiler with the emulation.
+// src/hip/plan.rs says which to launch, and how. A kernel's numbers are its most threads, and the waves a SIMD that
+// registers are shared out for (src/hip/plan.rs counts on them).
+#include "decode.h"
+#include "grow.h"
+#include "prefill.h"
+#include "prune.h"
+#include "recent.h"
+#include "saliency.h"
+#include "states.h"
+
+SPARK_KERNEL(spark_grow, 256, 4) { grow_rows(call); }
+SPARK_KERNEL(spark_saliency, 512, 4) { observe(call); }
+SPARK_KERNEL(spark_prune, 256, 8) { prune_tokens(call); }
+SPARK_KERNEL(spark_recent, 256, 4) { write_recent(call); }
+SPARK_KERNEL(spark_merge, 256, 4) { merge_states(call); }
+SPARK_KERNEL(spark_prefill_128, 256, 2) { prefill<128>(call); }
+SPARK_KERNEL(spark_prefill_256, 256, 2) { prefill<256>(call); }
+SPARK_KERNEL(spark_decode_8x1, 256, 3) { decode<8, 1>(call); }
+SPARK_KERNEL(spark_decode_8x4, 256, 3) { decode<8, 4>(call); }
+SPARK_KERNEL(spark_decode_8x8, 256, 2) { decode<8, 8>(call); }
+SPARK_KERNEL(spark_decode_16x1, 256, 3) { decode<16, 1>(call); }
+SPARK_KERNEL(spark_decode_16x4, 256, 3) { decode<16, 4>(call); }
+SPARK_KERNEL(spark_decode_16x8, 256, 2) { decode<16, 8>(call); }
+SPARK_KERNEL(spark_decode_32x1, 256, 3) { decode<32, 1>(call); }
+SPARK_KERNEL(spark_decode_32x4, 256, 3) { decode<32, 4>(call); }
+SPARK_KERNEL(spark_decode_32x8, 256, 2) { decode<32, 8>(call); }

@@ -1,0 +1,77 @@
+// Partial softmax states (Milakov and Gimelshein 2018; FlashInfer's attention state) in the workspace: for every query
+// and every piece of its keys, the weighted sum of values, float32 [queries, splits, D], and after all of them the
+// greatest score and the sum of exponentials, float32 [queries, splits, 2]. A query is (sequence of the launch, query
+// head, new token).
+#ifndef SPARK_STATES_H
+#define SPARK_STATES_H
+
+#include "tokens.h"
+
+SPARK_FN i64 state_index(const SparkCall& call, u32 sequence, u32 head, u32 i, u32 split) {
+    return (((i64)sequence * call.query_heads + head) * call.new_tokens + i) * call.splits + split;
+}
+
+SPARK_FN float* state_values(const SparkCall& call, i64 state) {
+    return (float*)call.workspace + state * call.head_dim;
+}
+
+// Greatest score, sum.
+SPARK_FN float* state_scalars(const SparkCall& call, i64 state) {
+    const i64 states = (i64)call.sequences * call.query_heads * call.new_tokens * call.splits;
+    return (float*)call.workspace + states * call.head_dim + state * 2;
+}
+
+// exp(from - to) for a greatest score `to` that is not below `from`; 0 where no key was seen, without a branch.
+SPARK_FN float rescale(float from, float to) { return exp_of(from > NO_SCORE ? from - to : -1000.0f); }
+
+// Eight channels of a query's result: its output if its keys are in one piece, else the state of the piece.
+SPARK_FN void write_result(const SparkCall& call, u32 head, u32 i, u32 split, u32 octet, float max, float sum,
+                           const float (&weighted)[8]) {
+    if (call.splits == 1) {
+        const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+        float x[8];
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) x[k] = weighted[k] * factor;
+        const i64 at = token_at(call.output, call.first_sequence + block_z(), head, i);
+        write_octet(call.scalar, (void*)call.output.data, at + 8 * octet, x);
+        return;
+    }
+    const i64 state = state_index(call, block_z(), head, i, split);
+    write_octet(SPARK_FLOAT32, state_values(call, state), 8 * octet, weighted);
+    if (octet == 0) {
+        store(state_scalars(call, state), max);
+        store(state_scalars(call, state) + 1, sum);
+    }
+}
+
+SPARK_CONSTANT u32 MERGE_WAVES = 4;
+
+// Merges the states of a query into its output, a wave a query. Blocks: x = MERGE_WAVES queries (head, token), z =
+// sequence.
+SPARK_FN void merge_states(const SparkCall& call) {
+    const u32 query = block_x() * MERGE_WAVES + wave();
+    if (query >= call.query_heads * call.new_tokens) return;
+    const u32 head = query / call.new_tokens, i = query % call.new_tokens;
+    const i64 first = state_index(call, block_z(), head, i, 0);
+    const float* scalars = state_scalars(call, first);
+    float max = NO_SCORE;
+    for (u32 n = lane(); n < call.splits; n += WAVE) max = greatest(max, load(scalars + 2 * n));
+    max = greatest_over(max, WAVE);
+    float sum = 0.0f;
+    for (u32 n = lane(); n < call.splits; n += WAVE) {
+        sum += rescale(load(scalars + 2 * n), max) * load(scalars + 2 * n + 1);
+    }
+    sum = sum_over(sum, WAVE);
+    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+    const i64 at = token_at(call.output, call.first_sequence + block_z(), head, i);
+    for (u32 j = lane(); j < call.head_dim; j += WAVE) {
+        float x = 0.0f;
+        for (u32 n = 0; n < call.splits; ++n) {
+            const float weight = rescale(load(scalars + 2 * n), max);
+            x = fused(weight, load(state_values(call, first + n) + j), x);
+        }
+        write_one(call.scalar, (void*)call.output.data, at + j, x * factor);
+    }
+}
+
+#endif

@@ -1,0 +1,97 @@
+//! `SparkAttention` on a GPU.
+
+use std::marker::PhantomData;
+
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
+};
+
+use super::super::node::{Failure, Node, guard};
+use super::super::output::attention_output;
+use super::super::tensors::Inputs;
+use super::super::{Container, attention::NAME, shape_inference};
+use super::{Call, PROVIDER, Tensor, device, device_inputs, memory};
+use crate::call::{AttentionSettings, Input, check_bias_columns};
+use crate::hip::{Device, plan};
+
+/// `SparkAttention` for tensors of T and caches of C.
+pub(super) struct RocmAttention<T, C>(PhantomData<(T, C)>);
+
+impl<T: Tensor, C: Container> RocmAttention<T, C> {
+    pub(super) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Tensor, C: Container> Operator for RocmAttention<T, C> {
+    type Kernel<'attr> = AttentionKernel<T, C>;
+
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn execution_provider_type(&self) -> Option<&str> {
+        Some(PROVIDER)
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        device_inputs::<T, C>(Input::ALL.len())
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(T::into_tensor_element_type())]
+    }
+
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
+        let node = Node::new(NAME, context);
+        let (settings, device) = node.guard(|| Ok((AttentionSettings::read(context)?, device(context)?)))?;
+        Ok(AttentionKernel { node, settings, device, types: PhantomData })
+    }
+
+    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
+        guard(&format!("{NAME} shape inference"), || Ok(shape_inference::attention(context)?))
+    }
+}
+
+/// The kernel of one node, without anything of any call.
+pub(super) struct AttentionKernel<T, C> {
+    node: Node,
+    settings: AttentionSettings,
+    device: &'static Device,
+    types: PhantomData<(T, C)>,
+}
+
+// The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
+impl<T: Tensor, C: Container> Kernel for AttentionKernel<T, C> {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        self.node.guard(|| compute::<T>(&self.settings, self.device, size_of::<C>(), context))
+    }
+}
+
+fn compute<T: Tensor>(
+    settings: &AttentionSettings,
+    device: &Device,
+    container: usize,
+    context: &ComputeContext,
+) -> Result<(), Failure> {
+    let tensors = Inputs::new(context)?;
+    let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
+    let mut bias_shape = [0; 4];
+    if let Some(shape) = tensors.shape(Input::AttentionBias) {
+        bias_shape.copy_from_slice(shape);
+        check_bias_columns(&lengths, shape[3])?;
+    }
+    if !inputs.past_recent.is_null() {
+        lengths.check_recent(settings.common.recent_window, inputs.past_recent_rows)?;
+    }
+    let mut output = attention_output(context, &tensors, &geometry)?;
+    let attention = plan::AttentionTensors {
+        bias: Call::pointer(&tensors, Input::AttentionBias)?,
+        bias_shape,
+        output: output.address().cast(),
+    };
+    let plan = plan::attention(&device.for_plan(), &geometry, &lengths, settings, &inputs, &attention)?;
+    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of its ROCm provider and keeps them
+    // until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
+    unsafe { memory::run(context, device, output.memory_info(), plan) }
+}

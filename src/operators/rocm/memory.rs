@@ -1,0 +1,79 @@
+//! Device memory for the time of a call, from ONNX Runtime's own arena.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+use ort::memory::{Allocator, MemoryInfo};
+use ort::operator::ComputeContext;
+use ort::{AsPointer, Error};
+
+use super::super::node::Failure;
+use crate::hip::Device;
+use crate::hip::plan::Plan;
+
+/// Runs `plan` on the call's stream, with a workspace next to a tensor of `memory`.
+///
+/// # Safety
+/// As for [`Device::run`], the workspace aside.
+pub(super) unsafe fn run(
+    context: &ComputeContext,
+    device: &Device,
+    memory: &MemoryInfo<'_>,
+    mut plan: Plan,
+) -> Result<(), Failure> {
+    let stream = context.stream()?;
+    let workspace = match plan.workspace_bytes {
+        0 => None,
+        bytes => Some(Workspace::new(context, memory, stream, bytes)?),
+    };
+    if let Some(workspace) = &workspace {
+        plan.set_workspace(workspace.address.as_ptr());
+    }
+    let stream = stream.map_or(std::ptr::null_mut(), NonNull::as_ptr);
+    // SAFETY: by this function's contract. The workspace goes back to the arena when this function ends, before kernels
+    // ran; the arena gives it to work that is queued later on the same stream only.
+    unsafe { device.run(&plan, stream) }?;
+    Ok(())
+}
+
+/// Memory of ONNX Runtime's arena, given back when dropped.
+struct Workspace {
+    allocator: Allocator,
+    address: NonNull<c_void>,
+}
+
+impl Workspace {
+    fn new(
+        context: &ComputeContext,
+        memory: &MemoryInfo<'_>,
+        stream: Option<NonNull<c_void>>,
+        bytes: usize,
+    ) -> Result<Self, Failure> {
+        let none = |why: &str| Error::new(format!("no device memory for a workspace of {bytes} bytes{why}"));
+        let allocator = context.allocator(memory)?;
+        let plain = allocator.alloc::<u8>(bytes).map_err(|e| none(&format!(": {e}")))?;
+        if stream.is_none() {
+            let address = NonNull::new(plain.into_raw()).ok_or_else(|| none(""))?;
+            return Ok(Self { allocator, address });
+        }
+        // With several streams the memory must be the stream's: only a scratch buffer is. Where there is no memory for
+        // one, ONNX Runtime (1.22 at least) ends the process; hence the attempt before, which leaves this much free.
+        drop(plain);
+        let mut address = std::ptr::null_mut();
+        // SAFETY: context and memory info are ONNX Runtime's for the duration of the call, the out pointer is valid, and
+        // there is a stream, which ONNX Runtime would not check. The status is taken over here.
+        unsafe {
+            let scratch = ort::api().KernelContext_GetScratchBuffer;
+            Error::result_from_status(scratch(context.ptr(), memory.ptr(), bytes, &mut address))?;
+        }
+        let address = NonNull::new(address).ok_or_else(|| none(""))?;
+        Ok(Self { allocator, address })
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        // SAFETY: it is of this allocator's arena and is given back once.
+        unsafe { self.allocator.free(self.address.as_ptr()) };
+    }
+}

@@ -1,0 +1,91 @@
+//! `SparkPrune` on a GPU.
+
+use std::marker::PhantomData;
+
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
+};
+
+use super::super::node::{Failure, Node, guard};
+use super::super::output::{Output, PruneOutputs};
+use super::super::tensors::Inputs;
+use super::super::{Container, prune, shape_inference};
+use super::{Call, PROVIDER, Tensor, device, device_inputs, memory};
+use crate::call::{Input, PruneSettings};
+use crate::hip::{Device, plan};
+
+/// `SparkPrune` for tensors of T and caches of C.
+pub(super) struct RocmPrune<T, C>(PhantomData<(T, C)>);
+
+impl<T: Tensor, C: Container> RocmPrune<T, C> {
+    pub(super) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Tensor, C: Container> Operator for RocmPrune<T, C> {
+    type Kernel<'attr> = PruneKernel<T, C>;
+
+    fn name(&self) -> &str {
+        prune::NAME
+    }
+
+    fn execution_provider_type(&self) -> Option<&str> {
+        Some(PROVIDER)
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        device_inputs::<T, C>(Input::QuerySaliency.index() + 1)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        prune::outputs::<T, C>()
+    }
+
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
+        let node = Node::new(prune::NAME, context);
+        let (settings, device) = node.guard(|| Ok((PruneSettings::read(context)?, device(context)?)))?;
+        Ok(PruneKernel { node, settings, device, types: PhantomData })
+    }
+
+    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
+        guard(&format!("{} shape inference", prune::NAME), || Ok(shape_inference::prune(context)?))
+    }
+}
+
+/// The kernel of one node, without anything of any call.
+pub(super) struct PruneKernel<T, C> {
+    node: Node,
+    settings: PruneSettings,
+    device: &'static Device,
+    types: PhantomData<(T, C)>,
+}
+
+// The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
+impl<T: Tensor, C: Container> Kernel for PruneKernel<T, C> {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        self.node.guard(|| compute::<T>(&self.settings, self.device, size_of::<C>(), context))
+    }
+}
+
+fn compute<T: Tensor>(
+    settings: &PruneSettings,
+    device: &Device,
+    container: usize,
+    context: &ComputeContext,
+) -> Result<(), Failure> {
+    let tensors = Inputs::new(context)?;
+    let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
+    let mut present = PruneOutputs::new(context, &tensors, (&geometry, &lengths), settings, container)?;
+    let address = |output: &mut Option<Output<'_>>| output.as_mut().map_or(std::ptr::null_mut(), Output::address);
+    let outputs = plan::PruneOutputs {
+        present_key: present.key.address().cast(),
+        present_value: present.value.address().cast(),
+        present_recent: address(&mut present.recent).cast(),
+        observed_saliency: address(&mut present.observed).cast(),
+    };
+    let plan = plan::prune(&device.for_plan(), &geometry, &lengths, settings, &inputs, &outputs)?;
+    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of its ROCm provider and keeps them
+    // until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
+    unsafe { memory::run(context, device, present.key.memory_info(), plan) }
+}

@@ -1,0 +1,77 @@
+"""The kernels as AMD GPUs get them: compiled for each architecture that a toolchain at hand reaches, and what the code
+objects say of registers, scratch memory and LDS."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .code_object import Kernel, kernels
+
+SOURCES = Path(__file__).parents[2] / "ops"
+# Name, most threads, waves a SIMD that the cost model of src/hip/plan.rs counts on.
+DECLARED = {
+    name: (int(threads), int(waves))
+    for name, threads, waves in re.findall(
+        r"^SPARK_KERNEL\((\w+), (\d+), (\d+)\)", (SOURCES / "spark.hip").read_text(), re.MULTILINE
+    )
+}
+SIZE_OF_CALL = int(re.search(r"sizeof\(SparkCall\) == (\d+)", (SOURCES / "call.h").read_text())[1])
+# Registers of a lane on one SIMD, and how many a wave takes at least at a time (LLVM AMDGPU usage, and the compiler's
+# own occupancy tables).
+CDNA_VGPRS, CDNA_GRANULE = 512, 8
+
+
+def clang_19() -> str | None:
+    """A clang from 19 on with its linker: it needs no device libraries for these sources."""
+    for version in range(22, 18, -1):
+        if shutil.which(f"clang-{version}") and shutil.which(f"ld.lld-{version}"):
+            return f"clang-{version}"
+    return None
+
+
+def compile_with(compiler: str, arch: str, output: Path) -> list[Kernel]:
+    """The kernels as `compiler` makes them for `arch`; warnings are errors."""
+    options = [f"--offload-arch={arch}", "-std=c++17", "-O3", "-Wall", "-Wextra", "-Werror", "--no-gpu-bundle-output"]
+    if compiler == "hipcc":
+        # hipcc links with whatever it finds in this variable too.
+        command = ["hipcc", "--genco", *options]
+    else:
+        command = [compiler, "-x", "hip", "-nogpuinc", "-nogpulib", "--cuda-device-only", "-c", *options]
+    run = subprocess.run([*command, str(SOURCES / "spark.hip"), "-o", str(output)], capture_output=True, text=True)
+    assert run.returncode == 0, f"{' '.join(command)}:\n{run.stderr[-4000:]}"
+    return kernels(output)
+
+
+@pytest.mark.parametrize(
+    ("toolchain", "arch"),
+    [("hipcc", "gfx90a"), ("clang", "gfx942"), ("clang", "gfx1030"), ("clang", "gfx1100")],
+)
+def test_resources(toolchain: str, arch: str, tmp_path: Path) -> None:
+    compiler = shutil.which("hipcc") and "hipcc" if toolchain == "hipcc" else clang_19()
+    if compiler is None:
+        packages = "hipcc" if toolchain == "hipcc" else "clang-19 and lld-19"
+        pytest.skip(f"{arch} not compiled: {packages} (Debian packages) are not installed")
+    found = {k.name: k for k in compile_with(compiler, arch, tmp_path / "spark.co")}
+    assert found.keys() == DECLARED.keys()
+    cdna = arch.startswith("gfx9")
+    for name, kernel in found.items():
+        threads, waves = DECLARED[name]
+        assert kernel.wave_size == (64 if cdna else 32), name
+        assert kernel.scratch == 0 and kernel.vgpr_spills == 0, f"{name} spills to scratch memory: {kernel}"
+        assert kernel.static_lds == 0, f"{name}: all LDS is asked for at launch"
+        assert kernel.arguments == SIZE_OF_CALL, name
+        assert kernel.most_threads == threads, name
+        if cdna:
+            # One file of registers holds VGPRs and AGPRs.
+            registers = -(-(kernel.vgprs + kernel.agprs) // CDNA_GRANULE) * CDNA_GRANULE
+            assert CDNA_VGPRS // registers >= waves, f"{name}: {registers} registers, for {waves} waves a SIMD"
+
+
+def test_a_plan_counts_on_what_is_declared() -> None:
+    """`decode_blocks` of src/hip/plan.rs: a block has one wave on each SIMD."""
+    for name, (_, waves) in DECLARED.items():
+        if decode := re.fullmatch(r"spark_decode_\d+x(\d+)", name):
+            assert waves == (2 if int(decode[1]) > 4 else 3), name

@@ -1,0 +1,82 @@
+"""Decoding on the genuine ROCm execution provider, the cache in device memory."""
+
+import pytest
+
+TYPES = [("f32", "f32"), ("f32", "u8"), ("f16", "f16"), ("f16", "u8")]
+TOLERANCE = {"f32": 1e-5, "f16": 2e-3}
+# Of ONNX Runtime's names of kernels, the ones that a step of decoding may have.
+PLACED = [["SparkAttention", "ROCMExecutionProvider"], ["SparkPrune", "ROCMExecutionProvider"]]
+
+
+def runs(trace):
+    """The lines of each run on the GPU."""
+    found, inside = [], None
+    for line in trace:
+        if line.startswith("-- run"):
+            inside = []
+            found.append(inside)
+        elif line.startswith("-- done"):
+            inside = None
+        elif inside is not None:
+            inside.append(line)
+    return [lines for lines in found if any(line.startswith("launch") for line in lines)]
+
+
+@pytest.mark.parametrize("T,C", TYPES)
+def test_results_are_the_cpu_providers(scenario, T, C):
+    """The same rows to the byte, outputs within rounding; every node on the GPU."""
+    got = scenario("shared", T, C)
+    assert got.result["placed"] == PLACED
+    assert got.result["rows"] == [True, True]
+    assert got.result["difference"] <= TOLERANCE[T]
+
+
+def test_more_sequences_than_fit_one_launch(scenario):
+    got = scenario("shared", "f32", "u8", "0", "67")
+    assert got.result["rows"] == [True, True] and got.result["difference"] <= TOLERANCE["f32"]
+
+
+@pytest.mark.parametrize("C", ["u8", "bf16"])
+def test_bfloat16(scenario, C):
+    for step in scenario("bfloat16", C).result:
+        assert step["rows"] == [True, True]
+        assert step["difference"] <= 8e-3
+
+
+def test_one_stream_and_no_wait(scenario):
+    """All kernels go to the session's stream. Between the first and the last one of a run, nobody waits and nothing is
+    copied; past rows are not either."""
+    steps = runs(scenario("shared").trace)
+    assert len(steps) == 8
+    for step in steps:
+        kernels = [i for i, line in enumerate(step) if line.startswith("launch")]
+        assert len(kernels) >= 2
+        assert {line.split()[3] for line in step if line.startswith("launch")} == {"stream1"}
+        between = step[kernels[0]:kernels[-1]]
+        assert all(line.startswith("launch") for line in between), between
+        assert not any("spark_grow" in line for line in step)
+
+
+def test_decoding_copies_only_lengths_and_no_memory_is_taken(scenario):
+    """What the host gives is on the device already, lengths aside, which stay on the host."""
+    for step in runs(scenario("shared").trace):
+        assert not [line for line in step if line.startswith(("copy", "hipMalloc"))]
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_the_sessions_device(scenario, device):
+    got = scenario("shared", "f16", "u8", str(device), ROCM_SIM_DEVICES="2")
+    assert got.result["placed"] == PLACED and got.result["rows"] == [True, True]
+    assert [line.split()[2] for line in got.lines("hipModuleLoadData")] == [str(device)]
+
+
+def test_a_device_loads_kernels_once(scenario):
+    got = scenario("sessions", "0,1,0,1", ROCM_SIM_DEVICES="2")
+    assert got.result["equal"]
+    assert sorted(line.split()[2] for line in got.lines("hipModuleLoadData")) == ["0", "1"]
+
+
+def test_waves_of_32(scenario):
+    """As RDNA has."""
+    got = scenario("shared", "f16", "u8", ROCM_SIM_WAVE="32")
+    assert got.result["rows"] == [True, True] and got.result["difference"] <= TOLERANCE["f16"]

@@ -1,0 +1,70 @@
+"""Errors of HIP become errors of ONNX Runtime that say which node and which call."""
+
+import re
+
+import pytest
+
+
+@pytest.mark.parametrize("nth,operator", [(1, "SparkPrune"), (4, "SparkAttention")])
+@pytest.mark.parametrize("code,name", [(719, "hipErrorLaunchFailure"), (2, "hipErrorOutOfMemory")])
+def test_a_launch_fails(scenario, nth, operator, code, name):
+    """The call fails; the next one works."""
+    first, second = scenario("plain", ROCM_SIM_FAIL=f"hipModuleLaunchKernel:{nth}:{code}").result["runs"]
+    assert second is None
+    assert re.search(rf"{operator}_node': hipModuleLaunchKernel of spark_\w+ \(grid .*\) failed: {name} \({code}\)", first)
+
+
+def test_a_kernel_faults(scenario):
+    """What happens on the device later is what ONNX Runtime hears of when it waits."""
+    got = scenario("plain", "1", ROCM_SIM_FAIL="kernel:2:700", SCENARIO_ENDS_AT_ONCE="1")
+    assert "illegal memory access" in got.result["runs"][0]
+
+
+def test_memory_runs_out(scenario):
+    """Whichever allocation is the first to fail, it is an error; those that an operator makes name its node."""
+    messages = []
+    for nth in range(1, 40):
+        got = scenario("exact", ROCM_SIM_FAIL=f"hipMalloc:{nth}+:2")
+        if not got.lines("injected"):
+            break
+        messages.append(got.result["session"] or got.result["runs"][0])
+    assert len(messages) > 8 and all(messages)
+    for words in ["SparkPrune_node': output present_key", "SparkAttention_node': output output"]:
+        assert any(words in m for m in messages), messages
+    assert any(re.search(r"Spark\w+_node': no device memory for a workspace of \d+ bytes", m) for m in messages), messages
+
+
+def test_less_memory_than_the_inputs(scenario):
+    got = scenario("plain", "1", ROCM_SIM_MEMORY="40000")
+    assert "memory" in (got.result["session"] or got.result["runs"][0])
+
+
+def test_a_device_that_is_gone(scenario):
+    """When a session is made, ONNX Runtime asks for the device before the operators do."""
+    message = scenario("plain", ROCM_SIM_FAIL="hipGetDevicePropertiesR0600:3:100").result["session"]
+    assert "_node': hipGetDeviceProperties(0) failed: hipErrorNoDevice (100)" in message
+
+
+def test_no_code_for_the_device(scenario):
+    """The error says which device it is, what the library has and what to install."""
+    message = scenario("plain", ROCM_SIM_ARCH="gfx906", ROCM_SIM_FAIL="hiprtcCompileProgram:1:6").result["session"]
+    assert re.search("Spark(Prune|Attention)_node': no kernels for device 0, gfx906: ", message)
+    for words in ["kernels for gfx90a", "hiprtcCompileProgram for gfx906 returned", "hip-runtime-amd",
+                  "SPARK_HIP_ARCHS=gfx906"]:
+        assert words in message, message
+
+
+def test_addresses(scenario):
+    """Device memory that kernels could not read, or would overwrite, is refused before anything is launched."""
+    got = scenario("addresses").result
+    assert got["right"] is None and got["shared"] is None
+    assert "input 0 (query)" in got["odd query"] and "multiple of 4" in got["odd query"]
+    assert "input 3 (past_key)" in got["odd past_key"] and "multiple of 4" in got["odd past_key"]
+    assert "output present_key: shares part of the memory of past_key" in got["partly shared"]
+    assert "output present_key: shares memory with past_value" in got["crossed"]
+    assert "output output: shares memory with query" in got["output over query"]
+
+
+def test_what_the_host_cannot_see(scenario):
+    """Positions beyond the caches are the nearest ones, saliencies that are none are 1."""
+    assert scenario("unchecked").result == {"positions": True, "saliency": True}
