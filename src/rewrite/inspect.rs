@@ -40,7 +40,9 @@ impl Inspection {
     /// It is neither rewritten nor one that could be, and why.
     pub fn new(model: &ModelProto) -> Result<Self, Refusal> {
         let graph = model.graph.as_ref().ok_or_else(|| Refusal::new("the model", "a graph", "none"))?;
-        let prunes: Vec<_> = graph.node.iter().filter(|n| n.is(DOMAIN, "SparkPrune")).collect();
+        let mut prunes: Vec<_> = graph.node.iter().filter(|n| n.is(DOMAIN, "SparkPrune")).collect();
+        // Nodes stand in the order in which they shall run, inputs in that of the layers.
+        prunes.sort_by_key(|n| graph.input.iter().position(|i| Some(i.name()) == n.input_at(3)));
         match prunes.is_empty() {
             true => original(graph, &find_layers(model)?),
             false => rewritten(model, graph, &prunes),
