@@ -597,7 +597,7 @@ mod traps {
             ("fault_unwritten", "reads LDS that nobody wrote, at byte 1024"),
             ("fault_no_barrier", "LDS that another thread"),
             ("fault_no_wave_barrier", "LDS that "),
-            ("fault_overwritten", "writes LDS that another thread read"),
+            ("fault_overwritten", "LDS that another thread"),
             ("fault_divergent", "wait for different things"),
             ("fault_left_alone", "some threads wait at a block barrier"),
         ] {
