@@ -2,7 +2,7 @@
 //!
 //! # Cost model
 //! Decoding reads every cached row once. What bounds it is the memory's bandwidth or the instructions that decode rows,
-//! whichever is slower (`docs/rocm-cost.md` counts both); either way every compute unit must be busy to the end.
+//! whichever is slower (`docs/performance.md` counts both); either way every compute unit must be busy to the end.
 //! - *Bytes in flight.* A memory of bandwidth W and latency t needs W * t bytes under way: 5.3 TB/s and 0.8 us are 4.2 MB, 14
 //!   KB for each of the 304 compute units of an MI300X (1.6 TB/s: 13 KB for each of the 104 of one die of an MI250). A wave
 //!   asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries that is 8 rows or 1.9 KB,

@@ -321,6 +321,19 @@ fn nibbles(codes: &[u8], first: usize) -> __m512i {
     }
 }
 
+/// The sums of the lanes of each quarter of four vectors: a quarter of theirs in each quarter.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters([a, b, c, d]: [__m512i; 4]) -> __m512 {
+    let (a, b) = (_mm512_cvtepi32_ps(a), _mm512_cvtepi32_ps(b));
+    let (c, d) = (_mm512_cvtepi32_ps(c), _mm512_cvtepi32_ps(d));
+    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
+    let high = _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd);
+    _mm512_add_ps(low, high)
+}
+
 /// Products of four `rows` with four queries, `4 * N` vectors of eight channels each.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -338,16 +351,8 @@ fn four_heads<const N: usize>(rows: &[[Words; N]; 4], queries: &[Words], units: 
                 }
             }
         }
-        let [a, b, c, d] = sums;
-        let (a, b) = (_mm512_cvtepi32_ps(a), _mm512_cvtepi32_ps(b));
-        let (c, d) = (_mm512_cvtepi32_ps(c), _mm512_cvtepi32_ps(d));
-        // Each quarter becomes the four rows' sums of one head.
-        let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-        let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-        let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
-        let high = _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd);
         let units = _mm512_broadcast_f32x4(_mm_loadu_ps(units.as_ptr()));
-        let all = _mm512_mul_ps(_mm512_add_ps(low, high), units);
+        let all = _mm512_mul_ps(quarters(sums), units);
         let mut products = [[0.0; 4]; 4];
         _mm512_storeu_ps(products.as_mut_ptr().cast(), all);
         products
@@ -367,14 +372,7 @@ fn one_head<const N: usize>(rows: &[[Words; N]; 4], query: &[Words], units: &[f3
                 *sum = dot(*sum, _mm512_load_si512(row[n].0.as_ptr().cast()), query);
             }
         }
-        let [a, b, c, d] = sums;
-        let (a, b) = (_mm512_cvtepi32_ps(a), _mm512_cvtepi32_ps(b));
-        let (c, d) = (_mm512_cvtepi32_ps(c), _mm512_cvtepi32_ps(d));
-        let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-        let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-        let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
-        let high = _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd);
-        let quarters = _mm512_add_ps(low, high);
+        let quarters = quarters(sums);
         let halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps::<1>(quarters));
         let all = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
         let mut products = [0.0; 4];
