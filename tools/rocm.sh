@@ -45,6 +45,8 @@ export SPARK_ORT_LIBRARY SPARK_TEST_EXPORTS=$exports
 PYTHONPATH=tests .venv/bin/python -m rewrite.prepare "$exports"
 
 export LD_LIBRARY_PATH=$simulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+# What the GPU is compared with is to compute in float32 too.
+export SPARK_ORT_CPU=portable
 export SPARK_EMULATION=$simulated/libspark_emulation.so SPARK_TEST_PROVIDER=ROCMExecutionProvider
 if (($# > 0)); then
     "$python" -m pytest "$@"
