@@ -110,9 +110,9 @@ fn expected_attention(case: &Case) -> Array4<f64> {
     out
 }
 
-/// Of float32, or of int16, which has a quantised row's magnitudes 60 times as fine as the row.
+/// Of float32; or of int16, a hundredth of what quantised rows have lost, some of them much.
 fn tolerance(path: Path) -> f64 {
-    if path == Path::Vnni { 1e-3 } else { 2e-5 }
+    if path == Path::Vnni { 1e-2 } else { 2e-5 }
 }
 
 proptest! {
