@@ -13,12 +13,14 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     fn from_f32(x: f32) -> Self;
 
     /// The value in float32 with NaN read as 0 and the float16 range as limits, so that later sums stay finite.
+    #[inline]
     fn finite(self) -> f32 {
         finite(self.to_f32())
     }
 }
 
 /// NaN as 0, everything else limited to the float16 range.
+#[inline]
 pub fn finite(x: f32) -> f32 {
     if x.is_nan() { 0.0 } else { x.clamp(-F16_MAX, F16_MAX) }
 }

@@ -18,7 +18,7 @@ const MANY_PARTS: usize = 64;
 /// The same where blocks are large, and so is what their parts hold until they merge.
 const MANY_LARGE_PARTS: usize = 16;
 /// Fewest keys worth a part of their own.
-const KEYS_PER_PART: usize = 512;
+const KEYS_PER_PART: usize = 1024;
 
 /// The queries of some new tokens of one sequence, of the heads that share one KV head.
 #[derive(Clone, Debug)]

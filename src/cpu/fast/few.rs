@@ -2,16 +2,20 @@
 
 use std::ops::Range;
 
+use super::ahead::Ahead;
 use super::keys::{KeyReader, Sink};
-use super::values::{Sums, Weights, add_dense, add_rows, in_order};
-use super::{AHEAD, Block, Fast, Place, fetch, scores, whole};
+use super::values::{Sums, add_dense, add_rows, in_order};
+use super::{Block, Fast, Place, scores, whole};
 use crate::cpu::SoftmaxState;
-use crate::cpu::vector::{LANES, Vector, Work};
+use crate::cpu::vector::{LANES, Vector, Work, finite};
 use crate::element::Element;
-use crate::format::KeyLayout;
+use crate::format::MAX_HEAD_DIM;
+
+/// Most blocks of channels.
+const MOST_BLOCKS: usize = MAX_HEAD_DIM / LANES;
 
 /// Keys whose scores are found before their values are added.
-pub(super) const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 128;
 
 /// What the queries of `block` get from the keys at positions `keys`.
 pub(super) fn attend<T: Element, V: Vector>(
@@ -55,6 +59,7 @@ impl<T: Element, P: Vector, const H: usize> Work for Some<'_, '_, '_, T, P, H> {
 }
 
 /// Products of a key with `H` queries.
+#[derive(Clone, Copy)]
 struct Products<'a, V: Vector, const H: usize> {
     queries: &'a [Sums<H>],
     lanes: [V::Lanes; H],
@@ -85,55 +90,59 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
     let (key_layout, value_layout) = (&call.geometry.key, &call.geometry.value);
     let reader = KeyReader::new(key_layout, fast.recovers());
     let scale = call.scale[block.scale.clone()].as_chunks::<LANES>().0;
-    let queries: Vec<Sums<H>> = (0..blocks)
-        .map(|n| {
-            let channels = |h| *block.queries[(first + h) * d + n * LANES..].first_chunk().expect("a block");
-            Sums(std::array::from_fn(channels))
-        })
-        .collect();
-    // q~ = q * c, for rows in units of c.
-    let mut for_rows = queries.clone();
-    if reader.in_units() {
-        for (query, scale) in for_rows.iter_mut().zip(scale) {
-            query.0.iter_mut().for_each(|q| q.iter_mut().zip(scale).for_each(|(q, c)| *q *= c));
+    // On the stack, as all that is needed here: allocating takes as long as reading many rows.
+    let (mut queries, mut for_rows, mut sums) =
+        ([Sums::NONE; MOST_BLOCKS], [Sums::NONE; MOST_BLOCKS], [Sums::NONE; MOST_BLOCKS]);
+    let (queries, for_rows, sums) = (&mut queries[..blocks], &mut for_rows[..blocks], &mut sums[..blocks]);
+    for (h, query) in block.queries[first * d..].chunks_exact(d).enumerate().take(H) {
+        for (n, channels) in query.as_chunks::<LANES>().0.iter().enumerate() {
+            queries[n].0[h] = *channels;
+            // q~ = q * c, for rows in units of c.
+            for_rows[n].0[h] =
+                if reader.in_units() { std::array::from_fn(|j| channels[j] * scale[n][j]) } else { *channels };
         }
     }
-    let mut whole_keys = if V::WHOLE { whole_keys(&reader, key_layout, &for_rows) } else { None };
+    let mut scratch = whole::Scratch::<H>::NONE;
+    let whole::Scratch { keys: for_keys, weights: for_weights } = &mut scratch;
+    let mut whole_keys = None;
+    if V::WHOLE {
+        let by_head = by_head(for_rows);
+        // SAFETY: as the caller.
+        whole_keys = unsafe {
+            whole::Keys::new(key_layout, reader.recovers(), by_head.each_ref().map(|query| &query[..d]), for_keys)
+        };
+    }
     let whole_values = V::WHOLE && whole::takes_values(value_layout);
     let mut max = [f32::NEG_INFINITY; H];
     let mut sum = [0.0; H];
-    let mut sums: Vec<Sums<H>> = vec![Sums([[0.0; LANES]; H]); blocks];
     let mut by_parity = true;
     let (past_key, past_value) = (call.past_key[block.head], call.past_value[block.head]);
     let past = call.lengths.past[block.sequence];
     for (place, positions) in fast.pieces(block.sequence, keys, CHUNK) {
         let count = positions.len();
         let mut products = [[[0.0; LANES]; CHUNK / LANES]; H];
+        let (key_bytes, value_bytes) = (key_layout.row_bytes(), value_layout.row_bytes());
+        let (stored, first) = (matches!(place, Place::Rows | Place::Recent), positions.start);
+        let key_rows = if stored { &past_key[first * key_bytes..] } else { &[] };
+        let value_rows = if stored { &past_value[first * value_bytes..] } else { &[] };
+        let ahead = &Ahead::new((key_rows, key_bytes), (value_rows, value_bytes));
         // SAFETY: as the caller.
         unsafe {
             match place {
                 Place::Rows
                     if let Some(keys) = &mut whole_keys
-                        && keys.products(
-                            &past_key[positions.start * key_layout.row_bytes()..],
-                            count,
-                            &mut products,
-                        ) => {}
+                        && keys.products(key_rows, count, ahead, &mut products) => {}
                 Place::Rows => {
-                    for key in 0..count {
-                        let row = positions.start + key;
-                        fetch(past_key, (row + AHEAD) * key_layout.row_bytes(), key_layout.row_bytes());
-                        fetch(past_value, row * value_layout.row_bytes(), value_layout.row_bytes());
-                        let rows = &past_key[row * key_layout.row_bytes()..];
-                        let mut sink = Products::<V, H> { queries: &for_rows, lanes: [V::splat(0.0); H] };
-                        reader.read::<V>(rows, scale, &mut sink);
-                        put(&mut products, key, V::sums(sink.lanes));
+                    let of = Stored { reader: &reader, rows: key_rows, count, ahead };
+                    // Infinity and NaN, which are rare, show in the products.
+                    if !of.products::<V, H, false>(scale, for_rows, &mut products) {
+                        of.products::<V, H, true>(scale, for_rows, &mut products);
                     }
                 }
-                Place::Recent => dense::<V, H>(&fast.recent(block, positions.clone()), &queries, &mut products),
+                Place::Recent => dense::<V, H>(&fast.recent(block, positions.clone()), queries, &mut products),
                 Place::New => {
                     let [new, _] = fast.new.rows(block.head, positions.start - past, positions.end - past);
-                    dense::<V, H>(new.as_slice().expect("contiguous"), &queries, &mut products);
+                    dense::<V, H>(new.as_slice().expect("contiguous"), queries, &mut products);
                 }
             }
             let used = count.div_ceil(LANES);
@@ -144,7 +153,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                 let state = (&mut max[h], &mut sum[h]);
                 let rescale = scores::to_weights::<T, V>(call, query, positions.clone(), products, state);
                 if rescale != 1.0 {
-                    for sums in &mut sums {
+                    for sums in &mut *sums {
                         V::store(V::mul(V::load(&sums.0[h]), V::splat(rescale)), &mut sums.0[h]);
                     }
                 }
@@ -152,50 +161,95 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
             match place {
                 Place::New => {
                     if std::mem::take(&mut by_parity) {
-                        in_order(value_layout, &mut sums);
+                        in_order(value_layout, sums);
                     }
                     let [_, new] = fast.new.rows(block.head, positions.start - past, positions.end - past);
-                    add_dense::<V, H>(new.as_slice().expect("contiguous"), count, &by_key(&products), &mut sums);
+                    add_dense::<V, H>(new.as_slice().expect("contiguous"), count, &products, sums);
                 }
                 _ => {
-                    let bytes = value_layout.row_bytes();
-                    let rows = &past_value[positions.start * bytes..positions.end * bytes];
+                    let rows = (&value_rows[..count * value_bytes], count);
                     if whole_values {
-                        whole::add_rows(value_layout, rows, count, &products, &mut sums);
+                        whole::add_rows(value_layout, rows, ahead, &products, for_weights, sums);
                     } else {
-                        add_rows::<V, H>(value_layout, rows, count, &by_key(&products), &mut sums);
+                        add_rows::<V, H>(value_layout, rows, ahead, &products, sums);
                     }
                 }
             }
         }
     }
     if by_parity {
-        in_order(value_layout, &mut sums);
+        in_order(value_layout, sums);
     }
     let weighted = |h: usize| sums.iter().flat_map(|sums| sums.0[h]).collect();
     (0..H).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
 }
 
-/// The queries in whole numbers, where rows can be read so.
-fn whole_keys<'a, const H: usize>(
-    reader: &KeyReader<'a>,
-    layout: &'a KeyLayout,
-    queries: &[Sums<H>],
-) -> Option<whole::Keys<'a, H>> {
-    let queries: [Vec<f32>; H] = std::array::from_fn(|h| queries.iter().flat_map(|block| block.0[h]).collect());
-    whole::Keys::new(layout, reader.recovers(), queries.each_ref().map(|q| &q[..]))
+/// Queries by head, `[D]` each.
+fn by_head<const H: usize>(queries: &[Sums<H>]) -> [[f32; MAX_HEAD_DIM]; H] {
+    let mut by_head = [[0.0; MAX_HEAD_DIM]; H];
+    for (h, query) in by_head.iter_mut().enumerate() {
+        query.as_chunks_mut().0.iter_mut().zip(queries).for_each(|(to, of)| *to = of.0[h]);
+    }
+    by_head
 }
 
-/// Weights by key.
-#[inline(always)]
-fn by_key<const H: usize>(weights: &[[[f32; LANES]; CHUNK / LANES]; H]) -> Weights<H> {
-    let mut by_key = [[0.0; H]; CHUNK];
-    for (h, weights) in weights.iter().enumerate() {
-        for (of_key, &p) in by_key.iter_mut().zip(weights.as_flattened()) {
-            of_key[h] = p;
+/// Rows to be multiplied with queries.
+struct Stored<'a> {
+    reader: &'a KeyReader<'a>,
+    /// Begins with `count` rows.
+    rows: &'a [u8],
+    count: usize,
+    ahead: &'a Ahead<'a>,
+}
+
+impl Stored<'_> {
+    /// Products of the rows with the queries; false if they are not finite, as without `SPECIAL` if a row has infinity or
+    /// NaN.
+    #[inline(always)]
+    unsafe fn products<V: Vector, const H: usize, const SPECIAL: bool>(
+        &self,
+        scale: &[[f32; LANES]],
+        queries: &[Sums<H>],
+        products: &mut [[[f32; LANES]; CHUNK / LANES]; H],
+    ) -> bool {
+        // SAFETY: as the caller.
+        unsafe {
+            let mut key = 0;
+            if V::PAIRS {
+                while key + 2 <= self.count {
+                    self.some::<V, H, SPECIAL, 2>(key, scale, queries, products);
+                    key += 2;
+                }
+            }
+            while key < self.count {
+                self.some::<V, H, SPECIAL, 1>(key, scale, queries, products);
+                key += 1;
+            }
+            products.as_flattened().iter().all(|products| finite::<V>(&[V::load(products)]))
         }
     }
-    by_key
+
+    /// Of `R` rows from number `key` on.
+    #[inline(always)]
+    unsafe fn some<V: Vector, const H: usize, const SPECIAL: bool, const R: usize>(
+        &self,
+        key: usize,
+        scale: &[[f32; LANES]],
+        queries: &[Sums<H>],
+        products: &mut [[[f32; LANES]; CHUNK / LANES]; H],
+    ) {
+        let bytes = self.reader.row_bytes();
+        let rows: [&[u8]; R] = std::array::from_fn(|n| &self.rows[(key + n) * bytes..]);
+        // SAFETY: as the caller.
+        unsafe {
+            let mut sinks = [Products::<V, H> { queries, lanes: [V::splat(0.0); H] }; R];
+            self.reader.read_together::<V, _, SPECIAL, R>(rows, scale, &mut sinks);
+            for (n, sink) in sinks.iter().enumerate() {
+                self.ahead.at_key(key + n);
+                put(products, key + n, V::sums(sink.lanes));
+            }
+        }
+    }
 }
 
 /// Products of one key with all queries.

@@ -49,18 +49,59 @@ impl<'a> KeyReader<'a> {
         self.recover
     }
 
+    /// Bytes of a row.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.layout.row_bytes()
+    }
+
     /// Whether [`Self::read`] gives channels in units of c.
     pub(super) fn in_units(&self) -> bool {
         self.layout.bits() != Bits::B16
     }
 
     /// Gives `sink` each block of channels of a key: as stored with 16 bits, `scale` being c, in units of c otherwise.
-    /// `rows` begins with the row; what follows it may be read and is not looked at.
+    /// `rows` begins with the row; what follows it may be read and is not looked at. Without `SPECIAL`, kept channels that
+    /// are stored as infinity or NaN stay what they are.
     ///
     /// # Safety
     /// The processor has the instructions of `V`.
     #[inline(always)]
-    pub(super) unsafe fn read<V: Vector>(&self, rows: &[u8], scale: &[[f32; LANES]], sink: &mut impl Sink<V>) {
+    pub(super) unsafe fn read<V: Vector, const SPECIAL: bool>(
+        &self,
+        rows: &[u8],
+        scale: &[[f32; LANES]],
+        sink: &mut impl Sink<V>,
+    ) {
+        // SAFETY: as this function.
+        unsafe { self.read_together::<V, _, SPECIAL, 1>([rows], scale, std::array::from_mut(sink)) };
+    }
+
+    /// As [`Self::read`], of `R` rows at once.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `V`.
+    #[inline(always)]
+    pub(super) unsafe fn read_together<V: Vector, S: Sink<V>, const SPECIAL: bool, const R: usize>(
+        &self,
+        rows: [&[u8]; R],
+        scale: &[[f32; LANES]],
+        sinks: &mut [S; R],
+    ) {
+        // SAFETY: as this function.
+        unsafe {
+            if rows.iter().all(|rows| self.is_usual(rows)) {
+                self.read_usual::<V, S, SPECIAL, R>(rows, scale, sinks);
+            } else {
+                for (rows, sink) in rows.into_iter().zip(sinks) {
+                    self.read_copy::<V>(rows, scale, sink);
+                }
+            }
+        }
+    }
+
+    /// Whether vectors reach only what is there, and no more channels are marked than kept.
+    #[inline(always)]
+    fn is_usual(&self, rows: &[u8]) -> bool {
         let (words, rest) = rows[..self.layout.mask_bytes()].as_chunks::<8>();
         let mut marked = 0;
         for word in words {
@@ -69,18 +110,10 @@ impl<'a> KeyReader<'a> {
         for byte in rest {
             marked += byte.count_ones();
         }
-        let usual = rows.len() >= self.used + BEYOND && marked as usize <= self.layout.kept();
-        // SAFETY: as this function.
-        unsafe {
-            if usual && (self.in_units() || V::ordinary(&rows[self.layout.codes_at()..self.used])) {
-                self.read_usual::<V, false>(rows, scale, sink);
-            } else {
-                self.read_copy::<V>(rows, scale, sink);
-            }
-        }
+        rows.len() >= self.used + BEYOND && marked as usize <= self.layout.kept()
     }
 
-    /// Reads the last row, which ends with its memory, or one with too many channels marked, infinity or NaN.
+    /// Reads the last row, which ends with its memory, or one with too many channels marked.
     #[cold]
     #[inline(never)]
     unsafe fn read_copy<V: Vector>(&self, rows: &[u8], scale: &[[f32; LANES]], sink: &mut impl Sink<V>) {
@@ -88,54 +121,55 @@ impl<'a> KeyReader<'a> {
         copy[..self.used].copy_from_slice(&rows[..self.used]);
         truncate(&mut copy[..self.layout.mask_bytes()], self.layout.kept());
         // SAFETY: as the caller.
-        unsafe { self.read_usual::<V, true>(&copy, scale, sink) };
+        unsafe { self.read_usual::<V, _, true, 1>([&copy], scale, std::array::from_mut(sink)) };
     }
 
     #[inline(always)]
-    unsafe fn read_usual<V: Vector, const SPECIAL: bool>(
+    unsafe fn read_usual<V: Vector, S: Sink<V>, const SPECIAL: bool, const R: usize>(
         &self,
-        rows: &[u8],
+        rows: [&[u8]; R],
         scale: &[[f32; LANES]],
-        sink: &mut impl Sink<V>,
+        sinks: &mut [S; R],
     ) {
         let layout = self.layout;
-        let row = &rows[..self.used + BEYOND];
         let planes = layout.mask_bytes();
-        let masks = row[..planes].as_chunks::<2>().0;
-        let signs = row[planes..2 * planes].as_chunks::<2>().0;
-        let blocks = masks.iter().zip(signs).map(|(&m, &s)| (u16::from_le_bytes(m), u16::from_le_bytes(s)));
-        let blocks = blocks.zip(scale).enumerate();
-        let codes = &row[layout.codes_at()..];
-        let mut used = 0;
+        let rows = rows.map(|rows| &rows[..self.used + BEYOND]);
+        let mut used = [0; R];
         // SAFETY: as the callers.
         unsafe {
-            let [recovery, least, step, ..] = V::halves(window(row, layout.scalars_at()));
-            let pruned = V::splat(if self.recover { recovery } else { 0.0 });
-            let (least, step) = (V::splat(least), V::splat(step));
-            match layout.bits() {
-                Bits::B16 => {
-                    for (block, ((mask, sign), scale)) in blocks {
-                        let kept = V::expand_f16::<SPECIAL>(window(codes, 2 * used), mask);
-                        used += mask.count_ones() as usize;
-                        let pruned = V::negate(sign, V::mul(pruned, V::load(scale)));
-                        sink.take(block, V::select(mask, kept, pruned));
-                    }
+            let mut pruned = [V::splat(0.0); R];
+            let (mut least, mut step) = (pruned, pruned);
+            for (n, row) in rows.iter().enumerate() {
+                let scalar = |n: usize| V::splat_f16(*window(row, layout.scalars_at() + 2 * n));
+                if self.recover {
+                    pruned[n] = scalar(0);
                 }
-                Bits::B8 => {
-                    for (block, ((mask, sign), _)) in blocks {
-                        let code = V::expand_u8(window(codes, used), mask);
-                        used += mask.count_ones() as usize;
-                        let size = V::mul_add(code, step, V::select(mask, least, pruned));
-                        sink.take(block, V::negate(sign, size));
-                    }
+                if self.in_units() {
+                    (least[n], step[n]) = (scalar(1), scalar(2));
                 }
-                Bits::B4 => {
-                    for (block, ((mask, sign), _)) in blocks {
-                        let code = V::expand_nibbles(window(codes, used / 2), used % 2 == 1, mask);
-                        used += mask.count_ones() as usize;
-                        let size = V::mul_add(code, step, V::select(mask, least, pruned));
-                        sink.take(block, V::negate(sign, size));
-                    }
+            }
+            for (block, scale) in scale.iter().enumerate() {
+                for (n, row) in rows.iter().enumerate() {
+                    let word = |at: usize| u16::from_le_bytes(*window(row, at + 2 * block));
+                    let (mask, sign) = (word(0), word(planes));
+                    let codes = &row[layout.codes_at()..];
+                    let x = match layout.bits() {
+                        Bits::B16 => {
+                            let kept = V::expand_f16::<SPECIAL>(window(codes, 2 * used[n]), mask);
+                            let pruned = V::negate(sign, V::mul(pruned[n], V::load(scale)));
+                            V::select(mask, kept, pruned)
+                        }
+                        bits => {
+                            let code = if bits == Bits::B8 {
+                                V::expand_u8(window(codes, used[n]), mask)
+                            } else {
+                                V::expand_nibbles(window(codes, used[n] / 2), used[n] % 2 == 1, mask)
+                            };
+                            V::negate(sign, V::mul_add(code, step[n], V::select(mask, least[n], pruned[n])))
+                        }
+                    };
+                    used[n] += mask.count_ones() as usize;
+                    sinks[n].take(block, x);
                 }
             }
         }

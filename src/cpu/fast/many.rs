@@ -145,7 +145,7 @@ impl Tile {
                 for (position, key) in positions.clone().zip(self.key.chunks_exact_mut(blocks)) {
                     let mut sink = Kept { key, scale, in_units: reader.in_units() };
                     // SAFETY: as this function.
-                    unsafe { reader.read::<V>(&key_rows[position * key_layout.row_bytes()..], scale, &mut sink) };
+                    unsafe { reader.read::<V, true>(&key_rows[position * key_layout.row_bytes()..], scale, &mut sink) };
                 }
             }
             _ => self.key.as_flattened_mut().copy_from_slice(&fast.recent(block, positions.clone())),

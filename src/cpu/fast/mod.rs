@@ -1,6 +1,7 @@
 //! Attention with vectors: `few` queries read rows as they are, `many` have tiles of rows decoded and multiplied as
 //! matrices.
 
+mod ahead;
 mod few;
 mod keys;
 mod many;
@@ -51,23 +52,6 @@ struct Block {
 #[inline(always)]
 fn window<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
     bytes[at..at + N].first_chunk().expect("N bytes")
-}
-
-/// Rows between the one that is read and the one that is asked for.
-const AHEAD: usize = 64;
-
-/// Asks for the `bytes` bytes at `at` of `rows`, which will be read soon; nothing happens if they are not there. Rows come
-/// in too many strides, and too fast, for a processor to foresee them all.
-#[inline(always)]
-fn fetch(rows: &[u8], at: usize, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (at..at + bytes).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: asking reads nothing and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(rows.as_ptr().wrapping_add(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (rows, at, bytes);
 }
 
 /// Keys between two positions that lie in the same place.

@@ -32,7 +32,7 @@ unsafe fn finish<T: Element, V: Vector>(
     }
     let plain = call.plain_scores();
     // SAFETY: as this function.
-    let greatest = unsafe {
+    unsafe {
         let (scale, low, high) = (V::splat(call.score_scale()), V::splat(f32::MIN), V::splat(f32::MAX));
         let mut greatest = V::splat(f32::NEG_INFINITY);
         for (block, scores) in products.iter_mut().enumerate() {
@@ -48,11 +48,8 @@ unsafe fn finish<T: Element, V: Vector>(
             V::store(x, scores);
             greatest = V::max(greatest, x);
         }
-        let mut lanes = [0.0; LANES];
-        V::store(greatest, &mut lanes);
-        lanes
-    };
-    greatest.into_iter().fold(f32::NEG_INFINITY, f32::max)
+        V::greatest(greatest)
+    }
 }
 
 /// Turns `scores` into `e^(score - max)`, in place, and returns their sum.

@@ -1,12 +1,13 @@
 //! Weighted sums of values, sixteen channels at a time.
 
+use super::ahead::Ahead;
 use super::few::CHUNK;
 use super::window;
-use crate::cpu::vector::{LANES, Vector};
+use crate::cpu::vector::{LANES, Vector, finite};
 use crate::format::{Bits, MAX_HEAD_DIM, ValueLayout};
 
-/// Weights of some keys for `H` queries.
-pub(super) type Weights<const H: usize> = [[f32; H]; CHUNK];
+/// Weights of a chunk's keys, of each of `H` queries.
+pub(super) type Weights<const H: usize> = [[[f32; LANES]; CHUNK / LANES]; H];
 
 /// Numbers of `H` queries in one block of channels. A vector that lies across two cache lines takes twice as long to
 /// read.
@@ -14,13 +15,23 @@ pub(super) type Weights<const H: usize> = [[f32; H]; CHUNK];
 #[repr(C, align(64))]
 pub(super) struct Sums<const H: usize>(pub(super) [[f32; LANES]; H]);
 
+impl<const H: usize> Sums<H> {
+    pub(super) const NONE: Self = Self([[0.0; LANES]; H]);
+}
+
 /// Values of keys, a block of channels at a time.
 trait Source<V: Vector> {
+    /// Whether there may be infinity or NaN.
+    const UNCHECKED: bool = false;
+
     /// Block `n` of the value of `key`. To be `inline(always)`.
     ///
     /// # Safety
     /// The processor has the instructions of `V`.
     unsafe fn block(&self, key: usize, n: usize) -> V::Lanes;
+
+    /// Asks for a value that will be read later.
+    fn ask(&self, _key: usize) {}
 }
 
 /// Rows, of `bytes` each, whose channels begin at `codes`.
@@ -29,9 +40,10 @@ struct Rows<'a> {
     rows: &'a [u8],
     bytes: usize,
     codes: usize,
+    ahead: &'a Ahead<'a>,
 }
 
-/// Channels are float16, infinity or NaN only with `SPECIAL`.
+/// Channels are float16. Without `SPECIAL`, infinity and NaN stay what they are.
 struct Halves<'a, const SPECIAL: bool>(Rows<'a>);
 /// Channels are bytes.
 struct Bytes<'a>(Rows<'a>);
@@ -48,10 +60,16 @@ impl Rows<'_> {
 }
 
 impl<V: Vector, const SPECIAL: bool> Source<V> for Halves<'_, SPECIAL> {
+    const UNCHECKED: bool = !SPECIAL;
+
     #[inline(always)]
     unsafe fn block(&self, key: usize, n: usize) -> V::Lanes {
         // SAFETY: by the trait's contract.
         unsafe { V::from_f16::<SPECIAL>(self.0.window(key, n)) }
+    }
+    #[inline(always)]
+    fn ask(&self, key: usize) {
+        self.0.ahead.at_value(key);
     }
 }
 
@@ -61,6 +79,10 @@ impl<V: Vector> Source<V> for Bytes<'_> {
         // SAFETY: by the trait's contract.
         unsafe { V::from_u8(self.0.window(key, n)) }
     }
+    #[inline(always)]
+    fn ask(&self, key: usize) {
+        self.0.ahead.at_value(key);
+    }
 }
 
 impl<V: Vector> Source<V> for Nibbles<'_> {
@@ -68,6 +90,10 @@ impl<V: Vector> Source<V> for Nibbles<'_> {
     unsafe fn block(&self, key: usize, n: usize) -> V::Lanes {
         // SAFETY: by the trait's contract.
         unsafe { V::from_nibbles(self.0.window(key, n / 2))[n % 2] }
+    }
+    #[inline(always)]
+    fn ask(&self, key: usize) {
+        self.0.ahead.at_value(key);
     }
 }
 
@@ -87,47 +113,52 @@ struct Factors<'w, const H: usize> {
     more: &'w [f32; H],
 }
 
-/// Adds the values of `source` times their weights to `sums`, which begin at block `first`.
+/// Adds the values of `source` times their weights to `sums`, which begin at block `first`. Returns the number of sums that
+/// were added to: all, unless the source's numbers are [`Source::UNCHECKED`] and the next sums would not be finite.
 #[inline(always)]
 unsafe fn add<V: Vector, const H: usize>(
     source: &impl Source<V>,
     factors: &Factors<'_, H>,
     first: usize,
     sums: &mut [Sums<H>],
-) {
+) -> usize {
     // As many blocks at once as registers hold sums of: a weight is then read once for all.
     // SAFETY: as the callers.
     unsafe {
-        let mut at = first;
-        let mut rest = sums;
+        let mut at = 0;
         if H <= 4 {
-            let (fours, left) = rest.as_chunks_mut::<4>();
-            for sums in fours {
-                add_blocks::<V, H, 4>(source, factors, at, sums);
+            while let Some(sums) = sums[at..].first_chunk_mut::<4>() {
+                if !add_blocks::<V, H, 4, _>(source, factors, first + at, sums) {
+                    return at;
+                }
                 at += 4;
             }
-            rest = left;
         }
-        let (pairs, left) = rest.as_chunks_mut::<2>();
-        for sums in pairs {
-            add_blocks::<V, H, 2>(source, factors, at, sums);
+        while let Some(sums) = sums[at..].first_chunk_mut::<2>() {
+            if !add_blocks::<V, H, 2, _>(source, factors, first + at, sums) {
+                return at;
+            }
             at += 2;
         }
-        for sums in left.as_chunks_mut::<1>().0 {
-            add_blocks::<V, H, 1>(source, factors, at, sums);
+        if let Some(sums) = sums[at..].first_chunk_mut::<1>()
+            && add_blocks::<V, H, 1, _>(source, factors, first + at, sums)
+        {
             at += 1;
         }
+        at
     }
 }
 
+/// Adds to `N` blocks; false, and nothing added, if the source's numbers are unchecked and the sums would not be finite.
 #[inline(always)]
-unsafe fn add_blocks<V: Vector, const H: usize, const N: usize>(
-    source: &impl Source<V>,
+unsafe fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
+    source: &S,
     factors: &Factors<'_, H>,
     first: usize,
     sums: &mut [Sums<H>; N],
-) {
+) -> bool {
     let &Factors { keys, weights, more } = factors;
+    let weights: [&[f32]; H] = weights.each_ref().map(|w| &w.as_flattened()[..keys]);
     // SAFETY: as the callers.
     unsafe {
         let mut lanes = [[V::splat(0.0); H]; N];
@@ -136,17 +167,23 @@ unsafe fn add_blocks<V: Vector, const H: usize, const N: usize>(
                 lanes[n][h] = V::add(V::load(&sums[n].0[h]), V::splat(more[h]));
             }
         }
-        for (key, weights) in weights.iter().enumerate().take(keys) {
+        for key in 0..keys {
+            if first == 0 {
+                source.ask(key);
+            }
             let mut values = [V::splat(0.0); N];
             for (n, value) in values.iter_mut().enumerate() {
                 *value = source.block(key, first + n);
             }
             for h in 0..H {
-                let weight = V::splat(weights[h]);
+                let weight = V::splat(weights[h][key]);
                 for n in 0..N {
                     lanes[n][h] = V::mul_add(values[n], weight, lanes[n][h]);
                 }
             }
+        }
+        if S::UNCHECKED && !finite::<V>(lanes.as_flattened()) {
+            return false;
         }
         for (lanes, sums) in lanes.iter().zip(sums) {
             for (&lanes, sum) in lanes.iter().zip(&mut sums.0) {
@@ -154,6 +191,7 @@ unsafe fn add_blocks<V: Vector, const H: usize, const N: usize>(
             }
         }
     }
+    true
 }
 
 /// Adds the values of `keys` rows times their `weights` to `sums`, one entry a block of channels. With 4 bits, two blocks
@@ -164,30 +202,29 @@ unsafe fn add_blocks<V: Vector, const H: usize, const N: usize>(
 #[inline(always)]
 pub(super) unsafe fn add_rows<V: Vector, const H: usize>(
     layout: &ValueLayout,
-    rows: &[u8],
-    keys: usize,
+    (rows, keys): (&[u8], usize),
+    ahead: &Ahead,
     weights: &Weights<H>,
     sums: &mut [Sums<H>],
 ) {
-    let all = Rows { rows, bytes: layout.row_bytes(), codes: layout.codes_at() };
+    let all = Rows { rows, bytes: layout.row_bytes(), codes: layout.codes_at(), ahead };
     // SAFETY: as this function.
     unsafe {
         match layout.bits() {
             Bits::B16 => {
                 let factors = Factors { keys, weights, more: &[0.0; H] };
-                if V::ordinary(&rows[..keys * layout.row_bytes()]) {
-                    add::<V, H>(&Halves::<false>(all), &factors, 0, sums);
-                } else {
-                    add::<V, H>(&Halves::<true>(all), &factors, 0, sums);
-                }
+                // Infinity and NaN, which are rare, show in the sums.
+                let added = add::<V, H>(&Halves::<false>(all), &factors, 0, sums);
+                add::<V, H>(&Halves::<true>(all), &factors, added, &mut sums[added..]);
             }
             Bits::B8 => {
-                let (mut weighted, mut least) = ([[[0.0; H]; CHUNK]], [[0.0; H]]);
+                let (mut weighted, mut least) = ([[[[0.0; LANES]; CHUNK / LANES]; H]], [[0.0; H]]);
                 scaled::<V, H>(layout, rows, keys, weights, &mut weighted, &mut least);
                 add::<V, H>(&Bytes(all), &Factors { keys, weights: &weighted[0], more: &least[0] }, 0, sums);
             }
             Bits::B4 => {
-                let (mut weighted, mut least) = ([[[0.0; H]; CHUNK]; MOST_GROUPS], [[0.0; H]; MOST_GROUPS]);
+                let (mut weighted, mut least) =
+                    ([[[[0.0; LANES]; CHUNK / LANES]; H]; MOST_GROUPS], [[0.0; H]; MOST_GROUPS]);
                 let groups = sums.len() / 2;
                 scaled::<V, H>(layout, rows, keys, weights, &mut weighted[..groups], &mut least[..groups]);
                 for (group, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
@@ -233,8 +270,9 @@ unsafe fn scaled<V: Vector, const H: usize>(
         let pairs = unsafe { pairs::<V>(layout, row) };
         for (([scale, minimum], scaled), least) in pairs.into_iter().zip(&mut *scaled).zip(&mut *least) {
             for h in 0..H {
-                scaled[key][h] = weights[key][h] * scale;
-                least[h] += weights[key][h] * minimum;
+                let weight = weights[h].as_flattened()[key];
+                scaled[h].as_flattened_mut()[key] = weight * scale;
+                least[h] += weight * minimum;
             }
         }
     }

@@ -155,6 +155,15 @@ impl Vector for Avx2 {
         })
     }
     #[inline(always)]
+    unsafe fn greatest(x: Lanes) -> f32 {
+        avx2!({
+            let eight = _mm256_max_ps(x[0], x[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        })
+    }
+    #[inline(always)]
     unsafe fn sums<const N: usize>(x: [Lanes; N]) -> [f32; N] {
         let mut sums = [0.0; N];
         for n in 0..N {
@@ -215,6 +224,12 @@ impl Vector for Avx2 {
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {
         let [low, high] = avx2!(nibbles_to_bytes(bytes, skipped));
         avx2!(Self::expand_u8(&(u128::from(high) << 64 | u128::from(low)).to_le_bytes(), mask))
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(bytes: [u8; 2]) -> Lanes {
+        let mut eight = [0; LANES];
+        eight.as_chunks_mut::<2>().0.fill(bytes);
+        avx2!([eight_halves::<true>(&eight); 2])
     }
     #[inline(always)]
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {

@@ -17,7 +17,7 @@ macro_rules! avx512 {
     };
 }
 
-/// float16 as the format reads them: NaN as 0, infinity as the end of the range; without `SPECIAL`, there is neither.
+/// float16 as the format reads them: NaN as 0, infinity as the end of the range; without `SPECIAL`, both as they are.
 #[inline(always)]
 unsafe fn halves<const SPECIAL: bool>(x: __m256i) -> __m512 {
     avx512!({
@@ -58,6 +58,7 @@ expand!(expand_words, "vpexpandw", ymm_reg, __m256i);
 impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
     type Lanes = __m512;
     const WHOLE: bool = WHOLE;
+    const PAIRS: bool = true;
 
     fn is_available() -> bool {
         is_x86_feature_detected!("avx512f")
@@ -123,6 +124,10 @@ impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
         avx512!(_mm512_mask_sub_ps(x, mask, _mm512_set1_ps(-0.0), x))
     }
     #[inline(always)]
+    unsafe fn greatest(x: __m512) -> f32 {
+        avx512!(_mm512_reduce_max_ps(x))
+    }
+    #[inline(always)]
     unsafe fn sums<const N: usize>(x: [__m512; N]) -> [f32; N] {
         let mut sums = [0.0; N];
         let (fours, rest) = x.as_chunks::<4>();
@@ -178,20 +183,6 @@ impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
         })
     }
     #[inline(always)]
-    unsafe fn ordinary(bytes: &[u8]) -> bool {
-        avx512!({
-            let exponent = _mm512_set1_epi16(0x7c00);
-            let (whole, rest) = bytes.as_chunks::<64>();
-            let last = _mm512_maskz_loadu_epi8((1u64 << rest.len()) - 1, rest.as_ptr().cast());
-            let mut special = _mm512_cmpeq_epi16_mask(_mm512_and_si512(last, exponent), exponent);
-            for bytes in whole {
-                let x = _mm512_loadu_si512(bytes.as_ptr().cast());
-                special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, exponent), exponent);
-            }
-            special == 0
-        })
-    }
-    #[inline(always)]
     unsafe fn from_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES]) -> __m512 {
         avx512!(halves::<SPECIAL>(_mm256_loadu_si256(bytes.as_ptr().cast())))
     }
@@ -213,6 +204,10 @@ impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
             let expanded = _mm_maskz_expand_epi8(mask, _mm_set_epi64x(high as i64, low as i64));
             _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(expanded))
         })
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(bytes: [u8; 2]) -> __m512 {
+        avx512!(halves::<true>(_mm256_set1_epi16(i16::from_le_bytes(bytes))))
     }
     #[inline(always)]
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {

@@ -39,6 +39,9 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     /// Whether [`Vector::is_available`] promises what it takes to read quantised rows in whole numbers.
     const WHOLE: bool = false;
 
+    /// Whether there are registers enough for products of two keys with four queries each.
+    const PAIRS: bool = false;
+
     /// Whether this processor has the instructions.
     fn is_available() -> bool;
 
@@ -60,6 +63,8 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     unsafe fn select(mask: u16, yes: Self::Lanes, no: Self::Lanes) -> Self::Lanes;
     /// The other sign where `mask` has a bit.
     unsafe fn negate(mask: u16, x: Self::Lanes) -> Self::Lanes;
+    /// The greatest lane; none may be NaN.
+    unsafe fn greatest(x: Self::Lanes) -> f32;
     /// The sum of the lanes of each.
     unsafe fn sums<const N: usize>(x: [Self::Lanes; N]) -> [f32; N];
     /// e to the power of lanes that are at most 88 and not NaN; 0 from -87 down.
@@ -69,13 +74,8 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     unsafe fn from_u8(bytes: &[u8; LANES]) -> Self::Lanes;
     /// Nibbles as numbers, the low ones and the high ones of each byte.
     unsafe fn from_nibbles(bytes: &[u8; LANES]) -> [Self::Lanes; 2];
-    /// Whether none of the float16 in `bytes` is NaN or infinity.
-    #[inline(always)]
-    unsafe fn ordinary(bytes: &[u8]) -> bool {
-        let sizes = bytes.as_chunks::<2>().0.iter().map(|x| u16::from_le_bytes(*x) & 0x7fff);
-        sizes.fold(0, u16::max) < 0x7c00
-    }
-    /// float16 as they are stored; NaN reads as 0, infinity as the end of the range. Without `SPECIAL`, neither may be there.
+    /// float16 as they are stored; NaN reads as 0, infinity as the end of the range. Without `SPECIAL`, both may stay what they
+    /// are.
     unsafe fn from_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES]) -> Self::Lanes;
     /// The first bytes as numbers, in the lanes where `mask` has a bit; 0 elsewhere.
     unsafe fn expand_u8(bytes: &[u8; LANES], mask: u16) -> Self::Lanes;
@@ -84,8 +84,26 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     /// The first nibbles, low before high, but for a `skipped` low one, as numbers in the lanes where `mask` has a bit; 0
     /// elsewhere.
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Self::Lanes;
-    /// Eight float16, read as by `from_f16`.
+    /// A float16, read as by `from_f16` with `SPECIAL`, in all lanes.
+    unsafe fn splat_f16(bytes: [u8; 2]) -> Self::Lanes;
+    /// Eight float16, read as by `from_f16` with `SPECIAL`.
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2];
+}
+
+/// Whether no lane of any of `x` is infinite or NaN.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn finite<V: Vector>(x: &[V::Lanes]) -> bool {
+    // SAFETY: as this function.
+    unsafe {
+        let mut zeros = V::splat(0.0);
+        for &x in x {
+            zeros = V::mul_add(x, V::splat(0.0), zeros);
+        }
+        V::sums([zeros]) == [0.0]
+    }
 }
 
 /// Something to do with vectors.
@@ -149,12 +167,16 @@ mod tests {
                     assert_eq!(get(V::expand_u8(first, mask))[i], expanded);
                     let expanded = if has(i) { halves(rank(i)) } else { 0.0 };
                     assert_eq!(get(V::expand_f16::<true>(&bytes, mask))[i], expanded);
-                    if V::ordinary(&bytes) {
+                    let special = |i: usize| bytes[2 * i + 1] & 0x7c == 0x7c;
+                    if !special(i) {
                         assert_eq!(get(V::from_f16::<false>(&bytes))[i], halves(i));
+                    }
+                    if !special(rank(i)) {
                         assert_eq!(get(V::expand_f16::<false>(&bytes, mask))[i], expanded);
                     }
-                    let special = |n: usize| (0..n).any(|i| bytes[2 * i + 1] & 0x7c == 0x7c);
-                    assert_eq!(V::ordinary(&bytes[..2 * i]), !special(i));
+                    let hidden = V::from_f16::<false>(&bytes);
+                    assert_eq!(finite::<V>(&[b, V::select(1 << i, hidden, b)]), get(hidden)[i].is_finite());
+                    assert_eq!(get(V::splat_f16([bytes[2 * i], bytes[2 * i + 1]])), [halves(i); 16]);
                     for skipped in [false, true] {
                         let at = rank(i) + usize::from(skipped);
                         let expanded = if has(i) { f32::from(bytes[at / 2] >> (4 * (at % 2)) & 15) } else { 0.0 };
@@ -166,6 +188,7 @@ mod tests {
                 close(sums[1], y.iter().sum());
                 close(sums[2], 24.0);
                 close(V::sums([a])[0], sums[0]);
+                assert_eq!(V::greatest(a), x.into_iter().fold(f32::NEG_INFINITY, f32::max));
             }
         }
     }

@@ -106,6 +106,10 @@ impl Vector for Portable {
         lanes!(i => f32::from_bits(x[i].to_bits() ^ u32::from(mask >> i & 1) << 31))
     }
     #[inline(always)]
+    unsafe fn greatest(x: Lanes) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
     unsafe fn sums<const N: usize>(x: [Lanes; N]) -> [f32; N] {
         let mut sums = [0.0; N];
         for n in 0..N {
@@ -147,6 +151,10 @@ impl Vector for Portable {
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {
         let nibbles = u128::from_le_bytes(*bytes) >> (4 * u32::from(skipped));
         expand(lanes!(i => (nibbles >> (4 * i) & 15) as f32), mask)
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(bytes: [u8; 2]) -> Lanes {
+        [f16::from_le_bytes(bytes).finite(); LANES]
     }
     #[inline(always)]
     unsafe fn halves(bytes: &[u8; LANES]) -> [f32; LANES / 2] {

@@ -7,7 +7,10 @@
 //! lost already.
 
 mod keys;
+mod lanes;
+mod sizes;
 mod values;
+mod weights;
 
 pub(super) use keys::Keys;
 pub(super) use values::add_rows;
@@ -23,6 +26,16 @@ const CHANNELS: usize = 64;
 
 /// Keys whose scalars share vectors.
 const ROWS: usize = 16;
+
+/// Room for what is known of a chunk while `H` queries read it.
+pub(super) struct Scratch<const H: usize> {
+    pub(super) keys: keys::Scratch,
+    pub(super) weights: weights::Scaled<H>,
+}
+
+impl<const H: usize> Scratch<H> {
+    pub(super) const NONE: Self = Self { keys: keys::Scratch::NONE, weights: weights::Scaled::NONE };
+}
 
 /// A vector of int16.
 #[derive(Clone, Copy)]
@@ -96,13 +109,6 @@ fn expand(mask: u64, x: __m512i) -> __m512i {
         )
     };
     expanded
-}
-
-/// The greatest lane.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn greatest(x: __m512) -> f32 {
-    _mm512_reduce_max_ps(x)
 }
 
 /// Weights of a chunk's keys, of each query.

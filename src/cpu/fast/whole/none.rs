@@ -1,5 +1,6 @@
 //! Processors for which nothing is written in whole numbers.
 
+use super::ahead::Ahead;
 use super::few::CHUNK;
 use super::values::Sums;
 use crate::cpu::vector::LANES;
@@ -8,12 +9,28 @@ use crate::format::{KeyLayout, ValueLayout};
 /// There are none.
 pub(super) struct Keys<'a, const H: usize>(&'a KeyLayout, std::convert::Infallible);
 
+/// Nothing is written down.
+pub(super) struct Scratch<const H: usize> {
+    pub(super) keys: (),
+    pub(super) weights: (),
+}
+
+impl<const H: usize> Scratch<H> {
+    pub(super) const NONE: Self = Self { keys: (), weights: () };
+}
+
 impl<'a, const H: usize> Keys<'a, H> {
-    pub(super) fn new(_: &'a KeyLayout, _: bool, _: [&[f32]; H]) -> Option<Self> {
+    pub(super) unsafe fn new(_: &'a KeyLayout, _: bool, _: [&[f32]; H], _: &'a mut ()) -> Option<Self> {
         None
     }
 
-    pub(super) unsafe fn products(&self, _: &[u8], _: usize, _: &mut [[[f32; LANES]; CHUNK / LANES]; H]) -> bool {
+    pub(super) unsafe fn products(
+        &mut self,
+        _: &[u8],
+        _: usize,
+        _: &Ahead,
+        _: &mut [[[f32; LANES]; CHUNK / LANES]; H],
+    ) -> bool {
         match self.1 {}
     }
 }
@@ -24,9 +41,10 @@ pub(super) fn takes_values(_: &ValueLayout) -> bool {
 
 pub(super) unsafe fn add_rows<const H: usize>(
     _: &ValueLayout,
-    _: &[u8],
-    _: usize,
+    _: (&[u8], usize),
+    _: &Ahead,
     _: &[[[f32; LANES]; CHUNK / LANES]; H],
+    _: &mut (),
     _: &mut [Sums<H>],
 ) {
     unreachable!("takes none");

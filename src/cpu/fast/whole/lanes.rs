@@ -1,0 +1,134 @@
+//! Sums and maxima over lanes of many vectors at once, and words of many rows as vectors.
+
+use std::arch::x86_64::*;
+
+/// The sums of neighbours among the lanes of `a`, then of `b`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn sums_of_pairs(a: __m512, b: __m512) -> __m512 {
+    let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    _mm512_add_ps(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+}
+
+/// The greatest of the sums of the lanes of each quarter.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn greatest_quarter(x: __m512) -> f32 {
+    let pairs = _mm512_add_ps(x, _mm512_permute_ps::<0b10_11_00_01>(x));
+    _mm512_reduce_max_ps(_mm512_add_ps(pairs, _mm512_permute_ps::<0b01_00_11_10>(pairs)))
+}
+
+/// In each quarter, the sums of the lanes of that quarter of each of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn over_heads(x: [__m512i; 4]) -> __m512 {
+    let [a, b, c, d] = x;
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)))
+}
+
+/// Functions that reduce the lanes of each vector to one number by an instruction: four vectors at once.
+macro_rules! reduce {
+    ($(#[$doc:meta])* $name:ident, $wide:ident, $half:ident, $quarter:ident) => {
+        $(#[$doc])*
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+        pub(super) fn $name<const N: usize>(x: [__m512; N]) -> [f32; N] {
+            let mut reduced = [0.0; N];
+            for (reduced, x) in reduced.chunks_mut(4).zip(x.chunks(4)) {
+                let mut four = [_mm512_setzero_ps(); 4];
+                four[..x.len()].copy_from_slice(x);
+                let [a, b, c, d] = four;
+                let ab = $wide(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let cd = $wide(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
+                let quarters = $wide(low, _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd));
+                let halves = $half(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps::<1>(quarters));
+                let all = $quarter(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+                let mut numbers = [0.0; 4];
+                // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
+                unsafe { _mm_storeu_ps(numbers.as_mut_ptr(), all) };
+                reduced.copy_from_slice(&numbers[..reduced.len()]);
+            }
+            reduced
+        }
+    };
+}
+
+reduce!(
+    /// The sum of the lanes of each.
+    sums_of_each,
+    _mm512_add_ps,
+    _mm256_add_ps,
+    _mm_add_ps
+);
+reduce!(
+    /// The greatest lane of each.
+    greatest_of_each,
+    _mm512_max_ps,
+    _mm256_max_ps,
+    _mm_max_ps
+);
+
+/// In quarter `n`, the sum of the quarters of `x[n]`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn over_quarters(x: [__m512; 4]) -> __m512 {
+    let [a, b, c, d] = x;
+    let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
+    let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0b01_00_01_00>(c, d), _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d));
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd), _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd))
+}
+
+/// Within each quarter, lane `m` of `x[n]` as lane `n` of the vector `m`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn transposed(x: [__m512; 4]) -> [__m512; 4] {
+    let [a, b, c, d] = x;
+    let (ab, ab_high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let (cd, cd_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    [
+        _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd),
+        _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd),
+        _mm512_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high),
+        _mm512_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high),
+    ]
+}
+
+/// Quarter `m` of `x[n]` as quarter `n` of the vector `m`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn quarters_transposed(x: [__m512i; 4]) -> [__m512i; 4] {
+    let [a, b, c, d] = x;
+    let (ab, ab_high) = (_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b));
+    let (cd, cd_high) = (_mm512_shuffle_i32x4::<0b01_00_01_00>(c, d), _mm512_shuffle_i32x4::<0b11_10_11_10>(c, d));
+    [
+        _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd),
+        _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd),
+        _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_high, cd_high),
+        _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_high, cd_high),
+    ]
+}
+
+/// The first four words of sixteen rows, `stride` bytes apart from `first` on: a vector a word, a lane a row.
+///
+/// # Safety
+/// 16 bytes can be read from each row's beginning on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn columns(first: *const u8, stride: usize) -> [__m512i; 4] {
+    let mut rows = [_mm512_setzero_ps(); 4];
+    for (n, rows) in rows.iter_mut().enumerate() {
+        // SAFETY: by this function's contract.
+        unsafe {
+            let row = |m: usize| _mm_loadu_ps(first.add((4 * m + n) * stride).cast());
+            let low = _mm512_castps128_ps512(row(0));
+            let low = _mm512_insertf32x4::<1>(low, row(1));
+            let low = _mm512_insertf32x4::<2>(low, row(2));
+            *rows = _mm512_insertf32x4::<3>(low, row(3));
+        }
+    }
+    transposed(rows).map(|x| _mm512_castps_si512(x))
+}
