@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::ahead::Ahead;
+use super::halves::{self, Halves};
 use super::keys::{KeyReader, Sink};
 use super::values::{Sums, add_dense, add_rows, in_order};
 use super::{Block, Fast, Place, scores, whole};
@@ -68,9 +69,12 @@ struct Products<'a, V: Vector, const H: usize> {
 impl<V: Vector, const H: usize> Sink<V> for Products<'_, V, H> {
     #[inline(always)]
     unsafe fn take(&mut self, n: usize, x: V::Lanes) {
-        for h in 0..H {
+        debug_assert!(n < self.queries.len());
+        // SAFETY: by the trait's contract, and queries have all blocks of the head.
+        let queries = unsafe { self.queries.get_unchecked(n) };
+        for (lanes, query) in self.lanes.iter_mut().zip(&queries.0) {
             // SAFETY: by the trait's contract.
-            self.lanes[h] = unsafe { V::mul_add(x, V::load(&self.queries[n].0[h]), self.lanes[h]) };
+            *lanes = unsafe { V::mul_add(x, V::load(query), *lanes) };
         }
     }
 }
@@ -112,6 +116,11 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
             whole::Keys::new(key_layout, reader.recovers(), by_head.each_ref().map(|query| &query[..d]), for_keys)
         };
     }
+    let mut for_halves = halves::Scratch::NONE;
+    let mut half_keys = None;
+    if V::WIDE {
+        half_keys = Halves::new(key_layout, reader.recovers(), (&*queries, scale), &mut for_halves);
+    }
     let whole_values = V::WHOLE && whole::takes_values(value_layout);
     let mut max = [f32::NEG_INFINITY; H];
     let mut sum = [0.0; H];
@@ -133,7 +142,11 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                     if let Some(keys) = &mut whole_keys
                         && keys.products(key_rows, count, ahead, &mut products) => {}
                 Place::Rows => {
-                    let of = Stored { reader: &reader, rows: key_rows, count, ahead };
+                    let read = match &mut half_keys {
+                        Some(keys) => keys.products(key_rows, count, ahead, &mut products),
+                        None => 0,
+                    };
+                    let of = Stored { reader: &reader, rows: key_rows, read, count, ahead };
                     // Infinity and NaN, which are rare, show in the products.
                     if !of.products::<V, H, false>(scale, for_rows, &mut products) {
                         of.products::<V, H, true>(scale, for_rows, &mut products);
@@ -196,8 +209,9 @@ fn by_head<const H: usize>(queries: &[Sums<H>]) -> [[f32; MAX_HEAD_DIM]; H] {
 /// Rows to be multiplied with queries.
 struct Stored<'a> {
     reader: &'a KeyReader<'a>,
-    /// Begins with `count` rows.
+    /// Begins with `count` rows, of which `read` have their products.
     rows: &'a [u8],
+    read: usize,
     count: usize,
     ahead: &'a Ahead<'a>,
 }
@@ -214,7 +228,7 @@ impl Stored<'_> {
     ) -> bool {
         // SAFETY: as the caller.
         unsafe {
-            let mut key = 0;
+            let mut key = self.read;
             if V::PAIRS {
                 while key + 2 <= self.count {
                     self.some::<V, H, SPECIAL, 2>(key, scale, queries, products);

@@ -1,11 +1,11 @@
 //! Key rows, sixteen channels at a time.
 
-use super::window;
+use super::window_unchecked;
 use crate::cpu::vector::{LANES, Vector};
 use crate::format::{Bits, KeyLayout, MAX_HEAD_DIM};
 
-/// Bytes beyond the last code that a vector may reach.
-const BEYOND: usize = 2 * LANES;
+/// Bytes beyond the last code that vectors may reach.
+const BEYOND: usize = 4 * LANES;
 
 /// Most bytes that the fields of a row take.
 const MOST_BYTES: usize = MAX_HEAD_DIM / 4 + 6 + 2 * MAX_HEAD_DIM;
@@ -23,7 +23,7 @@ pub(super) trait Sink<V: Vector> {
     /// Takes the channels of block `n`. To be `inline(always)`.
     ///
     /// # Safety
-    /// The processor has the instructions of `V`.
+    /// The processor has the instructions of `V`, and the head has such a block.
     unsafe fn take(&mut self, n: usize, x: V::Lanes);
 }
 
@@ -124,6 +124,10 @@ impl<'a> KeyReader<'a> {
         unsafe { self.read_usual::<V, _, true, 1>([&copy], scale, std::array::from_mut(sink)) };
     }
 
+    /// Reads rows that [`Self::is_usual`].
+    ///
+    /// # Safety
+    /// That, and the processor has the instructions of `V`.
     #[inline(always)]
     unsafe fn read_usual<V: Vector, S: Sink<V>, const SPECIAL: bool, const R: usize>(
         &self,
@@ -134,13 +138,15 @@ impl<'a> KeyReader<'a> {
         let layout = self.layout;
         let planes = layout.mask_bytes();
         let rows = rows.map(|rows| &rows[..self.used + BEYOND]);
+        assert_eq!(scale.len() * LANES, layout.head_dim());
         let mut used = [0; R];
-        // SAFETY: as the callers.
+        // SAFETY: as this function. Two planes of a bit for each channel of `scale` begin a row, and scalars follow. No more
+        // codes are used than are kept, so that behind those of any block there are as many bytes as BEYOND.
         unsafe {
             let mut pruned = [V::splat(0.0); R];
             let (mut least, mut step) = (pruned, pruned);
             for (n, row) in rows.iter().enumerate() {
-                let scalar = |n: usize| V::splat_f16(*window(row, layout.scalars_at() + 2 * n));
+                let scalar = |n: usize| V::splat_f16(*window_unchecked(row, layout.scalars_at() + 2 * n));
                 if self.recover {
                     pruned[n] = scalar(0);
                 }
@@ -148,28 +154,48 @@ impl<'a> KeyReader<'a> {
                     (least[n], step[n]) = (scalar(1), scalar(2));
                 }
             }
-            for (block, scale) in scale.iter().enumerate() {
-                for (n, row) in rows.iter().enumerate() {
-                    let word = |at: usize| u16::from_le_bytes(*window(row, at + 2 * block));
+            if layout.bits() == Bits::B16 {
+                let (pairs, rest) = scale.as_chunks::<2>();
+                for (pair, [first, second]) in pairs.iter().enumerate() {
+                    for n in 0..R {
+                        let word = |at: usize| u32::from_le_bytes(*window_unchecked(rows[n], at + 4 * pair));
+                        let (mask, sign) = (word(0), word(planes));
+                        let others = [
+                            V::negate(sign as u16, V::mul(pruned[n], V::load(first))),
+                            V::negate((sign >> 16) as u16, V::mul(pruned[n], V::load(second))),
+                        ];
+                        let codes = window_unchecked(rows[n], layout.codes_at() + 2 * used[n]);
+                        let [x, y] = V::expand_halves::<SPECIAL>(codes, mask, others);
+                        used[n] += mask.count_ones() as usize;
+                        sinks[n].take(2 * pair, x);
+                        sinks[n].take(2 * pair + 1, y);
+                    }
+                }
+                if let [last] = rest {
+                    for n in 0..R {
+                        let word = |at: usize| u16::from_le_bytes(*window_unchecked(rows[n], at + 4 * pairs.len()));
+                        let (mask, sign) = (word(0), word(planes));
+                        let kept =
+                            V::expand_f16::<SPECIAL>(window_unchecked(rows[n], layout.codes_at() + 2 * used[n]), mask);
+                        let other = V::negate(sign, V::mul(pruned[n], V::load(last)));
+                        sinks[n].take(2 * pairs.len(), V::select(mask, kept, other));
+                    }
+                }
+                return;
+            }
+            for block in 0..scale.len() {
+                for n in 0..R {
+                    let word = |at: usize| u16::from_le_bytes(*window_unchecked(rows[n], at + 2 * block));
                     let (mask, sign) = (word(0), word(planes));
-                    let codes = &row[layout.codes_at()..];
-                    let x = match layout.bits() {
-                        Bits::B16 => {
-                            let kept = V::expand_f16::<SPECIAL>(window(codes, 2 * used[n]), mask);
-                            let pruned = V::negate(sign, V::mul(pruned[n], V::load(scale)));
-                            V::select(mask, kept, pruned)
-                        }
-                        bits => {
-                            let code = if bits == Bits::B8 {
-                                V::expand_u8(window(codes, used[n]), mask)
-                            } else {
-                                V::expand_nibbles(window(codes, used[n] / 2), used[n] % 2 == 1, mask)
-                            };
-                            V::negate(sign, V::mul_add(code, step[n], V::select(mask, least[n], pruned[n])))
-                        }
+                    let codes = layout.codes_at();
+                    let code = if layout.bits() == Bits::B8 {
+                        V::expand_u8(window_unchecked(rows[n], codes + used[n]), mask)
+                    } else {
+                        V::expand_nibbles(window_unchecked(rows[n], codes + used[n] / 2), used[n] % 2 == 1, mask)
                     };
                     used[n] += mask.count_ones() as usize;
-                    sinks[n].take(block, x);
+                    let size = V::mul_add(code, step[n], V::select(mask, least[n], pruned[n]));
+                    sinks[n].take(block, V::negate(sign, size));
                 }
             }
         }

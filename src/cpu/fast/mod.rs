@@ -3,7 +3,14 @@
 
 mod ahead;
 mod few;
+#[cfg(target_arch = "x86_64")]
+mod halves;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "halves_none.rs"]
+mod halves;
 mod keys;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 mod many;
 mod scores;
 mod values;
@@ -52,6 +59,18 @@ struct Block {
 #[inline(always)]
 fn window<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
     bytes[at..at + N].first_chunk().expect("N bytes")
+}
+
+/// As [`window`], where a check, or rather what a compiler keeps in memory lest the check fails, would take longer than what
+/// is done with the bytes.
+///
+/// # Safety
+/// There are `N` bytes at `at`.
+#[inline(always)]
+unsafe fn window_unchecked<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
+    debug_assert!(at + N <= bytes.len());
+    // SAFETY: by this function's contract; arrays of bytes need no alignment.
+    unsafe { &*bytes.as_ptr().add(at).cast() }
 }
 
 /// Keys between two positions that lie in the same place.

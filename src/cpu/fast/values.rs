@@ -150,6 +150,7 @@ unsafe fn add<V: Vector, const H: usize>(
 }
 
 /// Adds to `N` blocks; false, and nothing added, if the source's numbers are unchecked and the sums would not be finite.
+#[expect(clippy::needless_range_loop, reason = "several arrays have the same index")]
 #[inline(always)]
 unsafe fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
     source: &S,

@@ -34,10 +34,10 @@ unsafe fn halves<const SPECIAL: bool>(x: __m256i) -> __m512 {
 /// Functions of one instruction that reads its operand from a register: the compiler has the intrinsics read memory, which
 /// is several times slower.
 macro_rules! expand {
-    ($name:ident, $instruction:literal, $register:ident, $vector:ty) => {
+    ($name:ident, $instruction:literal, $register:ident, $vector:ty, $mask:ty) => {
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,avx2")]
-        fn $name(mask: u16, x: $vector) -> $vector {
+        fn $name(mask: $mask, x: $vector) -> $vector {
             let expanded;
             // SAFETY: the instruction touches but these registers; the function needs what it takes.
             unsafe {
@@ -52,12 +52,14 @@ macro_rules! expand {
     };
 }
 
-expand!(expand_bytes, "vpexpandb", xmm_reg, __m128i);
-expand!(expand_words, "vpexpandw", ymm_reg, __m256i);
+expand!(expand_bytes, "vpexpandb", xmm_reg, __m128i, u16);
+expand!(expand_words, "vpexpandw", ymm_reg, __m256i, u16);
+expand!(expand_all_words, "vpexpandw", zmm_reg, __m512i, u32);
 
 impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
     type Lanes = __m512;
     const WHOLE: bool = WHOLE;
+    const WIDE: bool = true;
     const PAIRS: bool = true;
 
     fn is_available() -> bool {
@@ -69,14 +71,12 @@ impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
             && is_x86_feature_detected!("bmi2")
             && is_x86_feature_detected!("popcnt")
             && is_x86_feature_detected!("fma")
-            && (!WHOLE
-                || is_x86_feature_detected!("avx512vbmi")
-                    && is_x86_feature_detected!("avx512vnni")
-                    && is_x86_feature_detected!("f16c"))
+            && is_x86_feature_detected!("f16c")
+            && (!WHOLE || is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512vnni"))
     }
     #[inline(always)]
     unsafe fn run<W: Work>(work: W) -> W::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,bmi2,popcnt,fma,avx2")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,f16c,bmi2,popcnt,fma,avx2")]
         fn inner<W: Work, const WHOLE: bool>(work: W) -> W::Output {
             // SAFETY: `run` is only called where the processor has the instructions.
             unsafe { work.with::<Avx512<WHOLE>>() }
@@ -196,6 +196,19 @@ impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
     #[inline(always)]
     unsafe fn expand_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES], mask: u16) -> __m512 {
         avx512!(halves::<SPECIAL>(expand_words(mask, _mm256_loadu_si256(bytes.as_ptr().cast()))))
+    }
+    #[inline(always)]
+    unsafe fn expand_halves<const SPECIAL: bool>(
+        bytes: &[u8; 4 * LANES],
+        mask: u32,
+        others: [__m512; 2],
+    ) -> [__m512; 2] {
+        avx512!({
+            let words = expand_all_words(mask, _mm512_loadu_si512(bytes.as_ptr().cast()));
+            let [low, high] = [_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64::<1>(words)];
+            let (low, high) = (halves::<SPECIAL>(low), halves::<SPECIAL>(high));
+            [Self::select(mask as u16, low, others[0]), Self::select((mask >> 16) as u16, high, others[1])]
+        })
     }
     #[inline(always)]
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> __m512 {

@@ -39,6 +39,8 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     /// Whether [`Vector::is_available`] promises what it takes to read quantised rows in whole numbers.
     const WHOLE: bool = false;
 
+    /// Whether [`Vector::is_available`] promises what it takes to read float16 rows with the registers of AVX-512.
+    const WIDE: bool = false;
     /// Whether there are registers enough for products of two keys with four queries each.
     const PAIRS: bool = false;
 
@@ -81,6 +83,28 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     unsafe fn expand_u8(bytes: &[u8; LANES], mask: u16) -> Self::Lanes;
     /// The first float16 in the lanes where `mask` has a bit, read as by `from_f16`; 0 elsewhere.
     unsafe fn expand_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES], mask: u16) -> Self::Lanes;
+    /// As `expand_f16` in two vectors, one after the other, but with the lanes of `others` elsewhere.
+    #[inline(always)]
+    unsafe fn expand_halves<const SPECIAL: bool>(
+        bytes: &[u8; 4 * LANES],
+        mask: u32,
+        others: [Self::Lanes; 2],
+    ) -> [Self::Lanes; 2] {
+        let (low, high) = (mask as u16, (mask >> 16) as u16);
+        let used = 2 * low.count_ones() as usize;
+        let second = bytes[used..].first_chunk().expect("at most half of them are used");
+        // SAFETY: by the trait's contract.
+        unsafe {
+            [
+                Self::select(
+                    low,
+                    Self::expand_f16::<SPECIAL>(bytes.first_chunk().expect("half of them"), low),
+                    others[0],
+                ),
+                Self::select(high, Self::expand_f16::<SPECIAL>(second, high), others[1]),
+            ]
+        }
+    }
     /// The first nibbles, low before high, but for a `skipped` low one, as numbers in the lanes where `mask` has a bit; 0
     /// elsewhere.
     unsafe fn expand_nibbles(bytes: &[u8; LANES], skipped: bool, mask: u16) -> Self::Lanes;

@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use super::super::ahead::Ahead;
 use super::super::few::CHUNK;
 use super::super::keys::truncate;
-use super::lanes::{columns, greatest_quarter, over_heads, over_quarters, sums_of_pairs, transposed};
+use super::super::lanes::{ROWS, RowSums, columns, greatest_quarter, over_heads_whole, sums_of_pairs};
 use super::sizes::{Scalars, SizeReader};
-use super::{CHANNELS, NO_WORDS, ROWS, Words, dot, takes};
+use super::{CHANNELS, NO_WORDS, Words, dot, takes};
 use crate::cpu::vector::LANES;
 use crate::format::{Bits, KeyLayout, MAX_HEAD_DIM};
 
@@ -38,11 +38,11 @@ pub(in crate::cpu::fast) struct Keys<'a, const H: usize> {
 /// Room for what is known of the rows of a chunk while it is read.
 pub(in crate::cpu::fast) struct Scratch {
     scalars: Scalars,
-    sums: Sums,
+    sums: RowSums,
 }
 
 impl Scratch {
-    pub(super) const NONE: Self = Self { scalars: Scalars::NONE, sums: Sums::NONE };
+    pub(super) const NONE: Self = Self { scalars: Scalars::NONE, sums: RowSums::NONE };
 }
 
 impl<'a, const H: usize> Keys<'a, H> {
@@ -170,60 +170,31 @@ impl<'a, const H: usize> Keys<'a, H> {
             return Read::Done;
         }
         assert!(count <= CHUNK && rows.len() >= (count - 1) * stride + self.reach());
+        let of = Multiplied { layout, recover: self.recover, queries: &self.queries, rows, stride, count, ahead };
         let Scratch { scalars, sums } = &mut *self.scratch;
-        for group in 0..groups {
-            // SAFETY: there are sixteen more rows, of which each can be read up to `reach`, which is more than 16 bytes from
-            // the scalars on.
-            let [recovery_least, step, ..] =
-                unsafe { columns(rows.as_ptr().add(group * ROWS * stride + layout.scalars_at()), stride) };
-            if !scalars.set(group, recovery_least, step, layout.bits(), self.recover) {
-                return Read::Foreign;
-            }
-        }
-        let of = Multiplied { layout, queries: &self.queries, rows, stride, count, scalars, ahead };
-        // SAFETY: as the assertion says, and `new` made as many vectors of channels for each query as heads have.
-        let most = unsafe {
+        // SAFETY: as the assertion says.
+        let read = unsafe {
             match (layout.bits(), layout.head_dim()) {
-                (Bits::B8, 64) => sum_quarters::<false, 1, H>(&of, sums),
-                (Bits::B8, 128) => sum_quarters::<false, 2, H>(&of, sums),
-                (Bits::B8, 192) => sum_quarters::<false, 3, H>(&of, sums),
-                (Bits::B8, _) => sum_quarters::<false, 4, H>(&of, sums),
-                (_, 64) => sum_quarters::<true, 1, H>(&of, sums),
-                (_, 128) => sum_quarters::<true, 2, H>(&of, sums),
-                (_, 192) => sum_quarters::<true, 3, H>(&of, sums),
-                _ => sum_quarters::<true, 4, H>(&of, sums),
+                (Bits::B8, 64) => sum_quarters::<false, 1, H>(&of, scalars, sums),
+                (Bits::B8, 128) => sum_quarters::<false, 2, H>(&of, scalars, sums),
+                (Bits::B8, 192) => sum_quarters::<false, 3, H>(&of, scalars, sums),
+                (Bits::B8, _) => sum_quarters::<false, 4, H>(&of, scalars, sums),
+                (_, 64) => sum_quarters::<true, 1, H>(&of, scalars, sums),
+                (_, 128) => sum_quarters::<true, 2, H>(&of, scalars, sums),
+                (_, 192) => sum_quarters::<true, 3, H>(&of, scalars, sums),
+                _ => sum_quarters::<true, 4, H>(&of, scalars, sums),
             }
         };
         for group in 0..groups {
-            self.put(group, products);
-        }
-        if most <= layout.kept() { Read::Done } else { Read::Crowded }
-    }
-
-    /// Puts products where they belong: those of the `group`th sixteen rows.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn put(&self, group: usize, products: &mut Products<H>) {
-        let Scratch { scalars, sums } = &*self.scratch;
-        for (four, sums) in sums.0.iter().enumerate().take(H.div_ceil(4)) {
-            let sums: &[[f32; LANES]; ROWS] = sums[group * ROWS..].first_chunk().expect("sixteen rows");
-            let mut by_row = [_mm512_setzero_ps(); 4];
-            for (m, by_row) in by_row.iter_mut().enumerate() {
-                // Every fourth row together, so that in the end all are in order.
-                let mut rows = [_mm512_setzero_ps(); 4];
-                for (n, row) in rows.iter_mut().enumerate() {
-                    // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
-                    *row = unsafe { _mm512_loadu_ps(sums[4 * n + m].as_ptr()) };
+            for (four, products) in products.chunks_mut(4).enumerate() {
+                for (h, (of_head, products)) in sums.by_head(four, group).into_iter().zip(products).enumerate() {
+                    let unit = _mm512_mul_ps(scalars.units(group), _mm512_set1_ps(self.units[4 * four + h]));
+                    // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
+                    unsafe { _mm512_storeu_ps(products[group].as_mut_ptr(), _mm512_mul_ps(of_head, unit)) };
                 }
-                *by_row = over_quarters(rows);
-            }
-            for (h, of_head) in transposed(by_row).into_iter().enumerate().take(H - 4 * four) {
-                let h = 4 * four + h;
-                let unit = _mm512_mul_ps(scalars.units(group), _mm512_set1_ps(self.units[h]));
-                // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
-                unsafe { _mm512_storeu_ps(products[h][group].as_mut_ptr(), _mm512_mul_ps(of_head, unit)) };
             }
         }
+        read
     }
 }
 
@@ -236,43 +207,63 @@ enum Read {
     Foreign,
 }
 
-/// What is multiplied: queries with the `count` first of `rows`, `stride` bytes apart.
+/// What is multiplied: queries with the `count` first of `rows`, `stride` bytes apart, whose pruned channels read as zero
+/// unless `recover`.
 struct Multiplied<'a> {
     layout: &'a KeyLayout,
+    recover: bool,
     queries: &'a [Words],
     rows: &'a [u8],
     stride: usize,
     count: usize,
-    scalars: &'a Scalars,
     ahead: Option<&'a Ahead<'a>>,
 }
 
-/// For four heads each and every row of a chunk, the sums of each quarter of lanes, a head a lane.
-#[repr(C, align(64))]
-struct Sums([[[f32; LANES]; CHUNK]; 2]);
-
-impl Sums {
-    const NONE: Self = Self([[[0.0; LANES]; CHUNK]; 2]);
+impl Multiplied<'_> {
+    /// Sets the scalars of the `group`th sixteen rows; false if others are to read them.
+    ///
+    /// # Safety
+    /// There are these rows, with 16 bytes from the scalars of each on.
+    #[inline]
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
+    )]
+    unsafe fn set(&self, group: usize, scalars: &mut Scalars) -> bool {
+        // SAFETY: by this function's contract.
+        let [recovery_least, step, ..] = unsafe {
+            columns(self.rows.as_ptr().add(group * ROWS * self.stride + self.layout.scalars_at()), self.stride)
+        };
+        scalars.set(group, recovery_least, step, self.layout.bits(), self.recover)
+    }
 }
 
-/// Sums of the products of `H` queries with rows of `N` times 64 channels, and the most channels that a row has marked.
+/// Sums of the products of `H` queries with rows of `N` times 64 channels.
 ///
 /// # Safety
-/// There is a row, there are not more than a chunk has, and from the beginning of each on, its fields and [`BEYOND`] bytes
-/// can be read.
+/// The count is a multiple of sixteen, though not 0, there are not more rows than a chunk has, and from the beginning of each
+/// on, its fields and [`BEYOND`] bytes can be read.
 #[inline(never)]
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
 )]
-unsafe fn sum_quarters<const NIBBLES: bool, const N: usize, const H: usize>(of: &Multiplied, sums: &mut Sums) -> usize {
-    let &Multiplied { layout, queries, rows, stride, count, scalars, ahead } = of;
+unsafe fn sum_quarters<const NIBBLES: bool, const N: usize, const H: usize>(
+    of: &Multiplied,
+    scalars: &mut Scalars,
+    sums: &mut RowSums,
+) -> Read {
+    let &Multiplied { layout, queries, rows, stride, count, ahead, .. } = of;
     let queries: &[[[Words; 2]; N]; H] = queries.as_chunks().0.as_chunks().0.first_chunk().expect("H queries");
     let reader = SizeReader::<NIBBLES, N>::new(layout);
     // SAFETY: by this function's contract; queries are read through references to arrays of the size that the instruction
-    // takes, and so are sums written.
+    // takes.
     unsafe {
+        let mut own = of.set(0, scalars);
         let (mut sizes, mut most) = reader.read(rows.as_ptr(), scalars, 0);
         for row in 0..count {
+            // Not earlier: what is far ahead has not been asked for yet.
+            if row % ROWS == 0 && row + ROWS < count {
+                own &= of.set(row / ROWS + 1, scalars);
+            }
             if let Some(ahead) = ahead {
                 ahead.at_key(row);
             }
@@ -289,12 +280,16 @@ unsafe fn sum_quarters<const NIBBLES: bool, const N: usize, const H: usize>(of: 
                     }
                 }
             }
-            for (sums, lanes) in sums.0.iter_mut().zip(lanes).take(H.div_ceil(4)) {
-                _mm512_store_ps(sums[row].as_mut_ptr(), over_heads(lanes));
+            for (four, lanes) in lanes.into_iter().enumerate().take(H.div_ceil(4)) {
+                sums.set(four, row, over_heads_whole(lanes));
             }
             sizes = of_next;
             most = most.max(marked);
         }
-        most
+        match own {
+            false => Read::Foreign,
+            true if most > layout.kept() => Read::Crowded,
+            true => Read::Done,
+        }
     }
 }

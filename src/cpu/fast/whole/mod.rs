@@ -7,7 +7,6 @@
 //! lost already.
 
 mod keys;
-mod lanes;
 mod sizes;
 mod values;
 mod weights;
@@ -23,9 +22,6 @@ use crate::format::{Bits, ValueLayout};
 
 /// Channels of one vector of bytes; head sizes are to be multiples of it.
 const CHANNELS: usize = 64;
-
-/// Keys whose scalars share vectors.
-const ROWS: usize = 16;
 
 /// Room for what is known of a chunk while `H` queries read it.
 pub(super) struct Scratch<const H: usize> {
@@ -52,16 +48,6 @@ pub(super) fn takes_values(layout: &ValueLayout) -> bool {
 /// Whether rows of `head_dim` channels can be read so.
 fn takes(head_dim: usize) -> bool {
     head_dim.is_multiple_of(CHANNELS)
-}
-
-/// float16 as the format reads them: NaN as 0, infinity as the end of the range.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c")]
-fn halves(x: __m256i) -> __m512 {
-    let x = _mm512_cvtph_ps(x);
-    let limit = _mm512_set1_ps(65504.0);
-    let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
-    _mm512_maskz_min_ps(number, _mm512_max_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit)
 }
 
 /// `sum` plus, in each lane of int32, the products of two pairs of int16.
@@ -93,22 +79,6 @@ fn high_products(a: __m512i, b: __m512i) -> __m512i {
         )
     };
     product
-}
-
-/// The first bytes of `x` in the places where `mask` has a bit, 0 elsewhere.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
-fn expand(mask: u64, x: __m512i) -> __m512i {
-    let expanded;
-    // The compiler has the intrinsic read memory, which is several times slower than to read a register.
-    // SAFETY: the instruction touches but these registers; the function needs AVX-512 VBMI2.
-    unsafe {
-        asm!(
-            "vpexpandb {}{{{}}}{{z}}, {}", out(zmm_reg) expanded, in(kreg) mask, in(zmm_reg) x,
-            options(pure, nomem, nostack, preserves_flags),
-        )
-    };
-    expanded
 }
 
 /// Weights of a chunk's keys, of each query.

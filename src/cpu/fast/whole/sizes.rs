@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::super::few::CHUNK;
-use super::{CHANNELS, ROWS, expand, halves, high_products};
+use super::super::lanes::{ROWS, expand_bytes, halves};
+use super::{CHANNELS, high_products};
 use crate::format::{Bits, KeyLayout};
 
 /// The greatest magnitude of a row, in its own units.
@@ -21,8 +22,8 @@ impl Scalars {
     /// Of rows of zeros.
     pub(super) const NONE: Self = Self { words: [[0; CHUNK]; 3], units: [0.0; CHUNK] };
 
-    /// Sets those of the `group`th sixteen rows from float16 scalars, a lane a row: recovery and least, one after the other, and step, whatever follows it. False if
-    /// one is negative.
+    /// Sets those of the `group`th sixteen rows from float16 scalars, a lane a row: recovery and least, one after the other,
+    /// and step, whatever follows it. False if one is negative; then they are any numbers.
     #[inline]
     #[target_feature(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
@@ -42,9 +43,7 @@ impl Scalars {
         let recovery = if recover { halves(_mm512_cvtepi32_epi16(recovery_least)) } else { zero };
         let least = halves(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(recovery_least)));
         let step = halves(_mm512_cvtepi32_epi16(step));
-        if _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_min_ps(_mm512_min_ps(recovery, least), step), zero) != 0 {
-            return false;
-        }
+        let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_min_ps(_mm512_min_ps(recovery, least), step), zero);
         let most = _mm512_max_ps(_mm512_fmadd_ps(step, _mm512_set1_ps(levels), least), recovery);
         let some = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(most, zero);
         let by = _mm512_maskz_div_ps(some, _mm512_set1_ps(GREATEST_SIZE), most);
@@ -65,7 +64,7 @@ impl Scalars {
         let to = &mut self.units.as_chunks_mut::<ROWS>().0[group];
         // SAFETY: likewise.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), units) };
-        true
+        negative == 0
     }
 
     /// What 1 stands for in the `group`th sixteen rows, a lane a row.
@@ -130,7 +129,7 @@ impl<const NIBBLES: bool, const N: usize> SizeReader<NIBBLES, N> {
                 (mask, sign, self.codes(codes, used.min(self.kept)))
             };
             used += mask.count_ones() as usize;
-            let codes = expand(mask, codes);
+            let codes = expand_bytes(mask, codes);
             for (half, size) in sizes.iter_mut().enumerate() {
                 let (mask, sign) = ((mask >> (32 * half)) as u32, (sign >> (32 * half)) as u32);
                 let code = _mm512_permutexvar_epi8(self.into_words[half], codes);
@@ -156,7 +155,8 @@ impl<const NIBBLES: bool, const N: usize> SizeReader<NIBBLES, N> {
             }
             let octets = _mm512_permutexvar_epi8(self.into_octets, _mm512_loadu_si512(codes.add(first / 2).cast()));
             // Every eight bits that end with a nibble.
-            let shifts = _mm512_set1_epi64(if first % 2 == 0 { 0x1814_100c_0804_003c } else { 0x1c18_1410_0c08_0400 });
+            let shifts =
+                _mm512_set1_epi64(if first.is_multiple_of(2) { 0x1814_100c_0804_003c } else { 0x1c18_1410_0c08_0400 });
             _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, octets), _mm512_set1_epi8(0xf0u8 as i8))
         }
     }

@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::super::ahead::Ahead;
 use super::super::few::CHUNK;
+use super::super::lanes::quarters_transposed;
 use super::super::values::Sums;
-use super::lanes::quarters_transposed;
 use super::weights::{Group, Scaled};
 use super::{CHANNELS, Weights, dot};
 use crate::cpu::vector::LANES;

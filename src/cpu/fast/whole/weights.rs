@@ -3,10 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::super::few::CHUNK;
+use super::super::lanes::{ROWS, columns, greatest_of_each, halves, sums_of_each};
 use super::super::values::Sums;
-use super::lanes::{columns, greatest_of_each, sums_of_each};
+use super::Weights;
 use super::values::Rows;
-use super::{ROWS, Weights, halves};
 use crate::cpu::vector::LANES;
 use crate::format::{Bits, MAX_HEAD_DIM};
 

@@ -1,6 +1,46 @@
 //! Sums and maxima over lanes of many vectors at once, and words of many rows as vectors.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
+
+use super::few::CHUNK;
+
+/// Rows whose numbers share vectors, a lane each.
+pub(super) const ROWS: usize = 16;
+
+/// float16 as the format reads them: NaN as 0, infinity as the end of the range.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
+pub(super) fn halves(x: __m256i) -> __m512 {
+    let x = _mm512_cvtph_ps(x);
+    let limit = _mm512_set1_ps(65504.0);
+    let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
+    _mm512_maskz_min_ps(number, _mm512_max_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit)
+}
+
+/// Functions of an instruction that puts the first elements of a vector in the places where the mask has a bit, and 0
+/// elsewhere. The compiler has the intrinsics read memory, which is several times slower than to read a register.
+macro_rules! expand {
+    ($name:ident, $instruction:literal, $mask:ty) => {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
+        pub(super) fn $name(mask: $mask, x: __m512i) -> __m512i {
+            let expanded;
+            // SAFETY: the instruction touches but these registers; the function needs AVX-512 VBMI2.
+            unsafe {
+                asm!(
+                    concat!($instruction, " {}{{{}}}{{z}}, {}"),
+                    out(zmm_reg) expanded, in(kreg) mask, in(zmm_reg) x,
+                    options(pure, nomem, nostack, preserves_flags),
+                )
+            };
+            expanded
+        }
+    };
+}
+
+expand!(expand_bytes, "vpexpandb", u64);
+expand!(expand_words, "vpexpandw", u32);
 
 /// The sums of neighbours among the lanes of `a`, then of `b`.
 #[inline]
@@ -19,14 +59,60 @@ pub(super) fn greatest_quarter(x: __m512) -> f32 {
     _mm512_reduce_max_ps(_mm512_add_ps(pairs, _mm512_permute_ps::<0b01_00_11_10>(pairs)))
 }
 
-/// In each quarter, the sums of the lanes of that quarter of each of four vectors.
+/// In each quarter, the sums of the lanes of that quarter of each of up to four vectors.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn over_heads(x: [__m512i; 4]) -> __m512 {
+pub(super) fn over_heads(x: &[__m512]) -> __m512 {
+    let mut four = [_mm512_setzero_ps(); 4];
+    four[..x.len()].copy_from_slice(x);
+    let [a, b, c, d] = four;
+    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd))
+}
+
+/// The same of whole numbers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn over_heads_whole(x: [__m512i; 4]) -> __m512 {
     let [a, b, c, d] = x;
     let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
     _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)))
+}
+
+/// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a lane.
+#[repr(C, align(64))]
+pub(super) struct RowSums([[[f32; 16]; CHUNK]; 2]);
+
+impl RowSums {
+    pub(super) const NONE: Self = Self([[[0.0; 16]; CHUNK]; 2]);
+
+    /// Sets those of a row and the `four`th four heads.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn set(&mut self, four: usize, row: usize, sums: __m512) {
+        // SAFETY: memory is written through a reference to an array of the size and alignment that the instruction takes.
+        unsafe { _mm512_store_ps(self.0[four][row].as_mut_ptr(), sums) };
+    }
+
+    /// The sums of all lanes of the `four`th four heads, a vector each, and the `group`th sixteen rows, a lane each.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn by_head(&self, four: usize, group: usize) -> [__m512; 4] {
+        let rows: &[[f32; 16]; ROWS] = self.0[four][group * ROWS..].first_chunk().expect("sixteen rows");
+        let mut by_row = [_mm512_setzero_ps(); 4];
+        for (m, by_row) in by_row.iter_mut().enumerate() {
+            // Every fourth row together, so that in the end all are in order.
+            let mut quarters = [_mm512_setzero_ps(); 4];
+            for (n, quarter) in quarters.iter_mut().enumerate() {
+                // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
+                *quarter = unsafe { _mm512_load_ps(rows[4 * n + m].as_ptr()) };
+            }
+            *by_row = over_quarters(quarters);
+        }
+        transposed(by_row)
+    }
 }
 
 /// Functions that reduce the lanes of each vector to one number by an instruction: four vectors at once.
