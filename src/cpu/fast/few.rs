@@ -30,9 +30,10 @@ pub(super) fn attend<T: Element, V: Vector>(
         let keys = keys.clone();
         // SAFETY: a path is only taken on processors that have its instructions.
         states.extend(unsafe {
+            // A query or two that there are not cost less than to read rows again.
             match block.items.len() - first {
-                8.. => V::run(Some::<_, _, 8> { fast, block, first, keys }),
-                4.. => V::run(Some::<_, _, 4> { fast, block, first, keys }),
+                6.. => V::run(Some::<_, _, 8> { fast, block, first, keys }),
+                3.. => V::run(Some::<_, _, 4> { fast, block, first, keys }),
                 2.. => V::run(Some::<_, _, 2> { fast, block, first, keys }),
                 _ => V::run(Some::<_, _, 1> { fast, block, first, keys }),
             }
@@ -41,7 +42,7 @@ pub(super) fn attend<T: Element, V: Vector>(
     states
 }
 
-/// `H` queries from number `first` on.
+/// Up to `H` queries from number `first` on.
 struct Some<'s, 'a, 'c, T, P, const H: usize> {
     fast: &'s Fast<'a, 'c, T, P>,
     block: &'s Block,
@@ -79,7 +80,7 @@ impl<V: Vector, const H: usize> Sink<V> for Products<'_, V, H> {
     }
 }
 
-/// What `H` queries from number `first` on get from the keys at positions `keys`.
+/// What up to `H` queries from number `first` on get from the keys at positions `keys`.
 #[inline(always)]
 unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
     fast: &Fast<'_, '_, T, P>,
@@ -90,7 +91,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
     let call = fast.call;
     let d = call.geometry.head_dim();
     let blocks = d / LANES;
-    let items = &block.items[first..first + H];
+    let items = &block.items[first..block.items.len().min(first + H)];
     let (key_layout, value_layout) = (&call.geometry.key, &call.geometry.value);
     let reader = KeyReader::new(key_layout, fast.recovers());
     let scale = call.scale[block.scale.clone()].as_chunks::<LANES>().0;
@@ -159,9 +160,8 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                 }
             }
             let used = count.div_ceil(LANES);
-            for h in 0..H {
+            for (h, &(head, token)) in items.iter().enumerate() {
                 let products = &mut products[h][..used];
-                let (head, token) = items[h];
                 let query = (block.sequence, head, token);
                 let state = (&mut max[h], &mut sum[h]);
                 let rescale = scores::to_weights::<T, V>(call, query, positions.clone(), products, state);
@@ -194,7 +194,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
         in_order(value_layout, sums);
     }
     let weighted = |h: usize| sums.iter().flat_map(|sums| sums.0[h]).collect();
-    (0..H).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
+    (0..items.len()).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
 }
 
 /// Queries by head, `[D]` each.
