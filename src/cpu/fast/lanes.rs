@@ -18,29 +18,21 @@ pub(super) fn halves(x: __m256i) -> __m512 {
     _mm512_maskz_min_ps(number, _mm512_max_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit)
 }
 
-/// Functions of an instruction that puts the first elements of a vector in the places where the mask has a bit, and 0
-/// elsewhere. The compiler has the intrinsics read memory, which is several times slower than to read a register.
-macro_rules! expand {
-    ($name:ident, $instruction:literal, $mask:ty) => {
-        #[inline]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
-        pub(super) fn $name(mask: $mask, x: __m512i) -> __m512i {
-            let expanded;
-            // SAFETY: the instruction touches but these registers; the function needs AVX-512 VBMI2.
-            unsafe {
-                asm!(
-                    concat!($instruction, " {}{{{}}}{{z}}, {}"),
-                    out(zmm_reg) expanded, in(kreg) mask, in(zmm_reg) x,
-                    options(pure, nomem, nostack, preserves_flags),
-                )
-            };
-            expanded
-        }
+/// The first words of `x` in the places where `mask` has a bit, 0 elsewhere.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
+pub(super) fn expand_words(mask: u32, x: __m512i) -> __m512i {
+    let expanded;
+    // The compiler has the intrinsic read memory, which is several times slower than to read a register.
+    // SAFETY: the instruction touches but these registers; the function needs AVX-512 VBMI2.
+    unsafe {
+        asm!(
+            "vpexpandw {}{{{}}}{{z}}, {}", out(zmm_reg) expanded, in(kreg) mask, in(zmm_reg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        )
     };
+    expanded
 }
-
-expand!(expand_bytes, "vpexpandb", u64);
-expand!(expand_words, "vpexpandw", u32);
 
 /// The sums of neighbours among the lanes of `a`, then of `b`.
 #[inline]

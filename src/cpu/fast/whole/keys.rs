@@ -7,7 +7,8 @@ use super::super::few::CHUNK;
 use super::super::keys::truncate;
 use super::super::lanes::{ROWS, RowSums, columns, greatest_quarter, over_heads_whole, sums_of_pairs};
 use super::sizes::{Scalars, SizeReader};
-use super::{CHANNELS, NO_WORDS, Words, dot, takes};
+use super::step::multiply_and_make;
+use super::{CHANNELS, NO_WORDS, Words, takes};
 use crate::cpu::vector::LANES;
 use crate::format::{Bits, KeyLayout, MAX_HEAD_DIM};
 
@@ -28,7 +29,7 @@ type Products<const H: usize> = [[[f32; LANES]; CHUNK / LANES]; H];
 pub(in crate::cpu::fast) struct Keys<'a, const H: usize> {
     layout: &'a KeyLayout,
     recover: bool,
-    /// 32 channels a vector, head by head.
+    /// 32 channels a vector, those of all heads beside each other.
     queries: Vec<Words>,
     /// What 1 stands for in each query.
     units: [f32; H],
@@ -63,7 +64,7 @@ impl<'a, const H: usize> Keys<'a, H> {
         }
         let mut units = [0.0; H];
         let mut words = vec![NO_WORDS; H * d / 32];
-        for ((query, words), unit) in queries.into_iter().zip(words.chunks_exact_mut(d / 32)).zip(&mut units) {
+        for (h, (query, unit)) in queries.into_iter().zip(&mut units).enumerate() {
             let channels = query.as_chunks::<LANES>().0;
             // SAFETY: memory is read and written through references to arrays of the sizes that the instructions take.
             unsafe {
@@ -85,9 +86,10 @@ impl<'a, const H: usize> Keys<'a, H> {
                     continue;
                 }
                 let by = _mm512_set1_ps(1.0 / *unit);
-                for (words, x) in words.iter_mut().flat_map(|w| w.0.as_chunks_mut::<LANES>().0).zip(channels) {
+                for (n, x) in channels.iter().enumerate() {
                     let whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), by));
-                    _mm256_storeu_si256(words.as_mut_ptr().cast(), _mm512_cvtsepi32_epi16(whole));
+                    let to = &mut words[n / 2 * H + h].0.as_chunks_mut::<LANES>().0[n % 2];
+                    _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtsepi32_epi16(whole));
                 }
             }
         }
@@ -252,14 +254,15 @@ unsafe fn sum_quarters<const NIBBLES: bool, const N: usize, const H: usize>(
     sums: &mut RowSums,
 ) -> Read {
     let &Multiplied { layout, queries, rows, stride, count, ahead, .. } = of;
-    let queries: &[[[Words; 2]; N]; H] = queries.as_chunks().0.as_chunks().0.first_chunk().expect("H queries");
+    assert_eq!(queries.len(), 2 * N * H);
     let reader = SizeReader::<NIBBLES, N>::new(layout);
-    // SAFETY: by this function's contract; queries are read through references to arrays of the size that the instruction
-    // takes.
+    // SAFETY: by this function's contract, and there are 2 * N * H vectors of queries.
     unsafe {
         let mut own = of.set(0, scalars);
-        let (mut sizes, mut most) = reader.read(rows.as_ptr(), scalars, 0);
-        for row in 0..count {
+        let mut sizes = [[_mm512_setzero_si512(); 2]; N];
+        let mut most = 0;
+        // The sizes of a row are made while those of the one before are multiplied; before the first there are zeros.
+        for row in 0..=count {
             // Not earlier: what is far ahead has not been asked for yet.
             if row % ROWS == 0 && row + ROWS < count {
                 own &= of.set(row / ROWS + 1, scalars);
@@ -267,24 +270,17 @@ unsafe fn sum_quarters<const NIBBLES: bool, const N: usize, const H: usize>(
             if let Some(ahead) = ahead {
                 ahead.at_key(row);
             }
-            // The sizes of the next row are on their way while those of this one are multiplied: a processor does not look
-            // ahead far enough to find so much to do by itself.
-            let next = (row + 1).min(count - 1);
-            let (of_next, marked) = reader.read(rows.as_ptr().add(next * stride), scalars, next);
-            let mut lanes = [[_mm512_setzero_si512(); 4]; 2];
-            for (part, sizes) in sizes.iter().enumerate() {
-                for (half, &size) in sizes.iter().enumerate() {
-                    for (h, query) in queries.iter().enumerate() {
-                        let query = _mm512_load_si512(query[part][half].0.as_ptr().cast());
-                        lanes[h / 4][h % 4] = dot(lanes[h / 4][h % 4], size, query);
-                    }
-                }
-            }
-            for (four, lanes) in lanes.into_iter().enumerate().take(H.div_ceil(4)) {
-                sums.set(four, row, over_heads_whole(lanes));
-            }
-            sizes = of_next;
+            let made = row.min(count - 1);
+            let (parts, marked) = reader.read(rows.as_ptr().add(made * stride), scalars, made);
             most = most.max(marked);
+            let mut lanes = [[_mm512_setzero_si512(); 4]; 2];
+            for (n, (sizes, making)) in sizes.iter_mut().zip(&parts).enumerate() {
+                *sizes = multiply_and_make::<H>(*sizes, queries.as_ptr().add(2 * H * n), &mut lanes, making);
+            }
+            // What the zeros give is in the first row's place until it has been multiplied.
+            for (four, lanes) in lanes.into_iter().enumerate().take(H.div_ceil(4)) {
+                sums.set(four, row.saturating_sub(1), over_heads_whole(lanes));
+            }
         }
         match own {
             false => Read::Foreign,

@@ -8,6 +8,7 @@
 
 mod keys;
 mod sizes;
+mod step;
 mod values;
 mod weights;
 
@@ -63,22 +64,6 @@ fn dot(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
         )
     };
     sum
-}
-
-/// The high halves of products of uint16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn high_products(a: __m512i, b: __m512i) -> __m512i {
-    let product;
-    // The compiler takes the intrinsic apart when it knows too much of the operands.
-    // SAFETY: the instruction touches but these registers; the function needs AVX-512 BW.
-    unsafe {
-        asm!(
-            "vpmulhuw {}, {}, {}", out(zmm_reg) product, in(zmm_reg) a, in(zmm_reg) b,
-            options(pure, nomem, nostack, preserves_flags),
-        )
-    };
-    product
 }
 
 /// Weights of a chunk's keys, of each query.

@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::super::few::CHUNK;
-use super::super::lanes::{ROWS, expand_bytes, halves};
-use super::{CHANNELS, high_products};
+use super::super::lanes::{ROWS, halves};
+use super::CHANNELS;
+use super::step::Making;
 use crate::format::{Bits, KeyLayout};
 
 /// The greatest magnitude of a row, in its own units.
@@ -105,8 +106,8 @@ impl<const NIBBLES: bool, const N: usize> SizeReader<NIBBLES, N> {
         }
     }
 
-    /// The channels of a row, 32 a vector, in units of the row, and how many are marked. `row` is number `number` of those
-    /// with `scalars`. With more channels marked than kept, the channels are any numbers.
+    /// What the channels of a row are made of, 64 by 64, and how many are marked. `row` is number `number` of those with
+    /// `scalars`. With more channels marked than kept, the channels are any numbers.
     ///
     /// # Safety
     /// The fields of a row and [`CHANNELS`] bytes more can be read from `row` on.
@@ -114,31 +115,23 @@ impl<const NIBBLES: bool, const N: usize> SizeReader<NIBBLES, N> {
     #[target_feature(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
     )]
-    pub(super) unsafe fn read(&self, row: *const u8, scalars: &Scalars, number: usize) -> ([[__m512i; 2]; N], usize) {
-        let word = |n: usize| _mm512_set1_epi32(scalars.words[n][number] as i32);
-        let (recovery, least, step) = (word(0), word(1), word(2));
-        let mut sizes = [[_mm512_setzero_si512(); 2]; N];
+    pub(super) unsafe fn read(&self, row: *const u8, scalars: &Scalars, number: usize) -> ([Making<'_>; N], usize) {
+        let scalar = |n: usize| _mm512_set1_epi32(scalars.words[n][number] as i32);
+        let scalars = [scalar(0), scalar(1), scalar(2)];
+        let nothing = Making { codes: _mm512_setzero_si512(), mask: 0, sign: 0, scalars, into_words: &self.into_words };
+        let mut parts = [nothing; N];
         let mut used = 0;
-        for (n, sizes) in sizes.iter_mut().enumerate() {
+        for (n, part) in parts.iter_mut().enumerate() {
             // SAFETY: the mask and the sign plane of a row are N words each, and from any of the kept codes on, CHANNELS
             // bytes can be read.
-            let (mask, sign, codes) = unsafe {
-                let mask = row.add(8 * n).cast::<u64>().read_unaligned();
-                let sign = row.add(8 * (N + n)).cast::<u64>().read_unaligned();
-                let codes = row.add(self.codes_at);
-                (mask, sign, self.codes(codes, used.min(self.kept)))
-            };
-            used += mask.count_ones() as usize;
-            let codes = expand_bytes(mask, codes);
-            for (half, size) in sizes.iter_mut().enumerate() {
-                let (mask, sign) = ((mask >> (32 * half)) as u32, (sign >> (32 * half)) as u32);
-                let code = _mm512_permutexvar_epi8(self.into_words[half], codes);
-                let base = _mm512_mask_blend_epi16(mask, recovery, least);
-                let magnitude = _mm512_add_epi16(high_products(code, step), base);
-                *size = _mm512_mask_sub_epi16(magnitude, sign, _mm512_setzero_si512(), magnitude);
+            unsafe {
+                part.mask = row.add(8 * n).cast::<u64>().read_unaligned();
+                part.sign = row.add(8 * (N + n)).cast::<u64>().read_unaligned();
+                part.codes = self.codes(row.add(self.codes_at), used.min(self.kept));
             }
+            used += part.mask.count_ones() as usize;
         }
-        (sizes, used)
+        (parts, used)
     }
 
     /// 64 codes from number `first` on, a byte each; nibbles in the high half of it.
