@@ -140,11 +140,18 @@ proptest! {
         let d = g.head_dim();
         let heads = g.batch * g.kv_heads;
         let bytes = |h: usize, row: usize| case.lengths.new[h / g.kv_heads] * row;
-        let mut key: Vec<_> = (0..heads).map(|h| vec![0xAA; bytes(h, g.key.row_bytes())]).collect();
-        let mut value: Vec<_> = (0..heads).map(|h| vec![0xAA; bytes(h, g.value.row_bytes())]).collect();
-        let rows = key.iter_mut().zip(&mut value).map(|(key, value)| HeadRows { key, value }).collect();
         let mut observed = Array3::from_elem([g.batch, g.kv_heads, d], f32::NAN);
-        prune(&Threads, &case.prune_call(), rows, Some(observed.view_mut()));
+        let mut pruned = |path| {
+            let mut key: Vec<_> = (0..heads).map(|h| vec![0xAA; bytes(h, g.key.row_bytes())]).collect();
+            let mut value: Vec<_> = (0..heads).map(|h| vec![0xAA; bytes(h, g.value.row_bytes())]).collect();
+            let rows = key.iter_mut().zip(&mut value).map(|(key, value)| HeadRows { key, value }).collect();
+            prune(&Threads, path, &case.prune_call(), rows, Some(observed.view_mut()));
+            (key, value)
+        };
+        let (key, value) = pruned(Path::Scalar);
+        for path in paths() {
+            prop_assert!(pruned(path) == (key.clone(), value.clone()), "{:?} gives other rows", path);
+        }
         for (head, key) in key.iter().enumerate() {
             let (b, h) = (head / g.kv_heads, head % g.kv_heads);
             let new = case.lengths.new[b];

@@ -1,10 +1,12 @@
 //! Attention with vectors: `few` queries read rows as they are, `many` have tiles of rows decoded and multiplied as
 //! matrices.
 
+mod columns;
 mod few;
 mod keys;
 mod many;
 mod scores;
+mod tile;
 mod values;
 #[cfg(target_arch = "x86_64")]
 mod whole;
@@ -20,7 +22,7 @@ use ndarray::s;
 use super::new_tokens::NewTokens;
 use super::schedule::{Attend, Queries};
 use super::vector::Vector;
-use super::{Attention, Pool, SoftmaxState};
+use super::{Attention, SoftmaxState};
 use crate::element::Element;
 use crate::method::Recovery;
 
@@ -30,7 +32,7 @@ const FEW: usize = 16;
 /// The path of one call with the vectors of `V`.
 pub(super) struct Fast<'a, 'c, T, V> {
     call: &'a Attention<'c, T>,
-    new: NewTokens,
+    new: NewTokens<'a, 'c, T>,
     vector: PhantomData<V>,
 }
 
@@ -39,7 +41,7 @@ struct Block {
     sequence: usize,
     /// Number of the (sequence, KV head).
     head: usize,
-    /// (query head, new token) of each query.
+    /// (query head, new token) of each query, token by token.
     items: Vec<(usize, usize)>,
     /// `[items, D]`
     queries: Vec<f32>,
@@ -81,15 +83,15 @@ enum Place {
 }
 
 impl<'a, 'c, T: Element, V: Vector> Fast<'a, 'c, T, V> {
-    pub(super) fn new(pool: &impl Pool, call: &'a Attention<'c, T>) -> Self {
-        Self { call, new: NewTokens::read(pool, call), vector: PhantomData }
+    pub(super) fn new(call: &'a Attention<'c, T>) -> Self {
+        Self { call, new: NewTokens::new(call), vector: PhantomData }
     }
 
     fn block(&self, queries: &Queries) -> Block {
         let call = self.call;
         let Queries { sequence, kv_head, tokens } = queries.clone();
         let (d, group) = (call.geometry.head_dim(), call.geometry.group());
-        let items: Vec<_> = (0..group).flat_map(|g| tokens.clone().map(move |i| (kv_head * group + g, i))).collect();
+        let items: Vec<_> = tokens.flat_map(|i| (0..group).map(move |g| (kv_head * group + g, i))).collect();
         let mut queries = vec![0.0; items.len() * d];
         for (q, &(head, i)) in queries.chunks_exact_mut(d).zip(&items) {
             call.tokens.query(sequence, head, i, q);
