@@ -217,6 +217,36 @@ proptest! {
     }
 }
 
+/// Of several blocks of queries, and several tiles of keys.
+#[test]
+fn prompts_of_several_blocks() {
+    for seed in 0..6 {
+        let mut case = Case::new(seed, 300, 0);
+        let heads = case.geometry.query_heads;
+        let (b, d, new) = (case.geometry.batch, case.geometry.head_dim(), 150 + 50 * seed as usize);
+        let r = &mut common::Random(seed);
+        case.geometry.new = new;
+        case.lengths.new = (0..b).map(|s| if s == 0 { new } else { r.below(new + 1) }).collect();
+        case.lengths.total = case.geometry.past + new;
+        case.query = r.array([b, heads, new, d]);
+        [case.key, case.value] = [(); 2].map(|()| r.array([b, case.geometry.kv_heads, new, d]));
+        case.positions = (0..b * new).map(|_| r.below(case.cos.nrows())).collect();
+        case.bias = (seed % 3 == 2).then(|| r.array([1, heads, new, case.lengths.total]));
+        case.attention.window = [None, Some(100)][seed as usize / 3];
+        case.attention.causal = seed != 1;
+        case.fill_cache(seed);
+        let expected = expected_attention(&case);
+        for path in paths() {
+            let got = case.attend(&Threads, path);
+            for (at, &e) in expected.indexed_iter() {
+                let close = (f64::from(got[at]) - e).abs() <= tolerance(path) * (1.0 + e.abs());
+                assert!(close, "seed {seed}, {path:?} {at:?}: {} instead of {e}", got[at]);
+            }
+            assert!(case.attend(&Serial, path) == got, "the pool changed the result");
+        }
+    }
+}
+
 /// Long enough that the keys of one block of queries are split into parts, some of which see nothing.
 #[test]
 fn parts_of_a_long_cache_merge() {

@@ -2,102 +2,64 @@
 
 use std::ops::Range;
 
-use super::Block;
+use super::multiply::Side;
 use crate::cpu::Attention;
-use crate::cpu::vector::{LANES, Vector, Work};
+use crate::cpu::vector::{LANES, Vector};
 use crate::element::Element;
 
-/// What the queries of a block found so far, sixteen at a time; the last ones may be fewer.
-pub(super) struct Columns {
+/// What some queries found so far; those beyond the last one find nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<const N: usize> {
     /// Greatest scores; minus infinity where no key was seen.
-    pub(super) max: Vec<[f32; LANES]>,
+    pub(super) max: Side<N>,
     /// Sums of weights.
-    pub(super) sum: Vec<[f32; LANES]>,
-    /// What earlier weighted sums are to be multiplied by.
-    rescale: Vec<[f32; LANES]>,
+    pub(super) sum: Side<N>,
 }
 
-impl Columns {
-    /// For `queries`, which have seen nothing yet.
-    pub(super) fn new(queries: usize) -> Self {
-        let all = |x| vec![[x; LANES]; queries.div_ceil(LANES)];
-        Self { max: all(f32::NEG_INFINITY), sum: all(0.0), rescale: all(1.0) }
-    }
+impl<const N: usize> Columns<N> {
+    /// Nothing seen yet.
+    pub(super) const NONE: Self = Self { max: [[f32::NEG_INFINITY; LANES]; N], sum: [[0.0; LANES]; N] };
 
-    /// Turns `products` of the keys at `positions` with the `queries` of `block`, `[keys, queries]`, into weights, in
-    /// place, and adds them to what was found before. Products of no query become weights of zero. The first of the
-    /// `queries` begins a vector. Returns what their earlier weighted sums are to be multiplied by.
-    pub(super) fn weigh<T: Element, V: Vector>(
+    /// Turns `products` of the keys at positions `keys` with `queries` (query head and new token) of sequence `b` into
+    /// weights, in place, and adds them to what was found before. Returns what earlier weighted sums are to be multiplied
+    /// by, or none where that is 1 for all.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `V`.
+    #[inline(always)]
+    pub(super) unsafe fn weigh<T: Element, V: Vector>(
         &mut self,
         call: &Attention<'_, T>,
-        block: &Block,
-        queries: Range<usize>,
-        positions: Range<usize>,
-        products: &mut [[f32; LANES]],
-    ) -> &[[f32; LANES]] {
-        let first = queries.start / LANES;
-        let (sequence, queries) = (block.sequence, &block.items[queries]);
-        let (max, sum, rescale) = (&mut self.max[first..], &mut self.sum[first..], &mut self.rescale[first..]);
-        // SAFETY: a path is only taken on processors that have its instructions.
-        unsafe { V::run(Weigh { call, sequence, queries, positions, products, max, sum, rescale }) }
-        &self.rescale[first..]
-    }
-}
-
-struct Weigh<'s, 'c, T> {
-    call: &'s Attention<'c, T>,
-    sequence: usize,
-    queries: &'s [(usize, usize)],
-    positions: Range<usize>,
-    products: &'s mut [[f32; LANES]],
-    max: &'s mut [[f32; LANES]],
-    sum: &'s mut [[f32; LANES]],
-    rescale: &'s mut [[f32; LANES]],
-}
-
-impl<T: Element> Work for Weigh<'_, '_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn with<V: Vector>(self) {
-        let Self { call, sequence, queries, positions, products, max, sum, rescale } = self;
-        let width = max.len();
-        // SAFETY: by the trait's contract.
-        unsafe {
+        (b, queries): (usize, &[(usize, usize)]),
+        keys: Range<usize>,
+        products: &mut [Side<N>],
+    ) -> Option<Side<N>> {
+        // SAFETY: as this function.
+        let greatest = unsafe {
             if call.plain_scores() {
-                scale::<V>(call.score_scale(), products);
+                scale::<V, N>(call.score_scale(), products);
             }
-            for (n, queries) in queries.chunks(LANES).enumerate() {
-                finish(call, sequence, queries, positions.clone(), products, (n, width));
-            }
-            // A row at a time: columns are too far apart in memory.
-            let mut greatest = max.to_vec();
-            for row in products.chunks_exact(width) {
-                for (greatest, scores) in greatest.iter_mut().zip(row) {
-                    V::store(V::max(V::load(greatest), V::load(scores)), greatest);
-                }
-            }
-            for ((max, greatest), (sum, rescale)) in max.iter_mut().zip(&greatest).zip(sum.iter_mut().zip(rescale)) {
-                for lane in 0..LANES {
-                    rescale[lane] = 1.0;
-                    if greatest[lane] > max[lane] {
-                        rescale[lane] = (max[lane] - greatest[lane]).exp();
-                        sum[lane] *= rescale[lane];
-                        max[lane] = greatest[lane];
-                    }
-                }
-            }
-            // A query that has seen nothing: its scores, minus infinity, are to become zero.
-            let shift: Vec<_> =
-                max.iter().map(|max| max.map(|m| if m == f32::NEG_INFINITY { 0.0 } else { -m })).collect();
-            for row in products.chunks_exact_mut(width) {
-                for ((scores, shift), sum) in row.iter_mut().zip(&shift).zip(sum.iter_mut()) {
-                    let p = V::exp(V::add(V::load(scores), V::load(shift)));
-                    V::store(p, scores);
-                    V::store(V::add(V::load(sum), p), sum);
+            mask(call, (b, queries), keys, products);
+            greatest::<V, N>(self.max, products)
+        };
+        let mut rescale = [[1.0; LANES]; N];
+        let higher = greatest != self.max;
+        if higher {
+            let states = self.max.as_flattened_mut().iter_mut().zip(self.sum.as_flattened_mut());
+            let states = states.zip(greatest.as_flattened()).zip(rescale.as_flattened_mut());
+            for (((max, sum), &greatest), rescale) in states {
+                if greatest > *max {
+                    *rescale = (*max - greatest).exp();
+                    *sum *= *rescale;
+                    *max = greatest;
                 }
             }
         }
+        // A query that has seen nothing: its scores, minus infinity, are to become zero.
+        let shift = self.max.map(|max| max.map(|max| if max == f32::NEG_INFINITY { 0.0 } else { -max }));
+        // SAFETY: as this function.
+        unsafe { weights::<V, N>(shift, products, &mut self.sum) };
+        higher.then_some(rescale)
     }
 }
 
@@ -106,46 +68,94 @@ impl<T: Element> Work for Weigh<'_, '_, T> {
 /// # Safety
 /// The processor has the instructions of `V`.
 #[inline(always)]
-unsafe fn scale<V: Vector>(factor: f32, products: &mut [[f32; LANES]]) {
+unsafe fn scale<V: Vector, const N: usize>(factor: f32, products: &mut [Side<N>]) {
     // SAFETY: as this function.
     unsafe {
         let (factor, low, high) = (V::splat(factor), V::splat(f32::MIN), V::splat(f32::MAX));
-        for products in products {
+        for products in products.as_flattened_mut() {
             V::store(V::min(V::max(V::mul(V::load(products), factor), low), high), products);
         }
     }
 }
 
-/// Makes column `n` of vectors, products of `queries` with the keys at `positions`, what else the attributes ask for, and
-/// minus infinity where a query sees nothing or there is none.
+/// Puts minus infinity where a query does not see a key or there is no query, and makes the others what the attributes ask
+/// for, unless they are plain.
 #[inline(always)]
-fn finish<T: Element>(
+fn mask<T: Element, const N: usize>(
     call: &Attention<'_, T>,
-    b: usize,
-    queries: &[(usize, usize)],
-    positions: Range<usize>,
-    products: &mut [[f32; LANES]],
-    (n, width): (usize, usize),
+    (b, queries): (usize, &[(usize, usize)]),
+    keys: Range<usize>,
+    products: &mut [Side<N>],
 ) {
-    let mut first = [usize::MAX; LANES];
-    let mut end = [0; LANES];
-    for (lane, &(_, i)) in queries.iter().enumerate() {
-        let seen = call.seen_by(b, i);
-        (first[lane], end[lane]) = (seen.start, seen.end);
+    let plain = call.plain_scores();
+    let mut seen = [[(usize::MAX, 0); LANES]; N];
+    for (seen, &(_, i)) in seen.as_flattened_mut().iter_mut().zip(queries) {
+        let range = call.seen_by(b, i);
+        *seen = (range.start, range.end);
     }
-    let all = first.iter().all(|&f| f <= positions.start) && end.iter().all(|&e| e >= positions.end);
-    if all && call.plain_scores() {
-        return;
-    }
-    let column = products.iter_mut().skip(n).step_by(width);
-    for (t, scores) in positions.zip(column) {
-        for lane in 0..LANES {
-            if t < first[lane] || t >= end[lane] {
-                scores[lane] = f32::NEG_INFINITY;
-            } else if !call.plain_scores() {
+    let seen = seen.as_flattened();
+    let by_all = seen.iter().fold(0..usize::MAX, |all, s| all.start.max(s.0)..all.end.min(s.1));
+    for (t, products) in keys.zip(products) {
+        if plain && by_all.contains(&t) {
+            continue;
+        }
+        for (lane, (product, seen)) in products.as_flattened_mut().iter_mut().zip(seen).enumerate() {
+            if t < seen.0 || t >= seen.1 {
+                *product = f32::NEG_INFINITY;
+            } else if !plain {
                 let (head, i) = queries[lane];
-                scores[lane] = call.score(scores[lane], (b, head, i, t)).unwrap_or(f32::NEG_INFINITY);
+                *product = call.score(*product, (b, head, i, t)).unwrap_or(f32::NEG_INFINITY);
             }
+        }
+    }
+}
+
+/// The greatest of `than` and the scores.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+unsafe fn greatest<V: Vector, const N: usize>(than: Side<N>, scores: &[Side<N>]) -> Side<N> {
+    let mut to = than;
+    // SAFETY: as this function.
+    unsafe {
+        let mut greatest = [V::splat(f32::NEG_INFINITY); N];
+        for n in 0..N {
+            greatest[n] = V::load(&than[n]);
+        }
+        for scores in scores {
+            for n in 0..N {
+                greatest[n] = V::max(greatest[n], V::load(&scores[n]));
+            }
+        }
+        for n in 0..N {
+            V::store(greatest[n], &mut to[n]);
+        }
+    }
+    to
+}
+
+/// Turns scores into `e^(score + shift)`, in place, and adds them to `sum`.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+unsafe fn weights<V: Vector, const N: usize>(shift: Side<N>, scores: &mut [Side<N>], sum: &mut Side<N>) {
+    // SAFETY: as this function.
+    unsafe {
+        let mut sums = [V::splat(0.0); N];
+        for n in 0..N {
+            sums[n] = V::load(&sum[n]);
+        }
+        for scores in scores {
+            for n in 0..N {
+                let p = V::exp(V::add(V::load(&scores[n]), V::load(&shift[n])));
+                V::store(p, &mut scores[n]);
+                sums[n] = V::add(sums[n], p);
+            }
+        }
+        for n in 0..N {
+            V::store(sums[n], &mut sum[n]);
         }
     }
 }

@@ -1,21 +1,31 @@
-//! Many queries: tiles of keys and values as matrices, multiplied by `ndarray`'s matrix product.
+//! Many queries: tiles of keys and values in float32, multiplied with a few vectors of queries after the other.
 
 use std::ops::Range;
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
-
 use super::columns::Columns;
+use super::multiply::{self, Side};
 use super::tile::Tile;
 use super::{Block, Fast};
-use crate::cpu::SoftmaxState;
-use crate::cpu::vector::{LANES, Vector};
+use crate::cpu::vector::{LANES, Vector, Work};
+use crate::cpu::{Attention, SoftmaxState};
 use crate::element::Element;
+use crate::format::MAX_HEAD_DIM;
 
-/// Keys of a tile: its scores, with 256 queries, stay in a core's own cache.
-const TILE: usize = 256;
-/// Keys of a tile among the block's own tokens, of which each query sees but those up to itself.
-const OWN_TILE: usize = 32;
+/// Keys of a tile: the weights of a few queries and a few channels of the values stay in the nearest cache, all else in
+/// the next one.
+const TILE: usize = 128;
+
+/// Memory to work in. It serves one block after the other: the system would take it back between them, and give it anew.
+#[derive(Default)]
+pub(super) struct Scratch {
+    tile: Tile,
+    /// Products of a tile's keys with some queries, then weights.
+    products: Vec<[f32; LANES]>,
+    /// `[D, queries]` of some queries after the other.
+    queries: Vec<[f32; LANES]>,
+    /// Weighted sums of values, `[queries, D]`.
+    weighted: Vec<[f32; LANES]>,
+}
 
 /// What the queries of `block` get from the keys at positions `keys`.
 pub(super) fn attend<T: Element, V: Vector>(
@@ -23,40 +33,133 @@ pub(super) fn attend<T: Element, V: Vector>(
     block: &Block,
     keys: Range<usize>,
 ) -> Vec<SoftmaxState> {
-    let call = fast.call;
-    let d = call.geometry.head_dim();
-    let count = block.items.len();
-    let width = count.next_multiple_of(LANES);
-    // [D, queries], so that the matrix product finds lines of what it wants side by side: it copies such lines as they are.
-    let mut queries = Array2::<f32>::zeros((d, width));
-    let given = ArrayView2::from_shape((count, d), &block.queries).expect("as many as items");
-    queries.slice_mut(s![.., ..count]).assign(&given.t());
-    let mut products = vec![[0.0; LANES]; TILE.min(keys.len()) * width / LANES];
-    let mut sums = Array2::<f32>::zeros((count, d));
-    let mut columns = Columns::new(count);
-    let mut tile = Tile::default();
-    let own = (call.lengths.past[block.sequence] + block.items[0].1).clamp(keys.start, keys.end);
-    let others = fast.pieces(block.sequence, keys.start..own, TILE);
-    for (place, positions) in others.chain(fast.pieces(block.sequence, own..keys.end, OWN_TILE)) {
-        // Queries of earlier tokens may see nothing of the tile.
-        let sees = |&(_, i): &(usize, usize)| call.seen_by(block.sequence, i).end > positions.start;
-        let from = block.items.iter().position(sees).unwrap_or(0) / LANES * LANES;
-        let [key, value] = tile.read(fast, block, (place, positions.clone()));
-        let products = &mut products[..positions.len() * (width - from) / LANES];
-        let shape = (positions.len(), width - from);
-        let mut matrix = ArrayViewMut2::from_shape(shape, products.as_flattened_mut()).expect("as many as products");
-        general_mat_mul(1.0, &key, &queries.slice(s![.., from..]), 0.0, &mut matrix);
-        let rescale = columns.weigh::<T, V>(call, block, from..count, positions, products);
-        let mut sums = sums.slice_mut(s![from.., ..]);
-        for (&rescale, mut sums) in rescale.as_flattened().iter().zip(sums.rows_mut()) {
-            if rescale != 1.0 {
-                sums.iter_mut().for_each(|x| *x *= rescale);
+    let mut scratch = fast.scratch.lock().unwrap().pop().unwrap_or_default();
+    let states = match V::ONE_REGISTER {
+        // As many sums as there are registers for, and more than an addition takes cycles.
+        true => by_sides::<T, V, 8, 2>(fast, block, keys, &mut scratch),
+        false => by_sides::<T, V, 4, 1>(fast, block, keys, &mut scratch),
+    };
+    fast.scratch.lock().unwrap().push(scratch);
+    states
+}
+
+/// The same, `N` vectors of queries at a time, with `R` keys or `R` of the queries at once.
+fn by_sides<T: Element, V: Vector, const R: usize, const N: usize>(
+    fast: &Fast<'_, '_, T, V>,
+    block: &Block,
+    keys: Range<usize>,
+    scratch: &mut Scratch,
+) -> Vec<SoftmaxState> {
+    let d = fast.call.geometry.head_dim();
+    let Scratch { tile, products, queries, weighted } = scratch;
+    let sides = block.items.len().div_ceil(N * LANES);
+    products.resize((TILE + R) * N, [0.0; LANES]);
+    for all in [&mut *queries, &mut *weighted] {
+        all.clear();
+        all.resize(sides * N * d, [0.0; LANES]);
+    }
+    let products = products.as_chunks_mut::<N>().0;
+    let queries = queries.as_chunks_mut::<N>().0;
+    for (items, queries) in block.items.chunks(N * LANES).zip(queries.chunks_exact_mut(d)) {
+        transpose(fast, block.sequence, items, queries);
+    }
+    let mut found = vec![Columns::<N>::NONE; sides];
+    for (place, positions) in fast.pieces(block.sequence, keys, TILE) {
+        tile.read(fast, block, (place, positions.clone()), R);
+        let sides = block.items.chunks(N * LANES).zip(queries.chunks_exact(d)).zip(&mut found);
+        for (((items, queries), found), weighted) in sides.zip(weighted.chunks_exact_mut(N * d)) {
+            let positions = positions.clone();
+            let some = Some { call: fast.call, sequence: block.sequence, items, queries, found, weighted };
+            // SAFETY: a path is only taken on processors that have its instructions.
+            unsafe { V::run(Add::<_, R, N> { some, tile, positions, products }) };
+        }
+    }
+    let found = found.iter().flat_map(|found| found.max.as_flattened().iter().zip(found.sum.as_flattened()));
+    let weighted = weighted.as_flattened().chunks_exact(d);
+    let states = found.zip(weighted).map(|((&max, &sum), weighted)| SoftmaxState::of(max, sum, weighted.to_vec()));
+    states.take(block.items.len()).collect()
+}
+
+/// Reads the queries of `items` of sequence `b`, each into a lane of `to`, `[D]`.
+fn transpose<T: Element, V, const N: usize>(
+    fast: &Fast<'_, '_, T, V>,
+    b: usize,
+    items: &[(usize, usize)],
+    to: &mut [Side<N>],
+) {
+    let mut query = [0.0; MAX_HEAD_DIM];
+    let query = &mut query[..to.len()];
+    for (lane, &(head, i)) in items.iter().enumerate() {
+        fast.call.tokens.query(b, head, i, query);
+        to.iter_mut().zip(&*query).for_each(|(to, x)| to.as_flattened_mut()[lane] = *x);
+    }
+}
+
+/// Some queries of a block, whose products with a tile's keys stay in the nearest cache.
+struct Some<'s, 'c, T, const N: usize> {
+    call: &'s Attention<'c, T>,
+    sequence: usize,
+    /// Query head and new token of each.
+    items: &'s [(usize, usize)],
+    /// `[D]`
+    queries: &'s [Side<N>],
+    found: &'s mut Columns<N>,
+    /// `[queries, D]`
+    weighted: &'s mut [[f32; LANES]],
+}
+
+/// A tile to be added to what some queries found.
+struct Add<'s, 'c, T, const R: usize, const N: usize> {
+    some: Some<'s, 'c, T, N>,
+    tile: &'s Tile,
+    positions: Range<usize>,
+    products: &'s mut [Side<N>],
+}
+
+impl<T: Element, const R: usize, const N: usize> Work for Add<'_, '_, T, R, N> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn with<V: Vector>(self) {
+        let Self { some, tile, positions, products } = self;
+        let Some { call, sequence, items, queries, found, weighted } = some;
+        let width = queries.len() / LANES;
+        // Keys that some of the queries see.
+        let seen = items.iter().map(|&(_, i)| call.seen_by(sequence, i)).filter(|seen| !seen.is_empty());
+        let seen = seen.reduce(|all, seen| all.start.min(seen.start)..all.end.max(seen.end)).unwrap_or(0..0);
+        let keys = seen.start.max(positions.start)..seen.end.min(positions.end);
+        if keys.is_empty() {
+            return;
+        }
+        let first = keys.start - positions.start;
+        let products = &mut products[..keys.len().next_multiple_of(R)];
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let rows = tile.key()[first * width..].chunks_exact(R * width);
+            for (rows, products) in rows.zip(products.as_chunks_mut::<R>().0) {
+                multiply::rows::<V, R, N>(rows, queries, products);
+            }
+            let products = &mut products[..keys.len()];
+            if let Option::Some(rescale) = found.weigh::<T, V>(call, (sequence, items), keys, products) {
+                for (&rescale, weighted) in rescale.as_flattened().iter().zip(weighted.chunks_exact_mut(width)) {
+                    if rescale != 1.0 {
+                        for weighted in weighted {
+                            V::store(V::mul(V::load(weighted), V::splat(rescale)), weighted);
+                        }
+                    }
+                }
+            }
+            let values = &tile.value()[first * width..];
+            let used = items.len().next_multiple_of(R) * width;
+            for n in (0..width).step_by(N) {
+                for (at, weighted) in weighted[..used].chunks_exact_mut(R * width).enumerate() {
+                    let (columns, values) = ((&*products, at * R), (values, n));
+                    match width - n < N {
+                        false => multiply::add_columns::<V, R, N, N>(columns, values, weighted, width),
+                        true => multiply::add_columns::<V, R, 1, N>(columns, values, weighted, width),
+                    }
+                }
             }
         }
-        let weights = ArrayView2::from_shape(shape, products.as_flattened()).expect("as many as products");
-        general_mat_mul(1.0, &weights.slice(s![.., ..count - from]).t(), &value, 1.0, &mut sums);
     }
-    let found = columns.max.as_flattened().iter().zip(columns.sum.as_flattened());
-    let sums = sums.as_slice().expect("contiguous").chunks_exact(d);
-    found.zip(sums).map(|((&max, &sum), weighted)| SoftmaxState::of(max, sum, weighted.to_vec())).collect()
 }

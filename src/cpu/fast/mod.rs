@@ -5,6 +5,7 @@ mod columns;
 mod few;
 mod keys;
 mod many;
+mod multiply;
 mod scores;
 mod tile;
 mod values;
@@ -16,6 +17,7 @@ mod whole;
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use ndarray::s;
 
@@ -33,6 +35,8 @@ const FEW: usize = 16;
 pub(super) struct Fast<'a, 'c, T, V> {
     call: &'a Attention<'c, T>,
     new: NewTokens<'a, 'c, T>,
+    /// What blocks of many queries work in, while none does.
+    scratch: Mutex<Vec<many::Scratch>>,
     vector: PhantomData<V>,
 }
 
@@ -43,7 +47,7 @@ struct Block {
     head: usize,
     /// (query head, new token) of each query, token by token.
     items: Vec<(usize, usize)>,
-    /// `[items, D]`
+    /// `[items, D]`; `many` reads its own way, and leaves this empty.
     queries: Vec<f32>,
     /// Channel scale c of the KV head.
     scale: Range<usize>,
@@ -84,7 +88,7 @@ enum Place {
 
 impl<'a, 'c, T: Element, V: Vector> Fast<'a, 'c, T, V> {
     pub(super) fn new(call: &'a Attention<'c, T>) -> Self {
-        Self { call, new: NewTokens::new(call), vector: PhantomData }
+        Self { call, new: NewTokens::new(call), scratch: Mutex::default(), vector: PhantomData }
     }
 
     fn block(&self, queries: &Queries) -> Block {
@@ -92,12 +96,18 @@ impl<'a, 'c, T: Element, V: Vector> Fast<'a, 'c, T, V> {
         let Queries { sequence, kv_head, tokens } = queries.clone();
         let (d, group) = (call.geometry.head_dim(), call.geometry.group());
         let items: Vec<_> = tokens.flat_map(|i| (0..group).map(move |g| (kv_head * group + g, i))).collect();
-        let mut queries = vec![0.0; items.len() * d];
-        for (q, &(head, i)) in queries.chunks_exact_mut(d).zip(&items) {
-            call.tokens.query(sequence, head, i, q);
-        }
         let head = sequence * call.geometry.kv_heads + kv_head;
-        Block { sequence, head, items, queries, scale: kv_head * d..(kv_head + 1) * d }
+        Block { sequence, head, items, queries: Vec::new(), scale: kv_head * d..(kv_head + 1) * d }
+    }
+
+    /// Reads the queries of `block`.
+    fn queries(&self, block: &Block) -> Vec<f32> {
+        let d = self.call.geometry.head_dim();
+        let mut queries = vec![0.0; block.items.len() * d];
+        for (q, &(head, i)) in queries.chunks_exact_mut(d).zip(&block.items) {
+            self.call.tokens.query(block.sequence, head, i, q);
+        }
+        queries
     }
 
     /// `keys` in pieces of at most `size` that each lie in one place.
@@ -140,9 +150,12 @@ impl<'a, 'c, T: Element, V: Vector> Fast<'a, 'c, T, V> {
 
 impl<T: Element, V: Vector> Attend for Fast<'_, '_, T, V> {
     fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
-        let block = self.block(queries);
+        let mut block = self.block(queries);
         match block.items.len() {
-            0..=FEW => few::attend(self, &block, keys),
+            0..=FEW => {
+                block.queries = self.queries(&block);
+                few::attend(self, &block, keys)
+            }
             _ => many::attend(self, &block, keys),
         }
     }

@@ -1,8 +1,6 @@
-//! Some keys and values in float32, to be multiplied as matrices.
+//! Some keys and values in float32.
 
 use std::ops::Range;
-
-use ndarray::ArrayView2;
 
 use super::keys::{KeyReader, Sink};
 use super::{Block, Fast, Place, values};
@@ -17,27 +15,41 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Keys and values at `positions`, which lie in one `place`, as the queries of `block` see them.
+    /// Takes keys and values at `positions`, which lie in one `place`, as the queries of `block` see them, with room for
+    /// `more` behind them.
     pub(super) fn read<T: Element, V: Vector>(
         &mut self,
         fast: &Fast<'_, '_, T, V>,
         block: &Block,
         (place, positions): (Place, Range<usize>),
-    ) -> [ArrayView2<'_, f32>; 2] {
-        let d = fast.call.geometry.head_dim();
-        let shape = (positions.len(), d);
+        more: usize,
+    ) {
+        let blocks = fast.call.geometry.head_dim() / LANES;
         for part in [&mut self.key, &mut self.value] {
-            part.resize(positions.len() * d / LANES, [0.0; LANES]);
+            part.resize((positions.len() + more) * blocks, [0.0; LANES]);
         }
+        let (key, value) = (&mut self.key[..], &mut self.value[..]);
+        let all = positions.len() * blocks;
+        let (key, value) = (&mut key[..all], &mut value[..all]);
         // SAFETY: a path is only taken on processors that have its instructions.
-        unsafe { V::run(Read { tile: self, fast, block, place, positions }) };
-        [&self.key, &self.value].map(|x| ArrayView2::from_shape(shape, x.as_flattened()).expect("as many as positions"))
+        unsafe { V::run(Read { key, value, fast, block, place, positions }) };
+    }
+
+    /// `[keys, D]`
+    pub(super) fn key(&self) -> &[[f32; LANES]] {
+        &self.key
+    }
+
+    /// `[keys, D]`
+    pub(super) fn value(&self) -> &[[f32; LANES]] {
+        &self.value
     }
 }
 
 /// Keys and values to be read into a tile.
 struct Read<'s, 'a, 'c, T, P> {
-    tile: &'s mut Tile,
+    key: &'s mut [[f32; LANES]],
+    value: &'s mut [[f32; LANES]],
     fast: &'s Fast<'a, 'c, T, P>,
     block: &'s Block,
     place: Place,
@@ -49,7 +61,7 @@ impl<T: Element, P: Vector> Work for Read<'_, '_, '_, T, P> {
 
     #[inline(always)]
     unsafe fn with<V: Vector>(self) {
-        let Self { tile: Tile { key, value }, fast, block, place, positions } = self;
+        let Self { key, value, fast, block, place, positions } = self;
         let past = fast.call.lengths.past[block.sequence];
         // SAFETY: by the trait's contract.
         unsafe {
