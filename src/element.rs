@@ -20,6 +20,9 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
 
     /// Writes the values of `from` to `to`, each read as by [`Element::finite`].
     fn read(from: &[Self], to: &mut [f32]);
+
+    /// Writes the numbers `from` to `to`, each as by [`Element::from_f32`].
+    fn write(from: &[f32], to: &mut [Self]);
 }
 
 /// NaN as 0, everything else limited to the float16 range.
@@ -45,6 +48,9 @@ impl Element for f32 {
     fn read(from: &[Self], to: &mut [f32]) {
         to.iter_mut().zip(from).for_each(|(to, x)| *to = finite(*x));
     }
+    fn write(from: &[f32], to: &mut [Self]) {
+        to[..from.len()].copy_from_slice(from);
+    }
 }
 
 impl Element for f16 {
@@ -60,6 +66,13 @@ impl Element for f16 {
         let to = &mut to[..from.len()];
         from.convert_to_f32_slice(to);
         to.iter_mut().for_each(|x| *x = finite(*x));
+    }
+    fn write(from: &[f32], to: &mut [Self]) {
+        to[..from.len()].convert_from_f32_slice(from);
+        // Infinity comes of a finite number that is out of range, or of itself.
+        for (to, x) in to.iter_mut().zip(from).filter(|(to, _)| to.is_infinite()) {
+            *to = Element::from_f32(*x);
+        }
     }
 }
 
@@ -83,5 +96,12 @@ mod tests {
             assert_eq!((single[i], half[i]), (x.finite(), f16::from_f32(x).finite()));
         }
         assert_eq!((single[7], half[7]), (9.0, 9.0));
+        let mut halves = [f16::ONE; 8];
+        Element::write(&numbers, &mut halves);
+        for (x, half) in numbers.into_iter().zip(halves) {
+            let expected: f16 = Element::from_f32(x);
+            assert!(half == expected || half.is_nan() && expected.is_nan());
+        }
+        assert_eq!(halves[7], f16::ONE);
     }
 }

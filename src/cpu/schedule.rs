@@ -8,6 +8,7 @@ use ndarray::{ArrayViewMut, ArrayViewMut3, ArrayViewMut4, Axis, Dimension, Remov
 
 use super::{Attention, Pool, SoftmaxState};
 use crate::element::Element;
+use crate::format::MAX_HEAD_DIM;
 
 /// Queries that share one reading of the keys, at least, where there are many.
 const QUERIES_PER_BLOCK: usize = 256;
@@ -134,8 +135,14 @@ impl<T: Element> Block<'_, T> {
     fn write(&self, states: &[SoftmaxState]) {
         let mut out = self.out.lock().unwrap();
         let mut by_token = out.view_mut().permuted_axes([1, 0, 2]);
+        let mut buffer = [0.0; MAX_HEAD_DIM];
         for (mut row, state) in by_token.lanes_mut(Axis(2)).into_iter().zip(states) {
-            row.iter_mut().zip(state.finish()).for_each(|(o, x)| *o = T::from_f32(x));
+            let x = &mut buffer[..row.len()];
+            x.iter_mut().zip(state.finish()).for_each(|(x, of)| *x = of);
+            match row.as_slice_mut() {
+                Some(row) => T::write(x, row),
+                None => row.iter_mut().zip(&*x).for_each(|(o, x)| *o = T::from_f32(*x)),
+            }
         }
     }
 }

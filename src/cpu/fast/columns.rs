@@ -7,7 +7,7 @@ use crate::cpu::Attention;
 use crate::cpu::vector::{LANES, Vector};
 use crate::element::Element;
 
-/// What some queries found so far; those beyond the last one find nothing.
+/// What some queries found so far; lanes beyond the last one mean nothing.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<const N: usize> {
     /// Greatest scores; minus infinity where no key was seen.
@@ -78,8 +78,8 @@ unsafe fn scale<V: Vector, const N: usize>(factor: f32, products: &mut [Side<N>]
     }
 }
 
-/// Puts minus infinity where a query does not see a key or there is no query, and makes the others what the attributes ask
-/// for, unless they are plain.
+/// Puts minus infinity where a query does not see a key, and makes the others what the attributes ask for, unless they are
+/// plain.
 #[inline(always)]
 fn mask<T: Element, const N: usize>(
     call: &Attention<'_, T>,
@@ -88,7 +88,7 @@ fn mask<T: Element, const N: usize>(
     products: &mut [Side<N>],
 ) {
     let plain = call.plain_scores();
-    let mut seen = [[(usize::MAX, 0); LANES]; N];
+    let mut seen = [[(0, usize::MAX); LANES]; N];
     for (seen, &(_, i)) in seen.as_flattened_mut().iter_mut().zip(queries) {
         let range = call.seen_by(b, i);
         *seen = (range.start, range.end);
@@ -99,11 +99,10 @@ fn mask<T: Element, const N: usize>(
         if plain && by_all.contains(&t) {
             continue;
         }
-        for (lane, (product, seen)) in products.as_flattened_mut().iter_mut().zip(seen).enumerate() {
+        for ((product, seen), &(head, i)) in products.as_flattened_mut().iter_mut().zip(seen).zip(queries) {
             if t < seen.0 || t >= seen.1 {
                 *product = f32::NEG_INFINITY;
             } else if !plain {
-                let (head, i) = queries[lane];
                 *product = call.score(*product, (b, head, i, t)).unwrap_or(f32::NEG_INFINITY);
             }
         }

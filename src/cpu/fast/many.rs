@@ -34,10 +34,11 @@ pub(super) fn attend<T: Element, V: Vector>(
     keys: Range<usize>,
 ) -> Vec<SoftmaxState> {
     let mut scratch = fast.scratch.lock().unwrap().pop().unwrap_or_default();
-    let states = match V::ONE_REGISTER {
-        // As many sums as there are registers for, and more than an addition takes cycles.
-        true => by_sides::<T, V, 8, 2>(fast, block, keys, &mut scratch),
-        false => by_sides::<T, V, 4, 1>(fast, block, keys, &mut scratch),
+    // As many sums as there are registers for, yet more than an addition takes cycles.
+    let states = match V::REGISTERS {
+        1 => by_sides::<T, V, 8, 2>(fast, block, keys, &mut scratch),
+        2 => by_sides::<T, V, 4, 1>(fast, block, keys, &mut scratch),
+        _ => by_sides::<T, V, 2, 1>(fast, block, keys, &mut scratch),
     };
     fast.scratch.lock().unwrap().push(scratch);
     states
@@ -69,9 +70,9 @@ fn by_sides<T: Element, V: Vector, const R: usize, const N: usize>(
         let sides = block.items.chunks(N * LANES).zip(queries.chunks_exact(d)).zip(&mut found);
         for (((items, queries), found), weighted) in sides.zip(weighted.chunks_exact_mut(N * d)) {
             let positions = positions.clone();
-            let some = Some { call: fast.call, sequence: block.sequence, items, queries, found, weighted };
+            let (call, b) = (fast.call, block.sequence);
             // SAFETY: a path is only taken on processors that have its instructions.
-            unsafe { V::run(Add::<_, R, N> { some, tile, positions, products }) };
+            unsafe { V::run(Add::<_, R, N> { call, b, items, queries, found, weighted, tile, positions, products }) };
         }
     }
     let found = found.iter().flat_map(|found| found.max.as_flattened().iter().zip(found.sum.as_flattened()));
@@ -95,22 +96,17 @@ fn transpose<T: Element, V, const N: usize>(
     }
 }
 
-/// Some queries of a block, whose products with a tile's keys stay in the nearest cache.
-struct Some<'s, 'c, T, const N: usize> {
+/// A tile to be added to what some queries of sequence `b` found. Their products with its keys stay in the nearest cache.
+struct Add<'s, 'c, T, const R: usize, const N: usize> {
     call: &'s Attention<'c, T>,
-    sequence: usize,
-    /// Query head and new token of each.
+    b: usize,
+    /// Query head and new token of each; the last ones may be fewer.
     items: &'s [(usize, usize)],
     /// `[D]`
     queries: &'s [Side<N>],
     found: &'s mut Columns<N>,
     /// `[queries, D]`
     weighted: &'s mut [[f32; LANES]],
-}
-
-/// A tile to be added to what some queries found.
-struct Add<'s, 'c, T, const R: usize, const N: usize> {
-    some: Some<'s, 'c, T, N>,
     tile: &'s Tile,
     positions: Range<usize>,
     products: &'s mut [Side<N>],
@@ -121,11 +117,10 @@ impl<T: Element, const R: usize, const N: usize> Work for Add<'_, '_, T, R, N> {
 
     #[inline(always)]
     unsafe fn with<V: Vector>(self) {
-        let Self { some, tile, positions, products } = self;
-        let Some { call, sequence, items, queries, found, weighted } = some;
+        let Self { call, b, items, queries, found, weighted, tile, positions, products } = self;
         let width = queries.len() / LANES;
         // Keys that some of the queries see.
-        let seen = items.iter().map(|&(_, i)| call.seen_by(sequence, i)).filter(|seen| !seen.is_empty());
+        let seen = items.iter().map(|&(_, i)| call.seen_by(b, i)).filter(|seen| !seen.is_empty());
         let seen = seen.reduce(|all, seen| all.start.min(seen.start)..all.end.max(seen.end)).unwrap_or(0..0);
         let keys = seen.start.max(positions.start)..seen.end.min(positions.end);
         if keys.is_empty() {
@@ -140,7 +135,7 @@ impl<T: Element, const R: usize, const N: usize> Work for Add<'_, '_, T, R, N> {
                 multiply::rows::<V, R, N>(rows, queries, products);
             }
             let products = &mut products[..keys.len()];
-            if let Option::Some(rescale) = found.weigh::<T, V>(call, (sequence, items), keys, products) {
+            if let Some(rescale) = found.weigh::<T, V>(call, (b, items), keys, products) {
                 for (&rescale, weighted) in rescale.as_flattened().iter().zip(weighted.chunks_exact_mut(width)) {
                     if rescale != 1.0 {
                         for weighted in weighted {

@@ -1,5 +1,4 @@
-//! Attention with vectors: `few` queries read rows as they are, `many` have tiles of rows decoded and multiplied as
-//! matrices.
+//! Attention with vectors: `few` queries read rows as they are, `many` have tiles of rows decoded first.
 
 mod columns;
 mod few;

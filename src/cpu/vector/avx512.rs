@@ -57,8 +57,8 @@ expand!(expand_words, "vpexpandw", ymm_reg, __m256i);
 
 impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
     type Lanes = __m512;
+    const REGISTERS: usize = 1;
     const WHOLE: bool = WHOLE;
-    const ONE_REGISTER: bool = true;
 
     fn is_available() -> bool {
         is_x86_feature_detected!("avx512f")

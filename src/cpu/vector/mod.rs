@@ -38,8 +38,8 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     type Lanes: Copy;
     /// Whether [`Vector::is_available`] promises what it takes to read quantised rows in whole numbers.
     const WHOLE: bool = false;
-    /// Whether one of 32 registers holds a vector.
-    const ONE_REGISTER: bool = false;
+    /// Registers that a vector takes.
+    const REGISTERS: usize;
 
     /// Whether this processor has the instructions.
     fn is_available() -> bool;
