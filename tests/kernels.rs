@@ -157,11 +157,18 @@ proptest! {
         let d = g.head_dim();
         let heads = g.batch * g.kv_heads;
         let bytes = |h: usize, row: usize| case.lengths.new[h / g.kv_heads] * row;
-        let mut key: Vec<_> = (0..heads).map(|h| vec![0xAA; bytes(h, g.key.row_bytes())]).collect();
-        let mut value: Vec<_> = (0..heads).map(|h| vec![0xAA; bytes(h, g.value.row_bytes())]).collect();
-        let rows = key.iter_mut().zip(&mut value).map(|(key, value)| HeadRows { key, value }).collect();
         let mut observed = Array3::from_elem([g.batch, g.kv_heads, d], f32::NAN);
-        prune(&Threads, &case.prune_call(), rows, Some(observed.view_mut()));
+        let mut pruned = |path| {
+            let mut key: Vec<_> = (0..heads).map(|h| vec![0xAA; bytes(h, g.key.row_bytes())]).collect();
+            let mut value: Vec<_> = (0..heads).map(|h| vec![0xAA; bytes(h, g.value.row_bytes())]).collect();
+            let rows = key.iter_mut().zip(&mut value).map(|(key, value)| HeadRows { key, value }).collect();
+            prune(&Threads, path, &case.prune_call(), rows, Some(observed.view_mut()));
+            (key, value)
+        };
+        let (key, value) = pruned(Path::Scalar);
+        for path in paths() {
+            prop_assert!(pruned(path) == (key.clone(), value.clone()), "{:?} gives other rows", path);
+        }
         for (head, key) in key.iter().enumerate() {
             let (b, h) = (head / g.kv_heads, head % g.kv_heads);
             let new = case.lengths.new[b];
@@ -223,6 +230,36 @@ proptest! {
             let (old, rest) = rows.split_at(past[h].len());
             prop_assert_eq!(old, past[h]);
             prop_assert!(rest[..new].iter().all(|&b| b == 0xBB) && rest[new..].iter().all(|&b| b == 0));
+        }
+    }
+}
+
+/// Of several blocks of queries, and several tiles of keys.
+#[test]
+fn prompts_of_several_blocks() {
+    for seed in 0..6 {
+        let mut case = Case::new(seed, 300, 0);
+        let heads = case.geometry.query_heads;
+        let (b, d, new) = (case.geometry.batch, case.geometry.head_dim(), 150 + 50 * seed as usize);
+        let r = &mut common::Random(seed);
+        case.geometry.new = new;
+        case.lengths.new = (0..b).map(|s| if s == 0 { new } else { r.below(new + 1) }).collect();
+        case.lengths.total = case.geometry.past + new;
+        case.query = r.array([b, heads, new, d]);
+        [case.key, case.value] = [(); 2].map(|()| r.array([b, case.geometry.kv_heads, new, d]));
+        case.positions = (0..b * new).map(|_| r.below(case.cos.nrows())).collect();
+        case.bias = (seed % 3 == 2).then(|| r.array([1, heads, new, case.lengths.total]));
+        case.attention.window = [None, Some(100)][seed as usize / 3];
+        case.attention.causal = seed != 1;
+        case.fill_cache(seed);
+        let expected = expected_attention(&case);
+        for path in paths() {
+            let got = case.attend(&Threads, path);
+            for (at, &e) in expected.indexed_iter() {
+                let close = (f64::from(got[at]) - e).abs() <= tolerance(path, &case) * (1.0 + e.abs());
+                assert!(close, "seed {seed}, {path:?} {at:?}: {} instead of {e}", got[at]);
+            }
+            assert!(case.attend(&Serial, path) == got, "the pool changed the result");
         }
     }
 }

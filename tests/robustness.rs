@@ -57,8 +57,10 @@ fn rows_of_numbers_that_are_not_numbers_are_finite() {
             (0..g.batch * g.kv_heads).map(|h| vec![0xFF; case.lengths.new[h / g.kv_heads] * row_bytes]).collect()
         };
         let (mut key, mut value) = (rows(g.key.row_bytes()), rows(g.value.row_bytes()));
-        let into = key.iter_mut().zip(&mut value).map(|(key, value)| HeadRows { key, value }).collect();
-        prune(&Serial, &case.prune_call(), into, None);
+        for path in paths() {
+            let into = key.iter_mut().zip(&mut value).map(|(key, value)| HeadRows { key, value }).collect();
+            prune(&Serial, path, &case.prune_call(), into, None);
+        }
         let mut channels = vec![f32::NAN; g.head_dim()];
         for row in value.iter().flat_map(|v| v.chunks_exact(g.value.row_bytes())) {
             g.value.decode(row, &mut channels);

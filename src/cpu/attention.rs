@@ -47,14 +47,14 @@ pub fn attention<T: Element>(pool: &impl Pool, path: Path, call: &Attention<'_, 
     // Vectors hold whole groups of channels; other head sizes are rare.
     let path = if call.geometry.head_dim().is_multiple_of(LANES) { path } else { Path::Scalar };
     match path {
-        Path::Scalar => run(pool, call, &Scalar::new(pool, call), out),
-        Path::Portable => run(pool, call, &Fast::<T, Portable>::new(pool, call), out),
+        Path::Scalar => run(pool, call, &Scalar::new(call), out),
+        Path::Portable => run(pool, call, &Fast::<T, Portable>::new(call), out),
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => run(pool, call, &Fast::<T, Avx2>::new(pool, call), out),
+        Path::Avx2 => run(pool, call, &Fast::<T, Avx2>::new(call), out),
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => run(pool, call, &Fast::<T, Avx512<false>>::new(pool, call), out),
+        Path::Avx512 => run(pool, call, &Fast::<T, Avx512<false>>::new(call), out),
         #[cfg(target_arch = "x86_64")]
-        Path::Vnni => run(pool, call, &Fast::<T, Avx512<true>>::new(pool, call), out),
+        Path::Vnni => run(pool, call, &Fast::<T, Avx512<true>>::new(call), out),
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("not available"),
     }

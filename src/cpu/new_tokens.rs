@@ -1,49 +1,35 @@
 //! Keys and values of the new tokens of a call, as attention reads them.
 
-use std::sync::Mutex;
+use std::ops::Range;
 
-use ndarray::ArrayView2;
+use ndarray::Array2;
 
-use super::{Attention, Pool};
-use crate::call::Geometry;
+use super::Attention;
 use crate::element::Element;
 
-/// Rotated keys, and values, of the new tokens of a call, in float32.
-pub(super) struct NewTokens {
-    head_dim: usize,
-    /// Keys and values of each (sequence, KV head), the head varying fastest, `[L, D]` each.
-    heads: Vec<(Vec<f32>, Vec<f32>)>,
-}
+/// Rotated keys, and values, of the new tokens of a call, in float32. They are made where they are needed, some at a time:
+/// all of a long prompt would be as large as its keys and values are.
+pub(super) struct NewTokens<'a, 'c, T>(&'a Attention<'c, T>);
 
-impl NewTokens {
-    pub(super) fn read<T: Element>(pool: &impl Pool, call: &Attention<'_, T>) -> Self {
-        let Geometry { kv_heads, new, .. } = *call.geometry;
-        let d = call.geometry.head_dim();
-        let heads: Vec<_> = (0..call.geometry.batch * kv_heads).map(|_| Mutex::new(Default::default())).collect();
-        pool.par_for(heads.len(), &|head| {
-            let (b, h) = (head / kv_heads, head % kv_heads);
-            let (mut key, mut value) = (vec![0.0; new * d], vec![0.0; new * d]);
-            let rows = key.chunks_exact_mut(d).zip(value.chunks_exact_mut(d));
-            for (i, (key, value)) in rows.enumerate().take(call.lengths.new[b]) {
-                call.tokens.key(b, h, i, key);
-                call.tokens.value(b, h, i, value);
-            }
-            *heads[head].lock().unwrap() = (key, value);
-        });
-        Self { head_dim: d, heads: heads.into_iter().map(|h| h.into_inner().unwrap()).collect() }
+impl<'a, 'c, T: Element> NewTokens<'a, 'c, T> {
+    pub(super) fn new(call: &'a Attention<'c, T>) -> Self {
+        Self(call)
     }
 
-    /// Key and value of new token `i`.
-    pub(super) fn row(&self, head: usize, i: usize) -> (&[f32], &[f32]) {
-        let (key, value) = &self.heads[head];
-        let at = i * self.head_dim..(i + 1) * self.head_dim;
-        (&key[at.clone()], &value[at])
+    /// Writes keys and values of new `tokens`, `[tokens, D]` each. `head` is the number of the (sequence, KV head).
+    #[inline(always)]
+    pub(super) fn read(&self, head: usize, tokens: Range<usize>, key: &mut [f32], value: &mut [f32]) {
+        let Attention { geometry, tokens: new, .. } = self.0;
+        let (b, h) = (head / geometry.kv_heads, head % geometry.kv_heads);
+        new.keys(b, h, tokens.clone(), key);
+        new.values(b, h, tokens, value);
     }
 
     /// Keys and values of new tokens `from` to `to`, `[tokens, D]`.
-    pub(super) fn rows(&self, head: usize, from: usize, to: usize) -> [ArrayView2<'_, f32>; 2] {
-        let (key, value) = &self.heads[head];
-        let at = from * self.head_dim..to * self.head_dim;
-        [key, value].map(|x| ArrayView2::from_shape((to - from, self.head_dim), &x[at.clone()]).expect("whole tokens"))
+    pub(super) fn rows(&self, head: usize, from: usize, to: usize) -> [Array2<f32>; 2] {
+        let [mut key, mut value] = [(); 2].map(|()| Array2::zeros((to - from, self.0.geometry.head_dim())));
+        let slices = (key.as_slice_mut().expect("contiguous"), value.as_slice_mut().expect("contiguous"));
+        self.read(head, from..to, slices.0, slices.1);
+        [key, value]
     }
 }

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
-use super::vector::{Portable, Vector};
+use super::vector::{Portable, Vector, Work};
 
 /// Names the path to take instead of the fastest one: `scalar`, `portable`, `avx2`, `avx512` or
 /// `vnni`. For tests and reports.
@@ -53,6 +53,26 @@ impl Path {
             Path::Vnni => Avx512::<true>::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
+        }
+    }
+
+    /// Does `work`, compiled for this path's instructions as far as it is `inline(always)`.
+    ///
+    /// # Panics
+    /// If this processor cannot take the path.
+    pub(super) fn run<W: Work>(self, work: W) -> W::Output {
+        assert!(self.is_available(), "path {} on a processor that has not its instructions", self.name());
+        // SAFETY: the instructions are there.
+        unsafe {
+            match self {
+                Path::Scalar | Path::Portable => Portable::run(work),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx2 => Avx2::run(work),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx512 | Path::Vnni => Avx512::<false>::run(work),
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => unreachable!("not available"),
+            }
         }
     }
 

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 
 use ndarray::{ArrayView4, ArrayViewMut3, ArrayViewMut4, s};
 
-use super::{Pool, Tokens};
+use super::vector::{Vector, Work};
+use super::{Path, Pool, Tokens};
 use crate::call::{Geometry, Lengths, PruneSettings};
 use crate::element::Element;
 use crate::format::{KeyLayout, MAX_HEAD_DIM, PrunedKey};
@@ -40,9 +41,13 @@ pub struct HeadRows<'a> {
 }
 
 /// Encodes the new tokens into `rows`, one entry for each (sequence, KV head) with the head varying fastest, and writes n
-/// of the call to `observed` (`[B, Hk, D]`), if wanted.
+/// of the call to `observed` (`[B, Hk, D]`), if wanted. Rows do not depend on `path`.
+///
+/// # Panics
+/// If this processor cannot take `path`.
 pub fn prune<T: Element>(
     pool: &impl Pool,
+    path: Path,
     call: &Prune<'_, T>,
     rows: Vec<HeadRows<'_>>,
     observed: Option<ArrayViewMut3<'_, f32>>,
@@ -51,12 +56,6 @@ pub fn prune<T: Element>(
     assert_eq!(rows.len(), call.geometry.batch * kv_heads);
     let saliency = saliencies(pool, call, observed);
 
-    struct Piece<'a> {
-        head: usize,
-        first: usize,
-        key: &'a mut [u8],
-        value: &'a mut [u8],
-    }
     let mut pieces = Vec::new();
     for (head, rows) in rows.into_iter().enumerate() {
         assert_eq!(rows.key.len(), call.lengths.new[head / kv_heads] * key.row_bytes());
@@ -71,19 +70,45 @@ pub fn prune<T: Element>(
     // Each piece is locked once, by the thread that works on it.
     pool.par_for(pieces.len(), &|n| {
         let piece = &mut *pieces[n].lock().unwrap();
+        path.run(Encode { call, saliency: &saliency[piece.head], piece });
+    });
+}
+
+/// Some new tokens of one (sequence, KV head), from number `first` on, and where their rows go.
+struct Piece<'a> {
+    head: usize,
+    first: usize,
+    key: &'a mut [u8],
+    value: &'a mut [u8],
+}
+
+/// A piece to be encoded.
+struct Encode<'s, 'a, 'c, T> {
+    call: &'s Prune<'c, T>,
+    saliency: &'s [f32],
+    piece: &'s mut Piece<'a>,
+}
+
+impl<T: Element> Work for Encode<'_, '_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn with<V: Vector>(self) {
+        let Self { call, saliency, piece } = self;
+        let Geometry { kv_heads, key, value, .. } = call.geometry;
         let (b, h) = (piece.head / kv_heads, piece.head % kv_heads);
         let d = call.geometry.head_dim();
+        let scale = &call.scale[h * d..(h + 1) * d];
         let mut buffer = [0.0; MAX_HEAD_DIM];
         let x = &mut buffer[..d];
         let rows = piece.key.chunks_exact_mut(key.row_bytes()).zip(piece.value.chunks_exact_mut(value.row_bytes()));
         for (i, (key_row, value_row)) in (piece.first..).zip(rows) {
             call.tokens.key(b, h, i, x);
-            let scale = &call.scale[h * d..(h + 1) * d];
-            encode_key(&key, call.settings.common.recovery, x, &saliency[piece.head], scale, key_row);
+            encode_key(key, call.settings.common.recovery, x, saliency, scale, key_row);
             call.tokens.value(b, h, i, x);
             value.encode(x, value_row);
         }
-    });
+    }
 }
 
 /// n by which each (sequence, KV head) is pruned: its own, or the model's when it has few new tokens.
@@ -133,6 +158,7 @@ fn observe<T: Element>(call: &Prune<'_, T>, b: usize, h: usize) -> Vec<f32> {
 }
 
 /// Chooses the channels of `key` by `saliency` and encodes them into `row`.
+#[inline(always)]
 fn encode_key(layout: &KeyLayout, recovery: Recovery, key: &[f32], saliency: &[f32], scale: &[f32], row: &mut [u8]) {
     let mut mask = [0; MAX_HEAD_DIM / 8];
     let mask = &mut mask[..key.len() / 8];

@@ -5,9 +5,8 @@ use std::ops::Range;
 
 use ndarray::s;
 
-use super::new_tokens::NewTokens;
 use super::schedule::{Attend, Queries};
-use super::{Attention, Pool, SoftmaxState};
+use super::{Attention, SoftmaxState};
 use crate::call::Geometry;
 use crate::element::Element;
 use crate::method::Recovery;
@@ -15,12 +14,11 @@ use crate::method::Recovery;
 /// The scalar path of one call.
 pub(super) struct Scalar<'a, 'c, T> {
     call: &'a Attention<'c, T>,
-    new: NewTokens,
 }
 
 impl<'a, 'c, T: Element> Scalar<'a, 'c, T> {
-    pub(super) fn new(pool: &impl Pool, call: &'a Attention<'c, T>) -> Self {
-        Self { call, new: NewTokens::read(pool, call) }
+    pub(super) fn new(call: &'a Attention<'c, T>) -> Self {
+        Self { call }
     }
 
     /// Key and value of the past token at position `t`, as far as the cache knows them.
@@ -51,25 +49,25 @@ impl<T: Element> Attend for Scalar<'_, '_, T> {
         let (d, group) = (call.geometry.head_dim(), call.geometry.group());
         let head = b * call.geometry.kv_heads + h;
         let past = call.lengths.past[b];
-        let queries: Vec<_> = (0..group).flat_map(|g| tokens.clone().map(move |i| (h * group + g, i))).collect();
+        let queries: Vec<_> = tokens.flat_map(|i| (0..group).map(move |g| (h * group + g, i))).collect();
         let mut query = vec![0.0; queries.len() * d];
         for (q, &(head, i)) in query.chunks_exact_mut(d).zip(&queries) {
             call.tokens.query(b, head, i, q);
         }
         let mut states = vec![SoftmaxState::new(d); queries.len()];
-        let (mut cached_key, mut cached_value) = (vec![0.0; d], vec![0.0; d]);
+        let (mut key, mut value) = (vec![0.0; d], vec![0.0; d]);
         for t in keys {
-            let (key, value) = if t < past {
-                self.cached(head, t, &mut cached_key, &mut cached_value);
-                (&cached_key[..], &cached_value[..])
+            if t < past {
+                self.cached(head, t, &mut key, &mut value);
             } else {
-                self.new.row(head, t - past)
-            };
+                call.tokens.key(b, h, t - past, &mut key);
+                call.tokens.value(b, h, t - past, &mut value);
+            }
             for ((q, state), &(head, i)) in query.chunks_exact(d).zip(&mut states).zip(&queries) {
                 if call.seen_by(b, i).contains(&t) {
-                    let dot = q.iter().zip(key).map(|(q, k)| q * k).sum();
+                    let dot = q.iter().zip(&key).map(|(q, k)| q * k).sum();
                     if let Some(score) = call.score(dot, (b, head, i, t)) {
-                        state.push(score, value);
+                        state.push(score, &value);
                     }
                 }
             }

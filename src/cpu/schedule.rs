@@ -8,9 +8,10 @@ use ndarray::{ArrayViewMut, ArrayViewMut3, ArrayViewMut4, Axis, Dimension, Remov
 
 use super::{Attention, Pool, SoftmaxState};
 use crate::element::Element;
+use crate::format::MAX_HEAD_DIM;
 
 /// Queries that share one reading of the keys, at least, where there are many.
-const QUERIES_PER_BLOCK: usize = 128;
+const QUERIES_PER_BLOCK: usize = 256;
 /// New tokens up to which all share one reading.
 const FEW_TOKENS: usize = 8;
 /// Parts that keep any pool busy: with fewer blocks of queries, the keys of each are split.
@@ -30,7 +31,7 @@ pub(super) struct Queries {
 
 /// A way to attend: scalar, or with the vectors of some processor.
 pub(super) trait Attend: Sync {
-    /// What `queries` get from the keys at positions `keys`, head by head and within a head token by token.
+    /// What `queries` get from the keys at positions `keys`, token by token and within a token head by head.
     fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState>;
 }
 
@@ -130,11 +131,18 @@ fn entries<'a, T, D: RemoveAxis>(
 }
 
 impl<T: Element> Block<'_, T> {
-    /// Writes the finished `states`, in the order of the output's first two axes.
+    /// Writes the finished `states`, of one token after the other.
     fn write(&self, states: &[SoftmaxState]) {
         let mut out = self.out.lock().unwrap();
-        for (mut row, state) in out.lanes_mut(Axis(2)).into_iter().zip(states) {
-            row.iter_mut().zip(state.finish()).for_each(|(o, x)| *o = T::from_f32(x));
+        let mut by_token = out.view_mut().permuted_axes([1, 0, 2]);
+        let mut buffer = [0.0; MAX_HEAD_DIM];
+        for (mut row, state) in by_token.lanes_mut(Axis(2)).into_iter().zip(states) {
+            let x = &mut buffer[..row.len()];
+            x.iter_mut().zip(state.finish()).for_each(|(x, of)| *x = of);
+            match row.as_slice_mut() {
+                Some(row) => T::write(x, row),
+                None => row.iter_mut().zip(&*x).for_each(|(o, x)| *o = T::from_f32(*x)),
+            }
         }
     }
 }

@@ -1,9 +1,12 @@
 //! The new tokens of a call: queries, keys and values, rotated where asked.
 
-use ndarray::{ArrayView2, ArrayView4, s};
+use std::ops::Range;
+
+use ndarray::{ArrayView1, ArrayView2, ArrayView4, s};
 
 use crate::call::Rotary;
-use crate::element::Element;
+use crate::element::{Element, finite};
+use crate::format::MAX_HEAD_DIM;
 
 /// Rotary position embedding (RoFormer, as in GroupQueryAttention with do_rotary).
 #[derive(Clone, Copy, Debug)]
@@ -18,20 +21,37 @@ pub struct Rotation<'a, T> {
     pub positions: &'a [usize],
 }
 
+/// Writes the elements of `row`, finite, to `out`.
+#[inline(always)]
+fn read<T: Element>(row: ArrayView1<'_, T>, out: &mut [f32]) {
+    match row.as_slice() {
+        Some(row) => T::read(row, out),
+        None => out.iter_mut().zip(row).for_each(|(o, x)| *o = x.finite()),
+    }
+}
+
 impl<T: Element> Rotation<'_, T> {
     /// Rotates `x` (`D` channels) as new token number `token` of the batch.
+    #[inline(always)]
     fn apply(&self, token: usize, x: &mut [f32]) {
         let row = self.positions[token];
         let half = x.len() / 2;
-        for j in 0..half {
-            let (i0, i1) = match self.style {
-                Rotary::Halves => (j, j + half),
-                Rotary::Interleaved => (2 * j, 2 * j + 1),
-            };
-            let (cos, sin) = (self.cos[(row, j)].finite(), self.sin[(row, j)].finite());
-            let (x0, x1) = (x[i0], x[i1]);
-            x[i0] = x0 * cos - x1 * sin;
-            x[i1] = x0 * sin + x1 * cos;
+        let (mut cos, mut sin) = ([0.0; MAX_HEAD_DIM / 2], [0.0; MAX_HEAD_DIM / 2]);
+        let (cos, sin) = (&mut cos[..half], &mut sin[..half]);
+        read(self.cos.row(row), cos);
+        read(self.sin.row(row), sin);
+        let angles = cos.iter().zip(&*sin);
+        let rotate = |x0: &mut f32, x1: &mut f32, (cos, sin): (&f32, &f32)| {
+            (*x0, *x1) = (*x0 * cos - *x1 * sin, *x0 * sin + *x1 * cos);
+        };
+        match self.style {
+            Rotary::Halves => {
+                let (first, second) = x.split_at_mut(half);
+                first.iter_mut().zip(second).zip(angles).for_each(|((x0, x1), angle)| rotate(x0, x1, angle));
+            }
+            Rotary::Interleaved => {
+                x.as_chunks_mut().0.iter_mut().zip(angles).for_each(|([x0, x1], angle)| rotate(x0, x1, angle));
+            }
         }
     }
 }
@@ -50,33 +70,51 @@ pub struct Tokens<'a, T> {
 }
 
 impl<T: Element> Tokens<'_, T> {
-    fn read(tensor: &ArrayView4<'_, T>, (b, h, i): (usize, usize, usize), out: &mut [f32]) {
-        out.iter_mut().zip(tensor.slice(s![b, h, i, ..])).for_each(|(o, x)| *o = x.finite());
-    }
-
+    #[inline(always)]
     fn rotate(&self, (b, i): (usize, usize), x: &mut [f32]) {
         if let Some(rotation) = &self.rotation {
             let tokens = self.query.dim().2;
             rotation.apply(b * tokens + i, x);
             // A rotation may lengthen a channel past the range that rows and sums are made for.
-            x.iter_mut().for_each(|x| *x = x.finite());
+            x.iter_mut().for_each(|x| *x = finite(*x));
         }
     }
 
     /// Query head `h` of new token `i` of sequence `b`, rotated.
+    #[inline(always)]
     pub fn query(&self, b: usize, h: usize, i: usize, out: &mut [f32]) {
-        Self::read(&self.query, (b, h, i), out);
+        read(self.query.slice(s![b, h, i, ..]), out);
         self.rotate((b, i), out);
     }
 
     /// Key of KV head `h` of new token `i` of sequence `b`, rotated.
+    #[inline(always)]
     pub fn key(&self, b: usize, h: usize, i: usize, out: &mut [f32]) {
-        Self::read(&self.key, (b, h, i), out);
-        self.rotate((b, i), out);
+        self.keys(b, h, i..i + 1, out);
     }
 
     /// Value of KV head `h` of new token `i` of sequence `b`.
+    #[inline(always)]
     pub fn value(&self, b: usize, h: usize, i: usize, out: &mut [f32]) {
-        Self::read(&self.value, (b, h, i), out);
+        self.values(b, h, i..i + 1, out);
+    }
+
+    /// Keys of KV head `h` of new `tokens` of sequence `b`, rotated, one after the other.
+    #[inline(always)]
+    pub fn keys(&self, b: usize, h: usize, tokens: Range<usize>, out: &mut [f32]) {
+        let rows = self.key.slice(s![b, h, tokens.clone(), ..]);
+        for ((i, row), out) in tokens.zip(rows.rows()).zip(out.chunks_exact_mut(rows.ncols())) {
+            read(row, out);
+            self.rotate((b, i), out);
+        }
+    }
+
+    /// Values of KV head `h` of new `tokens` of sequence `b`, one after the other.
+    #[inline(always)]
+    pub fn values(&self, b: usize, h: usize, tokens: Range<usize>, out: &mut [f32]) {
+        let rows = self.value.slice(s![b, h, tokens, ..]);
+        for (row, out) in rows.rows().into_iter().zip(out.chunks_exact_mut(rows.ncols())) {
+            read(row, out);
+        }
     }
 }

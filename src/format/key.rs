@@ -1,6 +1,6 @@
 //! Key rows.
 
-use super::packed::{read_code, read_f16, write_codes, write_f16};
+use super::packed::{range, read_code, read_f16, write_codes, write_f16};
 use super::{Bits, KeyLayout, MAX_HEAD_DIM};
 use crate::bits::bit;
 
@@ -29,6 +29,7 @@ impl KeyLayout {
     ///
     /// # Panics
     /// If a length is not what the layout says, or the mask does not keep that many channels.
+    #[inline(always)]
     pub fn encode(&self, pruned: PrunedKey<'_>, row: &mut [u8]) {
         let PrunedKey { key, mask, scale, recovery } = pruned;
         let d = self.head_dim();
@@ -43,19 +44,17 @@ impl KeyLayout {
             false => sizes.iter_mut().zip(key.iter().zip(scale)).for_each(|(s, (k, c))| *s = k.abs() / c),
         }
         let signs = &mut row[mask.len()..2 * mask.len()];
+        for ((keys, &mask), signs) in key.as_chunks::<8>().0.iter().zip(mask).zip(signs) {
+            let all = (0..8).fold(0, |byte, j| byte | u8::from(keys[j] <= 0.0) << j);
+            *signs = if whole { all & !mask } else { all };
+        }
         let mut kept = [0.0; MAX_HEAD_DIM + 1];
         let mut count = 0;
-        for (((keys, sizes), &mask), signs) in
-            key.as_chunks::<8>().0.iter().zip(sizes.as_chunks::<8>().0).zip(mask).zip(signs)
-        {
-            for j in 0..8 {
+        for (sizes, &mask) in sizes.as_chunks::<8>().0.iter().zip(mask) {
+            for (j, &size) in sizes.iter().enumerate() {
                 // Written always, and overwritten by the next one where it is not kept.
-                kept[count] = sizes[j];
+                kept[count] = size;
                 count += usize::from(mask >> j & 1);
-                *signs |= u8::from(keys[j] <= 0.0) << j;
-            }
-            if whole {
-                *signs &= !mask;
             }
         }
         assert_eq!(count, self.kept(), "channels in the mask");
@@ -64,7 +63,7 @@ impl KeyLayout {
         write_f16(row, at, recovery);
         let (mut least, mut step) = (0.0, 0.0);
         if let Some(greatest) = self.bits().greatest_code() {
-            let (lo, hi) = kept.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+            let (lo, hi) = range(kept);
             least = write_f16(row, at + 2, lo);
             step = write_f16(row, at + 4, (hi - lo) / greatest);
         }

@@ -18,6 +18,25 @@ pub(super) fn write_f16(row: &mut [u8], at: usize, x: f32) -> f32 {
     stored.to_f32()
 }
 
+/// The least and the greatest of finite `numbers`; the ends of float32, the wrong way round, of none.
+#[inline(always)]
+pub(super) fn range(numbers: &[f32]) -> (f32, f32) {
+    // Side by side, since one comparison after the other waits for the one before.
+    let (mut least, mut greatest) = ([f32::MAX; 16], [f32::MIN; 16]);
+    let (whole, rest) = numbers.as_chunks::<16>();
+    for numbers in whole {
+        for (i, &x) in numbers.iter().enumerate() {
+            least[i] = if x < least[i] { x } else { least[i] };
+            greatest[i] = if x > greatest[i] { x } else { greatest[i] };
+        }
+    }
+    let numbers = || rest.iter().copied();
+    (
+        least.into_iter().chain(numbers()).fold(f32::MAX, f32::min),
+        greatest.into_iter().chain(numbers()).fold(f32::MIN, f32::max),
+    )
+}
+
 /// The code of number `i` among `codes`.
 pub(super) fn read_code(codes: &[u8], bits: Bits, i: usize) -> f32 {
     match bits {
@@ -28,6 +47,7 @@ pub(super) fn read_code(codes: &[u8], bits: Bits, i: usize) -> f32 {
 }
 
 /// Writes `numbers` to zeroed `codes`: as float16, or quantised as `rint((x - least) / step)`.
+#[inline(always)]
 pub(super) fn write_codes(codes: &mut [u8], bits: Bits, numbers: &[f32], least: f32, step: f32) {
     let Some(greatest) = bits.greatest_code() else {
         for (numbers, codes) in numbers.chunks(HALVES).zip(codes.chunks_mut(2 * HALVES)) {
@@ -38,9 +58,9 @@ pub(super) fn write_codes(codes: &mut [u8], bits: Bits, numbers: &[f32], least: 
     if step == 0.0 {
         return;
     }
-    // Added to a number below 2^22, and taken away again, it leaves the nearest integer, of two the even one.
+    // Added to a small number, it leaves the nearest integer, of two the even one, in the lowest bits.
     const INTEGER: f32 = 8_388_608.0;
-    let code = |x: f32| (((x - least) / step).clamp(0.0, greatest) + INTEGER - INTEGER) as u8;
+    let code = |x: f32| (((x - least) / step).clamp(0.0, greatest) + INTEGER).to_bits() as u8;
     match bits {
         Bits::B4 => {
             let (pairs, rest) = numbers.as_chunks::<2>();

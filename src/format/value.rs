@@ -1,6 +1,6 @@
 //! Value rows.
 
-use super::packed::{read_code, read_f16, write_codes, write_f16};
+use super::packed::{range, read_code, read_f16, write_codes, write_f16};
 use super::{Bits, MAX_HEAD_DIM, ValueLayout};
 use crate::element::finite;
 
@@ -9,21 +9,21 @@ impl ValueLayout {
     ///
     /// # Panics
     /// If `value` or `row` has another length than the layout says.
+    #[inline(always)]
     pub fn encode(&self, value: &[f32], row: &mut [u8]) {
         assert_eq!((value.len(), row.len()), (self.head_dim(), self.row_bytes()));
         row.fill(0);
         let (pairs, codes) = row.split_at_mut(self.codes_at());
         for (g, group) in value.chunks(self.group()).enumerate() {
-            let (mut least, mut step) = (0.0, 0.0);
-            if let Some(greatest) = self.bits().greatest_code() {
-                let (lo, hi) =
-                    group.iter().map(|&v| finite(v)).fold((f32::MAX, f32::MIN), |(lo, hi), v| (lo.min(v), hi.max(v)));
-                step = write_f16(pairs, 4 * g, (hi - lo) / greatest);
-                least = write_f16(pairs, 4 * g + 2, lo);
-            }
             let mut limited = [0.0; MAX_HEAD_DIM];
             let limited = &mut limited[..group.len()];
             limited.iter_mut().zip(group).for_each(|(to, &v)| *to = finite(v));
+            let (mut least, mut step) = (0.0, 0.0);
+            if let Some(greatest) = self.bits().greatest_code() {
+                let (lo, hi) = range(limited);
+                step = write_f16(pairs, 4 * g, (hi - lo) / greatest);
+                least = write_f16(pairs, 4 * g + 2, lo);
+            }
             let at = self.bits().bytes(g * self.group());
             write_codes(&mut codes[at..], self.bits(), limited, least, step);
         }

@@ -3,11 +3,13 @@
 /// Most channels a head has here: their numbers fit a byte.
 const MOST_CHANNELS: usize = 256;
 
-/// Marks in the zeroed `mask` (`D` bits) the `kept` channels of highest score `s_j = k_j^2 * n_j`; of equal scores the
+/// Marks in `mask` (`D` bits) the `kept` channels of highest score `s_j = k_j^2 * n_j`; of equal scores the
 /// lower channel wins. `key` and `saliency` are finite, `saliency` not negative.
 ///
 /// # Panics
 /// If the lengths differ, or `kept` or `D` is out of range.
+// Inlined always, as recovery_magnitude and the encoding of rows: it becomes instructions of the caller's vectors.
+#[inline(always)]
 pub fn select(key: &[f32], saliency: &[f32], kept: usize, mask: &mut [u8]) {
     let d = key.len();
     assert!(saliency.len() == d && kept <= d && d <= MOST_CHANNELS && mask.len() == d / 8);
@@ -15,7 +17,7 @@ pub fn select(key: &[f32], saliency: &[f32], kept: usize, mask: &mut [u8]) {
         return mask.fill(0xff);
     }
     if kept == 0 {
-        return;
+        return mask.fill(0);
     }
     // Scores are not negative, so that their bits have their order.
     let mut buffer = [0; MOST_CHANNELS];
@@ -36,24 +38,26 @@ pub fn select(key: &[f32], saliency: &[f32], kept: usize, mask: &mut [u8]) {
             }
         }
     }
+    let (scores, _) = score.as_chunks::<8>();
+    for (byte, scores) in mask.iter_mut().zip(scores) {
+        *byte = (0..8).fold(0, |byte, bit| byte | u8::from(scores[bit] >= bound) << bit);
+    }
     // Of the scores that just reach the bound, the last ones are too many.
     let mut too_many = reach - kept;
-    let (bytes, _) = score.as_chunks::<8>();
-    for (byte, scores) in mask.iter_mut().zip(bytes).rev() {
-        for (bit, &score) in scores.iter().enumerate() {
-            *byte |= u8::from(score >= bound) << bit;
+    for j in (0..d).rev() {
+        if too_many == 0 {
+            break;
         }
-        for bit in (0..8).rev() {
-            if too_many > 0 && scores[bit] == bound {
-                *byte &= !(1 << bit);
-                too_many -= 1;
-            }
+        if score[j] == bound {
+            mask[j / 8] &= !(1 << (j % 8));
+            too_many -= 1;
         }
     }
 }
 
 /// Recovery magnitude `a = sqrt(mean over pruned j of (k_j / c_j)^2)`, in units of the channel scale c; 0 when `mask`
 /// keeps every channel.
+#[inline(always)]
 pub fn recovery_magnitude(key: &[f32], scale: &[f32], mask: &[u8]) -> f32 {
     // Side by side, since sums one after the other wait for each other.
     let mut sums = [0.0; 8];
@@ -62,7 +66,9 @@ pub fn recovery_magnitude(key: &[f32], scale: &[f32], mask: &[u8]) -> f32 {
     for ((key, scale), &mask) in channels.zip(mask) {
         for j in 0..8 {
             let x = key[j] / scale[j];
-            sums[j] += if mask >> j & 1 == 0 { x * x } else { 0.0 };
+            // All bits of the square, or none: a branch would be foreseen half of the time.
+            let pruned = u32::from(mask >> j & 1).wrapping_sub(1);
+            sums[j] += f32::from_bits((x * x).to_bits() & pruned);
         }
         pruned += mask.count_zeros();
     }

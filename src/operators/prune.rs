@@ -14,7 +14,7 @@ use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
 use super::{Container, Tensor, inputs, shape_inference};
 use crate::call::{Geometry, Input, Lengths, PruneSettings};
-use crate::cpu::{HeadRows, Prune, grow, prune, recent_keys};
+use crate::cpu::{HeadRows, Path, Prune, grow, prune, recent_keys};
 
 pub(super) const NAME: &str = "SparkPrune";
 
@@ -55,8 +55,11 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
         let node = Node::new(NAME, context);
-        let settings = node.guard(|| Ok(PruneSettings::read(context)?))?;
-        Ok(PruneKernel { node, settings, types: PhantomData })
+        let (settings, path) = node.guard(|| {
+            let path = Path::chosen().map_err(Failure::Process)?;
+            Ok((PruneSettings::read(context)?, path))
+        })?;
+        Ok(PruneKernel { node, settings, path, types: PhantomData })
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
@@ -69,17 +72,22 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
 pub struct PruneKernel<T, C> {
     node: Node,
     settings: PruneSettings,
+    path: Path,
     types: PhantomData<(T, C)>,
 }
 
 // The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
 impl<T: Tensor, C: Container> Kernel for PruneKernel<T, C> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        self.node.guard(|| compute::<T, C>(&self.settings, context))
+        self.node.guard(|| compute::<T, C>(&self.settings, self.path, context))
     }
 }
 
-fn compute<T: Tensor, C: Container>(settings: &PruneSettings, context: &ComputeContext) -> Result<(), Failure> {
+fn compute<T: Tensor, C: Container>(
+    settings: &PruneSettings,
+    path: Path,
+    context: &ComputeContext,
+) -> Result<(), Failure> {
     let pool = OrtPool::new(context);
     let inputs = Inputs::new(context)?;
     let common = inputs.common(&settings.common, size_of::<C>())?;
@@ -107,7 +115,7 @@ fn compute<T: Tensor, C: Container>(settings: &PruneSettings, context: &ComputeC
     let key = present.new_rows(Input::PastKey, &mut key, geometry.key.row_bytes());
     let value = present.new_rows(Input::PastValue, &mut value, geometry.value.row_bytes());
     let rows = key.into_iter().zip(value).map(|(key, value)| HeadRows { key, value }).collect();
-    prune(&pool, &call, rows, observed);
+    prune(&pool, path, &call, rows, observed);
     Ok(())
 }
 

@@ -1,18 +1,31 @@
-//! Many queries: tiles of keys and values as matrices, multiplied by `ndarray`'s matrix product.
+//! Many queries: tiles of keys and values in float32, multiplied with a few vectors of queries after the other.
 
 use std::ops::Range;
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, s};
-
-use super::keys::{KeyReader, Sink};
-use super::{Block, Fast, Place, scores, values};
+use super::columns::Columns;
+use super::multiply::{self, Side};
+use super::tile::Tile;
+use super::{Block, Fast};
 use crate::cpu::vector::{LANES, Vector, Work};
 use crate::cpu::{Attention, SoftmaxState};
 use crate::element::Element;
+use crate::format::MAX_HEAD_DIM;
 
-/// Keys of a tile: its scores, with 128 queries, stay in a core's own cache.
-const TILE: usize = 256;
+/// Keys of a tile: the weights of a few queries and a few channels of the values stay in the nearest cache, all else in
+/// the next one.
+const TILE: usize = 128;
+
+/// Memory to work in. It serves one block after the other: the system would take it back between them, and give it anew.
+#[derive(Default)]
+pub(super) struct Scratch {
+    tile: Tile,
+    /// Products of a tile's keys with some queries, then weights.
+    products: Vec<[f32; LANES]>,
+    /// `[D, queries]` of some queries after the other.
+    queries: Vec<[f32; LANES]>,
+    /// Weighted sums of values, `[queries, D]`.
+    weighted: Vec<[f32; LANES]>,
+}
 
 /// What the queries of `block` get from the keys at positions `keys`.
 pub(super) fn attend<T: Element, V: Vector>(
@@ -20,141 +33,128 @@ pub(super) fn attend<T: Element, V: Vector>(
     block: &Block,
     keys: Range<usize>,
 ) -> Vec<SoftmaxState> {
+    let mut scratch = fast.scratch.lock().unwrap().pop().unwrap_or_default();
+    // As many sums as there are registers for, yet more than an addition takes cycles.
+    let states = match V::REGISTERS {
+        1 => by_sides::<T, V, 8, 2>(fast, block, keys, &mut scratch),
+        2 => by_sides::<T, V, 4, 1>(fast, block, keys, &mut scratch),
+        _ => by_sides::<T, V, 2, 1>(fast, block, keys, &mut scratch),
+    };
+    fast.scratch.lock().unwrap().push(scratch);
+    states
+}
+
+/// The same, `N` vectors of queries at a time, with `R` keys or `R` of the queries at once.
+fn by_sides<T: Element, V: Vector, const R: usize, const N: usize>(
+    fast: &Fast<'_, '_, T, V>,
+    block: &Block,
+    keys: Range<usize>,
+    scratch: &mut Scratch,
+) -> Vec<SoftmaxState> {
     let d = fast.call.geometry.head_dim();
-    let count = block.items.len();
-    let queries = ArrayView2::from_shape((count, d), &block.queries).expect("as many as items");
-    let mut products = Array2::<f32>::zeros((count, TILE));
-    let mut sums = Array2::<f32>::zeros((count, d));
-    let mut state = vec![(f32::NEG_INFINITY, 0.0); count];
-    let mut tile = Tile { key: Vec::new(), value: Vec::new() };
-    let past = fast.call.lengths.past[block.sequence];
+    let Scratch { tile, products, queries, weighted } = scratch;
+    let sides = block.items.len().div_ceil(N * LANES);
+    products.resize((TILE + R) * N, [0.0; LANES]);
+    for all in [&mut *queries, &mut *weighted] {
+        all.clear();
+        all.resize(sides * N * d, [0.0; LANES]);
+    }
+    let products = products.as_chunks_mut::<N>().0;
+    let queries = queries.as_chunks_mut::<N>().0;
+    for (items, queries) in block.items.chunks(N * LANES).zip(queries.chunks_exact_mut(d)) {
+        transpose(fast, block.sequence, items, queries);
+    }
+    let mut found = vec![Columns::<N>::NONE; sides];
     for (place, positions) in fast.pieces(block.sequence, keys, TILE) {
-        let width = positions.len().next_multiple_of(LANES);
-        let [key, value] = match place {
-            Place::New => fast.new.rows(block.head, positions.start - past, positions.end - past),
+        tile.read(fast, block, (place, positions.clone()), R);
+        let sides = block.items.chunks(N * LANES).zip(queries.chunks_exact(d)).zip(&mut found);
+        for (((items, queries), found), weighted) in sides.zip(weighted.chunks_exact_mut(N * d)) {
+            let positions = positions.clone();
+            let (call, b) = (fast.call, block.sequence);
             // SAFETY: a path is only taken on processors that have its instructions.
-            _ => unsafe {
-                V::run(Decode { tile: &mut tile, fast, block, place: &place, positions: positions.clone() })
-            },
-        };
-        general_mat_mul(1.0, &queries, &key.t(), 0.0, &mut products.slice_mut(s![.., ..positions.len()]));
-        for (n, (&(head, i), (max, sum))) in block.items.iter().zip(&mut state).enumerate() {
-            let mut products = products.row_mut(n);
-            let products = &mut products.as_slice_mut().expect("rows are contiguous")[..width];
-            let products = products.as_chunks_mut::<LANES>().0;
-            let query = (block.sequence, head, i);
-            let row = Row { call: fast.call, query, positions: positions.clone(), products, max, sum };
-            // SAFETY: a path is only taken on processors that have its instructions.
-            let rescale = unsafe { V::run(row) };
-            if rescale != 1.0 {
-                sums.row_mut(n).iter_mut().for_each(|x| *x *= rescale);
-            }
+            unsafe { V::run(Add::<_, R, N> { call, b, items, queries, found, weighted, tile, positions, products }) };
         }
-        general_mat_mul(1.0, &products.slice(s![.., ..positions.len()]), &value, 1.0, &mut sums);
     }
-    let weighted = sums.outer_iter().map(|row| row.to_vec());
-    state.into_iter().zip(weighted).map(|((max, sum), weighted)| SoftmaxState::of(max, sum, weighted)).collect()
+    let found = found.iter().flat_map(|found| found.max.as_flattened().iter().zip(found.sum.as_flattened()));
+    let weighted = weighted.as_flattened().chunks_exact(d);
+    let states = found.zip(weighted).map(|((&max, &sum), weighted)| SoftmaxState::of(max, sum, weighted.to_vec()));
+    states.take(block.items.len()).collect()
 }
 
-/// Products of one query with a tile's keys, to become weights.
-struct Row<'a, 'c, T> {
-    call: &'a Attention<'c, T>,
-    query: (usize, usize, usize),
+/// Reads the queries of `items` of sequence `b`, each into a lane of `to`, `[D]`.
+fn transpose<T: Element, V, const N: usize>(
+    fast: &Fast<'_, '_, T, V>,
+    b: usize,
+    items: &[(usize, usize)],
+    to: &mut [Side<N>],
+) {
+    let mut query = [0.0; MAX_HEAD_DIM];
+    let query = &mut query[..to.len()];
+    for (lane, &(head, i)) in items.iter().enumerate() {
+        fast.call.tokens.query(b, head, i, query);
+        to.iter_mut().zip(&*query).for_each(|(to, x)| to.as_flattened_mut()[lane] = *x);
+    }
+}
+
+/// A tile to be added to what some queries of sequence `b` found. Their products with its keys stay in the nearest cache.
+struct Add<'s, 'c, T, const R: usize, const N: usize> {
+    call: &'s Attention<'c, T>,
+    b: usize,
+    /// Query head and new token of each; the last ones may be fewer.
+    items: &'s [(usize, usize)],
+    /// `[D]`
+    queries: &'s [Side<N>],
+    found: &'s mut Columns<N>,
+    /// `[queries, D]`
+    weighted: &'s mut [[f32; LANES]],
+    tile: &'s Tile,
     positions: Range<usize>,
-    products: &'a mut [[f32; LANES]],
-    max: &'a mut f32,
-    sum: &'a mut f32,
+    products: &'s mut [Side<N>],
 }
 
-impl<T: Element> Work for Row<'_, '_, T> {
-    /// By what earlier sums are to be multiplied.
-    type Output = f32;
+impl<T: Element, const R: usize, const N: usize> Work for Add<'_, '_, T, R, N> {
+    type Output = ();
 
     #[inline(always)]
-    unsafe fn with<V: Vector>(self) -> f32 {
-        let Row { call, query, positions, products, max, sum } = self;
+    unsafe fn with<V: Vector>(self) {
+        let Self { call, b, items, queries, found, weighted, tile, positions, products } = self;
+        let width = queries.len() / LANES;
+        // Keys that some of the queries see.
+        let seen = items.iter().map(|&(_, i)| call.seen_by(b, i)).filter(|seen| !seen.is_empty());
+        let seen = seen.reduce(|all, seen| all.start.min(seen.start)..all.end.max(seen.end)).unwrap_or(0..0);
+        let keys = seen.start.max(positions.start)..seen.end.min(positions.end);
+        if keys.is_empty() {
+            return;
+        }
+        let first = keys.start - positions.start;
+        let products = &mut products[..keys.len().next_multiple_of(R)];
         // SAFETY: by the trait's contract.
-        unsafe { scores::to_weights::<T, V>(call, query, positions, products, (max, sum)) }
-    }
-}
-
-/// Rows to be decoded into a tile.
-struct Decode<'s, 'a, 'c, T, P> {
-    tile: &'s mut Tile,
-    fast: &'s Fast<'a, 'c, T, P>,
-    block: &'s Block,
-    place: &'s Place,
-    positions: Range<usize>,
-}
-
-impl<'s, T: Element, P: Vector> Work for Decode<'s, '_, '_, T, P> {
-    type Output = [ArrayView2<'s, f32>; 2];
-
-    #[inline(always)]
-    unsafe fn with<V: Vector>(self) -> Self::Output {
-        // SAFETY: by the trait's contract.
-        unsafe { self.tile.decode::<T, V, P>(self.fast, self.block, self.place, self.positions) }
-    }
-}
-
-/// A key, as it is read, in a tile.
-struct Kept<'a> {
-    key: &'a mut [[f32; LANES]],
-    scale: &'a [[f32; LANES]],
-    in_units: bool,
-}
-
-impl<V: Vector> Sink<V> for Kept<'_> {
-    #[inline(always)]
-    unsafe fn take(&mut self, n: usize, x: V::Lanes) {
-        // SAFETY: by the trait's contract.
-        unsafe { V::store(if self.in_units { V::mul(x, V::load(&self.scale[n])) } else { x }, &mut self.key[n]) }
-    }
-}
-
-/// Decoded keys and values, `[keys, D]` each.
-struct Tile {
-    key: Vec<[f32; LANES]>,
-    value: Vec<[f32; LANES]>,
-}
-
-impl Tile {
-    /// Decodes rows, or takes dense keys, at `positions`.
-    ///
-    /// # Safety
-    /// The processor has the instructions of `V`.
-    #[inline(always)]
-    unsafe fn decode<T: Element, V: Vector, P: Vector>(
-        &mut self,
-        fast: &Fast<'_, '_, T, P>,
-        block: &Block,
-        place: &Place,
-        positions: Range<usize>,
-    ) -> [ArrayView2<'_, f32>; 2] {
-        let call = fast.call;
-        let (key_layout, value_layout) = (&call.geometry.key, &call.geometry.value);
-        let d = call.geometry.head_dim();
-        let blocks = d / LANES;
-        let (key_rows, value_rows) = (call.past_key[block.head], call.past_value[block.head]);
-        self.key.resize(positions.len() * blocks, [0.0; LANES]);
-        self.value.resize(positions.len() * blocks, [0.0; LANES]);
-        let reader = KeyReader::new(key_layout, fast.recovers());
-        let scale = call.scale[block.scale.clone()].as_chunks::<LANES>().0;
-        match place {
-            Place::Rows => {
-                for (position, key) in positions.clone().zip(self.key.chunks_exact_mut(blocks)) {
-                    let mut sink = Kept { key, scale, in_units: reader.in_units() };
-                    // SAFETY: as this function.
-                    unsafe { reader.read::<V, true>(&key_rows[position * key_layout.row_bytes()..], scale, &mut sink) };
+        unsafe {
+            let rows = tile.key()[first * width..].chunks_exact(R * width);
+            for (rows, products) in rows.zip(products.as_chunks_mut::<R>().0) {
+                multiply::rows::<V, R, N>(rows, queries, products);
+            }
+            let products = &mut products[..keys.len()];
+            if let Some(rescale) = found.weigh::<T, V>(call, (b, items), keys, products) {
+                for (&rescale, weighted) in rescale.as_flattened().iter().zip(weighted.chunks_exact_mut(width)) {
+                    if rescale != 1.0 {
+                        for weighted in weighted {
+                            V::store(V::mul(V::load(weighted), V::splat(rescale)), weighted);
+                        }
+                    }
                 }
             }
-            _ => self.key.as_flattened_mut().copy_from_slice(&fast.recent(block, positions.clone())),
+            let values = &tile.value()[first * width..];
+            let used = items.len().next_multiple_of(R) * width;
+            for n in (0..width).step_by(N) {
+                for (at, weighted) in weighted[..used].chunks_exact_mut(R * width).enumerate() {
+                    let (columns, values) = ((&*products, at * R), (values, n));
+                    match width - n < N {
+                        false => multiply::add_columns::<V, R, N, N>(columns, values, weighted, width),
+                        true => multiply::add_columns::<V, R, 1, N>(columns, values, weighted, width),
+                    }
+                }
+            }
         }
-        for (position, value) in positions.clone().zip(self.value.chunks_exact_mut(blocks)) {
-            // SAFETY: as this function.
-            unsafe { values::decode::<V>(value_layout, &value_rows[position * value_layout.row_bytes()..], value) };
-        }
-        [&self.key, &self.value]
-            .map(|x| ArrayView2::from_shape((positions.len(), d), x.as_flattened()).expect("as many as positions"))
     }
 }

@@ -1,7 +1,7 @@
-//! Attention with vectors: `few` queries read rows as they are, `many` have tiles of rows decoded and multiplied as
-//! matrices.
+//! Attention with vectors: `few` queries read rows as they are, `many` have tiles of rows decoded first.
 
 mod ahead;
+mod columns;
 mod few;
 #[cfg(target_arch = "x86_64")]
 mod halves;
@@ -12,7 +12,9 @@ mod keys;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 mod many;
+mod multiply;
 mod scores;
+mod tile;
 mod values;
 #[cfg(target_arch = "x86_64")]
 mod whole;
@@ -22,13 +24,14 @@ mod whole;
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use ndarray::s;
 
 use super::new_tokens::NewTokens;
 use super::schedule::{Attend, Queries};
 use super::vector::Vector;
-use super::{Attention, Pool, SoftmaxState};
+use super::{Attention, SoftmaxState};
 use crate::element::Element;
 use crate::method::Recovery;
 
@@ -38,7 +41,9 @@ const FEW: usize = 16;
 /// The path of one call with the vectors of `V`.
 pub(super) struct Fast<'a, 'c, T, V> {
     call: &'a Attention<'c, T>,
-    new: NewTokens,
+    new: NewTokens<'a, 'c, T>,
+    /// What blocks of many queries work in, while none does.
+    scratch: Mutex<Vec<many::Scratch>>,
     vector: PhantomData<V>,
 }
 
@@ -47,9 +52,9 @@ struct Block {
     sequence: usize,
     /// Number of the (sequence, KV head).
     head: usize,
-    /// (query head, new token) of each query.
+    /// (query head, new token) of each query, token by token.
     items: Vec<(usize, usize)>,
-    /// `[items, D]`
+    /// `[items, D]`; `many` reads its own way, and leaves this empty.
     queries: Vec<f32>,
     /// Channel scale c of the KV head.
     scale: Range<usize>,
@@ -84,21 +89,27 @@ enum Place {
 }
 
 impl<'a, 'c, T: Element, V: Vector> Fast<'a, 'c, T, V> {
-    pub(super) fn new(pool: &impl Pool, call: &'a Attention<'c, T>) -> Self {
-        Self { call, new: NewTokens::read(pool, call), vector: PhantomData }
+    pub(super) fn new(call: &'a Attention<'c, T>) -> Self {
+        Self { call, new: NewTokens::new(call), scratch: Mutex::default(), vector: PhantomData }
     }
 
     fn block(&self, queries: &Queries) -> Block {
         let call = self.call;
         let Queries { sequence, kv_head, tokens } = queries.clone();
         let (d, group) = (call.geometry.head_dim(), call.geometry.group());
-        let items: Vec<_> = (0..group).flat_map(|g| tokens.clone().map(move |i| (kv_head * group + g, i))).collect();
-        let mut queries = vec![0.0; items.len() * d];
-        for (q, &(head, i)) in queries.chunks_exact_mut(d).zip(&items) {
-            call.tokens.query(sequence, head, i, q);
-        }
+        let items: Vec<_> = tokens.flat_map(|i| (0..group).map(move |g| (kv_head * group + g, i))).collect();
         let head = sequence * call.geometry.kv_heads + kv_head;
-        Block { sequence, head, items, queries, scale: kv_head * d..(kv_head + 1) * d }
+        Block { sequence, head, items, queries: Vec::new(), scale: kv_head * d..(kv_head + 1) * d }
+    }
+
+    /// Reads the queries of `block`.
+    fn queries(&self, block: &Block) -> Vec<f32> {
+        let d = self.call.geometry.head_dim();
+        let mut queries = vec![0.0; block.items.len() * d];
+        for (q, &(head, i)) in queries.chunks_exact_mut(d).zip(&block.items) {
+            self.call.tokens.query(block.sequence, head, i, q);
+        }
+        queries
     }
 
     /// `keys` in pieces of at most `size` that each lie in one place.
@@ -141,9 +152,12 @@ impl<'a, 'c, T: Element, V: Vector> Fast<'a, 'c, T, V> {
 
 impl<T: Element, V: Vector> Attend for Fast<'_, '_, T, V> {
     fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
-        let block = self.block(queries);
+        let mut block = self.block(queries);
         match block.items.len() {
-            0..=FEW => few::attend(self, &block, keys),
+            0..=FEW => {
+                block.queries = self.queries(&block);
+                few::attend(self, &block, keys)
+            }
             _ => many::attend(self, &block, keys),
         }
     }

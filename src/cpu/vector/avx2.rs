@@ -87,6 +87,7 @@ unsafe fn bytes_of(mask: u8) -> u64 {
 
 impl Vector for Avx2 {
     type Lanes = Lanes;
+    const REGISTERS: usize = 2;
 
     fn is_available() -> bool {
         is_x86_feature_detected!("avx2")

@@ -58,6 +58,7 @@ expand!(expand_all_words, "vpexpandw", zmm_reg, __m512i, u32);
 
 impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
     type Lanes = __m512;
+    const REGISTERS: usize = 1;
     const WHOLE: bool = WHOLE;
     const WIDE: bool = true;
     const PAIRS: bool = true;

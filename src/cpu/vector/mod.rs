@@ -38,6 +38,8 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     type Lanes: Copy;
     /// Whether [`Vector::is_available`] promises what it takes to read quantised rows in whole numbers.
     const WHOLE: bool = false;
+    /// Registers that a vector takes.
+    const REGISTERS: usize;
 
     /// Whether [`Vector::is_available`] promises what it takes to read float16 rows with the registers of AVX-512.
     const WIDE: bool = false;

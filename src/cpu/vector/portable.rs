@@ -56,6 +56,7 @@ fn expand(numbers: Lanes, mask: u16) -> Lanes {
 // The methods are safe everywhere; they are unsafe because those of other sets are.
 impl Vector for Portable {
     type Lanes = Lanes;
+    const REGISTERS: usize = 4;
 
     fn is_available() -> bool {
         true

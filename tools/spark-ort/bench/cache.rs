@@ -75,6 +75,8 @@ pub enum Stored {
 #[derive(Clone, Debug)]
 pub enum Cache {
     Spark(Setting, Rows),
+    /// The same with a float16 query, key and value.
+    SparkHalf(Setting, Rows),
     Grouped(Stored),
 }
 
@@ -90,6 +92,7 @@ impl Cache {
     pub fn name(&self) -> String {
         match self {
             Cache::Spark(setting, _) => format!("SparK {setting}"),
+            Cache::SparkHalf(setting, _) => format!("SparK {setting} float16"),
             Cache::Grouped(stored) => format!("GQA {}", format!("{stored:?}").to_lowercase()),
         }
     }
@@ -97,7 +100,7 @@ impl Cache {
     /// Of query, key, value and output.
     pub fn element(&self) -> TensorElementType {
         match self {
-            Cache::Grouped(Stored::Float16) => TensorElementType::Float16,
+            Cache::SparkHalf(..) | Cache::Grouped(Stored::Float16) => TensorElementType::Float16,
             _ => TensorElementType::Float32,
         }
     }
@@ -111,10 +114,19 @@ impl Cache {
         }
     }
 
+    /// This cache for float16 models, if it is SparK's.
+    pub fn half(&self) -> Option<Self> {
+        match self {
+            Cache::Spark(setting, rows) => Some(Cache::SparkHalf(*setting, rows.clone())),
+            _ => None,
+        }
+    }
+
     /// Elements of a key and a value row.
     pub fn widths(&self, head_dim: usize) -> [usize; 2] {
         match self {
             Cache::Spark(_, rows) => [rows.key_row_bytes, rows.value_row_bytes].map(|bytes| bytes / 4),
+            Cache::SparkHalf(_, rows) => [rows.key_row_bytes, rows.value_row_bytes].map(|bytes| bytes / 2),
             Cache::Grouped(Stored::Int4) => [head_dim / 2; 2],
             Cache::Grouped(_) => [head_dim; 2],
         }
@@ -149,6 +161,7 @@ mod tests {
         let setting: Setting = "0.5/8/8".parse().unwrap();
         let spark = Cache::Spark(setting, setting.rows(128).unwrap());
         assert_eq!((spark.name().as_str(), spark.row_bytes(128)), ("SparK 0.5/8/8", 104 + 132));
+        assert_eq!(spark.half().unwrap().row_bytes(128), 104 + 132);
         assert_eq!(Cache::GROUPED.map(|cache| cache.row_bytes(128)), [1024, 512, 256, 128]);
         assert_eq!(Cache::GROUPED[2].name(), "GQA int8");
     }

@@ -41,7 +41,7 @@ pub fn layer(shape: &Shape, cache: &Cache, work: Work) -> Vec<u8> {
 
     let inputs: Vec<String> = graph.input.iter().map(|input| input.name().into()).collect();
     match cache {
-        Cache::Spark(_, rows) => {
+        Cache::Spark(_, rows) | Cache::SparkHalf(_, rows) => {
             let mut attributes = heads(shape);
             attributes.push(int("kept_channels", rows.kept_channels));
             attributes.push(int("key_bits", rows.key_bits.into()));

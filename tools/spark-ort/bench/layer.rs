@@ -202,6 +202,7 @@ mod tests {
         };
         let [_, half, byte, nibble] = Cache::GROUPED;
         let cases = [(half, 0.01), (byte, 0.05), (nibble, 0.5), (spark("0/16/16"), 0.01), (spark("0.25/8/8"), 0.3)];
+        let cases = cases.into_iter().chain([(spark("0/16/16").half().unwrap(), 0.01)]);
         for (cache, tolerance) in cases {
             let found = match outputs(&cache) {
                 // ONNX Runtime has the two quantised ones only from 1.27 on.

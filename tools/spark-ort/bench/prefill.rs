@@ -62,16 +62,21 @@ fn cell(lab: &mut Lab, length: usize, threads: usize) -> Result<Cell> {
     let mut single = Tokens::random(&lab.shape, TensorElementType::Float32, length)?;
     let mut half = Tokens::random(&lab.shape, TensorElementType::Float16, length)?;
     // Each cache's whole layer, then SparkPrune alone of those that have it.
+    let mut own = lab.own.clone();
+    own.extend(lab.own.iter().filter_map(Cache::half));
     let (mut caches, mut candidates) = (Vec::new(), Vec::new());
-    for cache in lab.own.clone().iter().chain(peers()) {
+    let mut prepare = |lab: &Lab, cache: &Cache, work| {
         let tokens = if cache.element() == TensorElementType::Float16 { &mut half } else { &mut single };
-        if let Some(candidate) = lab.prepare(cache, |lab| prepare(lab, cache, Work::All, threads, tokens))? {
+        prepare(lab, cache, work, threads, tokens)
+    };
+    for cache in own.iter().chain(peers()) {
+        if let Some(candidate) = lab.prepare(cache, |lab| prepare(lab, cache, Work::All))? {
             caches.push(cache.clone());
             candidates.push(candidate);
         }
     }
-    for cache in &lab.own {
-        candidates.push(prepare(lab, cache, Work::Store, threads, &mut single)?);
+    for cache in &own {
+        candidates.push(prepare(lab, cache, Work::Store)?);
     }
     let samples = lab.time(&what, candidates.len(), |i| {
         let Candidate { layer, call, .. } = &mut candidates[i];
@@ -82,7 +87,7 @@ fn cell(lab: &mut Lab, length: usize, threads: usize) -> Result<Cell> {
         seconds: samples.median(i),
         extra_bytes: candidates[i].extra_bytes,
         // SparK's caches are the first ones.
-        share_of_prune: (i < lab.own.len()).then(|| samples.ratio(caches.len() + i, i)),
+        share_of_prune: (i < own.len()).then(|| samples.ratio(caches.len() + i, i)),
         times_as_fast_as: figures::ratios(&samples, &caches, i),
         samples: samples.of(i).into(),
     };
