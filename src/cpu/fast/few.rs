@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use super::ahead::Ahead;
-use super::halves::{self, Halves};
-use super::keys::{KeyReader, Sink};
+use super::keys::KeyReader;
+use super::stored::{self, StoredKeys, put};
 use super::values::{Sums, add_dense, add_rows, in_order};
 use super::{Block, Fast, Place, scores, whole};
 use crate::cpu::SoftmaxState;
-use crate::cpu::vector::{LANES, Vector, Work, finite};
+use crate::cpu::vector::{LANES, Vector, Work};
 use crate::element::Element;
 use crate::format::MAX_HEAD_DIM;
 
@@ -60,26 +60,6 @@ impl<T: Element, P: Vector, const H: usize> Work for Some<'_, '_, '_, T, P, H> {
     }
 }
 
-/// Products of a key with `H` queries.
-#[derive(Clone, Copy)]
-struct Products<'a, V: Vector, const H: usize> {
-    queries: &'a [Sums<H>],
-    lanes: [V::Lanes; H],
-}
-
-impl<V: Vector, const H: usize> Sink<V> for Products<'_, V, H> {
-    #[inline(always)]
-    unsafe fn take(&mut self, n: usize, x: V::Lanes) {
-        debug_assert!(n < self.queries.len());
-        // SAFETY: by the trait's contract, and queries have all blocks of the head.
-        let queries = unsafe { self.queries.get_unchecked(n) };
-        for (lanes, query) in self.lanes.iter_mut().zip(&queries.0) {
-            // SAFETY: by the trait's contract.
-            *lanes = unsafe { V::mul_add(x, V::load(query), *lanes) };
-        }
-    }
-}
-
 /// What up to `H` queries from number `first` on get from the keys at positions `keys`.
 #[inline(always)]
 unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
@@ -107,21 +87,9 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                 if reader.in_units() { std::array::from_fn(|j| channels[j] * scale[n][j]) } else { *channels };
         }
     }
-    let mut scratch = whole::Scratch::<H>::NONE;
-    let whole::Scratch { keys: for_keys, weights: for_weights } = &mut scratch;
-    let mut whole_keys = None;
-    if V::WHOLE {
-        let by_head = by_head(for_rows);
-        // SAFETY: as the caller.
-        whole_keys = unsafe {
-            whole::Keys::new(key_layout, reader.recovers(), by_head.each_ref().map(|query| &query[..d]), for_keys)
-        };
-    }
-    let mut for_halves = halves::Scratch::NONE;
-    let mut half_keys = None;
-    if V::WIDE {
-        half_keys = Halves::new(key_layout, reader.recovers(), (&*queries, scale), &mut for_halves);
-    }
+    let (mut for_keys, mut for_weights) = (stored::Scratch::NONE, whole::Scaled::<H>::NONE);
+    // SAFETY: as the caller.
+    let mut stored_keys = unsafe { StoredKeys::<V, H>::new(reader, for_rows, scale, &mut for_keys) };
     let whole_values = V::WHOLE && whole::takes_values(value_layout);
     let mut max = [f32::NEG_INFINITY; H];
     let mut sum = [0.0; H];
@@ -139,20 +107,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
         // SAFETY: as the caller.
         unsafe {
             match place {
-                Place::Rows
-                    if let Some(keys) = &mut whole_keys
-                        && keys.products(key_rows, count, ahead, &mut products) => {}
-                Place::Rows => {
-                    let read = match &mut half_keys {
-                        Some(keys) => keys.products(key_rows, count, ahead, &mut products),
-                        None => 0,
-                    };
-                    let of = Stored { reader: &reader, rows: key_rows, read, count, ahead };
-                    // Infinity and NaN, which are rare, show in the products.
-                    if !of.products::<V, H, false>(scale, for_rows, &mut products) {
-                        of.products::<V, H, true>(scale, for_rows, &mut products);
-                    }
-                }
+                Place::Rows => stored_keys.products(key_rows, count, ahead, &mut products),
                 Place::Recent => dense::<V, H>(&fast.recent(block, positions.clone()), queries, &mut products),
                 Place::New => {
                     let [new, _] = fast.new.rows(block.head, positions.start - past, positions.end - past);
@@ -182,7 +137,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                 _ => {
                     let rows = (&value_rows[..count * value_bytes], count);
                     if whole_values {
-                        whole::add_rows(value_layout, rows, ahead, &products, for_weights, sums);
+                        whole::add_rows(value_layout, rows, ahead, &products, &mut for_weights, sums);
                     } else {
                         add_rows::<V, H>(value_layout, rows, ahead, &products, sums);
                     }
@@ -195,83 +150,6 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
     }
     let weighted = |h: usize| sums.iter().flat_map(|sums| sums.0[h]).collect();
     (0..items.len()).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
-}
-
-/// Queries by head, `[D]` each.
-fn by_head<const H: usize>(queries: &[Sums<H>]) -> [[f32; MAX_HEAD_DIM]; H] {
-    let mut by_head = [[0.0; MAX_HEAD_DIM]; H];
-    for (h, query) in by_head.iter_mut().enumerate() {
-        query.as_chunks_mut().0.iter_mut().zip(queries).for_each(|(to, of)| *to = of.0[h]);
-    }
-    by_head
-}
-
-/// Rows to be multiplied with queries.
-struct Stored<'a> {
-    reader: &'a KeyReader<'a>,
-    /// Begins with `count` rows, of which `read` have their products.
-    rows: &'a [u8],
-    read: usize,
-    count: usize,
-    ahead: &'a Ahead<'a>,
-}
-
-impl Stored<'_> {
-    /// Products of the rows with the queries; false if they are not finite, as without `SPECIAL` if a row has infinity or
-    /// NaN.
-    #[inline(always)]
-    unsafe fn products<V: Vector, const H: usize, const SPECIAL: bool>(
-        &self,
-        scale: &[[f32; LANES]],
-        queries: &[Sums<H>],
-        products: &mut [[[f32; LANES]; CHUNK / LANES]; H],
-    ) -> bool {
-        // SAFETY: as the caller.
-        unsafe {
-            let mut key = self.read;
-            if V::PAIRS {
-                while key + 2 <= self.count {
-                    self.some::<V, H, SPECIAL, 2>(key, scale, queries, products);
-                    key += 2;
-                }
-            }
-            while key < self.count {
-                self.some::<V, H, SPECIAL, 1>(key, scale, queries, products);
-                key += 1;
-            }
-            products.as_flattened().iter().all(|products| finite::<V>(&[V::load(products)]))
-        }
-    }
-
-    /// Of `R` rows from number `key` on.
-    #[inline(always)]
-    unsafe fn some<V: Vector, const H: usize, const SPECIAL: bool, const R: usize>(
-        &self,
-        key: usize,
-        scale: &[[f32; LANES]],
-        queries: &[Sums<H>],
-        products: &mut [[[f32; LANES]; CHUNK / LANES]; H],
-    ) {
-        let bytes = self.reader.row_bytes();
-        let rows: [&[u8]; R] = std::array::from_fn(|n| &self.rows[(key + n) * bytes..]);
-        // SAFETY: as the caller.
-        unsafe {
-            let mut sinks = [Products::<V, H> { queries, lanes: [V::splat(0.0); H] }; R];
-            self.reader.read_together::<V, _, SPECIAL, R>(rows, scale, &mut sinks);
-            for (n, sink) in sinks.iter().enumerate() {
-                self.ahead.at_key(key + n);
-                put(products, key + n, V::sums(sink.lanes));
-            }
-        }
-    }
-}
-
-/// Products of one key with all queries.
-#[inline(always)]
-fn put<const H: usize>(products: &mut [[[f32; LANES]; CHUNK / LANES]; H], key: usize, of: [f32; H]) {
-    for (products, x) in products.iter_mut().zip(of) {
-        products[key / LANES][key % LANES] = x;
-    }
 }
 
 /// Products of dense `keys`, `[keys, D]`, with the queries.

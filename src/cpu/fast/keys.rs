@@ -49,9 +49,9 @@ impl<'a> KeyReader<'a> {
         self.recover
     }
 
-    /// Bytes of a row.
-    pub(super) fn row_bytes(&self) -> usize {
-        self.layout.row_bytes()
+    /// Layout of the rows.
+    pub(super) fn layout(&self) -> &'a KeyLayout {
+        self.layout
     }
 
     /// Whether [`Self::read`] gives channels in units of c.

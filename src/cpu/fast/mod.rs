@@ -14,6 +14,7 @@ mod lanes;
 mod many;
 mod multiply;
 mod scores;
+mod stored;
 mod tile;
 mod values;
 #[cfg(target_arch = "x86_64")]

@@ -33,17 +33,17 @@ pub(in crate::cpu::fast) struct Keys<'a, const H: usize> {
     queries: Vec<Words>,
     /// What 1 stands for in each query.
     units: [f32; H],
-    scratch: &'a mut Scratch,
+    scratch: &'a mut KeyScratch,
 }
 
 /// Room for what is known of the rows of a chunk while it is read.
-pub(in crate::cpu::fast) struct Scratch {
+pub(in crate::cpu::fast) struct KeyScratch {
     scalars: Scalars,
     sums: RowSums,
 }
 
-impl Scratch {
-    pub(super) const NONE: Self = Self { scalars: Scalars::NONE, sums: RowSums::NONE };
+impl KeyScratch {
+    pub(in crate::cpu::fast) const NONE: Self = Self { scalars: Scalars::NONE, sums: RowSums::NONE };
 }
 
 impl<'a, const H: usize> Keys<'a, H> {
@@ -56,7 +56,7 @@ impl<'a, const H: usize> Keys<'a, H> {
         layout: &'a KeyLayout,
         recover: bool,
         queries: [&[f32]; H],
-        scratch: &'a mut Scratch,
+        scratch: &'a mut KeyScratch,
     ) -> Option<Self> {
         let d = layout.head_dim();
         if layout.bits() == Bits::B16 || !takes(d) {
@@ -173,7 +173,7 @@ impl<'a, const H: usize> Keys<'a, H> {
         }
         assert!(count <= CHUNK && rows.len() >= (count - 1) * stride + self.reach());
         let of = Multiplied { layout, recover: self.recover, queries: &self.queries, rows, stride, count, ahead };
-        let Scratch { scalars, sums } = &mut *self.scratch;
+        let KeyScratch { scalars, sums } = &mut *self.scratch;
         // SAFETY: as the assertion says.
         let read = unsafe {
             match (layout.bits(), layout.head_dim()) {

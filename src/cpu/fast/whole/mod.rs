@@ -12,8 +12,9 @@ mod step;
 mod values;
 mod weights;
 
-pub(super) use keys::Keys;
+pub(super) use keys::{KeyScratch, Keys};
 pub(super) use values::add_rows;
+pub(super) use weights::Scaled;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -23,16 +24,6 @@ use crate::format::{Bits, ValueLayout};
 
 /// Channels of one vector of bytes; head sizes are to be multiples of it.
 const CHANNELS: usize = 64;
-
-/// Room for what is known of a chunk while `H` queries read it.
-pub(super) struct Scratch<const H: usize> {
-    pub(super) keys: keys::Scratch,
-    pub(super) weights: weights::Scaled<H>,
-}
-
-impl<const H: usize> Scratch<H> {
-    pub(super) const NONE: Self = Self { keys: keys::Scratch::NONE, weights: weights::Scaled::NONE };
-}
 
 /// A vector of int16.
 #[derive(Clone, Copy)]

@@ -10,17 +10,21 @@ use crate::format::{KeyLayout, ValueLayout};
 pub(super) struct Keys<'a, const H: usize>(&'a KeyLayout, std::convert::Infallible);
 
 /// Nothing is written down.
-pub(super) struct Scratch<const H: usize> {
-    pub(super) keys: (),
-    pub(super) weights: (),
+pub(super) struct KeyScratch;
+
+impl KeyScratch {
+    pub(super) const NONE: Self = Self;
 }
 
-impl<const H: usize> Scratch<H> {
-    pub(super) const NONE: Self = Self { keys: (), weights: () };
+/// Nothing is written down.
+pub(super) struct Scaled<const H: usize>;
+
+impl<const H: usize> Scaled<H> {
+    pub(super) const NONE: Self = Self;
 }
 
 impl<'a, const H: usize> Keys<'a, H> {
-    pub(super) unsafe fn new(_: &'a KeyLayout, _: bool, _: [&[f32]; H], _: &'a mut ()) -> Option<Self> {
+    pub(super) unsafe fn new(_: &'a KeyLayout, _: bool, _: [&[f32]; H], _: &'a mut KeyScratch) -> Option<Self> {
         None
     }
 
@@ -44,7 +48,7 @@ pub(super) unsafe fn add_rows<const H: usize>(
     _: (&[u8], usize),
     _: &Ahead,
     _: &[[[f32; LANES]; CHUNK / LANES]; H],
-    _: &mut (),
+    _: &mut Scaled<H>,
     _: &mut [Sums<H>],
 ) {
     unreachable!("takes none");

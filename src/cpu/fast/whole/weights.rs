@@ -103,7 +103,7 @@ struct Fields {
 }
 
 impl<const H: usize> Scaled<H> {
-    pub(super) const NONE: Self = Self([Group::NONE; MOST_GROUPS]);
+    pub(in crate::cpu::fast) const NONE: Self = Self([Group::NONE; MOST_GROUPS]);
 
     /// Weights for each group of channels of `rows`.
     #[inline]
