@@ -1,8 +1,8 @@
 //! Rows asked for before they are read: they come in too many strides, and too fast, for a processor to foresee them all.
 
-/// Bytes of keys, and of values, from those that are read to those that are asked for: both together fill half of a
-/// core's nearest cache, and take long enough to read for memory to answer.
-const AHEAD: usize = 10 << 10;
+/// Bytes of keys, and of values, from those that are read to those that are asked for: both together fill half of a core's
+/// nearest cache or more, and take long enough to read for memory to answer.
+const AHEAD: usize = 12 << 10;
 
 /// Key and value rows that are read one after the other, a chunk's keys first and then its values. Some of the values are
 /// asked for along with keys, which take longer to read, so that memory is asked evenly.
