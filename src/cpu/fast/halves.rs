@@ -83,7 +83,9 @@ impl<'a, const H: usize> Halves<'a, H> {
         let mut zeros = _mm512_setzero_ps();
         for group in 0..count / ROWS {
             for (four, products) in products.chunks_mut(4).enumerate() {
-                for (of_head, products) in sums.by_head(four, group).into_iter().zip(products) {
+                // SAFETY: `sum_quarters` has set those of `count` rows and of all heads.
+                let by_head = unsafe { sums.by_head(four, group) };
+                for (of_head, products) in by_head.into_iter().zip(products) {
                     // Infinity and NaN make NaN.
                     zeros = _mm512_fmadd_ps(of_head, _mm512_setzero_ps(), zeros);
                     // SAFETY: memory is written through a reference to an array of the size that the instruction takes.

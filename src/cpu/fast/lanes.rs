@@ -2,6 +2,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::few::CHUNK;
 
@@ -73,33 +74,38 @@ pub(super) fn over_heads_whole(x: [__m512i; 4]) -> __m512 {
     _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)))
 }
 
-/// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a lane.
+/// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a lane. Not
+/// filled at first: that would take as long as reading many rows.
 #[repr(C, align(64))]
-pub(super) struct RowSums([[[f32; 16]; CHUNK]; 2]);
+pub(super) struct RowSums([[[MaybeUninit<f32>; 16]; CHUNK]; 2]);
 
 impl RowSums {
-    pub(super) const NONE: Self = Self([[[0.0; 16]; CHUNK]; 2]);
+    pub(super) const NONE: Self = Self([[[MaybeUninit::uninit(); 16]; CHUNK]; 2]);
 
     /// Sets those of a row and the `four`th four heads.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn set(&mut self, four: usize, row: usize, sums: __m512) {
         // SAFETY: memory is written through a reference to an array of the size and alignment that the instruction takes.
-        unsafe { _mm512_store_ps(self.0[four][row].as_mut_ptr(), sums) };
+        unsafe { _mm512_store_ps(self.0[four][row].as_mut_ptr().cast(), sums) };
     }
 
     /// The sums of all lanes of the `four`th four heads, a vector each, and the `group`th sixteen rows, a lane each.
+    ///
+    /// # Safety
+    /// They have been set.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) fn by_head(&self, four: usize, group: usize) -> [__m512; 4] {
-        let rows: &[[f32; 16]; ROWS] = self.0[four][group * ROWS..].first_chunk().expect("sixteen rows");
+    pub(super) unsafe fn by_head(&self, four: usize, group: usize) -> [__m512; 4] {
+        let rows: &[[MaybeUninit<f32>; 16]; ROWS] = self.0[four][group * ROWS..].first_chunk().expect("sixteen rows");
         let mut by_row = [_mm512_setzero_ps(); 4];
         for (m, by_row) in by_row.iter_mut().enumerate() {
             // Every fourth row together, so that in the end all are in order.
             let mut quarters = [_mm512_setzero_ps(); 4];
             for (n, quarter) in quarters.iter_mut().enumerate() {
-                // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
-                *quarter = unsafe { _mm512_load_ps(rows[4 * n + m].as_ptr()) };
+                // SAFETY: by this function's contract; memory is read through a reference to an array of the size that the
+                // instruction takes.
+                *quarter = unsafe { _mm512_load_ps(rows[4 * n + m].as_ptr().cast()) };
             }
             *by_row = over_quarters(quarters);
         }

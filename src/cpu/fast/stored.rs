@@ -7,7 +7,6 @@ use super::keys::{KeyReader, Sink};
 use super::values::Sums;
 use super::whole;
 use crate::cpu::vector::{LANES, Vector, finite};
-use crate::format::MAX_HEAD_DIM;
 
 /// Products of a chunk's keys, of each of `H` queries.
 pub(super) type Products<const H: usize> = [[[f32; LANES]; CHUNK / LANES]; H];
@@ -51,10 +50,8 @@ impl<'a, V: Vector, const H: usize> StoredKeys<'a, V, H> {
         let Scratch { whole: for_whole, halves: for_halves } = scratch;
         let (mut whole, mut halves) = (None, None);
         if V::WHOLE {
-            let by_head = by_head(queries);
-            let by_head = by_head.each_ref().map(|query| &query[..queries.len() * LANES]);
             // SAFETY: as this function.
-            whole = unsafe { whole::Keys::new(reader.layout(), reader.recovers(), by_head, for_whole) };
+            whole = unsafe { whole::Keys::new(reader.layout(), reader.recovers(), queries, for_whole) };
         }
         if V::WIDE {
             halves = Halves::new(reader.layout(), reader.recovers(), (queries, scale), for_halves);
@@ -156,15 +153,6 @@ impl<V: Vector, const H: usize> Sink<V> for Product<'_, V, H> {
             *lanes = unsafe { V::mul_add(x, V::load(query), *lanes) };
         }
     }
-}
-
-/// Queries by head, `[D]` each.
-fn by_head<const H: usize>(queries: &[Sums<H>]) -> [[f32; MAX_HEAD_DIM]; H] {
-    let mut by_head = [[0.0; MAX_HEAD_DIM]; H];
-    for (h, query) in by_head.iter_mut().enumerate() {
-        query.as_chunks_mut().0.iter_mut().zip(queries).for_each(|(to, of)| *to = of.0[h]);
-    }
-    by_head
 }
 
 /// Products of one key with all queries.

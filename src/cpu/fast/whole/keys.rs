@@ -6,6 +6,7 @@ use super::super::ahead::Ahead;
 use super::super::few::CHUNK;
 use super::super::keys::truncate;
 use super::super::lanes::{ROWS, RowSums, columns, greatest_quarter, over_heads_whole, sums_of_pairs};
+use super::super::values::Sums;
 use super::sizes::{Scalars, SizeReader};
 use super::step::multiply_and_make;
 use super::{CHANNELS, NO_WORDS, Words, takes};
@@ -47,7 +48,7 @@ impl KeyScratch {
 }
 
 impl<'a, const H: usize> Keys<'a, H> {
-    /// For `queries`, in units of c, `[D]` each, and rows of `layout` whose pruned channels read as zero unless `recover`.
+    /// For `queries`, in units of c, block by block, and rows of `layout` whose pruned channels read as zero unless `recover`.
     /// `None` if other ways are to be taken for these.
     #[target_feature(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
@@ -55,7 +56,7 @@ impl<'a, const H: usize> Keys<'a, H> {
     pub(in crate::cpu::fast) fn new(
         layout: &'a KeyLayout,
         recover: bool,
-        queries: [&[f32]; H],
+        queries: &[Sums<H>],
         scratch: &'a mut KeyScratch,
     ) -> Option<Self> {
         let d = layout.head_dim();
@@ -64,14 +65,13 @@ impl<'a, const H: usize> Keys<'a, H> {
         }
         let mut units = [0.0; H];
         let mut words = vec![NO_WORDS; H * d / 32];
-        for (h, (query, unit)) in queries.into_iter().zip(&mut units).enumerate() {
-            let channels = query.as_chunks::<LANES>().0;
+        for (h, unit) in units.iter_mut().enumerate() {
             // SAFETY: memory is read and written through references to arrays of the sizes that the instructions take.
             unsafe {
                 // Channels that are neighbours meet in a lane, and so do those of a quarter of the lanes.
                 let (mut sums, mut most) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-                for pair in channels.as_chunks::<2>().0 {
-                    let [a, b] = pair.each_ref().map(|x| _mm512_abs_ps(_mm512_loadu_ps(x.as_ptr())));
+                for pair in queries.as_chunks::<2>().0 {
+                    let [a, b] = pair.each_ref().map(|x| _mm512_abs_ps(_mm512_loadu_ps(x.0[h].as_ptr())));
                     most = _mm512_max_ps(most, _mm512_max_ps(a, b));
                     sums = _mm512_add_ps(sums, sums_of_pairs(a, b));
                 }
@@ -86,8 +86,8 @@ impl<'a, const H: usize> Keys<'a, H> {
                     continue;
                 }
                 let by = _mm512_set1_ps(1.0 / *unit);
-                for (n, x) in channels.iter().enumerate() {
-                    let whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), by));
+                for (n, x) in queries.iter().enumerate() {
+                    let whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.0[h].as_ptr()), by));
                     let to = &mut words[n / 2 * H + h].0.as_chunks_mut::<LANES>().0[n % 2];
                     _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtsepi32_epi16(whole));
                 }
@@ -189,7 +189,9 @@ impl<'a, const H: usize> Keys<'a, H> {
         };
         for group in 0..groups {
             for (four, products) in products.chunks_mut(4).enumerate() {
-                for (h, (of_head, products)) in sums.by_head(four, group).into_iter().zip(products).enumerate() {
+                // SAFETY: `sum_quarters` has set those of `count` rows and of all heads.
+                let by_head = unsafe { sums.by_head(four, group) };
+                for (h, (of_head, products)) in by_head.into_iter().zip(products).enumerate() {
                     let unit = _mm512_mul_ps(scalars.units(group), _mm512_set1_ps(self.units[4 * four + h]));
                     // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
                     unsafe { _mm512_storeu_ps(products[group].as_mut_ptr(), _mm512_mul_ps(of_head, unit)) };

@@ -24,7 +24,7 @@ impl<const H: usize> Scaled<H> {
 }
 
 impl<'a, const H: usize> Keys<'a, H> {
-    pub(super) unsafe fn new(_: &'a KeyLayout, _: bool, _: [&[f32]; H], _: &'a mut KeyScratch) -> Option<Self> {
+    pub(super) unsafe fn new(_: &'a KeyLayout, _: bool, _: &[Sums<H>], _: &'a mut KeyScratch) -> Option<Self> {
         None
     }
 
