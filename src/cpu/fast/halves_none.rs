@@ -1,5 +1,7 @@
 //! Processors for which nothing is written with the registers of AVX-512.
 
+use std::marker::PhantomData;
+
 use super::ahead::Ahead;
 use super::few::CHUNK;
 use super::values::Sums;
@@ -14,7 +16,7 @@ impl Scratch {
 }
 
 /// There are none.
-pub(super) struct Halves<'a, const H: usize>(&'a KeyLayout, std::convert::Infallible);
+pub(super) struct Halves<'a, const H: usize>(PhantomData<&'a KeyLayout>, std::convert::Infallible);
 
 impl<'a, const H: usize> Halves<'a, H> {
     pub(super) fn new(

@@ -1,5 +1,7 @@
 //! Processors for which nothing is written in whole numbers.
 
+use std::marker::PhantomData;
+
 use super::ahead::Ahead;
 use super::few::CHUNK;
 use super::values::Sums;
@@ -7,7 +9,7 @@ use crate::cpu::vector::LANES;
 use crate::format::{KeyLayout, ValueLayout};
 
 /// There are none.
-pub(super) struct Keys<'a, const H: usize>(&'a KeyLayout, std::convert::Infallible);
+pub(super) struct Keys<'a, const H: usize>(PhantomData<&'a KeyLayout>, std::convert::Infallible);
 
 /// Nothing is written down.
 pub(super) struct KeyScratch;
