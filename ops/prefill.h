@@ -13,7 +13,7 @@ SPARK_CONSTANT u32 PREFILL_THREADS = 256;
 SPARK_CONSTANT u32 SIDE = 16;
 
 // For head sizes up to CHANNELS. LDS: queries, then keys or values, each row with a word behind it that spreads banks, then
-// probabilities, then c, then the fields of key rows. src/hip/plan.rs adds them up alike.
+// probabilities, then c, then the fields of key rows. src/hip/plan adds them up alike.
 template <u32 CHANNELS>
 struct Prefill {
     SPARK_CONSTANT u32 QUERIES = CHANNELS > 128 ? 16 : 32;

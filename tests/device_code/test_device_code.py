@@ -11,7 +11,7 @@ import pytest
 from .code_object import Kernel, kernels
 
 SOURCES = Path(__file__).parents[2] / "ops"
-# Name, most threads, waves a SIMD that the cost model of src/hip/plan.rs counts on.
+# Name, most threads, waves a SIMD that the cost model of src/hip/plan counts on.
 DECLARED = {
     name: (int(threads), int(waves))
     for name, threads, waves in re.findall(
@@ -71,7 +71,7 @@ def test_resources(toolchain: str, arch: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_on_what_is_declared() -> None:
-    """`decode_blocks` of src/hip/plan.rs: a block has one wave on each SIMD."""
+    """`decode_blocks` of src/hip/plan: a block has one wave on each SIMD."""
     for name, (_, waves) in DECLARED.items():
         if decode := re.fullmatch(r"spark_decode_\d+x(\d+)", name):
             assert waves == (2 if int(decode[1]) > 4 else 3), name
