@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod operands;
+
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::hash::{Hash, Hasher};

@@ -13,12 +13,15 @@
 //!   of a sequence are cut into pieces, as many as still fit in one round: a second, partly filled round would cost more
 //!   than longer pieces. A piece costs a state of D + 2 floats a query, written and read once; [`MIN_DECODE_KEYS`] keys keep
 //!   that below a tenth of the rows' bytes.
-//! - *Prefill* is bound by multiply-adds. It is cut only where there are few blocks, that is for chunks of few tokens
-//!   after a long cache.
+//! - *Prefill* is bound by multiply-adds, on matrix cores where there are any (`ops/matrix.h` has their cost model). Two blocks a
+//!   compute unit, where LDS has room for them, so that one's matrix instructions hide what the other decodes. It is cut
+//!   only where there are few blocks, that is for chunks of few tokens after a long cache.
 
 use super::super::params::{Call, MAX_SEQUENCES, Tokens};
 use super::tensors::base;
-use super::{AttentionTensors, Device, Inputs, Plan, PlanError, WAVES, check_wave, launch, row_words, sequences};
+use super::{
+    AttentionTensors, Device, Inputs, Plan, PlanError, Scalar, WAVES, check_wave, launch, row_words, sequences,
+};
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 
 /// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one of
@@ -26,8 +29,9 @@ use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 fn decode_blocks(columns: u32) -> u32 {
     if columns > 4 { 2 } else { 3 }
 }
-/// Blocks of a prefill kernel likewise: LDS holds one.
+/// Blocks of a prefill kernel likewise, without matrix cores: LDS holds one. With them registers allow two.
 const PREFILL_BLOCKS: u32 = 1;
+const MATRIX_BLOCKS: u32 = 2;
 /// Fewest keys of a piece.
 const MIN_DECODE_KEYS: u32 = 256;
 const MIN_PREFILL_KEYS: u32 = 512;
@@ -51,23 +55,51 @@ struct Attend {
 }
 
 impl Attend {
-    fn new(wave: u32, call: &Call, key_words: u32) -> Self {
-        let d = call.head_dim;
+    fn new(device: &Device, call: &Call, key_words: u32) -> Self {
         let pairs = u64::from(call.group) * u64::from(call.new_tokens);
-        if pairs > MOST_DECODE_COLUMNS.into() {
-            // `Prefill` of ops/prefill.h.
-            let (channels, columns) = if d > 128 { (256, 16) } else { (128, 32) };
-            let words = 2 * columns * (d + 1) + columns * (columns + 1) + d + columns * key_words + KEY_SLACK_WORDS;
-            return Self {
-                kernel: format!("spark_prefill_{channels}"),
-                columns,
-                threads: 256,
-                shared_bytes: 4 * words,
-                resident: PREFILL_BLOCKS,
-                min_keys: MIN_PREFILL_KEYS,
-            };
+        match (pairs > MOST_DECODE_COLUMNS.into(), device.matrix) {
+            (false, _) => Self::decode(device.wave_size, call, key_words, pairs),
+            (true, false) => Self::prefill(call, key_words),
+            (true, true) => Self::matrix_prefill(device, call, key_words),
         }
-        // `decode` of ops/decode.h.
+    }
+
+    /// `Prefill` of `ops/prefill.h`.
+    fn prefill(call: &Call, key_words: u32) -> Self {
+        let d = call.head_dim;
+        let (channels, columns) = if d > 128 { (256, 16) } else { (128, 32) };
+        let words = 2 * columns * (d + 1) + columns * (columns + 1) + source_words(d, columns, key_words);
+        Self {
+            kernel: format!("spark_prefill_{channels}"),
+            columns,
+            threads: 256,
+            shared_bytes: 4 * words,
+            resident: PREFILL_BLOCKS,
+            min_keys: MIN_PREFILL_KEYS,
+        }
+    }
+
+    /// `MatrixPrefill` of `ops/matrix.h`.
+    fn matrix_prefill(device: &Device, call: &Call, key_words: u32) -> Self {
+        let d = call.head_dim;
+        let channels = if d > 128 { 256 } else { 128 };
+        let (element, bytes) = if call.scalar == Scalar::F32.code() { ("f32", 4) } else { ("f16", 2) };
+        let fragments = if bytes * channels > 256 { 1 } else { 2 };
+        let keys = 32 * fragments;
+        let shared_bytes = keys * channels * bytes + 4 * source_words(d, keys, key_words);
+        Self {
+            kernel: format!("spark_prefill_matrix_{element}_{channels}"),
+            columns: 64 * fragments,
+            threads: 256,
+            shared_bytes,
+            resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
+            min_keys: MIN_PREFILL_KEYS,
+        }
+    }
+
+    /// `decode` of `ops/decode.h`.
+    fn decode(wave: u32, call: &Call, key_words: u32, pairs: u64) -> Self {
+        let d = call.head_dim;
         let octets = (d / 8).next_power_of_two().max(8);
         let columns = match pairs {
             0..=1 => 1,
@@ -87,6 +119,11 @@ impl Attend {
             min_keys: MIN_DECODE_KEYS,
         }
     }
+}
+
+/// Words of LDS that `Source` of `ops/source.h` takes for tiles of `keys` keys.
+fn source_words(head_dim: u32, keys: u32, key_words: u32) -> u32 {
+    head_dim + keys * key_words + KEY_SLACK_WORDS
 }
 
 /// The read path of one call.
@@ -127,7 +164,7 @@ pub fn attention(
     if new == 0 {
         return Ok(plan);
     }
-    let attend = Attend::new(wave, &call, row_words(geometry).0);
+    let attend = Attend::new(device, &call, row_words(geometry).0);
     let pairs = u64::from(call.group) * new as u64;
     for first in (0..batch).step_by(MAX_SEQUENCES) {
         let mut call = sequences(&call, lengths, first);

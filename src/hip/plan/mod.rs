@@ -24,6 +24,8 @@ pub struct Device {
     pub compute_units: u32,
     /// Bytes of LDS that a block may use.
     pub shared_bytes: u32,
+    /// Whether its code has the kernels for matrix cores instead of those without.
+    pub matrix: bool,
 }
 
 /// One launch of a kernel.

@@ -20,7 +20,7 @@ pub enum Scalar {
 
 impl Scalar {
     /// As `ops/call.h` numbers them.
-    fn code(self) -> u32 {
+    pub(super) fn code(self) -> u32 {
         match self {
             Self::F16 => 0,
             Self::F32 => 1,
