@@ -171,20 +171,16 @@ SPARK_FN float sqrt_of(float x) {
 }
 
 #ifdef SPARK_MATRIX
-typedef float MatrixFloats __attribute__((ext_vector_type(4)));
+typedef float MatrixSums __attribute__((ext_vector_type(4)));
 
-SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], float (&c)[4]) {
+SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
     typedef u32 Pair __attribute__((ext_vector_type(2)));
     typedef _Float16 Halves __attribute__((ext_vector_type(4)));
     const Halves x = __builtin_bit_cast(Halves, Pair{a[0], a[1]}), y = __builtin_bit_cast(Halves, Pair{b[0], b[1]});
-    const MatrixFloats sum = __builtin_amdgcn_mfma_f32_16x16x16f16(x, y, MatrixFloats{c[0], c[1], c[2], c[3]}, 0, 0, 0);
-    SPARK_UNROLL
-    for (u32 r = 0; r < 4; ++r) c[r] = sum[r];
+    c = __builtin_amdgcn_mfma_f32_16x16x16f16(x, y, c, 0, 0, 0);
 }
-SPARK_FN void matrix_f32(float a, float b, float (&c)[4]) {
-    const MatrixFloats sum = __builtin_amdgcn_mfma_f32_16x16x4f32(a, b, MatrixFloats{c[0], c[1], c[2], c[3]}, 0, 0, 0);
-    SPARK_UNROLL
-    for (u32 r = 0; r < 4; ++r) c[r] = sum[r];
+SPARK_FN void matrix_f32(float a, float b, MatrixSums& c) {
+    c = __builtin_amdgcn_mfma_f32_16x16x4f32(a, b, c, 0, 0, 0);
 }
 #endif
 

@@ -32,7 +32,7 @@ struct Weights {
     SPARK_CONSTANT float UNIT = sizeof(E) == 2 ? 1.0f / 32768.0f : 1.0f;
 };
 
-// For head sizes up to CHANNELS. LDS: a tile of keys or values, KEYS * CHANNELS of E; then what `Source` needs.
+// For head sizes up to CHANNELS, the rest filled up with zeros. LDS: a tile of keys or values, KEYS * CHANNELS of E; then what `Source` needs.
 // src/hip/plan adds them up alike.
 template <class E, u32 CHANNELS>
 struct MatrixPrefill {
@@ -41,23 +41,25 @@ struct MatrixPrefill {
     SPARK_CONSTANT u32 WAVE_QUERIES = 16 * FRAGMENTS;
     SPARK_CONSTANT u32 QUERIES = WAVE_QUERIES * PREFILL_THREADS / WAVE;
     SPARK_CONSTANT u32 KEYS = 32 * FRAGMENTS;
+    SPARK_CONSTANT u32 OCTETS = CHANNELS / 8;
     SPARK_CONSTANT u32 STEPS = CHANNELS / 32;   // of 32 channels
     SPARK_CONSTANT u32 ROWS = KEYS / 16;        // tiles of 16 keys
     SPARK_CONSTANT u32 OUTPUTS = CHANNELS / 16; // tiles of 16 channels
     SPARK_CONSTANT u32 QUADS = Operand<E>::QUADS;
-    SPARK_CONSTANT u32 KEY_QUADS = CHANNELS / 8 * QUADS; // of a key
+    SPARK_CONSTANT u32 KEY_QUADS = OCTETS * QUADS; // of a key
     SPARK_CONSTANT u32 CHANNEL_QUADS = KEYS / 8 * QUADS; // of a channel of all values
 
     const SparkCall& call;
     const Sequence& s;
     const u32 first_column, columns;
-    const Source<CHANNELS / 8, KEYS> source;
+    const Source<OCTETS, KEYS> source;
     const Shared<E> tile;
     const u32 across, along; // of the lane, in operands: row or column, and which eight elements
 
     Keys seen[FRAGMENTS], some, every; // by the lane's queries; by any and by each of the wave's
     Operand<E> query[STEPS][FRAGMENTS], weights[KEYS / 32][FRAGMENTS];
-    float max[FRAGMENTS], sum[FRAGMENTS], weighted[FRAGMENTS][OUTPUTS][4];
+    float max[FRAGMENTS], sum[FRAGMENTS];
+    MatrixSums weighted[FRAGMENTS][OUTPUTS];
 
     SPARK_FN MatrixPrefill(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column, u32 columns)
         : call(call), s(s), first_column(first_column), columns(columns),
@@ -68,10 +70,7 @@ struct MatrixPrefill {
             max[f] = NO_SCORE;
             sum[f] = 0.0f;
             SPARK_UNROLL
-            for (u32 n = 0; n < OUTPUTS; ++n) {
-                SPARK_UNROLL
-                for (u32 r = 0; r < 4; ++r) weighted[f][n][r] = 0.0f;
-            }
+            for (u32 n = 0; n < OUTPUTS; ++n) weighted[f][n] = MatrixSums{0.0f, 0.0f, 0.0f, 0.0f};
         }
         // The first of adjacent tokens sees the earliest keys, the last one the latest. Columns that are none see what
         // they like: they are not written.
@@ -130,15 +129,12 @@ struct MatrixPrefill {
         return own;
     }
 
-    // Octets of a row in LDS: whole steps.
-    SPARK_FN u32 octets() const { return (call.head_dim + 31) / 32 * 4; }
-
     // By way of LDS, so that each is read once; as many at a time as there are keys in a tile.
     SPARK_FN void load_queries() {
         for (u32 part = 0; part < QUERIES; part += KEYS) {
             block_barrier();
-            for (u32 n = thread(); n < KEYS * octets(); n += PREFILL_THREADS) {
-                const u32 row = n / octets(), octet = n % octets();
+            for (u32 n = thread(); n < KEYS * OCTETS; n += PREFILL_THREADS) {
+                const u32 row = n / OCTETS, octet = n % OCTETS;
                 float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
                 if (8 * octet < call.head_dim) source.query(first_column + part + row, octet, q);
                 put_key(row, octet, q);
@@ -148,18 +144,16 @@ struct MatrixPrefill {
             if (own / KEYS * KEYS == part) {
                 SPARK_UNROLL
                 for (u32 step = 0; step < STEPS; ++step) {
-                    if (32 * step < call.head_dim) {
-                        SPARK_UNROLL
-                        for (u32 f = 0; f < FRAGMENTS; ++f) query[step][f] = key_operand(own - part + 16 * f, step);
-                    }
+                    SPARK_UNROLL
+                    for (u32 f = 0; f < FRAGMENTS; ++f) query[step][f] = key_operand(own - part + 16 * f, step);
                 }
             }
         }
     }
 
     SPARK_FN void load_keys(u32 t, u32 end) const {
-        for (u32 n = anew(thread()); n < KEYS * octets(); n += PREFILL_THREADS) {
-            const u32 row = n / octets(), octet = n % octets();
+        for (u32 n = anew(thread()); n < KEYS * OCTETS; n += PREFILL_THREADS) {
+            const u32 row = n / OCTETS, octet = n % OCTETS;
             float key[8] = {0, 0, 0, 0, 0, 0, 0, 0};
             if (8 * octet < call.head_dim) source.key(t, row, end, octet, key);
             put_key(row, octet, key);
@@ -170,11 +164,10 @@ struct MatrixPrefill {
     // that group of lanes have it, in order 8 * group + 4 * half + r. Eight neighbouring lanes take eight octets, the
     // next ones the rest of the same quads, so that banks differ.
     SPARK_FN void load_values(u32 t, u32 end) const {
-        const u32 pairs = KEYS / 2, all = (octets() + 7) / 8 * 8 * pairs;
-        for (u32 n = anew(thread()); n < all; n += PREFILL_THREADS) {
+        const u32 pairs = KEYS / 2;
+        for (u32 n = anew(thread()); n < pairs * OCTETS; n += PREFILL_THREADS) {
             const u32 octet = n % 8 + n / 8 / pairs * 8, pair = n / 8 % pairs;
             const u32 half = pair / 2 % 2, group = pair / 4 % 4, step = pair / 16;
-            if (octet >= octets()) continue;
             const u32 key = 32 * step + 16 * half + 4 * group + 2 * (pair % 2);
             float v[2][8] = {};
             if (8 * octet < call.head_dim) source.value(t + key, end, octet, v);
@@ -186,26 +179,23 @@ struct MatrixPrefill {
         }
     }
 
+    typedef MatrixSums Scores[ROWS][FRAGMENTS];
+
     // Scores of the tile's keys, the softmax's step, and the keys' weights.
     SPARK_FN void score_keys(u32 t, u32 end) {
-        float score[ROWS][FRAGMENTS][4];
+        Scores score;
         SPARK_UNROLL
         for (u32 n = 0; n < ROWS; ++n) {
             SPARK_UNROLL
-            for (u32 f = 0; f < FRAGMENTS; ++f) {
-                SPARK_UNROLL
-                for (u32 r = 0; r < 4; ++r) score[n][f][r] = 0.0f;
-            }
+            for (u32 f = 0; f < FRAGMENTS; ++f) score[n][f] = MatrixSums{0.0f, 0.0f, 0.0f, 0.0f};
         }
         SPARK_UNROLL
         for (u32 step = 0; step < STEPS; ++step) {
-            if (32 * step < call.head_dim) {
+            SPARK_UNROLL
+            for (u32 n = 0; n < ROWS; ++n) {
+                const Operand<E> key = key_operand(16 * n, step);
                 SPARK_UNROLL
-                for (u32 n = 0; n < ROWS; ++n) {
-                    const Operand<E> key = key_operand(16 * n, step);
-                    SPARK_UNROLL
-                    for (u32 f = 0; f < FRAGMENTS; ++f) multiply(key, query[step][f], score[n][f]);
-                }
+                for (u32 f = 0; f < FRAGMENTS; ++f) multiply(key, query[step][f], score[n][f]);
             }
         }
         float most[FRAGMENTS];
@@ -258,12 +248,10 @@ struct MatrixPrefill {
                     p[k] = exp2_of(fused(score[2 * step + k / 4][f][k % 4] - base, LOG2_E, Weights<E>::EXPONENT));
                     sum[f] += p[k];
                 }
-                to_weights(p, weights[step][f]);
+                to_operand(p, weights[step][f]);
             }
         }
     }
-
-    typedef float Scores[ROWS][FRAGMENTS][4];
 
     // Position of the lane's score `r` of tile `n` of 16 keys.
     SPARK_FN u32 position_of(u32 t, u32 n, u32 r) const { return t + 16 * n + 4 * along + r; }
@@ -308,13 +296,11 @@ struct MatrixPrefill {
     SPARK_FN void add_values() {
         SPARK_UNROLL
         for (u32 n = 0; n < OUTPUTS; ++n) {
-            if (16 * n < call.head_dim) {
+            SPARK_UNROLL
+            for (u32 step = 0; step < KEYS / 32; ++step) {
+                const Operand<E> value = value_operand(16 * n, step);
                 SPARK_UNROLL
-                for (u32 step = 0; step < KEYS / 32; ++step) {
-                    const Operand<E> value = value_operand(16 * n, step);
-                    SPARK_UNROLL
-                    for (u32 f = 0; f < FRAGMENTS; ++f) multiply(value, weights[step][f], weighted[f][n]);
-                }
+                for (u32 f = 0; f < FRAGMENTS; ++f) multiply(value, weights[step][f], weighted[f][n]);
             }
         }
     }

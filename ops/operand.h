@@ -25,40 +25,31 @@ struct Operand {
     }
 };
 
-// Two neighbours of float16, numbers that are finite in it.
+// Two neighbours of float16, numbers within its range.
 SPARK_FN u32 half_pair(float low, float high) { return (u32)float_to_half(low) | (u32)float_to_half(high) << 16; }
 
-// What a row says may lie beyond float16, whose greatest number it becomes.
-SPARK_FN float limited(float x) { return least(greatest(x, -F16_MAX), F16_MAX); }
-
+// Of numbers within float16's range.
 SPARK_FN void to_operand(const float (&x)[8], Operand<u16>& o) {
     SPARK_UNROLL
-    for (u32 k = 0; k < 4; ++k) o.words[k] = half_pair(limited(x[2 * k]), limited(x[2 * k + 1]));
+    for (u32 k = 0; k < 4; ++k) o.words[k] = half_pair(x[2 * k], x[2 * k + 1]);
 }
 SPARK_FN void to_operand(const float (&x)[8], Operand<float>& o) {
     SPARK_UNROLL
     for (u32 k = 0; k < 8; ++k) o.words[k] = bits_of(x[k]);
 }
 
-// Weights, which are within float16's range.
-SPARK_FN void to_weights(const float (&x)[8], Operand<u16>& o) {
-    SPARK_UNROLL
-    for (u32 k = 0; k < 4; ++k) o.words[k] = half_pair(x[2 * k], x[2 * k + 1]);
-}
-SPARK_FN void to_weights(const float (&x)[8], Operand<float>& o) { to_operand(x, o); }
-
-SPARK_FN void multiply(const Operand<u16>& a, const Operand<u16>& b, float (&c)[4]) {
+SPARK_FN void multiply(const Operand<u16>& a, const Operand<u16>& b, MatrixSums& c) {
     SPARK_UNROLL
     for (u32 k = 0; k < 4; k += 2) matrix_f16({a.words[k], a.words[k + 1]}, {b.words[k], b.words[k + 1]}, c);
 }
-SPARK_FN void multiply(const Operand<float>& a, const Operand<float>& b, float (&c)[4]) {
+SPARK_FN void multiply(const Operand<float>& a, const Operand<float>& b, MatrixSums& c) {
     SPARK_UNROLL
     for (u32 k = 0; k < 8; ++k) matrix_f32(float_of(a.words[k]), float_of(b.words[k]), c);
 }
 
 // Two neighbours of an operand's eight to LDS, pair `pair` of them, which lies in quad `quad`.
 SPARK_FN void store_pair(const Shared<u16>& to, u32 quad, u32 pair, float first, float second) {
-    Shared<u32>(to.at).store(4 * quad + pair, half_pair(limited(first), limited(second)));
+    Shared<u32>(to.at).store(4 * quad + pair, half_pair(first, second));
 }
 SPARK_FN void store_pair(const Shared<float>& to, u32 quad, u32 pair, float first, float second) {
     Shared<u64>(to.at).store(2 * quad + pair % 2, bits_of(first) | (u64)bits_of(second) << 32);

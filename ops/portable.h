@@ -11,6 +11,7 @@
 //   block_barrier()              the same for the block
 //   SPARK_MATRIX, SPARK_NO_MATRIX   defined where kernels for waves with and without matrix cores are wanted
 //   matrix_f16(a, b, c), matrix_f32(a, b, c)   with matrix cores, by all lanes of a wave of 64: C (16 by 16) += A * B
+//   MatrixSums                   four float32, the lane's part of C
 //   Quad                         four words, aligned to 16 bytes, for Shared
 //   anew(x)                      x, of which the compiler computes nothing ahead of a loop, where it would hold registers
 //   half_to_float, float_to_half, exp2_of, sqrt_of, round_even, least, greatest, fused, product

@@ -1,5 +1,6 @@
-// Where prefill finds queries, keys and values: eight channels of one at a time, in float32. The fields of key rows
-// come by way of LDS, a tile of rows at once, because where a kept channel lies depends on the row's mask.
+// Where prefill finds queries, keys and values: eight channels of one at a time, in float32 within float16's range. The
+// fields of key rows come by way of LDS, a tile of rows at once, because where a kept channel lies depends on the row's
+// mask.
 #ifndef SPARK_SOURCE_H
 #define SPARK_SOURCE_H
 
@@ -7,6 +8,9 @@
 #include "scores.h"
 
 SPARK_CONSTANT u32 PREFILL_THREADS = 256;
+
+// What the fields of a row make may lie beyond float16's range.
+SPARK_FN float limited(float x) { return least(greatest(x, -F16_MAX), F16_MAX); }
 
 // What a block of prefill does. Blocks: x = block of `queries` columns + blocks * (piece of the keys + splits * KV
 // head), z = sequence. Columns are (new token, query head) pairs of a KV head, adjacent in the token.
@@ -89,10 +93,8 @@ struct Source {
         } else {
             const KeyReader<OCTETS> reader(octet);
             reader.read(call, layout, staged + 4 * layout.words * row, scales, k);
-            if (call.key_bits != 16) {
-                SPARK_UNROLL
-                for (u32 j = 0; j < 8; ++j) k[j] *= scales.load(8 * octet + j);
-            }
+            SPARK_UNROLL
+            for (u32 j = 0; j < 8; ++j) k[j] = limited(call.key_bits == 16 ? k[j] : k[j] * scales.load(8 * octet + j));
         }
     }
 
@@ -113,7 +115,11 @@ struct Source {
                 own[n].fetch(call, values, (const u8*)call.past_value + row * call.value_row_bytes, octet);
             }
             SPARK_UNROLL
-            for (u32 n = 0; n < N; ++n) own[n].read(call, v[n]);
+            for (u32 n = 0; n < N; ++n) {
+                own[n].read(call, v[n]);
+                SPARK_UNROLL
+                for (u32 j = 0; j < 8; ++j) v[n][j] = limited(v[n][j]);
+            }
         }
         if (at < end && at + N > s.past) {
             SPARK_UNROLL

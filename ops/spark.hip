@@ -20,8 +20,10 @@ SPARK_KERNEL(spark_prune, 256, 8) { prune_tokens(call); }
 SPARK_KERNEL(spark_recent, 256, 4) { write_recent(call); }
 SPARK_KERNEL(spark_merge, 256, 4) { merge_states(call); }
 #ifdef SPARK_MATRIX
+SPARK_KERNEL(spark_prefill_matrix_f16_64, 256, 2) { matrix_prefill<u16, 64>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f16_128, 256, 2) { matrix_prefill<u16, 128>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f16_256, 256, 2) { matrix_prefill<u16, 256>(call); }
+SPARK_KERNEL(spark_prefill_matrix_f32_64, 256, 2) { matrix_prefill<float, 64>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f32_128, 256, 2) { matrix_prefill<float, 128>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f32_256, 256, 2) { matrix_prefill<float, 256>(call); }
 #endif

@@ -110,13 +110,19 @@ SPARK_FN float round_even(float x) { return std::nearbyint(x); }
 SPARK_FN float sqrt_of(float x) { return std::sqrt(x); }
 
 #ifdef SPARK_MATRIX
-SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], float (&c)[4]) {
-    emulation::MatrixLane own = {a, b, c};
+struct MatrixSums {
+    float sums[4];
+    float& operator[](u32 r) { return sums[r]; }
+    float operator[](u32 r) const { return sums[r]; }
+};
+
+SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
+    emulation::MatrixLane own = {a, b, c.sums};
     emulation::meet(emulation::Collective::MatrixF16, (u64)&own, 0);
 }
-SPARK_FN void matrix_f32(float a, float b, float (&c)[4]) {
+SPARK_FN void matrix_f32(float a, float b, MatrixSums& c) {
     const u32 x = bits_of(a), y = bits_of(b);
-    emulation::MatrixLane own = {&x, &y, c};
+    emulation::MatrixLane own = {&x, &y, c.sums};
     emulation::meet(emulation::Collective::MatrixF32, (u64)&own, 0);
 }
 #endif

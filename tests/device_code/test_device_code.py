@@ -26,7 +26,7 @@ CDNA_VGPRS, CDNA_GRANULE = 512, 8
 # many of them a tile takes in the kernels for matrix cores (ops/matrix.h): both products' tiles, of 16 keys by 16 queries by
 # 32 channels and of 16 channels by 16 queries by 32 keys, times 2 instructions for float16, 8 for float32.
 MFMA = {"f16": 0xD3CD, "f32": 0xD3C5}
-MATRIX_INSTRUCTIONS = {"f16_128": 128, "f16_256": 64, "f32_128": 128, "f32_256": 256}
+MATRIX_INSTRUCTIONS = {"f16_64": 64, "f16_128": 128, "f16_256": 64, "f32_64": 256, "f32_128": 128, "f32_256": 256}
 
 
 def declared(cdna: bool) -> dict[str, tuple[int, int]]:

@@ -179,7 +179,8 @@ fn two_blocks_share_lds() {
     for (scalar, d, rows, kernel, blocks) in [
         (Scalar::F16, 128, (64, Bits::B8), "spark_prefill_matrix_f16_128", 2),
         (Scalar::F16, 128, (64, Bits::B16), "spark_prefill_matrix_f16_128", 2),
-        (Scalar::Bf16, 64, (32, Bits::B4), "spark_prefill_matrix_f16_128", 2),
+        (Scalar::Bf16, 64, (32, Bits::B4), "spark_prefill_matrix_f16_64", 2),
+        (Scalar::F32, 40, (20, Bits::B8), "spark_prefill_matrix_f32_64", 2),
         (Scalar::F16, 128, (128, Bits::B16), "spark_prefill_matrix_f16_128", 1),
         (Scalar::F16, 256, (128, Bits::B8), "spark_prefill_matrix_f16_256", 2),
         (Scalar::F32, 128, (64, Bits::B8), "spark_prefill_matrix_f32_128", 2),

@@ -82,7 +82,7 @@ impl Attend {
     /// `MatrixPrefill` of `ops/matrix.h`.
     fn matrix_prefill(device: &Device, call: &Call, key_words: u32) -> Self {
         let d = call.head_dim;
-        let channels = if d > 128 { 256 } else { 128 };
+        let channels = d.next_power_of_two().max(64);
         let (element, bytes) = if call.scalar == Scalar::F32.code() { ("f32", 4) } else { ("f16", 2) };
         let fragments = if bytes * channels > 256 { 1 } else { 2 };
         let keys = 32 * fragments;
