@@ -90,10 +90,11 @@ struct MatrixPrefill {
     // Where LDS has quad `i` of an octet of a key, and quad `i` of a channel of all values. The eight quads of 128
     // bytes lie in another order for each of eight rows: banks are the same only for lanes that an access does not take
     // at once, eight neighbours in a write, two groups of four in a read, whose octets differ in the lowest bit
-    // (rocm.docs.amd.com, Composable Kernel, "LDS bank conflicts").
-    SPARK_FN u32 key_quad(u32 row, u32 octet, u32 i) const { return row * KEY_QUADS + ((octet * QUADS + i) ^ row % 8); }
-    SPARK_FN u32 value_quad(u32 channel, u32 i) const {
-        const u32 order = (channel * CHANNEL_QUADS / 8 % CHANNEL_QUADS) ^ channel / 8 % 8;
+    // (ops/emulation/banks.cpp counts).
+    static SPARK_FN u32 key_quad(u32 row, u32 octet, u32 i) { return row * KEY_QUADS + ((i * OCTETS + octet) ^ row % 8); }
+    static SPARK_FN u32 value_quad(u32 channel, u32 i) {
+        const u32 width = CHANNEL_QUADS < 8 ? CHANNEL_QUADS : 8;
+        const u32 order = (channel * width / 8 % width) ^ channel / 8 % 8;
         return (channel * CHANNEL_QUADS + i) ^ order;
     }
 
@@ -111,7 +112,7 @@ struct MatrixPrefill {
         Operand<E> own;
         SPARK_UNROLL
         for (u32 i = 0; i < QUADS; ++i) {
-            const u32 at = 4 * step * QUADS + i;
+            const u32 at = i * OCTETS + 4 * step;
             own.set_quad(i, Shared<Quad>(tile.at).load((lanes ^ at % 8) + at / 8 * 8 + row * KEY_QUADS));
         }
         return own;
@@ -160,21 +161,29 @@ struct MatrixPrefill {
         }
     }
 
-    // Transposed, a thread two neighbouring keys; of 32 keys, key 16 * half + 4 * group + r lies where the scores of
-    // that group of lanes have it, in order 8 * group + 4 * half + r. Eight neighbouring lanes take eight octets, the
-    // next ones the rest of the same quads, so that banks differ.
+    // What a thread transposes at a time: an octet of two neighbouring keys. Of 32 keys, key 16 * half + 4 * group + r lies
+    // where the scores of that group of lanes have it, in order 8 * group + 4 * half + r. Eight neighbouring lanes take
+    // eight octets, the next ones the rest of the same quads, so that banks differ.
+    struct Neighbours {
+        u32 octet, key, quad, pair; // quad of each channel, and which pair of the operand that begins or goes on there
+
+        SPARK_FN explicit Neighbours(u32 n) {
+            const u32 two = n / 8 % (KEYS / 2), half = two / 2 % 2, group = two / 4 % 4, step = two / 16;
+            octet = n % 8 + n / 8 / (KEYS / 2) * 8;
+            key = 32 * step + 16 * half + 4 * group + 2 * (two % 2);
+            quad = (4 * step + group) * QUADS + half * (QUADS - 1);
+            pair = 2 * half + two % 2;
+        }
+    };
+
     SPARK_FN void load_values(u32 t, u32 end) const {
-        const u32 pairs = KEYS / 2;
-        for (u32 n = anew(thread()); n < pairs * OCTETS; n += PREFILL_THREADS) {
-            const u32 octet = n % 8 + n / 8 / pairs * 8, pair = n / 8 % pairs;
-            const u32 half = pair / 2 % 2, group = pair / 4 % 4, step = pair / 16;
-            const u32 key = 32 * step + 16 * half + 4 * group + 2 * (pair % 2);
+        for (u32 n = anew(thread()); n < KEYS / 2 * OCTETS; n += PREFILL_THREADS) {
+            const Neighbours own(n);
             float v[2][8] = {};
-            if (8 * octet < call.head_dim) source.value(t + key, end, octet, v);
+            if (8 * own.octet < call.head_dim) source.value(t + own.key, end, own.octet, v);
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) {
-                const u32 at = value_quad(8 * octet + k, (4 * step + group) * QUADS + half * (QUADS - 1));
-                store_pair(tile, at, 2 * half + pair % 2, v[0][k], v[1][k]);
+                store_pair(tile, value_quad(8 * own.octet + k, own.quad), own.pair, v[0][k], v[1][k]);
             }
         }
     }

@@ -10,6 +10,7 @@ use spark_ort::hip::plan::{self, AttentionTensors, Device, Inputs, Scalar};
 
 use super::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, compare, device, round_tensors};
 use crate::common::{Case, Random};
+use crate::emulation::Emulation;
 use crate::emulation::operands::in_float16;
 
 /// Whether the kernels multiply float16 on matrix cores.
@@ -160,6 +161,12 @@ fn small_weights_count() {
     let others = (past - 1) as f32 * (-10.5f32).exp();
     assert!((got[[0, 0, 0, 0]] - others / (1.0 + others)).abs() < 1e-3, "{}", got[[0, 0, 0, 0]]);
     check(&case, Scalar::F16, &device(64, 1), &on_device).unwrap();
+}
+
+/// Lanes find their operands in LDS, and put keys and values there, without waiting for each other.
+#[test]
+fn banks_do_not_conflict() {
+    assert_eq!(Emulation::get().bank_conflicts(), 0);
 }
 
 /// A compute unit holds two blocks of what rows at hand take, and the plan fills it so.
