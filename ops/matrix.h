@@ -12,7 +12,7 @@
 // here: it would round eight times as coarsely, and what is read from T is limited to float16's range anyway.
 //
 // Cost model, for each wave and tile of 64 keys with E float16, D = 128 and 32 queries: 128 matrix instructions, of 32
-// cycles on CDNA 2 and 16 on CDNA 3, against 64 reads of LDS (8 cycles each of the one LDS that four SIMDs share) and
+// cycles on CDNA 2 and 16 on CDNA 3, against 32 reads of LDS (8 cycles each of the one LDS that four SIMDs share) and
 // the vector instructions that docs/performance.md counts. Matrix and vector instructions of different waves overlap,
 // so two blocks a compute unit are wanted: 256 registers a lane and 32 KB of LDS each. Two fragments of queries a wave,
 // because each read of keys or values then feeds two products, and a tile is decoded once for 128 columns; with D > 128
@@ -24,7 +24,7 @@
 #include "source.h"
 #include "states.h"
 
-// Weights are at most 2^WEIGHT_EXPONENT. CDNA 2 takes float16 below 2^-14 as zero: so weights reach from there up to
+// Weights are at most 2^EXPONENT. CDNA 2 takes float16 below 2^-14 as zero: so weights reach from there up to
 // near the greatest float16, and only those below 2^-29 of the greatest are lost.
 template <class E>
 struct Weights {
@@ -32,8 +32,8 @@ struct Weights {
     SPARK_CONSTANT float UNIT = sizeof(E) == 2 ? 1.0f / 32768.0f : 1.0f;
 };
 
-// For head sizes up to CHANNELS, the rest filled up with zeros. LDS: a tile of keys or values, KEYS * CHANNELS of E; then what `Source` needs.
-// src/hip/plan adds them up alike.
+// For head sizes up to CHANNELS, the rest filled up with zeros. LDS: a tile of keys or values, KEYS * CHANNELS of E;
+// then what `Source` needs. src/hip/plan adds them up alike.
 template <class E, u32 CHANNELS>
 struct MatrixPrefill {
     // What registers allow: fragments of 16 columns of a wave.
@@ -91,7 +91,9 @@ struct MatrixPrefill {
     // bytes lie in another order for each of eight rows: banks are the same only for lanes that an access does not take
     // at once, eight neighbours in a write, two groups of four in a read, whose octets differ in the lowest bit
     // (ops/emulation/banks.cpp counts).
-    static SPARK_FN u32 key_quad(u32 row, u32 octet, u32 i) { return row * KEY_QUADS + ((i * OCTETS + octet) ^ row % 8); }
+    static SPARK_FN u32 key_quad(u32 row, u32 octet, u32 i) {
+        return row * KEY_QUADS + ((i * OCTETS + octet) ^ row % 8);
+    }
     static SPARK_FN u32 value_quad(u32 channel, u32 i) {
         const u32 width = CHANNEL_QUADS < 8 ? CHANNEL_QUADS : 8;
         const u32 order = (channel * width / 8 % width) ^ channel / 8 % 8;
@@ -161,11 +163,12 @@ struct MatrixPrefill {
         }
     }
 
-    // What a thread transposes at a time: an octet of two neighbouring keys. Of 32 keys, key 16 * half + 4 * group + r lies
-    // where the scores of that group of lanes have it, in order 8 * group + 4 * half + r. Eight neighbouring lanes take
-    // eight octets, the next ones the rest of the same quads, so that banks differ.
+    // What a thread transposes at a time: an octet of two neighbouring keys. Of 32 keys, key 16 * half + 4 * group + r
+    // lies where the scores of that group of lanes have it, in order 8 * group + 4 * half + r. Eight neighbouring lanes
+    // take eight octets, the next ones the rest of the same quads, so that banks differ.
     struct Neighbours {
-        u32 octet, key, quad, pair; // quad of each channel, and which pair of the operand that begins or goes on there
+        u32 octet, key;
+        u32 quad, pair; // of each channel: where, and which pair of its operand
 
         SPARK_FN explicit Neighbours(u32 n) {
             const u32 two = n / 8 % (KEYS / 2), half = two / 2 % 2, group = two / 4 % 4, step = two / 16;

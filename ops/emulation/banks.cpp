@@ -1,5 +1,5 @@
-// Counts bank conflicts of the LDS layouts of ops/matrix.h. LDS has 32 banks of four bytes, and takes 128 bytes at once: of
-// writes those of neighbouring lanes, of reads of 16 bytes those of eight lanes that are not all neighbours
+// Counts bank conflicts of the LDS layouts of ops/matrix.h. LDS has 32 banks of four bytes, and takes 128 bytes at
+// once: of writes those of neighbouring lanes, of reads of 16 bytes those of eight lanes that are not all neighbours
 // (rocm.docs.amd.com, Composable Kernel, "Understanding AMD GPU LDS and bank conflicts").
 #include "machine.h"
 
@@ -32,7 +32,8 @@ unsigned of() {
     unsigned found = 0;
     for (u32 i = 0; i < quads; ++i) {
         for (u32 n = 0; n < Own::KEYS * Own::OCTETS; n += 8) {
-            found += conflicts(8, [&](u32 l) { return Own::key_quad((n + l) / Own::OCTETS, (n + l) % Own::OCTETS, i); });
+            const auto quad = [&](u32 l) { return Own::key_quad((n + l) / Own::OCTETS, (n + l) % Own::OCTETS, i); };
+            found += conflicts(8, quad);
         }
         for (u32 turn = 0; turn < turns; ++turn) {
             for (u32 row = 0; row < Own::KEYS; row += 16) {
