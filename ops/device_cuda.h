@@ -8,6 +8,8 @@
 #define SPARK_UNROLL _Pragma("unroll")
 
 SPARK_CONSTANT u32 WAVE = 32;
+// Tensor cores have registers of their own kind.
+#define SPARK_NO_MATRIX
 
 SPARK_FN u32 thread() { return threadIdx.x; }
 SPARK_FN u32 block_x() { return blockIdx.x; }
@@ -54,6 +56,7 @@ SPARK_FN float shuffle_xor(float v, u32 mask) { return __shfl_xor_sync(0xfffffff
 SPARK_FN void wave_barrier() { __syncwarp(); }
 SPARK_FN void block_barrier() { __syncthreads(); }
 
+SPARK_FN u32 anew(u32 x) { return x; }
 SPARK_FN u32 popcount(u32 x) { return __popc(x); }
 SPARK_FN u32 popcount(u64 x) { return __popcll(x); }
 // The low word of (high:low) >> shift, shift below 32.

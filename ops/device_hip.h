@@ -21,6 +21,13 @@ SPARK_CONSTANT u32 WAVE = 32;
 // The host's pass over the sources, of which nothing is kept.
 SPARK_CONSTANT u32 WAVE = 64;
 #endif
+// `has_matrix_cores` of src/hip/code.rs lists the same.
+#if defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__) ||  \
+    defined(__gfx950__)
+#define SPARK_MATRIX
+#else
+#define SPARK_NO_MATRIX
+#endif
 
 SPARK_FN u32 thread() { return __builtin_amdgcn_workitem_id_x(); }
 SPARK_FN u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
@@ -78,7 +85,9 @@ SPARK_FN void store_words(void* p, const u32 (&w)[N]) {
     }
 }
 
-extern __attribute__((device)) __attribute__((shared)) u32 spark_shared[];
+extern __attribute__((device)) __attribute__((shared)) __attribute__((aligned(16))) u32 spark_shared[];
+
+typedef u32 Quad __attribute__((ext_vector_type(4)));
 
 template <class V>
 struct Shared {
@@ -119,6 +128,11 @@ SPARK_FN void block_barrier() {
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
+SPARK_FN u32 anew(u32 x) {
+    asm volatile("" : "+v"(x));
+    return x;
+}
+
 SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
 SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 // The low word of (high:low) >> shift, shift below 32.
@@ -155,5 +169,19 @@ SPARK_FN float sqrt_of(float x) {
     s = y > 0.0f && fused(-above, s, y) > 0.0f ? above : s;
     return small ? s * 0x1p-16f : s;
 }
+
+#ifdef SPARK_MATRIX
+typedef float MatrixSums __attribute__((ext_vector_type(4)));
+
+SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
+    typedef u32 Pair __attribute__((ext_vector_type(2)));
+    typedef _Float16 Halves __attribute__((ext_vector_type(4)));
+    const Halves x = __builtin_bit_cast(Halves, Pair{a[0], a[1]}), y = __builtin_bit_cast(Halves, Pair{b[0], b[1]});
+    c = __builtin_amdgcn_mfma_f32_16x16x16f16(x, y, c, 0, 0, 0);
+}
+SPARK_FN void matrix_f32(float a, float b, MatrixSums& c) {
+    c = __builtin_amdgcn_mfma_f32_16x16x4f32(a, b, c, 0, 0, 0);
+}
+#endif
 
 #endif

@@ -9,7 +9,19 @@
 //   rank_in(mask)                set bits of a vote below the own lane
 //   wave_barrier()               what lanes of the wave wrote to LDS is seen by its other lanes
 //   block_barrier()              the same for the block
+//   SPARK_MATRIX, SPARK_NO_MATRIX   defined where kernels for waves with and without matrix cores are wanted
+//   matrix_f16(a, b, c), matrix_f32(a, b, c)   with matrix cores, by all lanes of a wave of 64: C (16 by 16) += A * B
+//   MatrixSums                   four float32, the lane's part of C
+//   Quad                         four words, aligned to 16 bytes, for Shared
+//   anew(x)                      x, of which the compiler computes nothing ahead of a loop, where it would hold registers
 //   half_to_float, float_to_half, exp2_of, sqrt_of, round_even, least, greatest, fused, product
+//
+// Of C, lane l has column l % 16, rows 4 * (l / 16) to 4 * (l / 16) + 3, in float32. matrix_f16: A is 16 by 16 and B 16
+// by 16 of float16; lane l has of row l % 16 of A, and of column l % 16 of B, the elements 4 * (l / 16) to 4 * (l / 16) + 3,
+// low half of the first word first. matrix_f32: A is 16 by 4 and B 4 by 16 of float32; lane l has element l / 16 of the
+// same row and column.
+// These are the registers of V_MFMA_F32_16X16X16F16 and V_MFMA_F32_16X16X4F32 (AMD's "Instinct MI200" ISA guide; the
+// formulas are those of its matrix instruction calculator, github.com/ROCm/amd_matrix_instruction_calculator).
 //
 // Every control decision around a primitive that all lanes take part in is the same in all lanes of the wave (of the
 // block for block_barrier).

@@ -4,6 +4,8 @@
 
 mod common;
 mod emulation;
+#[path = "hip_emulation/prefill.rs"]
+mod prefill;
 
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
@@ -21,7 +23,7 @@ use spark_ort::hip::plan::{self, AttentionTensors, Device, Inputs, Launch, Plan,
 const SCALARS: [Scalar; 3] = [Scalar::F16, Scalar::F32, Scalar::Bf16];
 
 fn device(wave: u32, compute_units: u32) -> Device {
-    Device { wave_size: wave, compute_units, shared_bytes: 65536 }
+    Device { wave_size: wave, compute_units, shared_bytes: 65536, matrix: wave == 64 }
 }
 
 /// `x` as T holds it.
@@ -243,9 +245,8 @@ fn attention_is_the_cpus() {
         }
         let device = device(wave, r.pick(&[1, 304]));
         let what = format!("seed {seed}, {scalar:?}, wave {wave}, D {d}, {layout:?}, {:?}", case.attention);
-        let got = OnDevice::new(&case, scalar, layout, saliency).attend(&device);
-        let got = got.unwrap_or_else(|e| panic!("{what}: {e}"));
-        compare(scalar, &got, &case.attend(&Serial, Path::Scalar)).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let on_device = OnDevice::new(&case, scalar, layout, saliency);
+        prefill::check(&case, scalar, &device, &on_device).unwrap_or_else(|e| panic!("{what}: {e}"));
     });
 }
 
@@ -261,10 +262,9 @@ fn pieces_of_a_long_cache_merge() {
         case.fill_cache(seed);
         case.attention.window = [None, Some(700)][r.below(2)];
         let on_device = OnDevice::new(&case, scalar, Layout::random(r), true);
-        let expected = case.attend(&Serial, Path::Scalar);
         for compute_units in [1, 40, 1000] {
-            let got = on_device.attend(&device(wave, compute_units)).unwrap();
-            compare(scalar, &got, &expected).unwrap_or_else(|e| panic!("seed {seed}, {compute_units} units: {e}"));
+            prefill::check(&case, scalar, &device(wave, compute_units), &on_device)
+                .unwrap_or_else(|e| panic!("seed {seed}, {compute_units} units: {e}"));
         }
     }
 }

@@ -12,6 +12,11 @@
 #define SPARK_UNROLL
 
 SPARK_CONSTANT u32 WAVE = SPARK_EMULATION;
+// GPUs with waves of 64 are of both kinds.
+#define SPARK_NO_MATRIX
+#if SPARK_EMULATION == 64
+#define SPARK_MATRIX
+#endif
 
 SPARK_FN u32 thread() { return emulation::now.thread; }
 SPARK_FN u32 block_x() { return emulation::now.block_x; }
@@ -42,6 +47,11 @@ SPARK_FN void store_words(void* p, const u32 (&w)[N]) {
     std::memcpy(p, w, sizeof(w));
 }
 
+struct alignas(16) Quad {
+    u32 words[4];
+    u32 operator[](u32 i) const { return words[i]; }
+};
+
 template <class V>
 struct Shared {
     u32 at; // byte offset
@@ -61,6 +71,7 @@ struct Shared {
 };
 
 SPARK_FN u64 vote(bool b) { return emulation::meet(emulation::Collective::Vote, b, 0); }
+SPARK_FN u32 anew(u32 x) { return x; }
 SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
 SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 SPARK_FN u32 rank_in(u64 mask) { return popcount(mask & (((u64)1 << lane()) - 1)); }
@@ -97,3 +108,21 @@ SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
 SPARK_FN float exp2_of(float x) { return std::exp2(x); }
 SPARK_FN float round_even(float x) { return std::nearbyint(x); }
 SPARK_FN float sqrt_of(float x) { return std::sqrt(x); }
+
+#ifdef SPARK_MATRIX
+struct MatrixSums {
+    float sums[4];
+    float& operator[](u32 r) { return sums[r]; }
+    float operator[](u32 r) const { return sums[r]; }
+};
+
+SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
+    emulation::MatrixLane own = {a, b, c.sums};
+    emulation::meet(emulation::Collective::MatrixF16, (u64)&own, 0);
+}
+SPARK_FN void matrix_f32(float a, float b, MatrixSums& c) {
+    const u32 x = bits_of(a), y = bits_of(b);
+    emulation::MatrixLane own = {&x, &y, c.sums};
+    emulation::meet(emulation::Collective::MatrixF32, (u64)&own, 0);
+}
+#endif

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "matrix.h"
 #include "shared.h"
 
 namespace emulation {
@@ -153,6 +154,15 @@ bool Machine::run_wave(unsigned w) {
 }
 
 void Machine::answer(unsigned first) {
+    const Collective kind = threads[first].kind;
+    if (kind == Collective::MatrixF16 || kind == Collective::MatrixF32) {
+        const MatrixLane* lanes[64];
+        for (unsigned l = 0; l < 64; ++l) {
+            lanes[l] = reinterpret_cast<const MatrixLane*>(threads[first + l].value);
+            threads[first + l].waits = false;
+        }
+        return kind == Collective::MatrixF16 ? multiply<MatrixF16>(lanes) : multiply<MatrixF32>(lanes);
+    }
     uint64_t values[64];
     uint64_t mask = 0;
     for (unsigned l = 0; l < wave; ++l) {
