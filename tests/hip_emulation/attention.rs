@@ -1,0 +1,62 @@
+//! `SparkAttention` against the CPU's.
+
+use spark_ort::cpu::{Path, Serial};
+
+use crate::common::Random;
+use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, grid};
+
+/// Decoding and small chunks, by the decoding kernels and by those for prompts.
+#[test]
+fn attention_is_the_cpus() {
+    grid(|seed, scalar, wave, d, bits| {
+        let r = &mut Random(seed);
+        let most_new = r.pick(&[1, 1, 2, 3, 9, 24]);
+        let mut case = case(seed, scalar, d, bits, 90, most_new);
+        case.fill_cache(seed);
+        let layout = Layout::random(r);
+        let saliency = r.below(4) > 0;
+        if !saliency {
+            case.scale.fill(1.0);
+        }
+        let device = device(wave, r.pick(&[1, 304]));
+        let what = format!("seed {seed}, {scalar:?}, wave {wave}, D {d}, {layout:?}, {:?}", case.attention);
+        let got = OnDevice::new(&case, scalar, layout, saliency).attend(&device);
+        let got = got.unwrap_or_else(|e| panic!("{what}: {e}"));
+        compare(scalar, &got, &case.attend(&Serial, Path::Scalar)).unwrap_or_else(|e| panic!("{what}: {e}"));
+    });
+}
+
+/// Keys in pieces, some of which see nothing; few queries and many.
+#[test]
+fn pieces_of_a_long_cache_merge() {
+    for (n, scalar) in SCALARS.into_iter().cycle().take(18).enumerate() {
+        let seed = 1000 + n as u64;
+        let r = &mut Random(seed);
+        let (wave, d) = ([64, 32][n % 2], r.pick(&[32, 64, 128]));
+        let bits = (BITS[n % 3], BITS[n / 3 % 3]);
+        let mut case = case(seed, scalar, d, bits, 2500, [1, 4, 24][n / 6]);
+        case.fill_cache(seed);
+        case.attention.window = [None, Some(700)][r.below(2)];
+        let on_device = OnDevice::new(&case, scalar, Layout::random(r), true);
+        let expected = case.attend(&Serial, Path::Scalar);
+        for compute_units in [1, 40, 1000] {
+            let got = on_device.attend(&device(wave, compute_units)).unwrap();
+            compare(scalar, &got, &expected).unwrap_or_else(|e| panic!("seed {seed}, {compute_units} units: {e}"));
+        }
+    }
+}
+
+/// Rows of arbitrary bytes give finite numbers, and no access beyond the call's memory.
+#[test]
+fn any_bytes_are_read_safely() {
+    grid(|seed, scalar, wave, d, bits| {
+        if !seed.is_multiple_of(3) {
+            return;
+        }
+        let r = &mut Random(seed);
+        let most_new = r.pick(&[1, 2, 20]);
+        let case = case(seed, scalar, d, bits, 60, most_new);
+        let got = OnDevice::new(&case, scalar, Layout::random(r), true).attend(&device(wave, 304)).unwrap();
+        assert!(got.iter().all(|x| x.is_finite()), "seed {seed}");
+    });
+}
