@@ -6,8 +6,11 @@
 #define SPARK_CONSTANT static constexpr
 #define SPARK_KERNEL(name, threads, waves) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ SparkCall call)
 #define SPARK_UNROLL _Pragma("unroll")
+#define SPARK_ROLLED _Pragma("unroll 1")
 
 SPARK_CONSTANT u32 WAVE = 32;
+// NVIDIA's products of matrices have other shapes.
+#define SPARK_HAS_MATRIX 0
 
 SPARK_FN u32 thread() { return threadIdx.x; }
 SPARK_FN u32 block_x() { return blockIdx.x; }
@@ -43,6 +46,11 @@ struct Shared {
     SPARK_FN explicit Shared(u32 byte) : at(byte) {}
     SPARK_FN V load(u32 i) const { return ((const V*)((const u8*)spark_shared + at))[i]; }
     SPARK_FN void store(u32 i, V v) const { ((V*)((u8*)spark_shared + at))[i] = v; }
+    template <u32 N>
+    SPARK_FN void load_some(u32 i, V (&v)[N]) const {
+        SPARK_UNROLL
+        for (u32 k = 0; k < N; ++k) v[k] = load(i + k);
+    }
 };
 
 SPARK_FN u64 vote(bool b) { return __ballot_sync(0xffffffffu, b); }

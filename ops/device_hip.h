@@ -8,6 +8,7 @@
     extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(1, threads)))                       \
     __attribute__((amdgpu_waves_per_eu(waves))) void name(SparkCall call)
 #define SPARK_UNROLL _Pragma("unroll")
+#define SPARK_ROLLED _Pragma("clang loop unroll(disable)")
 
 #if defined(__HIP_DEVICE_COMPILE__) || defined(__AMDGCN__)
 #if defined(__AMDGCN_WAVEFRONT_SIZE__) && __AMDGCN_WAVEFRONT_SIZE__ == 32
@@ -86,6 +87,13 @@ struct Shared {
     SPARK_FN explicit Shared(u32 byte) : at(byte) {}
     SPARK_FN V load(u32 i) const { return ((const V*)((const u8*)spark_shared + at))[i]; }
     SPARK_FN void store(u32 i, V v) const { ((V*)((u8*)spark_shared + at))[i] = v; }
+    template <u32 N>
+    SPARK_FN void load_some(u32 i, V (&v)[N]) const {
+        typedef V Some __attribute__((ext_vector_type(N)));
+        const Some some = *(const Some*)((const V*)((const u8*)spark_shared + at) + i);
+        SPARK_UNROLL
+        for (u32 k = 0; k < N; ++k) v[k] = some[k];
+    }
 };
 
 SPARK_FN u64 vote(bool b) { return __builtin_amdgcn_uicmp((u32)b, 0u, 33); }
@@ -138,6 +146,45 @@ SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
     for (u32 k = 0; k < 8; k += 2) sum = Pair{a[k], a[k + 1]} * Pair{b[k], b[k + 1]} + sum;
     return sum.x + sum.y;
 }
+
+#if defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
+#define SPARK_HAS_MATRIX 1
+
+SPARK_CONSTANT u32 PICK_ZERO = 12;
+SPARK_FN u32 pick_bytes(u32 high, u32 low, u32 selectors) { return __builtin_amdgcn_perm(high, low, selectors); }
+
+typedef _Float16 HalfPair __attribute__((ext_vector_type(2)));
+typedef _Float16 HalfQuad __attribute__((ext_vector_type(4)));
+typedef int IntQuad __attribute__((ext_vector_type(4)));
+typedef float FloatQuad __attribute__((ext_vector_type(4)));
+
+SPARK_FN u32 add_halves(u32 a, u32 b) {
+    return __builtin_bit_cast(u32, __builtin_bit_cast(HalfPair, a) + __builtin_bit_cast(HalfPair, b));
+}
+SPARK_FN void multiply_bytes(const u32 (&a)[2], const u32 (&b)[2], int (&sum)[4]) {
+    IntQuad x = {sum[0], sum[1], sum[2], sum[3]};
+#if defined(__gfx90a__)
+    SPARK_UNROLL
+    for (u32 k = 0; k < 2; ++k) x = __builtin_amdgcn_mfma_i32_16x16x16i8((int)a[k], (int)b[k], x, 0, 0, 0);
+#else
+    const long left = (long)((u64)a[1] << 32 | a[0]), right = (long)((u64)b[1] << 32 | b[0]);
+    x = __builtin_amdgcn_mfma_i32_16x16x32_i8(left, right, x, 0, 0, 0);
+#endif
+    SPARK_UNROLL
+    for (u32 r = 0; r < 4; ++r) sum[r] = x[r];
+}
+SPARK_FN void multiply_halves(const u32 (&a)[2], const u32 (&b)[2], float (&sum)[4]) {
+    const HalfQuad left = __builtin_bit_cast(HalfQuad, (u64)a[1] << 32 | a[0]);
+    const HalfQuad right = __builtin_bit_cast(HalfQuad, (u64)b[1] << 32 | b[0]);
+    FloatQuad x = {sum[0], sum[1], sum[2], sum[3]};
+    x = __builtin_amdgcn_mfma_f32_16x16x16f16(left, right, x, 0, 0, 0);
+    SPARK_UNROLL
+    for (u32 r = 0; r < 4; ++r) sum[r] = x[r];
+}
+#else
+#define SPARK_HAS_MATRIX 0
+#endif
+
 // Results below the normal numbers may come as zero.
 #if __has_builtin(__builtin_amdgcn_exp2f)
 SPARK_FN float exp2_of(float x) { return __builtin_amdgcn_exp2f(x); }

@@ -2,6 +2,7 @@
 // src/hip/plan.rs says which to launch, and how. A kernel's numbers are its most threads, and the waves a SIMD that
 // registers are shared out for (src/hip/plan.rs counts on them).
 #include "decode.h"
+#include "decode_matrix.h"
 #include "grow.h"
 #include "prefill.h"
 #include "prune.h"
@@ -25,3 +26,9 @@ SPARK_KERNEL(spark_decode_16x8, 256, 2) { decode<16, 8>(call); }
 SPARK_KERNEL(spark_decode_32x1, 256, 3) { decode<32, 1>(call); }
 SPARK_KERNEL(spark_decode_32x4, 256, 3) { decode<32, 4>(call); }
 SPARK_KERNEL(spark_decode_32x8, 256, 2) { decode<32, 8>(call); }
+SPARK_KERNEL(spark_decode_quantised_8x1, 256, 3) { decode_quantised<8, 1>(call); }
+SPARK_KERNEL(spark_decode_quantised_8x4, 256, 3) { decode_quantised<8, 4>(call); }
+SPARK_KERNEL(spark_decode_quantised_8x8, 256, 2) { decode_quantised<8, 8>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x1, 256, 2) { decode_quantised<16, 1>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x4, 256, 2) { decode_quantised<16, 4>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x8, 256, 2) { decode_quantised<16, 8>(call); }

@@ -10,6 +10,7 @@
     static const emulation::Registration registration_of_##name(#name, WAVE, threads, name);                           \
     static void name(const SparkCall& call)
 #define SPARK_UNROLL
+#define SPARK_ROLLED
 
 SPARK_CONSTANT u32 WAVE = SPARK_EMULATION;
 
@@ -58,6 +59,11 @@ struct Shared {
         emulation::shared_write(byte, sizeof(V));
         std::memcpy(emulation::now.shared + byte, &v, sizeof(V));
     }
+    template <u32 N>
+    SPARK_FN void load_some(u32 i, V (&v)[N]) const {
+        emulation::check_aligned(at + i * (u32)sizeof(V), sizeof(v));
+        for (u32 k = 0; k < N; ++k) v[k] = load(i + k);
+    }
 };
 
 SPARK_FN u64 vote(bool b) { return emulation::meet(emulation::Collective::Vote, b, 0); }
@@ -97,3 +103,52 @@ SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
 SPARK_FN float exp2_of(float x) { return std::exp2(x); }
 SPARK_FN float round_even(float x) { return std::nearbyint(x); }
 SPARK_FN float sqrt_of(float x) { return std::sqrt(x); }
+
+// Waves of 32 lanes are of devices without products of matrices.
+#if SPARK_EMULATION == 64
+#define SPARK_HAS_MATRIX 1
+
+SPARK_CONSTANT u32 PICK_ZERO = 12;
+SPARK_FN u32 pick_bytes(u32 high, u32 low, u32 selectors) {
+    const u64 bytes = (u64)high << 32 | low;
+    u32 picked = 0;
+    for (u32 n = 0; n < 4; ++n) {
+        const u32 at = selectors >> 8 * n & 0xff;
+        if (at > 7 && at != PICK_ZERO) emulation::trap("picks no byte");
+        if (at <= 7) picked |= (u32)(bytes >> 8 * at & 0xff) << 8 * n;
+    }
+    return picked;
+}
+SPARK_FN u32 add_halves(u32 a, u32 b) {
+    const auto add = [](u32 x, u32 y) -> u32 { return float_to_half(half_to_float((u16)x) + half_to_float((u16)y)); };
+    return add(a & 0xffff, b & 0xffff) | add(a >> 16, b >> 16) << 16;
+}
+// Calls `each` with r, and what the lanes have that meet in sum[r].
+template <class F>
+SPARK_FN void meet_operands(const u32 (&a)[2], const u32 (&b)[2], F each) {
+    const u32 group = lane() / 16, column = lane() % 16;
+    u64 rows[4][4];
+    const u64* all = emulation::gather((u64)a[1] << 32 | a[0]);
+    for (u32 r = 0; r < 4; ++r) {
+        for (u32 h = 0; h < 4; ++h) rows[r][h] = all[16 * h + 4 * group + r];
+    }
+    all = emulation::gather((u64)b[1] << 32 | b[0]);
+    for (u32 r = 0; r < 4; ++r) {
+        for (u32 h = 0; h < 4; ++h) each(r, rows[r][h], all[16 * h + column]);
+    }
+}
+SPARK_FN void multiply_bytes(const u32 (&a)[2], const u32 (&b)[2], int (&sum)[4]) {
+    meet_operands(a, b, [&](u32 r, u64 x, u64 y) {
+        for (u32 k = 0; k < 8; ++k) sum[r] += (int)(signed char)(x >> 8 * k) * (signed char)(y >> 8 * k);
+    });
+}
+SPARK_FN void multiply_halves(const u32 (&a)[2], const u32 (&b)[2], float (&sum)[4]) {
+    // As an MI200 does, which has zeros for numbers below the normal ones.
+    const auto number = [](u64 h) { return h & 0x7c00 ? half_to_float((u16)h) : 0.0f; };
+    meet_operands(a, b, [&](u32 r, u64 x, u64 y) {
+        for (u32 k = 0; k < 4; ++k) sum[r] += number(x >> 16 * k) * number(y >> 16 * k);
+    });
+}
+#else
+#define SPARK_HAS_MATRIX 0
+#endif

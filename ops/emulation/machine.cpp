@@ -49,6 +49,8 @@ class Machine {
     void shared_access(uint32_t at, uint32_t bytes, bool write);
     [[noreturn]] static void run_thread();
 
+    unsigned long long met[64]; // the values that the lanes of a wave brought to their last meeting
+
   private:
     std::string run_block();
     // Runs the threads of a wave until all wait for the same or are done, and answers what they asked each other.
@@ -153,16 +155,15 @@ bool Machine::run_wave(unsigned w) {
 }
 
 void Machine::answer(unsigned first) {
-    uint64_t values[64];
     uint64_t mask = 0;
     for (unsigned l = 0; l < wave; ++l) {
-        values[l] = threads[first + l].value;
-        mask |= (values[l] & 1) << l;
+        met[l] = threads[first + l].value;
+        mask |= (met[l] & 1) << l;
     }
     for (unsigned l = 0; l < wave; ++l) {
         Thread& t = threads[first + l];
         t.waits = false;
-        t.value = t.kind == Collective::Vote ? mask : values[(l ^ t.argument) % wave];
+        t.value = t.kind == Collective::Vote ? mask : met[(l ^ t.argument) % wave];
     }
 }
 
@@ -243,6 +244,14 @@ void check_global_slow(const void* p, size_t bytes, const char* access) { machin
 void shared_read(uint32_t at, uint32_t bytes) { machine->shared_access(at, bytes, false); }
 void shared_write(uint32_t at, uint32_t bytes) { machine->shared_access(at, bytes, true); }
 uint64_t meet(Collective kind, uint64_t value, unsigned argument) { return machine->meet(kind, value, argument); }
+const unsigned long long* gather(uint64_t value) {
+    machine->meet(Collective::Gather, value, 0);
+    return machine->met;
+}
+void check_aligned(uint32_t byte, size_t bytes) {
+    if (byte % bytes != 0) machine->trap("would read " + std::to_string(bytes) + " bytes of LDS at byte " + std::to_string(byte));
+}
+void trap(const char* what) { machine->trap(what); }
 
 float half_to_float(uint16_t h) {
     const uint32_t sign = uint32_t{h & 0x8000u} << 16, magnitude = h & 0x7fffu;

@@ -24,7 +24,7 @@ struct Registration {
     Registration(const char* name, unsigned wave, unsigned threads, Kernel kernel);
 };
 
-enum class Collective : unsigned { Vote, Shuffle, WaveBarrier, BlockBarrier };
+enum class Collective : unsigned { Vote, Shuffle, Gather, WaveBarrier, BlockBarrier };
 
 // What the thread at hand may touch without asking again, and where it is.
 struct Now {
@@ -39,6 +39,10 @@ void shared_read(uint32_t at, uint32_t bytes);
 void shared_write(uint32_t at, uint32_t bytes);
 // Waits for all lanes of the wave (all threads of the block for BlockBarrier); what they get from each other.
 uint64_t meet(Collective kind, uint64_t value, unsigned argument);
+// The values of all lanes of the wave, until the next call of a primitive in which they take part.
+const unsigned long long* gather(uint64_t value);
+void check_aligned(uint32_t byte, size_t bytes);
+[[noreturn]] void trap(const char* what);
 
 inline void check_global(const void* p, size_t bytes, const char* access) {
     const unsigned char* first = static_cast<const unsigned char*>(p);

@@ -200,9 +200,11 @@ pub enum PlanError {
 const WAVES: u32 = 4;
 /// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one of
 /// each block.
-fn decode_blocks(columns: u32) -> u32 {
-    if columns > 4 { 2 } else { 3 }
+fn decode_blocks(octets: u32, columns: u32, quantised: bool) -> u32 {
+    if columns > 4 || quantised && octets > 8 { 2 } else { 3 }
 }
+/// Bytes of LDS of a compute unit.
+const COMPUTE_UNIT_LDS: u32 = 65536;
 /// Blocks of a prefill kernel likewise: LDS holds one.
 const PREFILL_BLOCKS: u32 = 1;
 /// Fewest keys of a piece.
@@ -214,6 +216,8 @@ const PIECE: u32 = 64;
 const MOST_DECODE_COLUMNS: u32 = 16;
 /// `KEY_SLACK_WORDS` of `ops/row.h`.
 const KEY_SLACK_WORDS: u32 = 5;
+/// `MATRIX_TABLE_WORDS` of `ops/decode_matrix.h`.
+const MATRIX_TABLE_WORDS: u32 = 1536;
 
 /// `size` in 32 bits.
 fn narrow(what: &'static str, size: usize) -> Result<u32, PlanError> {
@@ -437,8 +441,12 @@ impl Attend {
         }
         // `decode` of ops/decode.h.
         let octets = (d / 8).next_power_of_two().max(8);
+        // `DecodeMatrix` of ops/decode_matrix.h, where the device has such products.
+        let quantised = call.key_bits < 16 && call.value_bits < 16 && octets <= 16;
         let columns = match pairs {
             0..=1 => 1,
+            // Registers have no room for the sums of more.
+            _ if quantised && octets == 16 && call.value_bits == 4 => 4,
             2..=4 => 4,
             _ => 8,
         };
@@ -446,12 +454,19 @@ impl Attend {
         let setup = (columns + 1) * d;
         let staged = WAVES * (tile * key_words + KEY_SLACK_WORDS);
         let states = WAVES / 2 * columns * (d + 2);
+        let mut words = setup.max(staged).max(states);
+        if quantised && wave == 64 {
+            let fields = (16 * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
+            let tiles = MATRIX_TABLE_WORDS + WAVES * (fields + 4 * 16);
+            words = words.max(columns * d + tiles.max(WAVES * columns * (d + 2)));
+        }
+        let shared_bytes = 4 * (d + words);
         Self {
-            kernel: format!("spark_decode_{octets}x{columns}"),
+            kernel: format!("spark_decode_{}{octets}x{columns}", if quantised { "quantised_" } else { "" }),
             columns,
             threads: WAVES * wave,
-            shared_bytes: 4 * (d + setup.max(staged).max(states)),
-            resident: decode_blocks(columns),
+            shared_bytes,
+            resident: decode_blocks(octets, columns, quantised).min(COMPUTE_UNIT_LDS / shared_bytes).max(1),
             min_keys: MIN_DECODE_KEYS,
         }
     }

@@ -73,5 +73,6 @@ def test_resources(toolchain: str, arch: str, tmp_path: Path) -> None:
 def test_a_plan_counts_on_what_is_declared() -> None:
     """`decode_blocks` of src/hip/plan.rs: a block has one wave on each SIMD."""
     for name, (_, waves) in DECLARED.items():
-        if decode := re.fullmatch(r"spark_decode_\d+x(\d+)", name):
-            assert waves == (2 if int(decode[1]) > 4 else 3), name
+        if decode := re.fullmatch(r"spark_decode_(quantised_)?(\d+)x(\d+)", name):
+            octets, columns = int(decode[2]), int(decode[3])
+            assert waves == (2 if columns > 4 or decode[1] and octets > 8 else 3), name

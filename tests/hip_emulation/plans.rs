@@ -37,7 +37,7 @@ fn keys_are_cut_to_fill_the_device() {
     let mut case = case(1, Scalar::F16, 128, (Bits::B8, Bits::B8), 8, 1);
     (case.attention.common.query_heads, case.attention.common.kv_heads) = (32, 8);
     (case.attention.window, case.geometry.query_heads, case.geometry.kv_heads) = (None, 32, 8);
-    for (batch, past, splits) in [(1, 32768, 114), (8, 32768, 14), (8, 200, 1), (64, 32768, 1), (1, 1000, 4)] {
+    for (batch, past, splits) in [(1, 32768, 76), (8, 32768, 9), (8, 200, 1), (64, 32768, 1), (1, 1000, 4)] {
         let geometry = Geometry { batch, new: 1, past, ..case.geometry.clone() };
         let lengths = Lengths { total: past + 1, past: vec![past; batch], new: vec![1; batch] };
         let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
