@@ -32,14 +32,16 @@ struct DecodeBlock {
 
     SPARK_FN DecodeBlock(const SparkCall& call, u32 most_columns) : columns(call.group * call.new_tokens) {
         const u32 chunks = (columns + most_columns - 1) / most_columns;
-        first_column = block_x() % chunks * most_columns;
+        first_column = same(block_x() % chunks * most_columns);
         last_column = (first_column + most_columns < columns ? first_column + most_columns : columns) - 1;
-        split = block_x() / chunks % call.splits;
-        kv_head = block_x() / chunks / call.splits;
+        split = same(block_x() / chunks % call.splits);
+        kv_head = same(block_x() / chunks / call.splits);
     }
 
     SPARK_FN Keys keys(const SparkCall& call, const Sequence& s) const {
-        return keys_of(call, s, first_column / call.group, last_column / call.group + 1, split);
+        const u32 first = same(first_column / call.group), end = same(last_column / call.group + 1);
+        const Keys keys = keys_of(call, s, first, end, split);
+        return {same(keys.start), same(keys.end)};
     }
 };
 

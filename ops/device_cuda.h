@@ -17,6 +17,7 @@ SPARK_FN u32 block_x() { return blockIdx.x; }
 SPARK_FN u32 block_z() { return blockIdx.z; }
 SPARK_FN u32 lane() { return threadIdx.x % WAVE; }
 SPARK_FN u32 wave() { return threadIdx.x / WAVE; }
+SPARK_FN u32 same(u32 x) { return x; }
 
 template <class V>
 SPARK_FN V load(const V* p) {

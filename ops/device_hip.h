@@ -27,8 +27,9 @@ SPARK_FN u32 thread() { return __builtin_amdgcn_workitem_id_x(); }
 SPARK_FN u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 SPARK_FN u32 block_z() { return __builtin_amdgcn_workgroup_id_z(); }
 SPARK_FN u32 lane() { return thread() % WAVE; }
-// In a scalar register, so that what follows from it is computed once for the wave.
-SPARK_FN u32 wave() { return (u32)__builtin_amdgcn_readfirstlane((int)(thread() / WAVE)); }
+// In a scalar register, so that what follows from it is computed once for the wave. Divisions leave it.
+SPARK_FN u32 same(u32 x) { return (u32)__builtin_amdgcn_readfirstlane((int)x); }
+SPARK_FN u32 wave() { return same(thread() / WAVE); }
 
 // Pointers in a structure may point anywhere, for all that the compiler knows: these say that it is global memory.
 #define SPARK_IN_GLOBAL __attribute__((address_space(1)))
@@ -160,6 +161,9 @@ typedef float FloatQuad __attribute__((ext_vector_type(4)));
 
 SPARK_FN u32 add_halves(u32 a, u32 b) {
     return __builtin_bit_cast(u32, __builtin_bit_cast(HalfPair, a) + __builtin_bit_cast(HalfPair, b));
+}
+SPARK_FN u32 truncate_halves(float a, float b) {
+    return __builtin_bit_cast(u32, __builtin_amdgcn_cvt_pkrtz(a, b));
 }
 SPARK_FN void multiply_bytes(const u32 (&a)[2], const u32 (&b)[2], int (&sum)[4]) {
     IntQuad x = {sum[0], sum[1], sum[2], sum[3]};

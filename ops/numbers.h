@@ -14,6 +14,8 @@ SPARK_FN float finite(float x) { return x == x ? least(greatest(x, -F16_MAX), F1
 
 SPARK_FN float finite_half(u32 h) { return finite(half_to_float((u16)h)); }
 
+SPARK_FN float magnitude(float x) { return float_of(bits_of(x) & 0x7fffffff); }
+
 // The nearest finite float16.
 SPARK_FN u16 to_finite_half(float x) { return float_to_half(finite(x)); }
 

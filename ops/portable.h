@@ -5,6 +5,7 @@
 //   load<V>(p), store(p, v)      one element of global memory
 //   load_words(p, w), store_words(p, w)   several 32-bit words of global memory, p aligned to 4 bytes
 //   Shared<V>                    elements in the block's LDS, asked for at launch
+//   same(x)                      x, which is the same in all lanes of the wave, where it is computed with once for the wave
 //   vote(b), shuffle_xor(v, mask)       all lanes of a wave take part
 //   rank_in(mask)                set bits of a vote below the own lane
 //   wave_barrier()               what lanes of the wave wrote to LDS is seen by its other lanes
@@ -18,6 +19,7 @@
 //   multiply_halves(a, b, sum)   the same with four float16 each, those below the normal numbers as zero or as they are
 //   pick_bytes(high, low, s)     byte n is the byte s_n of (high:low), 0 to 7, or zero where s_n is PICK_ZERO
 //   add_halves(a, b)             of two float16
+//   truncate_halves(a, b)        a and b as float16, towards zero
 //
 // Every control decision around a primitive that all lanes take part in is the same in all lanes of the wave (of the
 // block for block_barrier).

@@ -19,6 +19,7 @@ SPARK_FN u32 block_x() { return emulation::now.block_x; }
 SPARK_FN u32 block_z() { return emulation::now.block_z; }
 SPARK_FN u32 lane() { return thread() % WAVE; }
 SPARK_FN u32 wave() { return thread() / WAVE; }
+SPARK_FN u32 same(u32 x) { return x; }
 
 template <class V>
 SPARK_FN V load(const V* p) {
@@ -122,6 +123,14 @@ SPARK_FN u32 pick_bytes(u32 high, u32 low, u32 selectors) {
 SPARK_FN u32 add_halves(u32 a, u32 b) {
     const auto add = [](u32 x, u32 y) -> u32 { return float_to_half(half_to_float((u16)x) + half_to_float((u16)y)); };
     return add(a & 0xffff, b & 0xffff) | add(a >> 16, b >> 16) << 16;
+}
+SPARK_FN u32 truncate_halves(float a, float b) {
+    const auto truncate = [](float x) -> u32 {
+        const u16 nearest = float_to_half(x);
+        // Of two neighbours the one nearer to zero has the lower bits.
+        return nearest - (std::fabs(half_to_float(nearest)) > std::fabs(x));
+    };
+    return truncate(a) | truncate(b) << 16;
 }
 // Calls `each` with r, and what the lanes have that meet in sum[r].
 template <class F>

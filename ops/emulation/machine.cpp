@@ -249,7 +249,8 @@ const unsigned long long* gather(uint64_t value) {
     return machine->met;
 }
 void check_aligned(uint32_t byte, size_t bytes) {
-    if (byte % bytes != 0) machine->trap("would read " + std::to_string(bytes) + " bytes of LDS at byte " + std::to_string(byte));
+    if (byte % bytes == 0) return;
+    machine->trap("would read " + std::to_string(bytes) + " bytes of LDS at once at byte " + std::to_string(byte));
 }
 void trap(const char* what) { machine->trap(what); }
 

@@ -5,10 +5,11 @@
 //! whichever is slower (`docs/performance.md` counts both); either way every compute unit must be busy to the end.
 //! - *Bytes in flight.* A memory of bandwidth W and latency t needs W * t bytes under way: 5.3 TB/s and 0.8 us are 4.2 MB, 14
 //!   KB for each of the 304 compute units of an MI300X (1.6 TB/s: 13 KB for each of the 104 of one die of an MI250). A wave
-//!   asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries that is 8 rows or 1.9 KB,
-//!   and 12 waves, 3 blocks, have 23 KB under way.
-//! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, which
-//!   [`decode_blocks`] says and `tests/device_code` checks in the code objects; LDS allows more.
+//!   asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries that is 16 rows or 3.8 KB,
+//!   and 8 waves, 2 blocks, have 30 KB under way.
+//! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, or where quantised
+//!   rows of more than 64 channels go through products of matrices, which [`decode_blocks`] says and `tests/device_code`
+//!   checks in the code objects; LDS allows more.
 //! - *Splitting.* Blocks are (queries of a KV head) x (sequences). Where that is less than the device takes at once, the keys
 //!   of a sequence are cut into pieces, as many as still fit in one round: a second, partly filled round would cost more
 //!   than longer pieces. A piece costs a state of D + 2 floats a query, written and read once; [`MIN_DECODE_KEYS`] keys keep
@@ -200,8 +201,8 @@ pub enum PlanError {
 const WAVES: u32 = 4;
 /// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one of
 /// each block.
-fn decode_blocks(octets: u32, columns: u32, quantised: bool) -> u32 {
-    if columns > 4 || quantised && octets > 8 { 2 } else { 3 }
+fn decode_blocks(octets: u32, columns: u32, matrix: bool) -> u32 {
+    if columns > 4 || matrix && octets > 8 { 2 } else { 3 }
 }
 /// Bytes of LDS of a compute unit.
 const COMPUTE_UNIT_LDS: u32 = 65536;
@@ -455,7 +456,8 @@ impl Attend {
         let staged = WAVES * (tile * key_words + KEY_SLACK_WORDS);
         let states = WAVES / 2 * columns * (d + 2);
         let mut words = setup.max(staged).max(states);
-        if quantised && wave == 64 {
+        let matrix = quantised && wave == 64;
+        if matrix {
             let fields = (16 * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
             let tiles = MATRIX_TABLE_WORDS + WAVES * (fields + 4 * 16);
             words = words.max(columns * d + tiles.max(WAVES * columns * (d + 2)));
@@ -466,7 +468,7 @@ impl Attend {
             columns,
             threads: WAVES * wave,
             shared_bytes,
-            resident: decode_blocks(octets, columns, quantised).min(COMPUTE_UNIT_LDS / shared_bytes).max(1),
+            resident: decode_blocks(octets, columns, matrix).min(COMPUTE_UNIT_LDS / shared_bytes).max(1),
             min_keys: MIN_DECODE_KEYS,
         }
     }

@@ -4,7 +4,7 @@ The sources name the parts of a loop by SPARK_NOTE: a turn's begin and its rows,
 run. A turn is the blocks of the innermost loop around its note, without those that only run behind a note which the
 setting asked for does not have.
 
-    python -m tests.device_code.loops spark_decode_quantised_16x4 --compiler clang-19 --arch gfx942 --setting key8 value8
+    python -m tests.device_code.loops spark_decode_quantised_16x4 --setting key8 value8 --inner 2
     python -m tests.device_code.loops spark_decode_16x4 --setting key16 value16
 """
 
@@ -78,40 +78,38 @@ def reachable(graph: dict[str, Block], first: str, without: set[str]) -> set[str
     seen, todo = set(), [first]
     while todo:
         at = todo.pop()
-        if at not in seen and at not in without:
+        if at in graph and at not in seen and at not in without:
             seen.add(at)
             todo += graph[at].after
     return seen
 
 
-def loop_around(graph: dict[str, Block], inside: str) -> tuple[str, set[str]]:
-    """Header and blocks of the innermost natural loop that has `inside` in it."""
+def loops(graph: dict[str, Block], entry: str) -> dict[str, set[str]]:
+    """The natural loops that are reached from `entry`: blocks by header."""
     before: dict[str, set[str]] = {name: set() for name in graph}
     for name, block in graph.items():
-        for target in block.after:
+        for target in block.after & graph.keys():
             before[target].add(name)
-    loops = []
+    found = {}
     for header in graph:
         # Blocks that are reached by way of the header only, and those of them that lead back to it.
-        behind = reachable(graph, "entry", set()) - reachable(graph, "entry", {header})
+        behind = reachable(graph, entry, set()) - reachable(graph, entry, {header})
         own, todo = {header}, [b for b in before[header] if b in behind]
-        if inside not in behind or not todo:
+        if not todo:
             continue
         while todo:
             at = todo.pop()
             if at not in own:
                 own.add(at)
                 todo += before[at]
-        if inside in own:
-            loops.append((len(own), header, own))
-    _, header, own = min(loops)
-    return header, own
+        found[header] = own
+    return found
 
 
-def turn(graph: dict[str, Block], setting: set[str]) -> tuple[int, Counter[str]]:
-    """Rows of a turn of the loop over stored rows, and its instructions."""
+def turn(graph: dict[str, Block], setting: set[str], inner: int) -> tuple[int, Counter[str]]:
+    """Rows of a turn of the loop over stored rows, and its instructions, with `inner` turns of each loop inside."""
     # Settings have loops of their own where the code differs much; bits of 0 stand for any.
-    loops = {
+    ((inside, rows),) = {
         (name, int(rows))
         for name, block in graph.items()
         for note in block.notes
@@ -119,15 +117,21 @@ def turn(graph: dict[str, Block], setting: set[str]) -> tuple[int, Counter[str]]
         for _, rows, *bits in [note.split()]
         if all(b in setting or b in ("key0", "value0") for b in bits)
     }
-    ((inside, rows),) = loops
-    header, loop = loop_around(graph, inside)
+    _, header, loop = min((len(own), header, own) for header, own in loops(graph, "entry").items() if inside in own)
     skipped = {
         name
         for name in loop
         if any(not note.startswith("rows ") and note not in setting for note in graph[name].notes)
     }
-    runs = reachable({name: Block(after=graph[name].after & loop) for name in loop}, header, skipped)
-    return rows, Counter(opcode for name in runs for opcode in graph[name].opcodes)
+    # One turn: without the way back.
+    once = {name: Block(graph[name].notes, graph[name].opcodes, graph[name].after & loop - {header}) for name in loop}
+    runs = reachable(once, header, skipped)
+    nested = set().union(*loops({name: once[name] for name in runs}, header).values())
+    sums: Counter[str] = Counter()
+    for name in runs:
+        for opcode in once[name].opcodes:
+            sums[opcode] += inner if name in nested else 1
+    return rows, sums
 
 
 def kinds(opcodes: Counter[str]) -> dict[str, int]:
@@ -155,12 +159,13 @@ def main() -> None:
     parser.add_argument("--compiler", default="clang-15")
     parser.add_argument("--arch", default="gfx90a")
     parser.add_argument("--setting", nargs="*", default=[], help="notes of parts that run")
+    parser.add_argument("--inner", type=int, default=1, help="turns of loops inside: key rows come by 1 KiB a turn")
     parser.add_argument("--opcodes", action="store_true", help="count each opcode too")
     args = parser.parse_args()
     if not shutil.which(args.compiler):
         parser.error(f"no {args.compiler} on this machine")
     graph = blocks(assembly(args.compiler, args.arch, args.kernel), args.kernel)
-    rows, opcodes = turn(graph, set(args.setting))
+    rows, opcodes = turn(graph, set(args.setting), args.inner)
     print(f"{args.kernel}, {args.arch}, {' '.join(args.setting)}: {rows} row pairs a turn; a row pair takes")
     for kind, count in sorted(kinds(opcodes).items()):
         print(f"{count / rows:7.2f} {kind}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from .code_object import Kernel, kernels
+from .loops import assembly, blocks, kinds, turn
 
 SOURCES = Path(__file__).parents[2] / "ops"
 # Name, most threads, waves a SIMD that the cost model of src/hip/plan.rs counts on.
@@ -76,3 +77,26 @@ def test_a_plan_counts_on_what_is_declared() -> None:
         if decode := re.fullmatch(r"spark_decode_(quantised_)?(\d+)x(\d+)", name):
             octets, columns = int(decode[2]), int(decode[3])
             assert waves == (2 if columns > 4 or decode[1] and octets > 8 else 3), name
+
+
+# Vector instructions and products of a row pair, rounded up, that docs/performance.md derives the kernels' speed from.
+@pytest.mark.parametrize(
+    ("compiler", "arch", "kernel", "setting", "inner", "vector", "matrix"),
+    [
+        ("clang-15", "gfx90a", "spark_decode_quantised_16x4", {"key8", "value8"}, 2, 20, 2.0),
+        ("clang-15", "gfx90a", "spark_decode_quantised_16x4", {"key4", "value4"}, 1, 28, 2.5),
+        ("clang-15", "gfx90a", "spark_decode_16x4", {"key16", "value16"}, 2, 77, 0),
+        ("clang-19", "gfx942", "spark_decode_quantised_16x4", {"key8", "value8"}, 2, 19, 1.25),
+        ("clang-19", "gfx942", "spark_decode_quantised_16x4", {"key4", "value4"}, 1, 24, 1.75),
+        ("clang-19", "gfx942", "spark_decode_16x4", {"key16", "value16"}, 2, 79, 0),
+    ],
+)
+def test_instructions_of_a_row(
+    compiler: str, arch: str, kernel: str, setting: set[str], inner: int, vector: float, matrix: float
+) -> None:
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler} on this machine")
+    rows, opcodes = turn(blocks(assembly(compiler, arch, kernel), kernel), setting, inner)
+    counted = kinds(opcodes)
+    assert counted.get("matrix", 0) / rows == matrix
+    assert vector - 5 < counted["vector"] / rows <= vector, "docs/performance.md says otherwise"

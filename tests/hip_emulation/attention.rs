@@ -1,6 +1,8 @@
 //! `SparkAttention` against the CPU's.
 
+use half::f16;
 use spark_ort::cpu::{Path, Serial};
+use spark_ort::format::Bits;
 
 use crate::common::Random;
 use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, grid};
@@ -59,4 +61,28 @@ fn any_bytes_are_read_safely() {
         let got = OnDevice::new(&case, scalar, Layout::random(r), true).attend(&device(wave, 304)).unwrap();
         assert!(got.iter().all(|x| x.is_finite()), "seed {seed}");
     });
+}
+
+/// Weights times scales of values, which float16 holds only relative to the greatest: a scale may be any float16, or zero.
+#[test]
+fn values_may_differ_much_in_size() {
+    for seed in 2000..2032 {
+        let r = &mut Random(seed);
+        let (d, scalar) = (r.pick(&[64, 128]), SCALARS[seed as usize % 3]);
+        let bits = (r.pick(&[Bits::B8, Bits::B4]), r.pick(&[Bits::B8, Bits::B4]));
+        let mut case = case(seed, scalar, d, bits, 200, 1);
+        case.fill_cache(seed);
+        let pairs = if bits.1 == Bits::B8 { 1 } else { d / 32 };
+        let row_bytes = case.geometry.value.row_bytes();
+        for row in case.past_value.iter_mut().flat_map(|rows| rows.chunks_mut(row_bytes)) {
+            let smaller = r.pick(&[0, 0, 4, 9, 14, 24]);
+            for half in row[..4 * pairs].as_chunks_mut().0 {
+                let number = f16::from_le_bytes(*half).to_f32() * 0.5f32.powi(smaller);
+                *half = f16::from_f32(number).to_le_bytes();
+            }
+        }
+        let got = OnDevice::new(&case, scalar, Layout::random(r), true).attend(&device(64, 304)).unwrap();
+        let expected = case.attend(&Serial, Path::Scalar);
+        compare(scalar, &got, &expected).unwrap_or_else(|e| panic!("seed {seed}, D {d}, {bits:?}: {e}"));
+    }
 }
