@@ -6,6 +6,7 @@
 #define SPARK_CONSTANT static constexpr
 #define SPARK_KERNEL(name, threads, waves) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ SparkCall call)
 #define SPARK_UNROLL _Pragma("unroll")
+#define SPARK_ROLLED _Pragma("unroll 1")
 
 SPARK_CONSTANT u32 WAVE = 32;
 // Tensor cores have registers of their own kind.
@@ -16,6 +17,7 @@ SPARK_FN u32 block_x() { return blockIdx.x; }
 SPARK_FN u32 block_z() { return blockIdx.z; }
 SPARK_FN u32 lane() { return threadIdx.x % WAVE; }
 SPARK_FN u32 wave() { return threadIdx.x / WAVE; }
+SPARK_FN u32 same(u32 x) { return x; }
 
 template <class V>
 SPARK_FN V load(const V* p) {

@@ -4,7 +4,8 @@
 #include "decode.h"
 #include "grow.h"
 #ifdef SPARK_MATRIX
-#include "matrix.h"
+#include "decode_matrix.h"
+#include "prefill_matrix.h"
 #endif
 #ifdef SPARK_NO_MATRIX
 #include "prefill.h"
@@ -20,6 +21,12 @@ SPARK_KERNEL(spark_prune, 256, 8) { prune_tokens(call); }
 SPARK_KERNEL(spark_recent, 256, 4) { write_recent(call); }
 SPARK_KERNEL(spark_merge, 256, 4) { merge_states(call); }
 #ifdef SPARK_MATRIX
+SPARK_KERNEL(spark_decode_quantised_8x1, 256, 3) { decode_quantised<8, 1>(call); }
+SPARK_KERNEL(spark_decode_quantised_8x4, 256, 3) { decode_quantised<8, 4>(call); }
+SPARK_KERNEL(spark_decode_quantised_8x8, 256, 2) { decode_quantised<8, 8>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x1, 256, 2) { decode_quantised<16, 1>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x4, 256, 2) { decode_quantised<16, 4>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x8, 256, 2) { decode_quantised<16, 8>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f16_64, 256, 2) { matrix_prefill<u16, 64>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f16_128, 256, 2) { matrix_prefill<u16, 128>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f16_256, 256, 2) { matrix_prefill<u16, 256>(call); }

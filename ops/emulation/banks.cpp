@@ -1,11 +1,11 @@
-// Counts bank conflicts of the LDS layouts of ops/matrix.h. LDS has 32 banks of four bytes, and takes 128 bytes at
+// Counts bank conflicts of the LDS layouts of ops/prefill_matrix.h. LDS has 32 banks of four bytes, and takes 128 bytes at
 // once: of writes those of neighbouring lanes, of reads of 16 bytes those of eight lanes that are not all neighbours
 // (rocm.docs.amd.com, Composable Kernel, "Understanding AMD GPU LDS and bank conflicts").
 #include "machine.h"
 
 #define SPARK_EMULATION 64
 namespace banks {
-#include "../matrix.h"
+#include "../prefill_matrix.h"
 
 // Lanes 0 to 3 and 20 to 23, 4 to 7 and 16 to 19, 8 to 11 and 28 to 31, 12 to 15 and 24 to 27; the same from 32 on.
 unsigned reading_lane(unsigned turn, unsigned n) {

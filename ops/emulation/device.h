@@ -10,6 +10,7 @@
     static const emulation::Registration registration_of_##name(#name, WAVE, threads, name);                           \
     static void name(const SparkCall& call)
 #define SPARK_UNROLL
+#define SPARK_ROLLED
 
 SPARK_CONSTANT u32 WAVE = SPARK_EMULATION;
 // GPUs with waves of 64 are of both kinds.
@@ -23,6 +24,7 @@ SPARK_FN u32 block_x() { return emulation::now.block_x; }
 SPARK_FN u32 block_z() { return emulation::now.block_z; }
 SPARK_FN u32 lane() { return thread() % WAVE; }
 SPARK_FN u32 wave() { return thread() / WAVE; }
+SPARK_FN u32 same(u32 x) { return x; }
 
 template <class V>
 SPARK_FN V load(const V* p) {
@@ -110,19 +112,50 @@ SPARK_FN float round_even(float x) { return std::nearbyint(x); }
 SPARK_FN float sqrt_of(float x) { return std::sqrt(x); }
 
 #ifdef SPARK_MATRIX
-struct MatrixSums {
-    float sums[4];
-    float& operator[](u32 r) { return sums[r]; }
-    float operator[](u32 r) const { return sums[r]; }
+template <class N>
+struct MatrixPart {
+    N numbers[4];
+    N& operator[](u32 r) { return numbers[r]; }
+    N operator[](u32 r) const { return numbers[r]; }
 };
+typedef MatrixPart<float> MatrixSums;
+typedef MatrixPart<int> MatrixCounts;
 
 SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
-    emulation::MatrixLane own = {a, b, c.sums};
+    emulation::MatrixLane own = {a, b, c.numbers};
     emulation::meet(emulation::Collective::MatrixF16, (u64)&own, 0);
 }
 SPARK_FN void matrix_f32(float a, float b, MatrixSums& c) {
     const u32 x = bits_of(a), y = bits_of(b);
-    emulation::MatrixLane own = {&x, &y, c.sums};
+    emulation::MatrixLane own = {&x, &y, c.numbers};
     emulation::meet(emulation::Collective::MatrixF32, (u64)&own, 0);
+}
+SPARK_FN void matrix_i8(const u32 (&a)[2], const u32 (&b)[2], MatrixCounts& c) {
+    emulation::MatrixLane own = {a, b, c.numbers};
+    emulation::meet(emulation::Collective::MatrixI8, (u64)&own, 0);
+}
+
+SPARK_CONSTANT u32 PICK_ZERO = 12;
+SPARK_FN u32 pick_bytes(u32 high, u32 low, u32 selectors) {
+    const u64 bytes = (u64)high << 32 | low;
+    u32 picked = 0;
+    for (u32 n = 0; n < 4; ++n) {
+        const u32 at = selectors >> 8 * n & 0xff;
+        if (at > 7 && at != PICK_ZERO) emulation::trap("picks no byte");
+        if (at <= 7) picked |= (u32)(bytes >> 8 * at & 0xff) << 8 * n;
+    }
+    return picked;
+}
+SPARK_FN u32 add_halves(u32 a, u32 b) {
+    const auto add = [](u32 x, u32 y) -> u32 { return float_to_half(half_to_float((u16)x) + half_to_float((u16)y)); };
+    return add(a & 0xffff, b & 0xffff) | add(a >> 16, b >> 16) << 16;
+}
+SPARK_FN u32 truncate_halves(float a, float b) {
+    const auto truncate = [](float x) -> u32 {
+        const u16 nearest = float_to_half(x);
+        // Of two neighbours the one nearer to zero has the lower bits.
+        return nearest - (std::fabs(half_to_float(nearest)) > std::fabs(x));
+    };
+    return truncate(a) | truncate(b) << 16;
 }
 #endif

@@ -8,10 +8,10 @@ use spark_ort::cpu::{Path, Serial};
 use spark_ort::format::{Bits, KeyLayout, ValueLayout};
 use spark_ort::hip::plan::{self, AttentionTensors, Device, Inputs, Scalar};
 
-use super::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, compare, device, round_tensors};
 use crate::common::{Case, Random};
 use crate::emulation::Emulation;
 use crate::emulation::operands::in_float16;
+use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, compare, device, round_tensors};
 
 /// Whether the kernels multiply float16 on matrix cores.
 fn in_halves(case: &Case, scalar: Scalar, device: &Device) -> bool {

@@ -5,15 +5,16 @@
 //! whichever is slower (`docs/performance.md` counts both); either way every compute unit must be busy to the end.
 //! - *Bytes in flight.* A memory of bandwidth W and latency t needs W * t bytes under way: 5.3 TB/s and 0.8 us are 4.2 MB, 14
 //!   KB for each of the 304 compute units of an MI300X (1.6 TB/s: 13 KB for each of the 104 of one die of an MI250). A wave
-//!   asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries that is 8 rows or 1.9 KB,
-//!   and 12 waves, 3 blocks, have 23 KB under way.
-//! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, which
-//!   [`decode_blocks`] says and `tests/device_code` checks in the code objects; LDS allows more.
+//!   asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries on matrix cores that is 16
+//!   rows or 3.8 KB, and 8 waves, 2 blocks, have 30 KB under way.
+//! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, or where quantised
+//!   rows of more than 64 channels go through matrix cores, which [`decode_blocks`] says and `tests/device_code` checks in
+//!   the code objects; LDS allows more.
 //! - *Splitting.* Blocks are (queries of a KV head) x (sequences). Where that is less than the device takes at once, the keys
 //!   of a sequence are cut into pieces, as many as still fit in one round: a second, partly filled round would cost more
 //!   than longer pieces. A piece costs a state of D + 2 floats a query, written and read once; [`MIN_DECODE_KEYS`] keys keep
 //!   that below a tenth of the rows' bytes.
-//! - *Prefill* is bound by multiply-adds, on matrix cores where there are any (`ops/matrix.h` has their cost model). Two blocks a
+//! - *Prefill* is bound by multiply-adds, on matrix cores where there are any (`ops/prefill_matrix.h` has their cost model). Two blocks a
 //!   compute unit, where LDS has room for them, so that one's matrix instructions hide what the other decodes. It is cut
 //!   only where there are few blocks, that is for chunks of few tokens after a long cache.
 
@@ -26,8 +27,8 @@ use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 
 /// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one of
 /// each block.
-fn decode_blocks(columns: u32) -> u32 {
-    if columns > 4 { 2 } else { 3 }
+fn decode_blocks(octets: u32, columns: u32, matrix: bool) -> u32 {
+    if columns > 4 || matrix && octets > 8 { 2 } else { 3 }
 }
 /// Blocks of a prefill kernel likewise, without matrix cores: LDS holds one. With them registers allow two.
 const PREFILL_BLOCKS: u32 = 1;
@@ -41,6 +42,9 @@ const PIECE: u32 = 64;
 const MOST_DECODE_COLUMNS: u32 = 16;
 /// `KEY_SLACK_WORDS` of `ops/row.h`.
 const KEY_SLACK_WORDS: u32 = 5;
+/// `MATRIX_TABLE_WORDS` and `MATRIX_KEYS` of `ops/matrix_keys.h`.
+const MATRIX_TABLE_WORDS: u32 = 1536;
+const MATRIX_KEYS: u32 = 16;
 
 /// A kernel that attends, and what it takes at once.
 struct Attend {
@@ -58,7 +62,7 @@ impl Attend {
     fn new(device: &Device, call: &Call, key_words: u32) -> Self {
         let pairs = u64::from(call.group) * u64::from(call.new_tokens);
         match (pairs > MOST_DECODE_COLUMNS.into(), device.matrix) {
-            (false, _) => Self::decode(device.wave_size, call, key_words, pairs),
+            (false, _) => Self::decode(device, call, key_words, pairs),
             (true, false) => Self::prefill(call, key_words),
             (true, true) => Self::matrix_prefill(device, call, key_words),
         }
@@ -79,7 +83,7 @@ impl Attend {
         }
     }
 
-    /// `MatrixPrefill` of `ops/matrix.h`.
+    /// `MatrixPrefill` of `ops/prefill_matrix.h`.
     fn matrix_prefill(device: &Device, call: &Call, key_words: u32) -> Self {
         let d = call.head_dim;
         let channels = d.next_power_of_two().max(64);
@@ -97,25 +101,36 @@ impl Attend {
         }
     }
 
-    /// `decode` of `ops/decode.h`.
-    fn decode(wave: u32, call: &Call, key_words: u32, pairs: u64) -> Self {
-        let d = call.head_dim;
+    /// `decode` of `ops/decode.h`, and `decode_quantised` of `ops/decode_matrix.h` for quantised rows on matrix cores.
+    fn decode(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
+        let (d, wave) = (call.head_dim, device.wave_size);
         let octets = (d / 8).next_power_of_two().max(8);
+        let matrix = device.matrix && call.key_bits < 16 && call.value_bits < 16 && octets <= 16;
         let columns = match pairs {
             0..=1 => 1,
+            // Registers have no room for the sums of more.
+            _ if matrix && octets == 16 && call.value_bits == 4 => 4,
             2..=4 => 4,
             _ => 8,
         };
-        let tile = wave / octets * if columns > 1 { 2 } else { 4 };
-        let setup = (columns + 1) * d;
-        let staged = WAVES * (tile * key_words + KEY_SLACK_WORDS);
         let states = WAVES / 2 * columns * (d + 2);
+        let words = if matrix {
+            let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
+            let tiles = MATRIX_TABLE_WORDS + WAVES * (fields + 4 * MATRIX_KEYS);
+            // Behind the queries the tables and the waves' rows, which give way to the states of all waves.
+            columns * d + tiles.max(2 * states)
+        } else {
+            let tile = wave / octets * if columns > 1 { 2 } else { 4 };
+            let setup = (columns + 1) * d;
+            setup.max(WAVES * (tile * key_words + KEY_SLACK_WORDS)).max(states)
+        };
+        let shared_bytes = 4 * (d + words);
         Self {
-            kernel: format!("spark_decode_{octets}x{columns}"),
+            kernel: format!("spark_decode_{}{octets}x{columns}", if matrix { "quantised_" } else { "" }),
             columns,
             threads: WAVES * wave,
-            shared_bytes: 4 * (d + setup.max(staged).max(states)),
-            resident: decode_blocks(columns),
+            shared_bytes,
+            resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
             min_keys: MIN_DECODE_KEYS,
         }
     }

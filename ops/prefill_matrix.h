@@ -17,8 +17,8 @@
 // so two blocks a compute unit are wanted: 256 registers a lane and 32 KB of LDS each. Two fragments of queries a wave,
 // because each read of keys or values then feeds two products, and a tile is decoded once for 128 columns; with D > 128
 // registers hold one.
-#ifndef SPARK_MATRIX_H
-#define SPARK_MATRIX_H
+#ifndef SPARK_PREFILL_MATRIX_H
+#define SPARK_PREFILL_MATRIX_H
 
 #include "operand.h"
 #include "source.h"
