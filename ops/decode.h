@@ -24,6 +24,77 @@ struct DecodeSteps {
 // Keys in rows, or dense: in past_key_recent and among the new tokens, few of either.
 enum KeyKind { STORED, DENSE };
 
+// What a block computes: queries of a KV head, and a piece of their keys.
+// Blocks: x = chunk of queries + chunks * (piece of the keys + splits * KV head), z = sequence.
+struct DecodeBlock {
+    u32 columns; // (token, head) pairs of a KV head
+    u32 first_column, last_column, split, kv_head;
+
+    SPARK_FN DecodeBlock(const SparkCall& call, u32 most_columns) : columns(call.group * call.new_tokens) {
+        const u32 chunks = (columns + most_columns - 1) / most_columns;
+        first_column = same(block_x() % chunks * most_columns);
+        last_column = (first_column + most_columns < columns ? first_column + most_columns : columns) - 1;
+        split = same(block_x() / chunks % call.splits);
+        kv_head = same(block_x() / chunks / call.splits);
+    }
+
+    SPARK_FN Keys keys(const SparkCall& call, const Sequence& s) const {
+        const u32 first = same(first_column / call.group), end = same(last_column / call.group + 1);
+        const Keys keys = keys_of(call, s, first, end, split);
+        return {same(keys.start), same(keys.end)};
+    }
+};
+
+// LDS: D units, COLUMNS * D queries, both of which stay; D scales.
+template <u32 COLUMNS>
+SPARK_FN void queries_to_shared(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column) {
+    const u32 d = call.head_dim;
+    const Shared<float> units(0), queries(4 * d), scales(4 * (COLUMNS + 1) * d);
+    for (u32 j = thread(); j < d; j += DECODE_WAVES * WAVE) {
+        const float scale = channel_scale(call, kv_head, j);
+        scales.store(j, call.key_bits == 16 ? 1.0f : scale);
+        units.store(j, call.key_bits == 16 ? scale : 1.0f / scale);
+    }
+    block_barrier();
+    for (u32 n = thread(); n < COLUMNS * d / 8; n += DECODE_WAVES * WAVE) {
+        const u32 c = n / (d / 8), o = n % (d / 8), column = first_column + c, i = column / call.group;
+        float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        if (i < s.valid) {
+            token_octet(call, call.query, s, kv_head * call.group + column % call.group, i, o, true, q);
+        }
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) queries.store(8 * n + k, q[k] * scales.load(8 * o + k));
+    }
+    block_barrier();
+}
+
+// Copies the fields of `count` key rows, from position `t` on, to LDS from byte `staged` on, by one wave.
+SPARK_FN void stage_keys(const SparkCall& call, const KeyLayout& layout, const Sequence& s, u32 kv_head, u32 t, u32 count,
+                         u32 staged) {
+    const i64 row = ((i64)s.index * call.kv_heads + kv_head) * call.past_rows + t;
+    const u8* from = (const u8*)call.past_key + row * call.key_row_bytes;
+    const Shared<u32> to(staged);
+    wave_barrier();
+    if (4 * layout.words == call.key_row_bytes) {
+        const u32 words = count * layout.words, whole = words / 4 * 4;
+        for (u32 i = 4 * lane(); i < whole; i += 4 * WAVE) {
+            u32 w[4];
+            load_words(from + 4 * i, w);
+            SPARK_UNROLL
+            for (u32 k = 0; k < 4; ++k) to.store(i + k, w[k]);
+        }
+        const u32 i = whole + lane();
+        if (i < words) to.store(i, load((const u32*)from + i));
+    } else {
+        SPARK_NOTE("padded rows");
+        for (u32 r = 0; r < count; ++r) {
+            const u32* words = (const u32*)(from + (i64)r * call.key_row_bytes);
+            for (u32 i = lane(); i < layout.words; i += WAVE) to.store(r * layout.words + i, load(words + i));
+        }
+    }
+    wave_barrier();
+}
+
 template <u32 OCTETS, u32 COLUMNS>
 struct Decode {
     SPARK_CONSTANT u32 ROWS = WAVE / OCTETS; // of a wave, side by side
@@ -44,28 +115,12 @@ struct Decode {
 
     float max[COLUMNS], sum[COLUMNS], weighted[COLUMNS][8];
 
-    // LDS: D units, which stay; COLUMNS * D queries and D scales.
+    // LDS: what queries_to_shared leaves.
     SPARK_FN Decode(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column)
         : call(call), s(s), kv_head(kv_head), octet(lane() % OCTETS), row(lane() / OCTETS),
           active(8 * octet < call.head_dim), reader(octet), first_column(first_column), units(0) {
         const u32 d = call.head_dim;
-        const Shared<float> queries(4 * d), scales(4 * (COLUMNS + 1) * d);
-        for (u32 j = thread(); j < d; j += DECODE_WAVES * WAVE) {
-            const float scale = channel_scale(call, kv_head, j);
-            scales.store(j, call.key_bits == 16 ? 1.0f : scale);
-            units.store(j, call.key_bits == 16 ? scale : 1.0f / scale);
-        }
-        block_barrier();
-        for (u32 n = thread(); n < COLUMNS * d / 8; n += DECODE_WAVES * WAVE) {
-            const u32 c = n / (d / 8), o = n % (d / 8), column = first_column + c, i = column / call.group;
-            float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-            if (i < s.valid) {
-                token_octet(call, call.query, s, kv_head * call.group + column % call.group, i, o, true, q);
-            }
-            SPARK_UNROLL
-            for (u32 k = 0; k < 8; ++k) queries.store(8 * n + k, q[k] * scales.load(8 * o + k));
-        }
-        block_barrier();
+        const Shared<float> queries(4 * d);
         SPARK_UNROLL
         for (u32 c = 0; c < COLUMNS; ++c) {
             seen[c] = seen_by(call, s, token(c));
@@ -77,7 +132,6 @@ struct Decode {
                 weighted[c][k] = 0.0f;
             }
         }
-        block_barrier();
     }
 
     // Of query `c`.
@@ -85,30 +139,6 @@ struct Decode {
     SPARK_FN u32 head(u32 c) const { return kv_head * call.group + (first_column + c) % call.group; }
 
     SPARK_FN i64 entry() const { return (i64)s.index * call.kv_heads + kv_head; }
-
-    // Copies the fields of `count` key rows, from position `t` on, to LDS from byte `staged` on.
-    SPARK_FN void stage(const KeyLayout& layout, u32 t, u32 count, u32 staged) const {
-        const u8* from = (const u8*)call.past_key + (entry() * call.past_rows + t) * call.key_row_bytes;
-        const Shared<u32> to(staged);
-        wave_barrier();
-        if (4 * layout.words == call.key_row_bytes) {
-            const u32 words = count * layout.words, whole = words / 4 * 4;
-            for (u32 i = 4 * lane(); i < whole; i += 4 * WAVE) {
-                u32 w[4];
-                load_words(from + 4 * i, w);
-                SPARK_UNROLL
-                for (u32 k = 0; k < 4; ++k) to.store(i + k, w[k]);
-            }
-            const u32 i = whole + lane();
-            if (i < words) to.store(i, load((const u32*)from + i));
-        } else {
-            for (u32 r = 0; r < count; ++r) {
-                const u32* words = (const u32*)(from + (i64)r * call.key_row_bytes);
-                for (u32 i = lane(); i < layout.words; i += WAVE) to.store(r * layout.words + i, load(words + i));
-            }
-        }
-        wave_barrier();
-    }
 
     // A dense key, in the units of rows.
     SPARK_FN void dense_key(u32 t, float (&key)[8]) const {
@@ -128,6 +158,10 @@ struct Decode {
     template <KeyKind KIND, u32 N>
     SPARK_FN void tile(const KeyLayout& layout, const ValueLayout& values, u32 staged, u32 t, u32 end) {
         const u32 count = end - t < N * ROWS ? end - t : N * ROWS;
+        if constexpr (KIND == STORED) {
+            // Of any bits.
+            SPARK_NOTE_ROWS(N * ROWS, 0, 0);
+        }
         ValueOctet value[N];
         SPARK_UNROLL
         for (u32 n = 0; n < N; ++n) {
@@ -138,7 +172,7 @@ struct Decode {
                 value[n].fetch(call, values, rows + at * call.value_row_bytes, octet);
             }
         }
-        if constexpr (KIND == STORED) stage(layout, t, count, staged);
+        if constexpr (KIND == STORED) stage_keys(call, layout, s, kv_head, t, count, staged);
         float score[N][COLUMNS];
         SPARK_UNROLL
         for (u32 n = 0; n < N; ++n) {
@@ -166,6 +200,7 @@ struct Decode {
             SPARK_UNROLL
             for (u32 n = 0; n < N; ++n) most = greatest(most, score[n][c]);
             if (most > max[c]) {
+                SPARK_NOTE("rare");
                 const float factor = rescale(max[c], most);
                 max[c] = most;
                 sum[c] *= factor;
@@ -197,6 +232,7 @@ struct Decode {
     // by comparisons: registers cannot be indexed.
     template <u32 N>
     SPARK_FN void add_more(float (&score)[N][COLUMNS], u32 t, u32 count) const {
+        SPARK_NOTE("rare");
         for (u32 at = 0; at < N * COLUMNS; ++at) {
             float x = NO_SCORE;
             SPARK_UNROLL
@@ -282,22 +318,32 @@ struct Decode {
             }
         }
     }
+
+    // The block's results, by its first wave.
+    SPARK_FN void write(const DecodeBlock& block) const {
+        if (thread() >= WAVE || row != 0 || !active) return;
+        SPARK_UNROLL
+        for (u32 c = 0; c < COLUMNS; ++c) {
+            // No break: clang 15 does not unroll a loop that has one.
+            if (first_column + c < block.columns) {
+                write_result(call, head(c), token(c), block.split, octet, max[c], sum[c], weighted[c]);
+            }
+        }
+    }
 };
 
-// Blocks: x = chunk of queries + chunks * (piece of the keys + splits * KV head), z = sequence. LDS: D units;
-// then, one after the other in time, what the constructor says, for each wave TILE rows' fields and KEY_SLACK_WORDS, the
+// LDS: D units; then, one after the other in time, queries and scales, for each wave TILE rows' fields and KEY_SLACK_WORDS, the
 // states of half the waves.
 template <u32 OCTETS, u32 COLUMNS>
 SPARK_FN void decode(const SparkCall& call) {
     typedef Decode<OCTETS, COLUMNS> Own;
-    const u32 columns = call.group * call.new_tokens, chunks = (columns + COLUMNS - 1) / COLUMNS;
-    const u32 first_column = block_x() % chunks * COLUMNS, split = block_x() / chunks % call.splits;
-    const u32 kv_head = block_x() / chunks / call.splits;
+    const DecodeBlock block(call, COLUMNS);
     const Sequence s(call, block_z());
-    const u32 last_column = (first_column + COLUMNS < columns ? first_column + COLUMNS : columns) - 1;
-    const Keys keys = keys_of(call, s, first_column / call.group, last_column / call.group + 1, split);
+    const Keys keys = block.keys(call, s);
 
-    Own own(call, s, kv_head, first_column);
+    queries_to_shared<COLUMNS>(call, s, block.kv_head, block.first_column);
+    Own own(call, s, block.kv_head, block.first_column);
+    block_barrier();
     const KeyLayout layout(call);
     const ValueLayout values(call);
     const u32 staged_words = Own::TILE * layout.words + KEY_SLACK_WORDS;
@@ -309,14 +355,7 @@ SPARK_FN void decode(const SparkCall& call) {
     own.template tiles<DENSE, 1>(layout, values, staged, keys.start > dense ? keys.start : dense, keys.end);
     own.merge_rows();
     own.merge_waves();
-    if (thread() >= WAVE || own.row != 0 || !own.active) return;
-    SPARK_UNROLL
-    for (u32 c = 0; c < COLUMNS; ++c) {
-        // No break: clang 15 does not unroll a loop that has one.
-        if (first_column + c < columns) {
-            write_result(call, own.head(c), own.token(c), split, own.octet, own.max[c], own.sum[c], own.weighted[c]);
-        }
-    }
+    own.write(block);
 }
 
 #endif

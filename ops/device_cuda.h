@@ -6,14 +6,18 @@
 #define SPARK_CONSTANT static constexpr
 #define SPARK_KERNEL(name, threads, waves) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ SparkCall call)
 #define SPARK_UNROLL _Pragma("unroll")
+#define SPARK_ROLLED _Pragma("unroll 1")
 
 SPARK_CONSTANT u32 WAVE = 32;
+// Tensor cores have registers of their own kind.
+#define SPARK_NO_MATRIX
 
 SPARK_FN u32 thread() { return threadIdx.x; }
 SPARK_FN u32 block_x() { return blockIdx.x; }
 SPARK_FN u32 block_z() { return blockIdx.z; }
 SPARK_FN u32 lane() { return threadIdx.x % WAVE; }
 SPARK_FN u32 wave() { return threadIdx.x / WAVE; }
+SPARK_FN u32 same(u32 x) { return x; }
 
 template <class V>
 SPARK_FN V load(const V* p) {
@@ -54,6 +58,7 @@ SPARK_FN float shuffle_xor(float v, u32 mask) { return __shfl_xor_sync(0xfffffff
 SPARK_FN void wave_barrier() { __syncwarp(); }
 SPARK_FN void block_barrier() { __syncthreads(); }
 
+SPARK_FN u32 anew(u32 x) { return x; }
 SPARK_FN u32 popcount(u32 x) { return __popc(x); }
 SPARK_FN u32 popcount(u64 x) { return __popcll(x); }
 // The low word of (high:low) >> shift, shift below 32.

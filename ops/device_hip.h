@@ -8,6 +8,7 @@
     extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(1, threads)))                       \
     __attribute__((amdgpu_waves_per_eu(waves))) void name(SparkCall call)
 #define SPARK_UNROLL _Pragma("unroll")
+#define SPARK_ROLLED _Pragma("clang loop unroll(disable)")
 
 #if defined(__HIP_DEVICE_COMPILE__) || defined(__AMDGCN__)
 #if defined(__AMDGCN_WAVEFRONT_SIZE__) && __AMDGCN_WAVEFRONT_SIZE__ == 32
@@ -21,13 +22,21 @@ SPARK_CONSTANT u32 WAVE = 32;
 // The host's pass over the sources, of which nothing is kept.
 SPARK_CONSTANT u32 WAVE = 64;
 #endif
+// `has_matrix_cores` of src/hip/code.rs lists the same.
+#if defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__) ||  \
+    defined(__gfx950__)
+#define SPARK_MATRIX
+#else
+#define SPARK_NO_MATRIX
+#endif
 
 SPARK_FN u32 thread() { return __builtin_amdgcn_workitem_id_x(); }
 SPARK_FN u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 SPARK_FN u32 block_z() { return __builtin_amdgcn_workgroup_id_z(); }
 SPARK_FN u32 lane() { return thread() % WAVE; }
-// In a scalar register, so that what follows from it is computed once for the wave.
-SPARK_FN u32 wave() { return (u32)__builtin_amdgcn_readfirstlane((int)(thread() / WAVE)); }
+// In a scalar register, so that what follows from it is computed once for the wave. Divisions leave it.
+SPARK_FN u32 same(u32 x) { return (u32)__builtin_amdgcn_readfirstlane((int)x); }
+SPARK_FN u32 wave() { return same(thread() / WAVE); }
 
 // Pointers in a structure may point anywhere, for all that the compiler knows: these say that it is global memory.
 #define SPARK_IN_GLOBAL __attribute__((address_space(1)))
@@ -78,7 +87,9 @@ SPARK_FN void store_words(void* p, const u32 (&w)[N]) {
     }
 }
 
-extern __attribute__((device)) __attribute__((shared)) u32 spark_shared[];
+extern __attribute__((device)) __attribute__((shared)) __attribute__((aligned(16))) u32 spark_shared[];
+
+typedef u32 Quad __attribute__((ext_vector_type(4)));
 
 template <class V>
 struct Shared {
@@ -119,6 +130,11 @@ SPARK_FN void block_barrier() {
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
+SPARK_FN u32 anew(u32 x) {
+    asm volatile("" : "+v"(x));
+    return x;
+}
+
 SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
 SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 // The low word of (high:low) >> shift, shift below 32.
@@ -155,5 +171,39 @@ SPARK_FN float sqrt_of(float x) {
     s = y > 0.0f && fused(-above, s, y) > 0.0f ? above : s;
     return small ? s * 0x1p-16f : s;
 }
+
+#ifdef SPARK_MATRIX
+typedef float MatrixSums __attribute__((ext_vector_type(4)));
+typedef int MatrixCounts __attribute__((ext_vector_type(4)));
+
+SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
+    typedef _Float16 Halves __attribute__((ext_vector_type(4)));
+    const Halves x = __builtin_bit_cast(Halves, (u64)a[1] << 32 | a[0]);
+    const Halves y = __builtin_bit_cast(Halves, (u64)b[1] << 32 | b[0]);
+    c = __builtin_amdgcn_mfma_f32_16x16x16f16(x, y, c, 0, 0, 0);
+}
+SPARK_FN void matrix_f32(float a, float b, MatrixSums& c) {
+    c = __builtin_amdgcn_mfma_f32_16x16x4f32(a, b, c, 0, 0, 0);
+}
+SPARK_FN void matrix_i8(const u32 (&a)[2], const u32 (&b)[2], MatrixCounts& c) {
+#if defined(__gfx908__) || defined(__gfx90a__)
+    SPARK_UNROLL
+    for (u32 k = 0; k < 2; ++k) c = __builtin_amdgcn_mfma_i32_16x16x16i8((int)a[k], (int)b[k], c, 0, 0, 0);
+#else
+    const long x = (long)((u64)a[1] << 32 | a[0]), y = (long)((u64)b[1] << 32 | b[0]);
+    c = __builtin_amdgcn_mfma_i32_16x16x32_i8(x, y, c, 0, 0, 0);
+#endif
+}
+
+SPARK_CONSTANT u32 PICK_ZERO = 12;
+SPARK_FN u32 pick_bytes(u32 high, u32 low, u32 selectors) { return __builtin_amdgcn_perm(high, low, selectors); }
+SPARK_FN u32 add_halves(u32 a, u32 b) {
+    typedef _Float16 Halves __attribute__((ext_vector_type(2)));
+    return __builtin_bit_cast(u32, __builtin_bit_cast(Halves, a) + __builtin_bit_cast(Halves, b));
+}
+SPARK_FN u32 truncate_halves(float a, float b) {
+    return __builtin_bit_cast(u32, __builtin_amdgcn_cvt_pkrtz(a, b));
+}
+#endif
 
 #endif

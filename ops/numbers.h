@@ -14,10 +14,14 @@ SPARK_FN float finite(float x) { return x == x ? least(greatest(x, -F16_MAX), F1
 
 SPARK_FN float finite_half(u32 h) { return finite(half_to_float((u16)h)); }
 
+SPARK_FN float magnitude(float x) { return float_of(bits_of(x) & 0x7fffffff); }
+
 // The nearest finite float16.
 SPARK_FN u16 to_finite_half(float x) { return float_to_half(finite(x)); }
 
-SPARK_FN float exp_of(float x) { return exp2_of(x * 1.44269504088896340736f); }
+SPARK_CONSTANT float LOG2_E = 1.44269504088896340736f, LN_2 = 0.69314718055994530942f;
+
+SPARK_FN float exp_of(float x) { return exp2_of(x * LOG2_E); }
 
 SPARK_FN float tanh_of(float x) {
     const float y = x < 0.0f ? -x : x;

@@ -60,6 +60,7 @@ struct KeyReader {
         const u32 signs = bytes.load(layout.mask_bytes + octet);
         if (slot + popcount(mask) > call.kept) {
             // Bytes of a host may mark more channels than there are slots: those read as pruned.
+            SPARK_NOTE("rare");
             slot = slot < call.kept ? slot : call.kept;
             u32 room = call.kept - slot, first = 0;
             for (u32 k = 0; k < 8; ++k) {
@@ -72,6 +73,7 @@ struct KeyReader {
         }
         const float a = call.recover ? finite_half(halves.load(layout.scalars_at / 2)) : 0.0f;
         if (call.key_bits == 16) {
+            SPARK_NOTE("key16");
             u32 at = layout.codes_at / 2 + slot;
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) {
@@ -83,13 +85,17 @@ struct KeyReader {
             }
             return;
         }
+        SPARK_NOTE("quantised keys");
         const float m = finite_half(halves.load(layout.scalars_at / 2 + 1));
         const float step = finite_half(halves.load(layout.scalars_at / 2 + 2));
         const u32 bits = call.key_bits, bit = 8 * layout.codes_at + bits * slot, word = bit / 32;
         // The next eight codes in (high:low).
         const u32 w0 = words.load(word), w1 = words.load(word + 1);
         u32 low = funnel_right(w1, w0, bit % 32), high = 0;
-        if (bits == 8) high = funnel_right(words.load(word + 2), w1, bit % 32);
+        if (bits == 8) {
+            SPARK_NOTE("key8");
+            high = funnel_right(words.load(word + 2), w1, bit % 32);
+        }
         const u32 code = (1u << bits) - 1;
         SPARK_UNROLL
         for (u32 k = 0; k < 8; ++k) {
@@ -118,14 +124,18 @@ struct ValueOctet {
     SPARK_FN void fetch(const SparkCall& call, const ValueLayout& layout, const void* row, u32 octet) {
         const u8* codes = (const u8*)row + layout.codes_at;
         if (call.value_bits == 16) {
+            SPARK_NOTE("value16");
             load_words(codes + 16 * octet, words);
+            pair = 0;
         } else if (call.value_bits == 8) {
+            SPARK_NOTE("value8");
             u32 w[2];
             load_words(codes + 8 * octet, w);
             words[0] = w[0];
             words[1] = w[1];
             pair = load((const u32*)row);
         } else {
+            SPARK_NOTE("value4");
             words[0] = load((const u32*)(codes + 4 * octet));
             pair = load((const u32*)row + octet / 4);
         }
@@ -133,15 +143,18 @@ struct ValueOctet {
 
     SPARK_FN void read(const SparkCall& call, float (&v)[8]) const {
         if (call.value_bits == 16) {
+            SPARK_NOTE("value16");
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) v[k] = finite_half(words[k / 2] >> 16 * (k % 2) & 0xffff);
             return;
         }
         const float scale = finite_half(pair & 0xffff), minimum = finite_half(pair >> 16);
         if (call.value_bits == 8) {
+            SPARK_NOTE("value8");
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) v[k] = fused(scale, (float)(words[k / 4] >> 8 * (k % 4) & 0xff), minimum);
         } else {
+            SPARK_NOTE("value4");
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) v[k] = fused(scale, (float)(words[0] >> 4 * k & 0xf), minimum);
         }

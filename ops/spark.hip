@@ -1,9 +1,15 @@
 // All kernels, one translation unit for every compiler: hipcc, clang, hipRTC, nvcc, and a host compiler with the emulation.
-// src/hip/plan.rs says which to launch, and how. A kernel's numbers are its most threads, and the waves a SIMD that
-// registers are shared out for (src/hip/plan.rs counts on them).
+// src/hip/plan says which to launch, and how. A kernel's numbers are its most threads, and the waves a SIMD that
+// registers are shared out for (src/hip/plan counts on them).
 #include "decode.h"
 #include "grow.h"
+#ifdef SPARK_MATRIX
+#include "decode_matrix.h"
+#include "prefill_matrix.h"
+#endif
+#ifdef SPARK_NO_MATRIX
 #include "prefill.h"
+#endif
 #include "prune.h"
 #include "recent.h"
 #include "saliency.h"
@@ -14,8 +20,24 @@ SPARK_KERNEL(spark_saliency, 512, 4) { observe(call); }
 SPARK_KERNEL(spark_prune, 256, 8) { prune_tokens(call); }
 SPARK_KERNEL(spark_recent, 256, 4) { write_recent(call); }
 SPARK_KERNEL(spark_merge, 256, 4) { merge_states(call); }
+#ifdef SPARK_MATRIX
+SPARK_KERNEL(spark_decode_quantised_8x1, 256, 3) { decode_quantised<8, 1>(call); }
+SPARK_KERNEL(spark_decode_quantised_8x4, 256, 3) { decode_quantised<8, 4>(call); }
+SPARK_KERNEL(spark_decode_quantised_8x8, 256, 2) { decode_quantised<8, 8>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x1, 256, 2) { decode_quantised<16, 1>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x4, 256, 2) { decode_quantised<16, 4>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x8, 256, 2) { decode_quantised<16, 8>(call); }
+SPARK_KERNEL(spark_prefill_matrix_f16_64, 256, 2) { matrix_prefill<u16, 64>(call); }
+SPARK_KERNEL(spark_prefill_matrix_f16_128, 256, 2) { matrix_prefill<u16, 128>(call); }
+SPARK_KERNEL(spark_prefill_matrix_f16_256, 256, 2) { matrix_prefill<u16, 256>(call); }
+SPARK_KERNEL(spark_prefill_matrix_f32_64, 256, 2) { matrix_prefill<float, 64>(call); }
+SPARK_KERNEL(spark_prefill_matrix_f32_128, 256, 2) { matrix_prefill<float, 128>(call); }
+SPARK_KERNEL(spark_prefill_matrix_f32_256, 256, 2) { matrix_prefill<float, 256>(call); }
+#endif
+#ifdef SPARK_NO_MATRIX
 SPARK_KERNEL(spark_prefill_128, 256, 2) { prefill<128>(call); }
 SPARK_KERNEL(spark_prefill_256, 256, 2) { prefill<256>(call); }
+#endif
 SPARK_KERNEL(spark_decode_8x1, 256, 3) { decode<8, 1>(call); }
 SPARK_KERNEL(spark_decode_8x4, 256, 3) { decode<8, 4>(call); }
 SPARK_KERNEL(spark_decode_8x8, 256, 2) { decode<8, 8>(call); }

@@ -10,14 +10,21 @@
     static const emulation::Registration registration_of_##name(#name, WAVE, threads, name);                           \
     static void name(const SparkCall& call)
 #define SPARK_UNROLL
+#define SPARK_ROLLED
 
 SPARK_CONSTANT u32 WAVE = SPARK_EMULATION;
+// GPUs with waves of 64 are of both kinds.
+#define SPARK_NO_MATRIX
+#if SPARK_EMULATION == 64
+#define SPARK_MATRIX
+#endif
 
 SPARK_FN u32 thread() { return emulation::now.thread; }
 SPARK_FN u32 block_x() { return emulation::now.block_x; }
 SPARK_FN u32 block_z() { return emulation::now.block_z; }
 SPARK_FN u32 lane() { return thread() % WAVE; }
 SPARK_FN u32 wave() { return thread() / WAVE; }
+SPARK_FN u32 same(u32 x) { return x; }
 
 template <class V>
 SPARK_FN V load(const V* p) {
@@ -42,6 +49,11 @@ SPARK_FN void store_words(void* p, const u32 (&w)[N]) {
     std::memcpy(p, w, sizeof(w));
 }
 
+struct alignas(16) Quad {
+    u32 words[4];
+    u32 operator[](u32 i) const { return words[i]; }
+};
+
 template <class V>
 struct Shared {
     u32 at; // byte offset
@@ -61,6 +73,7 @@ struct Shared {
 };
 
 SPARK_FN u64 vote(bool b) { return emulation::meet(emulation::Collective::Vote, b, 0); }
+SPARK_FN u32 anew(u32 x) { return x; }
 SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
 SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 SPARK_FN u32 rank_in(u64 mask) { return popcount(mask & (((u64)1 << lane()) - 1)); }
@@ -97,3 +110,52 @@ SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
 SPARK_FN float exp2_of(float x) { return std::exp2(x); }
 SPARK_FN float round_even(float x) { return std::nearbyint(x); }
 SPARK_FN float sqrt_of(float x) { return std::sqrt(x); }
+
+#ifdef SPARK_MATRIX
+template <class N>
+struct MatrixPart {
+    N numbers[4];
+    N& operator[](u32 r) { return numbers[r]; }
+    N operator[](u32 r) const { return numbers[r]; }
+};
+typedef MatrixPart<float> MatrixSums;
+typedef MatrixPart<int> MatrixCounts;
+
+SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
+    emulation::MatrixLane own = {a, b, c.numbers};
+    emulation::meet(emulation::Collective::MatrixF16, (u64)&own, 0);
+}
+SPARK_FN void matrix_f32(float a, float b, MatrixSums& c) {
+    const u32 x = bits_of(a), y = bits_of(b);
+    emulation::MatrixLane own = {&x, &y, c.numbers};
+    emulation::meet(emulation::Collective::MatrixF32, (u64)&own, 0);
+}
+SPARK_FN void matrix_i8(const u32 (&a)[2], const u32 (&b)[2], MatrixCounts& c) {
+    emulation::MatrixLane own = {a, b, c.numbers};
+    emulation::meet(emulation::Collective::MatrixI8, (u64)&own, 0);
+}
+
+SPARK_CONSTANT u32 PICK_ZERO = 12;
+SPARK_FN u32 pick_bytes(u32 high, u32 low, u32 selectors) {
+    const u64 bytes = (u64)high << 32 | low;
+    u32 picked = 0;
+    for (u32 n = 0; n < 4; ++n) {
+        const u32 at = selectors >> 8 * n & 0xff;
+        if (at > 7 && at != PICK_ZERO) emulation::trap("picks no byte");
+        if (at <= 7) picked |= (u32)(bytes >> 8 * at & 0xff) << 8 * n;
+    }
+    return picked;
+}
+SPARK_FN u32 add_halves(u32 a, u32 b) {
+    const auto add = [](u32 x, u32 y) -> u32 { return float_to_half(half_to_float((u16)x) + half_to_float((u16)y)); };
+    return add(a & 0xffff, b & 0xffff) | add(a >> 16, b >> 16) << 16;
+}
+SPARK_FN u32 truncate_halves(float a, float b) {
+    const auto truncate = [](float x) -> u32 {
+        const u16 nearest = float_to_half(x);
+        // Of two neighbours the one nearer to zero has the lower bits.
+        return nearest - (std::fabs(half_to_float(nearest)) > std::fabs(x));
+    };
+    return truncate(a) | truncate(b) << 16;
+}
+#endif

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "matrix.h"
 #include "shared.h"
 
 namespace emulation {
@@ -153,6 +154,16 @@ bool Machine::run_wave(unsigned w) {
 }
 
 void Machine::answer(unsigned first) {
+    const Collective kind = threads[first].kind;
+    if (kind == Collective::MatrixF16 || kind == Collective::MatrixF32 || kind == Collective::MatrixI8) {
+        const MatrixLane* lanes[64];
+        for (unsigned l = 0; l < 64; ++l) {
+            lanes[l] = reinterpret_cast<const MatrixLane*>(threads[first + l].value);
+            threads[first + l].waits = false;
+        }
+        if (kind == Collective::MatrixI8) return multiply<MatrixI8>(lanes);
+        return kind == Collective::MatrixF16 ? multiply<MatrixF16>(lanes) : multiply<MatrixF32>(lanes);
+    }
     uint64_t values[64];
     uint64_t mask = 0;
     for (unsigned l = 0; l < wave; ++l) {
@@ -243,6 +254,7 @@ void check_global_slow(const void* p, size_t bytes, const char* access) { machin
 void shared_read(uint32_t at, uint32_t bytes) { machine->shared_access(at, bytes, false); }
 void shared_write(uint32_t at, uint32_t bytes) { machine->shared_access(at, bytes, true); }
 uint64_t meet(Collective kind, uint64_t value, unsigned argument) { return machine->meet(kind, value, argument); }
+void trap(const char* what) { machine->trap(what); }
 
 float half_to_float(uint16_t h) {
     const uint32_t sign = uint32_t{h & 0x8000u} << 16, magnitude = h & 0x7fffu;

@@ -24,7 +24,7 @@ struct Registration {
     Registration(const char* name, unsigned wave, unsigned threads, Kernel kernel);
 };
 
-enum class Collective : unsigned { Vote, Shuffle, WaveBarrier, BlockBarrier };
+enum class Collective : unsigned { Vote, Shuffle, MatrixF16, MatrixF32, MatrixI8, WaveBarrier, BlockBarrier };
 
 // What the thread at hand may touch without asking again, and where it is.
 struct Now {
@@ -39,6 +39,13 @@ void shared_read(uint32_t at, uint32_t bytes);
 void shared_write(uint32_t at, uint32_t bytes);
 // Waits for all lanes of the wave (all threads of the block for BlockBarrier); what they get from each other.
 uint64_t meet(Collective kind, uint64_t value, unsigned argument);
+[[noreturn]] void trap(const char* what);
+
+// A lane's registers of a matrix instruction; its address is the value that lanes meet with.
+struct MatrixLane {
+    const uint32_t *a, *b;
+    void* c; // four numbers
+};
 
 inline void check_global(const void* p, size_t bytes, const char* access) {
     const unsigned char* first = static_cast<const unsigned char*>(p);

@@ -7,6 +7,11 @@ pub(super) fn processor(arch: &str) -> &str {
     arch.split(':').next().unwrap_or(arch)
 }
 
+/// Whether the code for `processor` has the kernels for matrix cores, as `ops/device_hip.h` decides.
+pub(super) fn has_matrix_cores(processor: &str) -> bool {
+    ["gfx908", "gfx90a", "gfx940", "gfx941", "gfx942", "gfx950"].contains(&processor)
+}
+
 /// The code object for `processor` that this library carries.
 pub(super) fn carried(processor: &str) -> Option<&'static [u8]> {
     CODE_OBJECTS.iter().find(|(name, _)| *name == processor).map(|(_, code)| *code)
@@ -30,6 +35,18 @@ pub(super) fn is_code_object(code: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn matrix_cores_are_those_of_the_kernels() {
+        let (_, header) = SOURCES.iter().find(|(name, _)| *name == "device_hip.h").unwrap();
+        let (condition, _) = header.split_once("#define SPARK_MATRIX").unwrap();
+        let condition = condition.rsplit_once("#if ").unwrap().1;
+        let named: Vec<_> = condition.split("__").filter(|word| word.starts_with("gfx")).collect();
+        assert!(named.len() > 1);
+        for processor in named.iter().copied().chain(["gfx906", "gfx1030", "gfx1100", "gfx9"]) {
+            assert_eq!(has_matrix_cores(processor), named.contains(&processor), "{processor}");
+        }
+    }
 
     #[test]
     fn what_is_carried_is_code_for_amd_gpus() {

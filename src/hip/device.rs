@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::sync::{Mutex, PoisonError};
 
 use super::cache::Entry;
-use super::code::{carried, carried_names, processor};
+use super::code::{carried, carried_names, has_matrix_cores, processor};
 use super::library::{Handle, Hip, Properties};
 use super::plan::{self, Plan};
 use super::{HipError, compile};
@@ -48,8 +48,8 @@ impl Device {
 
     /// What a plan must know of the device.
     pub fn for_plan(&self) -> plan::Device {
-        let &Properties { wave_size, compute_units, shared_bytes, .. } = &self.properties;
-        plan::Device { wave_size, compute_units, shared_bytes }
+        let &Properties { ref arch, wave_size, compute_units, shared_bytes } = &self.properties;
+        plan::Device { wave_size, compute_units, shared_bytes, matrix: has_matrix_cores(processor(arch)) }
     }
 
     /// Queues all launches of `plan` on `stream`, a hipStream_t or null, and waits for none of them.

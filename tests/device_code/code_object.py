@@ -1,4 +1,4 @@
-"""What an AMD code object says of its kernels: the metadata note that the runtime reads too.
+"""What an AMD code object says of its kernels: the metadata note that the runtime reads too, and their instructions.
 
 https://llvm.org/docs/AMDGPUUsage.html#code-object-metadata
 """
@@ -9,6 +9,8 @@ from pathlib import Path
 
 NT_AMDGPU_METADATA = 32
 SHT_NOTE = 7
+SHT_SYMTAB = 2
+STT_FUNC = 2
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,20 @@ def unpack(data: bytes, at: int = 0):
     raise ValueError(f"MessagePack type {kind:#x} in the metadata of a code object")
 
 
-def notes(elf: bytes):
-    """The notes of a 64-bit little-endian ELF file: type and description."""
+def sections(elf: bytes):
+    """The sections of a 64-bit little-endian ELF file: type, address, offset, size, and the section it is linked to."""
     if elf[:6] != b"\x7fELF\x02\x01":
         raise ValueError("not a 64-bit little-endian ELF file")
     (sections_at,) = struct.unpack_from("<Q", elf, 0x28)
     size, count = struct.unpack_from("<HH", elf, 0x3A)
     for n in range(count):
-        _, kind, _, _, at, length = struct.unpack_from("<IIQQQQ", elf, sections_at + n * size)
+        _, kind, _, address, at, length, link = struct.unpack_from("<IIQQQQI", elf, sections_at + n * size)
+        yield kind, address, at, length, link
+
+
+def notes(elf: bytes):
+    """The notes of an ELF file: type and description."""
+    for kind, _, at, length, _ in sections(elf):
         end = at + length
         while kind == SHT_NOTE and at < end:
             name_size, description_size, note = struct.unpack_from("<III", elf, at)
@@ -112,3 +120,20 @@ def kernels(path: Path) -> list[Kernel]:
         )
         for k in found[0]["amdhsa.kernels"]
     ]
+
+
+def instruction_words(path: Path, kernel: str) -> list[int]:
+    """The 32-bit words of the machine code of `kernel`, of the code object at `path`."""
+    elf = path.read_bytes()
+    found = list(sections(elf))
+    for kind, _, at, length, link in found:
+        if kind != SHT_SYMTAB:
+            continue
+        names_at = found[link][2]
+        for entry in range(at, at + length, 24):
+            name, info, _, section, address, size = struct.unpack_from("<IBBHQQ", elf, entry)
+            if info & 0xF == STT_FUNC and elf[names_at + name :].startswith(kernel.encode() + b"\0"):
+                _, section_address, section_at, _, _ = found[section]
+                code = section_at + address - section_address
+                return list(struct.unpack_from(f"<{size // 4}I", elf, code))
+    raise ValueError(f"{path}: no code of {kernel}")

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod operands;
+
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::hash::{Hash, Hasher};
@@ -11,7 +13,7 @@ use std::sync::OnceLock;
 use libloading::Library;
 use spark_ort::hip::plan::Plan;
 
-const SOURCES: [&str; 5] = ["fiber", "machine", "wave64", "wave32", "faults"];
+const SOURCES: [&str; 6] = ["fiber", "machine", "wave64", "wave32", "faults", "banks"];
 
 /// The compiled library, made at its first use. Its name follows from its sources, so that it is never out of date.
 pub fn library() -> PathBuf {
@@ -82,6 +84,12 @@ impl Emulation {
         static ONE: OnceLock<Emulation> = OnceLock::new();
         // SAFETY: the library is ours; what it runs at load makes its kernels known and nothing else.
         ONE.get_or_init(|| Self(unsafe { Library::new(library()) }.unwrap()))
+    }
+
+    /// Accesses of the kernels for matrix cores that wait for another lane's, of all sizes of them.
+    pub fn bank_conflicts(&self) -> u32 {
+        // SAFETY: the signature in ops/emulation/banks.cpp.
+        unsafe { self.0.get::<unsafe extern "C" fn() -> u32>(b"spark_emulation_bank_conflicts\0").unwrap()() }
     }
 
     /// Runs the launches of `plan` in order; an error of the first one that fails.

@@ -1,0 +1,209 @@
+// Decoding of quantised rows on devices that multiply matrices: what decode.h does, with keys in rows taken 16 at a time.
+#ifndef SPARK_DECODE_MATRIX_H
+#define SPARK_DECODE_MATRIX_H
+
+#include "decode.h"
+#include "matrix_keys.h"
+#include "matrix_values.h"
+
+// The keys in rows, of one wave. A lane has a column and four keys of the scores, as matrix_keys.h leaves them.
+template <u32 OCTETS, u32 COLUMNS, u32 KEY_BITS, u32 VALUE_BITS>
+struct DecodeMatrix {
+    SPARK_CONSTANT u32 BLOCKS = (COLUMNS + 3) / 4; // of four queries
+    // Weights times scales are at most 2^12 e^2, the largest float16 being nearly 2^16, and all that matter are far from its
+    // least normal number.
+    static constexpr float HEADROOM = 12.0f, SLACK = 2.88539f;
+
+    const SparkCall& call;
+    const Sequence& s;
+    const u32 kv_head, first_column;
+    MatrixKeys<OCTETS, BLOCKS, KEY_BITS> keys;
+    MatrixValues<OCTETS, BLOCKS, VALUE_BITS> values;
+    Keys seen[BLOCKS];
+    // To base 2, of the lane's column: what weights are relative to, the greatest of scores and the logarithms of their values'
+    // scales, less HEADROOM; and the sum of weights.
+    float reference[BLOCKS], sum[BLOCKS];
+
+    // LDS: what queries_to_shared leaves; behind it what MatrixKeys says, which gives way to the waves' states.
+    SPARK_FN DecodeMatrix(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column)
+        : call(call), s(s), kv_head(kv_head), first_column(first_column), keys(call, region(call)), values(call) {
+        SPARK_UNROLL
+        for (u32 b = 0; b < BLOCKS; ++b) {
+            const bool exists = column(b) < COLUMNS;
+            keys.set_query(b, Shared<float>(4 * call.head_dim), exists ? column(b) * call.head_dim : 0, exists);
+            const bool asked = exists && first_column + column(b) < call.group * call.new_tokens;
+            seen[b] = asked ? seen_by(call, s, token(b)) : Keys{0, 0};
+            reference[b] = NO_SCORE;
+            sum[b] = 0.0f;
+        }
+    }
+
+    // Byte of LDS behind units and queries, a multiple of 32.
+    SPARK_FN static u32 region(const SparkCall& call) { return 4 * (1 + COLUMNS) * call.head_dim; }
+
+    // Of the lane's column in block `b`.
+    SPARK_FN u32 column(u32 b) const { return 4 * b + lane() % 16 / 4; }
+    SPARK_FN u32 token(u32 b) const { return (first_column + column(b)) / call.group; }
+    SPARK_FN u32 head(u32 b) const { return kv_head * call.group + (first_column + column(b)) % call.group; }
+
+    SPARK_FN void tiles(u32 start, u32 end) {
+        for (u32 t = start + wave() * MATRIX_KEYS; t < end; t += DECODE_WAVES * MATRIX_KEYS) tile(same(t), end);
+    }
+
+    // Adds the stored keys and values from `t` on, at most MATRIX_KEYS and below `end`.
+    SPARK_FN void tile(u32 t, u32 end) {
+        SPARK_NOTE_ROWS(MATRIX_KEYS, KEY_BITS, VALUE_BITS);
+        const u32 count = end - t < MATRIX_KEYS ? end - t : MATRIX_KEYS;
+        const i64 at = ((i64)s.index * call.kv_heads + kv_head) * call.past_rows + t;
+        values.fetch((const u8*)call.past_value + at * call.value_row_bytes, count);
+        stage_keys(call, keys.layout, s, kv_head, t, count, keys.staged);
+        float score[BLOCKS][4], p[BLOCKS][4];
+        keys.score(score);
+        SPARK_UNROLL
+        for (u32 b = 0; b < BLOCKS; ++b) {
+            const u32 stop = seen[b].end < end ? seen[b].end : end;
+            const u32 from = t + 4 * keys.group - seen[b].start, count = seen[b].start < stop ? stop - seen[b].start : 0;
+            SPARK_UNROLL
+            for (u32 r = 0; r < 4; ++r) score[b][r] = from + r < count ? score[b][r] : NO_SCORE;
+        }
+        if (has_more(call)) add_more(score, t);
+        values.limit();
+        weigh(score, p);
+        values.add(p);
+    }
+
+    // What softcap and attention_bias make of the scores; rarely wanted.
+    SPARK_FN void add_more(float (&score)[BLOCKS][4], u32 t) const {
+        SPARK_NOTE("rare");
+        SPARK_UNROLL
+        for (u32 b = 0; b < BLOCKS; ++b) {
+            SPARK_ROLLED
+            for (u32 r = 0; r < 4; ++r) {
+                float x = NO_SCORE;
+                SPARK_UNROLL
+                for (u32 k = 0; k < 4; ++k) {
+                    if (k == r) x = score[b][k];
+                }
+                if (x > NO_SCORE) {
+                    x = with_more(call, s, x * LN_2, head(b), token(b), t + 4 * keys.group + r);
+                    x = x > NO_SCORE ? least(greatest(x * LOG2_E, -FLOAT_MAX), FLOAT_MAX) : NO_SCORE;
+                }
+                SPARK_UNROLL
+                for (u32 k = 0; k < 4; ++k) score[b][k] = k == r ? x : score[b][k];
+            }
+        }
+    }
+
+    // Weights from scores, once the reference is such that float16 holds them times their scale.
+    SPARK_FN void weigh(const float (&score)[BLOCKS][4], float (&p)[BLOCKS][4]) {
+        float size[4];
+        SPARK_UNROLL
+        for (u32 r = 0; r < 4; ++r) size[r] = values.size(r);
+        SPARK_UNROLL
+        for (u32 b = 0; b < BLOCKS; ++b) {
+            float most = NO_SCORE;
+            SPARK_UNROLL
+            for (u32 r = 0; r < 4; ++r) most = greatest(most, score[b][r] + size[r]);
+            if (vote(most > reference[b] + (HEADROOM + SLACK))) {
+                SPARK_NOTE("rare");
+                refer(b, most);
+            }
+            const float from = reference[b] > NO_SCORE ? reference[b] : 0.0f;
+            SPARK_UNROLL
+            for (u32 r = 0; r < 4; ++r) {
+                p[b][r] = exp2_of(score[b][r] - from);
+                sum[b] += p[b][r];
+            }
+        }
+    }
+
+    // Makes weights relative to `most` where that is more, which the lanes of a query then agree on.
+    SPARK_FN void refer(u32 b, float most) {
+        most = greatest(most, shuffle_xor(most, 2));
+        most = greatest(most, shuffle_xor(most, 16));
+        most = greatest(most, shuffle_xor(most, 32));
+        most -= HEADROOM;
+        if (most > reference[b]) {
+            const float factor = exp2_of(reference[b] > NO_SCORE ? reference[b] - most : -1000.0f);
+            reference[b] = most;
+            sum[b] *= factor;
+            values.rescale_sums(b, factor);
+        }
+    }
+
+    // The wave's states to LDS: for each query D weighted sums, the greatest score, the sum of weights.
+    SPARK_FN Shared<float> write_states() {
+        const u32 d = call.head_dim;
+        const Shared<float> states(region(call) + 4 * wave() * COLUMNS * (d + 2));
+        block_barrier();
+        SPARK_UNROLL
+        for (u32 b = 0; b < BLOCKS; ++b) {
+            sum[b] += shuffle_xor(sum[b], 16);
+            sum[b] += shuffle_xor(sum[b], 32);
+            const bool exists = column(b) < COLUMNS;
+            const u32 first = column(b) * (d + 2);
+            if (exists && keys.group == 0 && keys.part == 0) {
+                states.store(first + d, reference[b] > NO_SCORE ? reference[b] * LN_2 : NO_SCORE);
+                states.store(first + d + 1, sum[b]);
+            }
+            values.write(b, states, first, exists);
+        }
+        wave_barrier();
+        return states;
+    }
+};
+
+// Whether registers have room for the sums: src/hip/plan chooses no others.
+template <u32 OCTETS, u32 COLUMNS, u32 VALUE_BITS>
+SPARK_FN constexpr bool has_room() {
+    return OCTETS < 16 || COLUMNS <= 4 || VALUE_BITS == 8;
+}
+
+// The waves' states of the stored keys from `start` to below `end`, in LDS.
+template <u32 OCTETS, u32 COLUMNS, u32 KEY_BITS, u32 VALUE_BITS>
+SPARK_FN Shared<float> decode_stored(const SparkCall& call, const Sequence& s, const DecodeBlock& block, u32 start, u32 end) {
+    if constexpr (has_room<OCTETS, COLUMNS, VALUE_BITS>()) {
+        DecodeMatrix<OCTETS, COLUMNS, KEY_BITS, VALUE_BITS> stored(call, s, block.kv_head, block.first_column);
+        stored.tiles(start, end);
+        return stored.write_states();
+    } else {
+        return Shared<float>(0);
+    }
+}
+
+template <u32 OCTETS, u32 COLUMNS>
+SPARK_FN void decode_quantised(const SparkCall& call) {
+    typedef Decode<OCTETS, COLUMNS> Dense;
+    const DecodeBlock block(call, COLUMNS);
+    const Sequence s(call, block_z());
+    const Keys keys = block.keys(call, s);
+    const u32 dense = first_dense(call, s);
+
+    queries_to_shared<COLUMNS>(call, s, block.kv_head, block.first_column);
+    const u32 end = keys.end < dense ? keys.end : dense;
+    Shared<float> states(0);
+    if (call.key_bits == 8) {
+        states = call.value_bits == 8 ? decode_stored<OCTETS, COLUMNS, 8, 8>(call, s, block, keys.start, end)
+                                      : decode_stored<OCTETS, COLUMNS, 8, 4>(call, s, block, keys.start, end);
+    } else {
+        states = call.value_bits == 8 ? decode_stored<OCTETS, COLUMNS, 4, 8>(call, s, block, keys.start, end)
+                                      : decode_stored<OCTETS, COLUMNS, 4, 4>(call, s, block, keys.start, end);
+    }
+    Dense own(call, s, block.kv_head, block.first_column);
+    const KeyLayout layout(call);
+    const ValueLayout values(call);
+    own.template tiles<DENSE, 1>(layout, values, 0, keys.start > dense ? keys.start : dense, keys.end);
+    own.merge_rows();
+    SPARK_UNROLL
+    for (u32 c = 0; c < COLUMNS; ++c) {
+        const u32 state = c * (call.head_dim + 2);
+        float other[8];
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) other[k] = own.active ? states.load(state + 8 * own.octet + k) : 0.0f;
+        own.merge(c, states.load(state + call.head_dim), states.load(state + call.head_dim + 1), other);
+    }
+    own.merge_waves();
+    own.write(block);
+}
+
+#endif

@@ -1,0 +1,137 @@
+// Where prefill finds queries, keys and values: eight channels of one at a time, in float32 within float16's range. The
+// fields of key rows come by way of LDS, a tile of rows at once, because where a kept channel lies depends on the row's
+// mask.
+#ifndef SPARK_SOURCE_H
+#define SPARK_SOURCE_H
+
+#include "row.h"
+#include "scores.h"
+
+SPARK_CONSTANT u32 PREFILL_THREADS = 256;
+
+// What the fields of a row make may lie beyond float16's range.
+SPARK_FN float limited(float x) { return least(greatest(x, -F16_MAX), F16_MAX); }
+
+// What a block of prefill does. Blocks: x = block of `queries` columns + blocks * (piece of the keys + splits * KV
+// head), z = sequence. Columns are (new token, query head) pairs of a KV head, adjacent in the token.
+struct Part {
+    const Sequence s;
+    u32 columns, first_column, split, kv_head;
+    Keys keys;
+
+    SPARK_FN Part(const SparkCall& call, u32 queries) : s(call, block_z()), columns(call.group * call.new_tokens) {
+        const u32 blocks = (columns + queries - 1) / queries;
+        // The last queries first: they see the most keys.
+        first_column = (blocks - 1 - block_x() % blocks) * queries;
+        split = block_x() / blocks % call.splits;
+        kv_head = block_x() / blocks / call.splits;
+        const u32 last = (first_column + queries < columns ? first_column + queries : columns) - 1;
+        keys = keys_of(call, s, first_column / call.group, last / call.group + 1, split);
+    }
+};
+
+// Of one KV head of a sequence, for head sizes up to 8 * OCTETS and tiles of KEYS keys.
+template <u32 OCTETS, u32 KEYS>
+struct Source {
+    const SparkCall& call;
+    const Sequence& s;
+    const u32 kv_head;
+    const KeyLayout layout;
+    const ValueLayout values;
+    const u32 dense;            // position from which on keys are dense
+    const Shared<float> scales; // c
+    const u32 staged;           // byte where the fields of rows begin
+
+    // LDS from byte `at` on: D scales, the fields of KEYS rows, KEY_SLACK_WORDS.
+    SPARK_FN Source(const SparkCall& call, const Sequence& s, u32 kv_head, u32 at)
+        : call(call), s(s), kv_head(kv_head), layout(call), values(call), dense(first_dense(call, s)), scales(at),
+          staged(at + 4 * call.head_dim) {}
+
+    SPARK_FN u32 token(u32 column) const { return column / call.group; }
+    SPARK_FN u32 head(u32 column) const { return kv_head * call.group + column % call.group; }
+    SPARK_FN i64 entry() const { return (i64)s.index * call.kv_heads + kv_head; }
+
+    // Fills LDS but for the rows; a barrier follows before anything is read.
+    SPARK_FN void prepare() const {
+        for (u32 j = thread(); j < call.head_dim; j += PREFILL_THREADS) {
+            scales.store(j, channel_scale(call, kv_head, j));
+        }
+        // Channels behind the last row are read, though not used.
+        const Shared<u32> rows(staged);
+        for (u32 n = thread(); n < KEYS * layout.words + KEY_SLACK_WORDS; n += PREFILL_THREADS) rows.store(n, 0);
+    }
+
+    // Zero for padding.
+    SPARK_FN void query(u32 column, u32 octet, float (&q)[8]) const {
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) q[k] = 0.0f;
+        if (token(column) < s.valid) token_octet(call, call.query, s, head(column), token(column), octet, true, q);
+    }
+
+    // Copies the fields of the key rows from `t` to below `end` to LDS, as far as keys are read from rows.
+    SPARK_FN void stage(u32 t, u32 end) const {
+        if (end > dense) end = dense;
+        const Shared<u32> to(staged);
+        const u8* from = (const u8*)call.past_key + (entry() * call.past_rows + t) * call.key_row_bytes;
+        for (u32 n = anew(thread()); t < end && n < (end - t) * layout.words; n += PREFILL_THREADS) {
+            const u32 row = n / layout.words, word = n % layout.words;
+            to.store(n, load((const u32*)(from + (i64)row * call.key_row_bytes) + word));
+        }
+    }
+
+    // Key `row` of the tile from `t` on; zero from `end` on.
+    SPARK_FN void key(u32 t, u32 row, u32 end, u32 octet, float (&k)[8]) const {
+        const u32 at = t + row;
+        SPARK_UNROLL
+        for (u32 j = 0; j < 8; ++j) k[j] = 0.0f;
+        if (at >= end) return;
+        if (at >= s.past) {
+            token_octet(call, call.key, s, kv_head, at - s.past, octet, true, k);
+        } else if (at >= dense) {
+            const i64 recent = entry() * call.past_recent_rows + (at - dense);
+            read_some(call.scalar, call.past_recent, recent * call.head_dim + 8 * octet, k);
+        } else {
+            const KeyReader<OCTETS> reader(octet);
+            reader.read(call, layout, staged + 4 * layout.words * row, scales, k);
+            SPARK_UNROLL
+            for (u32 j = 0; j < 8; ++j) k[j] = limited(call.key_bits == 16 ? k[j] : k[j] * scales.load(8 * octet + j));
+        }
+    }
+
+    // The values of N keys from position `at` on; from `end` on anything that is finite, and not even read if all are.
+    template <u32 N>
+    SPARK_FN void value(u32 at, u32 end, u32 octet, float (&v)[N][8]) const {
+        SPARK_UNROLL
+        for (u32 n = 0; n < N; ++n) {
+            SPARK_UNROLL
+            for (u32 j = 0; j < 8; ++j) v[n][j] = 0.0f;
+        }
+        const u32 stored = end < s.past ? end : s.past;
+        if (at < stored) {
+            ValueOctet own[N];
+            SPARK_UNROLL
+            for (u32 n = 0; n < N; ++n) {
+                const i64 row = entry() * call.past_rows + (at + n < stored ? at + n : stored - 1);
+                own[n].fetch(call, values, (const u8*)call.past_value + row * call.value_row_bytes, octet);
+            }
+            SPARK_UNROLL
+            for (u32 n = 0; n < N; ++n) {
+                own[n].read(call, v[n]);
+                SPARK_UNROLL
+                for (u32 j = 0; j < 8; ++j) v[n][j] = limited(v[n][j]);
+            }
+        }
+        if (at < end && at + N > s.past) {
+            SPARK_UNROLL
+            for (u32 n = 0; n < N; ++n) {
+                const u32 i = at + n < end ? at + n : end - 1;
+                float own[8];
+                token_octet(call, call.value, s, kv_head, i < s.past ? 0 : i - s.past, octet, false, own);
+                SPARK_UNROLL
+                for (u32 j = 0; j < 8; ++j) v[n][j] = at + n < s.past ? v[n][j] : own[j];
+            }
+        }
+    }
+};
+
+#endif

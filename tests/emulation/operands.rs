@@ -1,0 +1,90 @@
+//! What the kernels for matrix cores multiply where T has 16 bits: queries, keys and values rounded to float16.
+
+use half::f16;
+use ndarray::{Array4, s};
+use spark_ort::format::{Bits, ValueLayout};
+use spark_ort::method::Recovery;
+
+use crate::common::Case;
+
+fn round(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = f16::from_f32(x.clamp(-65504.0, 65504.0)).to_f32());
+}
+
+/// Reads a row of (sequence, head, token).
+type Read<'a> = &'a dyn Fn((usize, usize, usize), &mut [f32]);
+
+/// `case` with rotated queries and keys, decoded keys and values, all rounded to float16. Its past keys are all dense,
+/// so that they are what this function says; attention to it, in float32, differs from the kernels' by sums and weights
+/// only.
+pub fn in_float16(case: &Case) -> Case {
+    let (g, past) = (&case.geometry, &case.lengths.past);
+    let (tokens, d, heads) = (case.tokens(), g.head_dim(), g.kv_heads);
+    let read = |shape: (usize, usize, usize, usize), one: Read<'_>| {
+        let mut all = Array4::zeros(shape);
+        for b in 0..shape.0 {
+            for h in 0..shape.1 {
+                for i in 0..shape.2 {
+                    let mut row = vec![0.0; d];
+                    one((b, h, i), &mut row);
+                    round(&mut row);
+                    all.slice_mut(s![b, h, i, ..]).iter_mut().zip(row).for_each(|(to, x)| *to = x);
+                }
+            }
+        }
+        all
+    };
+    let longest = past.iter().copied().max().unwrap_or(0);
+    let window = case.attention.common.recent_window;
+    let recent = read((g.batch, heads, longest, d), &|(b, h, t), key| {
+        if t >= past[b] {
+            return;
+        }
+        match &case.recent {
+            Some(recent) if t + window >= past[b] => {
+                let row = t + past[b].min(window) - past[b];
+                key.iter_mut().zip(recent.slice(s![b, h, row, ..])).for_each(|(to, x)| *to = *x);
+            }
+            _ => {
+                let row = &case.past_key[b * heads + h][t * g.key.row_bytes()..][..g.key.row_bytes()];
+                let recover = case.attention.common.recovery == Recovery::Mean;
+                g.key.row(row).decode(&case.scale[h * d..(h + 1) * d], recover, key);
+            }
+        }
+    });
+    let layout = ValueLayout::new(d, Bits::B16, 0).unwrap();
+    let values = |rows: &Vec<u8>| -> Vec<u8> {
+        let mut value = vec![0.0; d];
+        let mut row = vec![0; layout.row_bytes()];
+        let all = rows.chunks_exact(g.value.row_bytes()).flat_map(|from| {
+            g.value.decode(from, &mut value);
+            layout.encode(&value, &mut row);
+            row.clone()
+        });
+        all.collect()
+    };
+    let mut operands = Case {
+        query: read(case.query.dim(), &|(b, h, i), x| tokens.query(b, h, i, x)),
+        key: read(case.key.dim(), &|(b, h, i), x| tokens.key(b, h, i, x)),
+        value: read(case.value.dim(), &|(b, h, i), x| tokens.value(b, h, i, x)),
+        recent: Some(recent),
+        past_key: case.past_key.clone(),
+        past_value: case.past_value.iter().map(values).collect(),
+        geometry: g.clone(),
+        lengths: case.lengths.clone(),
+        attention: case.attention.clone(),
+        prune: case.prune.clone(),
+        cos: case.cos.clone(),
+        sin: case.sin.clone(),
+        positions: case.positions.clone(),
+        query_saliency: case.query_saliency.clone(),
+        scale: case.scale.clone(),
+        bias: case.bias.clone(),
+    };
+    operands.geometry.value = layout;
+    for common in [&mut operands.attention.common, &mut operands.prune.common] {
+        (common.value_bits, common.value_row_bytes) = (Bits::B16, layout.row_bytes());
+        (common.rotary, common.recent_window) = (None, longest);
+    }
+    operands
+}

@@ -1,0 +1,59 @@
+//! What a plan counts on.
+
+use std::ptr::{null, null_mut};
+
+use spark_ort::call::{Geometry, Lengths};
+use spark_ort::format::{Bits, KeyLayout};
+use spark_ort::hip::plan::{self, AttentionTensors, Inputs, Scalar};
+
+use crate::on_device::{case, device};
+
+/// LDS never allows fewer blocks of a compute unit than the cost model counts on, nor any head size or row a kernel that it
+/// has no room for.
+#[test]
+fn every_row_fits_lds() {
+    for (wave, d) in [(64, 32), (64, 64), (64, 128), (64, 136), (64, 256), (32, 64), (32, 128), (32, 256)] {
+        for (group, new) in [(1, 1), (4, 1), (8, 1), (2, 8), (8, 64)] {
+            for bits in [Bits::B16, Bits::B8] {
+                let mut case = case(1, Scalar::F16, d, (bits, bits), 8, 1);
+                let mut settings = case.attention.clone();
+                (settings.common.query_heads, settings.common.kv_heads) = (2 * group, 2);
+                let key = KeyLayout::new(d, d, bits, 0).unwrap();
+                case.geometry =
+                    Geometry { batch: 1, new, past: 8, query_heads: 2 * group, kv_heads: 2, key, ..case.geometry };
+                let lengths = Lengths { total: 8 + new, past: vec![8], new: vec![new] };
+                let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+                let inputs = Inputs::none(Scalar::F16);
+                let plan = plan::attention(&device(wave, 304), &case.geometry, &lengths, &settings, &inputs, &tensors);
+                let launch = &plan.unwrap().launches[0];
+                let few = group * new > 4 || bits == Bits::B8 && wave == 64 && (72..=128).contains(&d);
+                let blocks = if launch.kernel.contains("prefill") { 1 } else { if few { 2 } else { 3 } };
+                assert!(
+                    launch.shared_bytes * blocks <= 65536,
+                    "{}: {} bytes, D {d}",
+                    launch.kernel,
+                    launch.shared_bytes
+                );
+            }
+        }
+    }
+}
+
+/// A long cache keeps every compute unit busy, in one round.
+#[test]
+fn keys_are_cut_to_fill_the_device() {
+    let mut case = case(1, Scalar::F16, 128, (Bits::B8, Bits::B8), 8, 1);
+    (case.attention.common.query_heads, case.attention.common.kv_heads) = (32, 8);
+    (case.attention.window, case.geometry.query_heads, case.geometry.kv_heads) = (None, 32, 8);
+    for (batch, past, splits) in [(1, 32768, 76), (8, 32768, 9), (8, 200, 1), (64, 32768, 1), (1, 1000, 4)] {
+        let geometry = Geometry { batch, new: 1, past, ..case.geometry.clone() };
+        let lengths = Lengths { total: past + 1, past: vec![past; batch], new: vec![1; batch] };
+        let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+        let inputs = Inputs::none(Scalar::F16);
+        let plan = plan::attention(&device(64, 304), &geometry, &lengths, &case.attention, &inputs, &tensors).unwrap();
+        let call = &plan.launches[0].call;
+        assert!(call.splits <= splits && call.splits * 10 >= splits * 9, "{batch} x {past}: {} pieces", call.splits);
+        assert!(u64::from(call.splits) * u64::from(call.split_keys) > past as u64);
+        assert_eq!(plan.launches.len(), if splits > 1 { 2 } else { 1 });
+    }
+}
