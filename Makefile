@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm bench-genai clean
+.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm cuda bench-genai clean
 
 help:
 	@echo 'make demo           rewrite a bundled model, generate with it and with the original, compare them'
@@ -7,6 +7,7 @@ help:
 	@echo 'make test           everything: format, lints, Rust and Python tests, ONNX Runtime versions, valgrind'
 	@echo 'make test-versions  the ONNX Runtime versions of tests/hosts, the ones that make test leaves out included'
 	@echo 'make test-rocm      the operators on the ROCm execution provider, by emulation: no GPU is needed'
+	@echo 'make cuda           the kernels on an NVIDIA GPU: checked against the CPU, timed'
 	@echo 'make test-hosts     the package in GenAI, plain loops, Optimum (torch: several GB) and all ONNX Runtime versions'
 	@echo 'make bench-genai    a LLaMA of 1.2 B parameters in ONNX Runtime GenAI, original and rewritten, at 2k and 8k tokens'
 	@echo 'make wheel          a Python wheel for any Linux with glibc 2.28 or later'
@@ -37,6 +38,10 @@ test-versions:
 
 test-rocm:
 	@tools/rocm.sh
+
+cuda:
+	@tools/cuda.sh build
+	@tools/cuda.sh run
 
 test-hosts:
 	@tools/hosts.sh

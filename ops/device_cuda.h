@@ -4,7 +4,11 @@
 
 #define SPARK_FN __device__ __forceinline__
 #define SPARK_CONSTANT static constexpr
-#define SPARK_KERNEL(name, threads, waves) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ SparkCall call)
+// A multiprocessor has four SIMDs of 512 registers a lane, as compute units have, and a kernel is given multiples of
+// eight, up to 255. The most threads follow: as many as registers suffice for.
+#define SPARK_KERNEL(name, threads, waves)                                                                             \
+    extern "C" __global__ void __maxnreg__((waves) > 2 ? 512 / (waves) / 8 * 8 : 255)                                  \
+        name(const __grid_constant__ SparkCall call)
 #define SPARK_UNROLL _Pragma("unroll")
 #define SPARK_ROLLED _Pragma("unroll 1")
 

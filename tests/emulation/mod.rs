@@ -11,7 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::Library;
-use spark_ort::hip::plan::Plan;
+use spark_ort::hip::plan::{Device, Plan};
+
+use gpu::{Allocation, Gpu};
+
+pub mod gpu;
+mod nvidia;
 
 const SOURCES: [&str; 6] = ["fiber", "machine", "wave64", "wave32", "faults", "banks"];
 
@@ -91,9 +96,18 @@ impl Emulation {
         // SAFETY: the signature in ops/emulation/banks.cpp.
         unsafe { self.0.get::<unsafe extern "C" fn() -> u32>(b"spark_emulation_bank_conflicts\0").unwrap()() }
     }
+}
 
-    /// Runs the launches of `plan` in order; an error of the first one that fails.
-    pub fn run(&self, plan: &Plan, wave: u32) -> Result<(), String> {
+impl Gpu for Emulation {
+    fn device(&self, wanted: &Device) -> Device {
+        *wanted
+    }
+
+    fn allocate(&'static self, bytes: &[u8]) -> Box<dyn Allocation> {
+        Box::new(Memory::new(bytes))
+    }
+
+    fn run(&self, plan: &Plan, wave: u32) -> Result<(), String> {
         // SAFETY: the signature in ops/emulation/machine.cpp.
         let emulate = unsafe { self.0.get::<Emulate>(b"spark_emulate\0") }.unwrap();
         for launch in &plan.launches {
@@ -123,11 +137,10 @@ impl Emulation {
 }
 
 /// Memory that kernels may touch, and not a byte beyond it.
-pub struct Memory(Box<[u64]>, usize);
+struct Memory(Box<[u64]>, usize);
 
 impl Memory {
-    /// Of `bytes`; kernels may touch it while it lives.
-    pub fn new(bytes: &[u8]) -> Self {
+    fn new(bytes: &[u8]) -> Self {
         let mut words = vec![0u64; bytes.len().div_ceil(8).max(1)].into_boxed_slice();
         // SAFETY: the words have room for the bytes, and any byte may stand in a word.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), words.as_mut_ptr().cast(), bytes.len()) };
@@ -139,16 +152,16 @@ impl Memory {
         }
         Self(words, bytes.len())
     }
+}
 
-    /// Where it begins.
-    pub fn at(&self) -> *mut c_void {
+impl Allocation for Memory {
+    fn at(&self) -> *mut c_void {
         self.0.as_ptr().cast_mut().cast()
     }
 
-    /// What it holds.
-    pub fn bytes(&self) -> &[u8] {
+    fn bytes(&self) -> Vec<u8> {
         // SAFETY: kernels have run to their end, and the words hold this many bytes.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.1) }
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.1) }.to_vec()
     }
 }
 

@@ -10,7 +10,7 @@ use spark_ort::format::Bits;
 use spark_ort::hip::plan::{self, AttentionTensors, Device, Inputs, Plan, Scalar};
 
 use crate::common::{Case, Random};
-use crate::emulation::{Emulation, Memory};
+use crate::emulation::gpu::{Memory, gpu};
 
 pub const SCALARS: [Scalar; 3] = [Scalar::F16, Scalar::F32, Scalar::Bf16];
 
@@ -139,7 +139,7 @@ impl<'a> OnDevice<'a> {
     pub fn run(&self, mut plan: Plan, wave: u32) -> Result<(), String> {
         let workspace = (plan.workspace_bytes > 0).then(|| Memory::new(&vec![0xFF; plan.workspace_bytes]));
         plan.set_workspace(workspace.as_ref().map_or(null_mut(), |w| w.at()));
-        Emulation::get().run(&plan, wave)
+        gpu().run(&plan, wave)
     }
 
     /// The attention output, `[B, Hq, L, D]`.
@@ -154,10 +154,11 @@ impl<'a> OnDevice<'a> {
             bias_shape: bias.as_ref().map_or([0; 4], |(_, (b, h, l, c))| [*b, *h, *l, *c]),
             output: output.at(),
         };
-        let plan = plan::attention(device, &self.geometry, &case.lengths, &case.attention, &self.inputs, &tensors)
+        let device = gpu().device(device);
+        let plan = plan::attention(&device, &self.geometry, &case.lengths, &case.attention, &self.inputs, &tensors)
             .map_err(|e| e.to_string())?;
         self.run(plan, device.wave_size)?;
-        let numbers = numbers_of(self.scalar, output.bytes());
+        let numbers = numbers_of(self.scalar, &output.bytes());
         Ok(match self.layout.query {
             QueryLayout::Heads => Array4::from_shape_vec((b, h, l, d), numbers).unwrap(),
             _ => Array4::from_shape_vec((b, l, h, d), numbers).unwrap().permuted_axes([0, 2, 1, 3]),

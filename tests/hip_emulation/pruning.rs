@@ -8,7 +8,7 @@ use spark_ort::format::{Bits, KeyLayout};
 use spark_ort::hip::plan::{self, Device, PruneOutputs, Scalar};
 
 use crate::common::{Case, Random};
-use crate::emulation::Memory;
+use crate::emulation::gpu::{Memory, gpu};
 use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, bytes_of, case, device, grid, numbers_of, past_rows};
 
 /// What `SparkPrune` writes.
@@ -78,10 +78,11 @@ pub fn present(on_device: &OnDevice, device: &Device, shared: bool) -> Result<Pr
         present_recent: if case.recent.is_some() { recent.at() } else { null_mut() },
         observed_saliency: observed.at().cast(),
     };
-    let plan = plan::prune(device, g, &case.lengths, &case.prune, &on_device.inputs, &outputs);
+    let device = gpu().device(device);
+    let plan = plan::prune(&device, g, &case.lengths, &case.prune, &on_device.inputs, &outputs);
     on_device.run(plan.map_err(|e| e.to_string())?, device.wave_size)?;
-    let observed = numbers_of(Scalar::F32, observed.bytes());
-    let [key, value, recent] = [key, value, &recent].map(|m| m.bytes().to_vec());
+    let observed = numbers_of(Scalar::F32, &observed.bytes());
+    let [key, value, recent] = [key, value, &recent].map(Memory::bytes);
     Ok(Present { key, value, recent, observed })
 }
 

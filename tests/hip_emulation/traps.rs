@@ -1,4 +1,4 @@
-//! The traps are sprung by what they are for.
+//! The emulation's traps are sprung by what they are for.
 
 use std::ptr::null;
 
@@ -7,7 +7,8 @@ use spark_ort::format::Bits;
 use spark_ort::hip::params::Call;
 use spark_ort::hip::plan::{self, AttentionTensors, Launch, Plan, Scalar};
 
-use crate::emulation::{Emulation, Memory};
+use crate::emulation::Emulation;
+use crate::emulation::gpu::{Gpu, Memory};
 use crate::on_device::{Layout, OnDevice, case, device};
 
 fn spoilt(spoil: impl FnOnce(&mut Plan)) -> Result<(), String> {

@@ -1,0 +1,116 @@
+//! What is measured: heads of a layer, and settings of rows.
+
+use std::str::FromStr;
+
+use anyhow::{Context, Error, Result, ensure};
+use spark_ort::call::{AttentionSettings, Geometry, PruneSettings, QueryLayout, Rotary, Settings};
+use spark_ort::format::{Bits, KeyLayout, ValueLayout};
+use spark_ort::method::Recovery;
+
+/// Heads of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Hq
+    pub query_heads: usize,
+    /// Hk
+    pub kv_heads: usize,
+    /// D
+    pub head_dim: usize,
+}
+
+impl Shape {
+    /// Elements of one token's queries.
+    pub fn query(&self) -> usize {
+        self.query_heads * self.head_dim
+    }
+
+    /// Elements of one token's keys, and of its values.
+    pub fn key(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// Query heads and KV heads, such as 32/8.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads(pub usize, pub usize);
+
+impl FromStr for Heads {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (query, kv) = text.split_once('/').context("heads are written like 32/8")?;
+        let heads = Self(query.parse()?, kv.parse()?);
+        ensure!(heads.1 > 0 && heads.0 > 0 && heads.0.is_multiple_of(heads.1), "KV heads must divide query heads");
+        Ok(heads)
+    }
+}
+
+/// Ratio, key bits and value bits, such as 0.5/8/8.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// As it was written.
+    pub name: String,
+    ratio: f64,
+    key_bits: Bits,
+    value_bits: Bits,
+}
+
+impl FromStr for Setting {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Vec<_> = text.split('/').collect();
+        let [ratio, key_bits, value_bits] = parts[..] else {
+            return Err(Error::msg("a setting is written like 0.5/8/8"));
+        };
+        let bits = |text: &str| Bits::new(text.parse()?).with_context(|| format!("{text} is not 16, 8 or 4 bits"));
+        let ratio: f64 = ratio.parse()?;
+        ensure!((0.0..1.0).contains(&ratio), "a ratio of {ratio} is not within 0 and 1");
+        Ok(Self { name: text.into(), ratio, key_bits: bits(key_bits)?, value_bits: bits(value_bits)? })
+    }
+}
+
+/// Both operators with one setting.
+#[derive(Clone, Debug)]
+pub struct Operators {
+    pub shape: Shape,
+    pub key: KeyLayout,
+    pub value: ValueLayout,
+    pub prune: PruneSettings,
+    pub attention: AttentionSettings,
+}
+
+impl Operators {
+    pub fn new(shape: Shape, setting: &Setting) -> Result<Self> {
+        let Shape { query_heads, kv_heads, head_dim } = shape;
+        let kept_channels = head_dim - (setting.ratio * head_dim as f64).floor() as usize;
+        let key = KeyLayout::new(head_dim, kept_channels, setting.key_bits, 0)?;
+        let value = ValueLayout::new(head_dim, setting.value_bits, 0)?;
+        let common = Settings {
+            query_heads,
+            kv_heads,
+            kept_channels,
+            key_bits: setting.key_bits,
+            value_bits: setting.value_bits,
+            key_row_bytes: key.row_bytes(),
+            value_row_bytes: value.row_bytes(),
+            recovery: Recovery::Mean,
+            recent_window: 0,
+            rotary: Some(Rotary::Halves),
+        };
+        let prune = PruneSettings { common: common.clone(), observation_window: 32 };
+        let attention = AttentionSettings { common, scale: None, softcap: None, window: None, causal: true };
+        Ok(Self { shape, key, value, prune, attention })
+    }
+
+    /// Of `new` tokens of each of `batch` sequences, on a shared buffer of `capacity` rows.
+    pub fn geometry(&self, batch: usize, new: usize, capacity: usize) -> Geometry {
+        let Self { shape: Shape { query_heads, kv_heads, .. }, key, value, .. } = *self;
+        Geometry { batch, new, past: capacity, query_heads, kv_heads, layout: QueryLayout::Tokens, key, value }
+    }
+
+    /// Bytes of the rows of one token, of all KV heads.
+    pub fn token_bytes(&self) -> usize {
+        self.shape.kv_heads * (self.key.row_bytes() + self.value.row_bytes())
+    }
+}
