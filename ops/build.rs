@@ -122,7 +122,7 @@ impl Compiler {
     fn compile(&self, main: &Path, arch: &str, object: &Path) -> Result<(), String> {
         let mut command = Command::new(&self.program);
         command.args(self.options).args(OPTIONS).arg(format!("--offload-arch={arch}"));
-        command.args(["--cuda-device-only", "--no-gpu-bundle-output", "-o"]).arg(object).arg(main);
+        command.args(["-c", "--cuda-device-only", "--no-gpu-bundle-output", "-o"]).arg(object).arg(main);
         let output = command.output().map_err(|e| format!("{}: {e}", self.program.display()))?;
         match output.status.success() {
             true => Ok(()),
