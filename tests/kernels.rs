@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Case, paths};
+use common::{Case, Random, paths};
 use ndarray::{Array3, Array4, s};
 use proptest::prelude::*;
 use spark_ort::bits::bit;
@@ -117,14 +117,52 @@ fn tolerance(path: Path, case: &Case) -> f64 {
     if path == Path::Vnni && quantised { 1e-2 } else { 2e-5 }
 }
 
+/// What is odd about a row.
+#[derive(Clone, Copy, Debug)]
+enum Foreign {
+    /// More key channels marked than kept.
+    Crowded,
+    /// A negative least or step of a key, or scale of a value.
+    Negative,
+    /// A scalar or a number that is none.
+    NotANumber,
+}
+
+/// Makes about every twentieth row of the cache odd.
+fn make_foreign(case: &mut Case, kind: Foreign, seed: u64) {
+    let r = &mut Random(seed);
+    let g = case.geometry.clone();
+    let (mask, quantised) = (g.head_dim() / 8, case.prune.common.key_bits != Bits::B16);
+    let keys = case.past_key.iter_mut().flat_map(|rows| rows.chunks_exact_mut(g.key.row_bytes()));
+    for row in keys.filter(|_| r.below(20) == 0) {
+        // Behind mask and sign plane: a, then m and step, or zero and the first number.
+        let scalar = 2 * mask + 2 * (seed % 3) as usize;
+        match kind {
+            Foreign::Crowded => row[..mask].fill(0xff),
+            Foreign::Negative if quantised => row[scalar + 1] |= 0x80,
+            Foreign::Negative => {}
+            Foreign::NotANumber => row[scalar..scalar + 2].copy_from_slice(&0x7e00u16.to_le_bytes()),
+        }
+    }
+    let r = &mut Random(seed + 1);
+    let values = case.past_value.iter_mut().flat_map(|rows| rows.chunks_exact_mut(g.value.row_bytes()));
+    for row in values.filter(|_| r.below(20) == 0) {
+        // Of 16 bits the first number, otherwise a scale.
+        match kind {
+            Foreign::Crowded => {}
+            Foreign::Negative => row[1] |= 0x80,
+            Foreign::NotANumber => row[..2].copy_from_slice(&0x7e00u16.to_le_bytes()),
+        }
+    }
+}
+
 /// Checks every path against the formula.
-fn check_attention(mut case: Case, seed: u64) -> Result<(), TestCaseError> {
-    case.fill_cache(seed);
-    let expected = expected_attention(&case);
+fn check_attention(case: &Case) -> Result<(), TestCaseError> {
+    let expected = expected_attention(case);
     for path in paths() {
         let got = case.attend(&Serial, path);
         for (at, &e) in expected.indexed_iter() {
-            let (g, within) = (f64::from(got[at]), tolerance(path, &case) * (1.0 + e.abs()));
+            let (g, within) = (f64::from(got[at]), tolerance(path, case) * (1.0 + e.abs()));
             prop_assert!((g - e).abs() <= within, "{:?} {:?}: {} instead of {}", path, at, g, e);
         }
         prop_assert!(case.attend(&Threads, path) == got, "the pool changed the result");
@@ -137,7 +175,9 @@ proptest! {
 
     #[test]
     fn attention_is_its_formula(seed: u64) {
-        check_attention(Case::new(seed, 60, 30), seed)?;
+        let mut case = Case::new(seed, 60, 30);
+        case.fill_cache(seed);
+        check_attention(&case)?;
     }
 
     /// Of several chunks of keys, in the sizes that have ways of their own.
@@ -147,7 +187,24 @@ proptest! {
         head_dim in prop::sample::select(vec![32, 64, 96, 128, 192, 256]),
         bits in prop::sample::select(vec![(Bits::B16, Bits::B16), (Bits::B8, Bits::B8), (Bits::B4, Bits::B4), (Bits::B8, Bits::B16)]),
     ) {
-        check_attention(Case::with(seed, 700, 3, Some((head_dim, bits.0, bits.1))), seed)?;
+        let mut case = Case::with(seed, 700, 3, Some((head_dim, bits.0, bits.1)));
+        case.fill_cache(seed);
+        check_attention(&case)?;
+    }
+
+    /// Rows as only a host could make them, here and there: they mean what the format says, on every path.
+    #[test]
+    fn attention_over_foreign_rows_is_its_formula(
+        seed: u64,
+        head_dim in prop::sample::select(vec![48, 64, 96, 128, 256]),
+        bits in prop::sample::select(vec![(Bits::B16, Bits::B16), (Bits::B8, Bits::B8), (Bits::B4, Bits::B4)]),
+        kind in prop::sample::select(vec![Foreign::Crowded, Foreign::Negative, Foreign::NotANumber]),
+    ) {
+        prop_assume!(bits.1 != Bits::B4 || head_dim % 32 == 0);
+        let mut case = Case::with(seed, 300, 3, Some((head_dim, bits.0, bits.1)));
+        case.fill_cache(seed);
+        make_foreign(&mut case, kind, seed);
+        check_attention(&case)?;
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub enum Path {
     Portable,
     /// AVX2, FMA, F16C and BMI2.
     Avx2,
-    /// AVX-512 with BW, DQ, VL and VBMI2.
+    /// AVX-512 with BW, DQ, VL and VBMI2, and FMA, F16C and BMI2.
     Avx512,
     /// The same with VBMI and VNNI: quantised rows in whole numbers.
     Vnni,

@@ -10,7 +10,7 @@ use super::{Attention, Pool, SoftmaxState};
 use crate::element::Element;
 use crate::format::MAX_HEAD_DIM;
 
-/// Queries that share one reading of the keys, at least, where there are many.
+/// Queries that share one reading of the keys, about so many, where there are many.
 const QUERIES_PER_BLOCK: usize = 256;
 /// New tokens up to which all share one reading.
 const FEW_TOKENS: usize = 8;

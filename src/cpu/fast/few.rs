@@ -18,6 +18,9 @@ const MOST_BLOCKS: usize = MAX_HEAD_DIM / LANES;
 /// Keys whose scores are found before their values are added.
 pub(super) const CHUNK: usize = 128;
 
+/// A number for each key of a chunk and each of `H` queries: products, then weights.
+pub(super) type ByKey<const H: usize> = [[[f32; LANES]; CHUNK / LANES]; H];
+
 /// What the queries of `block` get from the keys at positions `keys`.
 pub(super) fn attend<T: Element, V: Vector>(
     fast: &Fast<'_, '_, T, V>,
@@ -103,16 +106,17 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
         let (stored, first) = (matches!(place, Place::Rows | Place::Recent), positions.start);
         let key_rows = if stored { &past_key[first * key_bytes..] } else { &[] };
         let value_rows = if stored { &past_value[first * value_bytes..] } else { &[] };
+        let new = match place {
+            Place::New => fast.new.rows(block.head, positions.start - past, positions.end - past),
+            _ => Default::default(),
+        };
         let ahead = &Ahead::new((key_rows, key_bytes), (value_rows, value_bytes));
         // SAFETY: as the caller.
         unsafe {
             match place {
                 Place::Rows => stored_keys.products(key_rows, count, ahead, &mut products),
                 Place::Recent => dense::<V, H>(&fast.recent(block, positions.clone()), queries, &mut products),
-                Place::New => {
-                    let [new, _] = fast.new.rows(block.head, positions.start - past, positions.end - past);
-                    dense::<V, H>(new.as_slice().expect("contiguous"), queries, &mut products);
-                }
+                Place::New => dense::<V, H>(new[0].as_slice().expect("contiguous"), queries, &mut products),
             }
             let used = count.div_ceil(LANES);
             for (h, &(head, token)) in items.iter().enumerate() {
@@ -131,8 +135,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
                     if std::mem::take(&mut by_parity) {
                         in_order(value_layout, sums);
                     }
-                    let [_, new] = fast.new.rows(block.head, positions.start - past, positions.end - past);
-                    add_dense::<V, H>(new.as_slice().expect("contiguous"), count, &products, sums);
+                    add_dense::<V, H>(new[1].as_slice().expect("contiguous"), count, &products, sums);
                 }
                 _ => {
                     let rows = (&value_rows[..count * value_bytes], count);
@@ -154,11 +157,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
 
 /// Products of dense `keys`, `[keys, D]`, with the queries.
 #[inline(always)]
-unsafe fn dense<V: Vector, const H: usize>(
-    keys: &[f32],
-    queries: &[Sums<H>],
-    products: &mut [[[f32; LANES]; CHUNK / LANES]; H],
-) {
+unsafe fn dense<V: Vector, const H: usize>(keys: &[f32], queries: &[Sums<H>], products: &mut ByKey<H>) {
     for (key, row) in keys.chunks_exact(queries.len() * LANES).enumerate() {
         // SAFETY: as the caller.
         let lanes = unsafe {

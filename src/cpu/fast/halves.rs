@@ -3,10 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::ahead::Ahead;
-use super::few::CHUNK;
-use super::lanes::{ROWS, RowSums, columns, expand_words, halves, over_heads};
+use super::few::{ByKey, CHUNK};
+use super::lanes::{ROWS, RowSums, columns, over_heads};
 use super::values::Sums;
-use crate::cpu::vector::LANES;
+use crate::cpu::vector::{LANES, expand_all_words, finite_halves};
 use crate::format::{Bits, KeyLayout};
 
 /// Channels of one vector of float16.
@@ -53,13 +53,7 @@ impl<'a, const H: usize> Halves<'a, H> {
     /// Products of the queries with as many of the `count` first of `rows` as this way takes, which is returned: sixteen at a
     /// time, as far as vectors reach only what is there, or 0 if a row has more channels marked than kept, infinity or NaN.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,f16c,bmi2,popcnt,fma,avx2")]
-    pub(super) fn products(
-        &mut self,
-        rows: &[u8],
-        count: usize,
-        ahead: &Ahead,
-        products: &mut [[[f32; LANES]; CHUNK / LANES]; H],
-    ) -> usize {
+    pub(super) fn products(&mut self, rows: &[u8], count: usize, ahead: &Ahead, products: &mut ByKey<H>) -> usize {
         let layout = self.layout;
         let (stride, reach) = (layout.row_bytes(), layout.codes_at() + 2 * layout.kept() + BEYOND);
         let within = if rows.len() < reach { 0 } else { (rows.len() - reach) / stride + 1 };
@@ -125,7 +119,7 @@ impl<const H: usize> Multiplied<'_, H> {
             unsafe {
                 let first = self.rows.as_ptr().add(group * ROWS * stride + self.layout.scalars_at());
                 let [words, ..] = columns(first, stride);
-                _mm512_storeu_ps(recovery.as_mut_ptr(), halves(_mm512_cvtepi32_epi16(words)));
+                _mm512_storeu_ps(recovery.as_mut_ptr(), finite_halves(_mm512_cvtepi32_epi16(words)));
             }
         }
         recovery
@@ -177,7 +171,7 @@ unsafe fn sum_quarters<const N: usize, const H: usize>(
                     (word(4 * part), word(4 * (N + part)), _mm512_loadu_si512(codes.cast()))
                 };
                 used[n] += mask.count_ones() as usize;
-                let codes = expand_words(mask, codes);
+                let codes = expand_all_words(mask, codes);
                 let a = _mm512_set1_ps(recovery[group][first + n]);
                 let codes = [_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes)];
                 for half in 0..2 {

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::ahead::Ahead;
-use super::few::CHUNK;
+use super::few::ByKey;
 use super::values::Sums;
 use crate::cpu::vector::LANES;
 use crate::format::KeyLayout;
@@ -28,13 +28,7 @@ impl<'a, const H: usize> Halves<'a, H> {
         None
     }
 
-    pub(super) unsafe fn products(
-        &mut self,
-        _: &[u8],
-        _: usize,
-        _: &Ahead,
-        _: &mut [[[f32; LANES]; CHUNK / LANES]; H],
-    ) -> usize {
+    pub(super) unsafe fn products(&mut self, _: &[u8], _: usize, _: &Ahead, _: &mut ByKey<H>) -> usize {
         match self.1 {}
     }
 }

@@ -1,6 +1,5 @@
 //! Sums and maxima over lanes of many vectors at once, and words of many rows as vectors.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -9,32 +8,6 @@ use super::few::CHUNK;
 /// Rows whose numbers share vectors, a lane each.
 pub(super) const ROWS: usize = 16;
 
-/// float16 as the format reads them: NaN as 0, infinity as the end of the range.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
-pub(super) fn halves(x: __m256i) -> __m512 {
-    let x = _mm512_cvtph_ps(x);
-    let limit = _mm512_set1_ps(65504.0);
-    let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
-    _mm512_maskz_min_ps(number, _mm512_max_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit)
-}
-
-/// The first words of `x` in the places where `mask` has a bit, 0 elsewhere.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
-pub(super) fn expand_words(mask: u32, x: __m512i) -> __m512i {
-    let expanded;
-    // The compiler has the intrinsic read memory, which is several times slower than to read a register.
-    // SAFETY: the instruction touches but these registers; the function needs AVX-512 VBMI2.
-    unsafe {
-        asm!(
-            "vpexpandw {}{{{}}}{{z}}, {}", out(zmm_reg) expanded, in(kreg) mask, in(zmm_reg) x,
-            options(pure, nomem, nostack, preserves_flags),
-        )
-    };
-    expanded
-}
-
 /// The sums of neighbours among the lanes of `a`, then of `b`.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -42,14 +15,6 @@ pub(super) fn sums_of_pairs(a: __m512, b: __m512) -> __m512 {
     let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
     _mm512_add_ps(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
-}
-
-/// The greatest of the sums of the lanes of each quarter.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn greatest_quarter(x: __m512) -> f32 {
-    let pairs = _mm512_add_ps(x, _mm512_permute_ps::<0b10_11_00_01>(x));
-    _mm512_reduce_max_ps(_mm512_add_ps(pairs, _mm512_permute_ps::<0b01_00_11_10>(pairs)))
 }
 
 /// In each quarter, the sums of the lanes of that quarter of each of up to four vectors.
@@ -62,16 +27,6 @@ pub(super) fn over_heads(x: &[__m512]) -> __m512 {
     let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
     _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd))
-}
-
-/// The same of whole numbers.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn over_heads_whole(x: [__m512i; 4]) -> __m512 {
-    let [a, b, c, d] = x;
-    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)))
 }
 
 /// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a lane. Not

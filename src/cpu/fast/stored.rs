@@ -1,15 +1,12 @@
 //! Products of a few queries with key rows as they are stored, the fastest way that processor, rows and queries allow.
 
 use super::ahead::Ahead;
-use super::few::CHUNK;
+use super::few::ByKey;
 use super::halves::{self, Halves};
 use super::keys::{KeyReader, Sink};
 use super::values::Sums;
 use super::whole;
 use crate::cpu::vector::{LANES, Vector, finite};
-
-/// Products of a chunk's keys, of each of `H` queries.
-pub(super) type Products<const H: usize> = [[[f32; LANES]; CHUNK / LANES]; H];
 
 /// Room for what is known of a chunk while it is read.
 pub(super) struct Scratch {
@@ -47,6 +44,7 @@ impl<'a, V: Vector, const H: usize> StoredKeys<'a, V, H> {
         scale: &'a [[f32; LANES]],
         scratch: &'a mut Scratch,
     ) -> Self {
+        assert_eq!(queries.len() * LANES, reader.layout().head_dim(), "queries have all blocks of the head");
         let Scratch { whole: for_whole, halves: for_halves } = scratch;
         let (mut whole, mut halves) = (None, None);
         if V::WHOLE {
@@ -64,7 +62,7 @@ impl<'a, V: Vector, const H: usize> StoredKeys<'a, V, H> {
     /// # Safety
     /// The processor has the instructions of `V`.
     #[inline(always)]
-    pub(super) unsafe fn products(&mut self, rows: &[u8], count: usize, ahead: &Ahead, products: &mut Products<H>) {
+    pub(super) unsafe fn products(&mut self, rows: &[u8], count: usize, ahead: &Ahead, products: &mut ByKey<H>) {
         // SAFETY: as this function.
         unsafe {
             if let Some(whole) = &mut self.whole
@@ -87,7 +85,7 @@ impl<'a, V: Vector, const H: usize> StoredKeys<'a, V, H> {
     /// Products of what is left with vectors of any kind; false if some are not finite, as without `SPECIAL` if a row has
     /// infinity or NaN.
     #[inline(always)]
-    unsafe fn with_vectors<const SPECIAL: bool>(&self, rest: &Rest, products: &mut Products<H>) -> bool {
+    unsafe fn with_vectors<const SPECIAL: bool>(&self, rest: &Rest, products: &mut ByKey<H>) -> bool {
         // SAFETY: as the caller.
         unsafe {
             let mut key = rest.keys.start;
@@ -108,12 +106,7 @@ impl<'a, V: Vector, const H: usize> StoredKeys<'a, V, H> {
 
     /// Of `R` rows from number `key` on.
     #[inline(always)]
-    unsafe fn together<const SPECIAL: bool, const R: usize>(
-        &self,
-        rest: &Rest,
-        key: usize,
-        products: &mut Products<H>,
-    ) {
+    unsafe fn together<const SPECIAL: bool, const R: usize>(&self, rest: &Rest, key: usize, products: &mut ByKey<H>) {
         let bytes = self.reader.layout().row_bytes();
         let rows: [&[u8]; R] = std::array::from_fn(|n| &rest.rows[(key + n) * bytes..]);
         // SAFETY: as the caller.
@@ -146,7 +139,7 @@ impl<V: Vector, const H: usize> Sink<V> for Product<'_, V, H> {
     #[inline(always)]
     unsafe fn take(&mut self, n: usize, x: V::Lanes) {
         debug_assert!(n < self.queries.len());
-        // SAFETY: by the trait's contract, and queries have all blocks of the head.
+        // SAFETY: by the trait's contract, and queries have all blocks of the head, as `StoredKeys::new` asserts.
         let queries = unsafe { self.queries.get_unchecked(n) };
         for (lanes, query) in self.lanes.iter_mut().zip(&queries.0) {
             // SAFETY: by the trait's contract.
@@ -157,7 +150,7 @@ impl<V: Vector, const H: usize> Sink<V> for Product<'_, V, H> {
 
 /// Products of one key with all queries.
 #[inline(always)]
-pub(super) fn put<const H: usize>(products: &mut [[[f32; LANES]; CHUNK / LANES]; H], key: usize, of: [f32; H]) {
+pub(super) fn put<const H: usize>(products: &mut ByKey<H>, key: usize, of: [f32; H]) {
     for (products, x) in products.iter_mut().zip(of) {
         products[key / LANES][key % LANES] = x;
     }

@@ -28,9 +28,8 @@ impl Tile {
         for part in [&mut self.key, &mut self.value] {
             part.resize((positions.len() + more) * blocks, [0.0; LANES]);
         }
-        let (key, value) = (&mut self.key[..], &mut self.value[..]);
         let all = positions.len() * blocks;
-        let (key, value) = (&mut key[..all], &mut value[..all]);
+        let (key, value) = (&mut self.key[..all], &mut self.value[..all]);
         // SAFETY: a path is only taken on processors that have its instructions.
         unsafe { V::run(Read { key, value, fast, block, place, positions }) };
     }

@@ -1,13 +1,10 @@
 //! Weighted sums of values, sixteen channels at a time.
 
 use super::ahead::Ahead;
-use super::few::CHUNK;
+use super::few::{ByKey, CHUNK};
 use super::window;
 use crate::cpu::vector::{LANES, Vector, finite};
 use crate::format::{Bits, MAX_HEAD_DIM, ValueLayout};
-
-/// Weights of a chunk's keys, of each of `H` queries.
-pub(super) type Weights<const H: usize> = [[[f32; LANES]; CHUNK / LANES]; H];
 
 /// Numbers of `H` queries in one block of channels. A vector that lies across two cache lines takes twice as long to
 /// read.
@@ -109,7 +106,7 @@ impl<V: Vector> Source<V> for Dense<'_> {
 /// What the values of `keys` keys are multiplied by, and what is added to every channel.
 struct Factors<'w, const H: usize> {
     keys: usize,
-    weights: &'w Weights<H>,
+    weights: &'w ByKey<H>,
     more: &'w [f32; H],
 }
 
@@ -205,7 +202,7 @@ pub(super) unsafe fn add_rows<V: Vector, const H: usize>(
     layout: &ValueLayout,
     (rows, keys): (&[u8], usize),
     ahead: &Ahead,
-    weights: &Weights<H>,
+    weights: &ByKey<H>,
     sums: &mut [Sums<H>],
 ) {
     let all = Rows { rows, bytes: layout.row_bytes(), codes: layout.codes_at(), ahead };
@@ -262,8 +259,8 @@ unsafe fn scaled<V: Vector, const H: usize>(
     layout: &ValueLayout,
     rows: &[u8],
     keys: usize,
-    weights: &Weights<H>,
-    scaled: &mut [Weights<H>],
+    weights: &ByKey<H>,
+    scaled: &mut [ByKey<H>],
     least: &mut [[f32; H]],
 ) {
     for (key, row) in rows.chunks_exact(layout.row_bytes()).enumerate().take(keys) {
@@ -302,7 +299,7 @@ pub(super) fn in_order<const H: usize>(layout: &ValueLayout, sums: &mut [Sums<H>
 pub(super) unsafe fn add_dense<V: Vector, const H: usize>(
     values: &[f32],
     keys: usize,
-    weights: &Weights<H>,
+    weights: &ByKey<H>,
     sums: &mut [Sums<H>],
 ) {
     let source = Dense(values, sums.len() * LANES);

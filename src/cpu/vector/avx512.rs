@@ -1,4 +1,4 @@
-//! AVX-512 with VBMI2, one register a vector; with VBMI and VNNI beside for whole numbers.
+//! AVX-512 with VBMI2, F16C, BMI2 and FMA beside, one register a vector; with VBMI and VNNI for whole numbers.
 
 use std::arch::x86_64::*;
 
@@ -17,27 +17,29 @@ macro_rules! avx512 {
     };
 }
 
-/// float16 as the format reads them: NaN as 0, infinity as the end of the range; without `SPECIAL`, both as they are.
-#[inline(always)]
-unsafe fn halves<const SPECIAL: bool>(x: __m256i) -> __m512 {
-    avx512!({
-        let x = _mm512_cvtph_ps(x);
-        if !SPECIAL {
-            return x;
-        }
-        // Of `x` and the limit what is less in magnitude, with the sign of `x`. No branch: registers stay as they are.
-        let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
-        _mm512_maskz_range_ps::<0b0010>(number, x, _mm512_set1_ps(65504.0))
-    })
+/// float16 as the format reads them: NaN as 0, infinity as the end of the range.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+pub(in crate::cpu) fn finite_halves(x: __m256i) -> __m512 {
+    let x = _mm512_cvtph_ps(x);
+    // Of `x` and the limit what is less in magnitude, with the sign of `x`. No branch: registers stay as they are.
+    let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
+    _mm512_maskz_range_ps::<0b0010>(number, x, _mm512_set1_ps(65504.0))
 }
 
-/// Functions of one instruction that reads its operand from a register: the compiler has the intrinsics read memory, which
-/// is several times slower.
+/// The same; without `SPECIAL`, NaN and infinity as they are.
+#[inline(always)]
+unsafe fn halves<const SPECIAL: bool>(x: __m256i) -> __m512 {
+    avx512!(if SPECIAL { finite_halves(x) } else { _mm512_cvtph_ps(x) })
+}
+
+/// Functions that put the first elements of a vector in the places where the mask has a bit, and 0 elsewhere, by one
+/// instruction that reads a register: the compiler has the intrinsics read memory, which is several times slower.
 macro_rules! expand {
     ($name:ident, $instruction:literal, $register:ident, $vector:ty, $mask:ty) => {
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,avx2")]
-        fn $name(mask: $mask, x: $vector) -> $vector {
+        pub(in crate::cpu) fn $name(mask: $mask, x: $vector) -> $vector {
             let expanded;
             // SAFETY: the instruction touches but these registers; the function needs what it takes.
             unsafe {

@@ -9,7 +9,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx512::Avx512;
+pub(super) use avx512::{Avx512, expand_all_words, finite_halves};
 pub(super) use portable::Portable;
 
 /// Lanes of a vector.
@@ -38,12 +38,11 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     type Lanes: Copy;
     /// Whether [`Vector::is_available`] promises what it takes to read quantised rows in whole numbers.
     const WHOLE: bool = false;
+    /// Whether it promises what it takes to read float16 rows with the registers of AVX-512.
+    const WIDE: bool = false;
     /// Registers that a vector takes.
     const REGISTERS: usize;
-
-    /// Whether [`Vector::is_available`] promises what it takes to read float16 rows with the registers of AVX-512.
-    const WIDE: bool = false;
-    /// Whether there are registers enough for products of two keys with four queries each.
+    /// Whether there are registers enough for products of two keys with several queries each.
     const PAIRS: bool = false;
 
     /// Whether this processor has the instructions.

@@ -3,9 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::super::ahead::Ahead;
-use super::super::few::CHUNK;
+use super::super::few::{ByKey, CHUNK};
 use super::super::keys::truncate;
-use super::super::lanes::{ROWS, RowSums, columns, greatest_quarter, over_heads_whole, sums_of_pairs};
+use super::super::lanes::{ROWS, RowSums, columns, over_heads, sums_of_pairs};
 use super::super::values::Sums;
 use super::sizes::{Scalars, SizeReader};
 use super::step::multiply_and_make;
@@ -19,12 +19,9 @@ const BEYOND: usize = CHANNELS;
 /// Most bytes that the fields of a quantised row take.
 const MOST_BYTES: usize = MAX_HEAD_DIM / 4 + 6 + MAX_HEAD_DIM;
 
-/// Most that the magnitudes of the query channels may come to whose products are added up in int32, those of a quarter of
-/// the lanes: with [`super::sizes::GREATEST_SIZE`] each, and what rounding adds, they stay within it.
+/// Most that the magnitudes of the query channels may come to whose products are added up in one lane: with
+/// [`super::sizes::GREATEST_SIZE`] each, and what rounding adds, they stay within int32.
 const GREATEST_SUM: f32 = 65_000.0;
-
-/// Products of the keys of a chunk with `H` queries.
-type Products<const H: usize> = [[[f32; LANES]; CHUNK / LANES]; H];
 
 /// `H` queries in whole numbers.
 pub(in crate::cpu::fast) struct Keys<'a, const H: usize> {
@@ -68,7 +65,7 @@ impl<'a, const H: usize> Keys<'a, H> {
         for (h, unit) in units.iter_mut().enumerate() {
             // SAFETY: memory is read and written through references to arrays of the sizes that the instructions take.
             unsafe {
-                // Channels that are neighbours meet in a lane, and so do those of a quarter of the lanes.
+                // Channels that are neighbours meet in a lane.
                 let (mut sums, mut most) = (_mm512_setzero_ps(), _mm512_setzero_ps());
                 for pair in queries.as_chunks::<2>().0 {
                     let [a, b] = pair.each_ref().map(|x| _mm512_abs_ps(_mm512_loadu_ps(x.0[h].as_ptr())));
@@ -79,7 +76,7 @@ impl<'a, const H: usize> Keys<'a, H> {
                 if !_mm512_reduce_add_ps(sums).is_finite() {
                     return None;
                 }
-                *unit = (_mm512_reduce_max_ps(most) / 32_767.0).max(greatest_quarter(sums) / GREATEST_SUM);
+                *unit = (_mm512_reduce_max_ps(most) / 32_767.0).max(_mm512_reduce_max_ps(sums) / GREATEST_SUM);
                 // If it is not normal, all channels are next to nothing.
                 if !unit.is_normal() {
                     *unit = 0.0;
@@ -105,7 +102,7 @@ impl<'a, const H: usize> Keys<'a, H> {
         rows: &[u8],
         count: usize,
         ahead: &Ahead,
-        products: &mut Products<H>,
+        products: &mut ByKey<H>,
     ) -> bool {
         let stride = self.layout.row_bytes();
         // Sixteen at a time as far as vectors reach only what is there.
@@ -138,7 +135,7 @@ impl<'a, const H: usize> Keys<'a, H> {
     #[target_feature(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
     )]
-    fn copied(&mut self, rows: &[u8], count: usize, group: usize, products: &mut Products<H>) -> bool {
+    fn copied(&mut self, rows: &[u8], count: usize, group: usize, products: &mut ByKey<H>) -> bool {
         let used = self.used();
         let mut copy = [0; ROWS * MOST_BYTES + BEYOND];
         for (copy, row) in copy.chunks_exact_mut(used).zip(rows.chunks(self.layout.row_bytes())).take(count) {
@@ -163,7 +160,7 @@ impl<'a, const H: usize> Keys<'a, H> {
         (rows, stride): (&[u8], usize),
         groups: usize,
         ahead: Option<&Ahead>,
-        products: &mut Products<H>,
+        products: &mut ByKey<H>,
     ) -> Read {
         const { assert!(H <= 8) };
         let layout = self.layout;
@@ -281,7 +278,10 @@ unsafe fn sum_quarters<const NIBBLES: bool, const N: usize, const H: usize>(
             }
             // What the zeros give is in the first row's place until it has been multiplied.
             for (four, lanes) in lanes.into_iter().enumerate().take(H.div_ceil(4)) {
-                sums.set(four, row.saturating_sub(1), over_heads_whole(lanes));
+                let [a, b, c, d] = lanes;
+                let lanes =
+                    [_mm512_cvtepi32_ps(a), _mm512_cvtepi32_ps(b), _mm512_cvtepi32_ps(c), _mm512_cvtepi32_ps(d)];
+                sums.set(four, row.saturating_sub(1), over_heads(&lanes));
             }
         }
         match own {

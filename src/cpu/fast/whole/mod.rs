@@ -19,7 +19,6 @@ pub(super) use weights::Scaled;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::few::CHUNK;
 use crate::format::{Bits, ValueLayout};
 
 /// Channels of one vector of bytes; head sizes are to be multiples of it.
@@ -56,6 +55,3 @@ fn dot(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
     };
     sum
 }
-
-/// Weights of a chunk's keys, of each query.
-pub(super) type Weights<const H: usize> = [[[f32; 16]; CHUNK / 16]; H];

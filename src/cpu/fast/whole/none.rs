@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::ahead::Ahead;
-use super::few::CHUNK;
+use super::few::ByKey;
 use super::values::Sums;
 use crate::cpu::vector::LANES;
 use crate::format::{KeyLayout, ValueLayout};
@@ -30,13 +30,7 @@ impl<'a, const H: usize> Keys<'a, H> {
         None
     }
 
-    pub(super) unsafe fn products(
-        &mut self,
-        _: &[u8],
-        _: usize,
-        _: &Ahead,
-        _: &mut [[[f32; LANES]; CHUNK / LANES]; H],
-    ) -> bool {
+    pub(super) unsafe fn products(&mut self, _: &[u8], _: usize, _: &Ahead, _: &mut ByKey<H>) -> bool {
         match self.1 {}
     }
 }
@@ -49,7 +43,7 @@ pub(super) unsafe fn add_rows<const H: usize>(
     _: &ValueLayout,
     _: (&[u8], usize),
     _: &Ahead,
-    _: &[[[f32; LANES]; CHUNK / LANES]; H],
+    _: &ByKey<H>,
     _: &mut Scaled<H>,
     _: &mut [Sums<H>],
 ) {

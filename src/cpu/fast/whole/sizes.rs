@@ -3,9 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::super::few::CHUNK;
-use super::super::lanes::{ROWS, halves};
+use super::super::lanes::ROWS;
 use super::CHANNELS;
 use super::step::Making;
+use crate::cpu::vector::finite_halves;
 use crate::format::{Bits, KeyLayout};
 
 /// The greatest magnitude of a row, in its own units.
@@ -41,9 +42,9 @@ impl Scalars {
         // What 1 is in a word that is to be multiplied and cut off: a byte stands there twice, a nibble in the high half.
         let code = if bits == Bits::B8 { 257.0 } else { 16.0 * 257.0 };
         let zero = _mm512_setzero_ps();
-        let recovery = if recover { halves(_mm512_cvtepi32_epi16(recovery_least)) } else { zero };
-        let least = halves(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(recovery_least)));
-        let step = halves(_mm512_cvtepi32_epi16(step));
+        let recovery = if recover { finite_halves(_mm512_cvtepi32_epi16(recovery_least)) } else { zero };
+        let least = finite_halves(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(recovery_least)));
+        let step = finite_halves(_mm512_cvtepi32_epi16(step));
         let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_min_ps(_mm512_min_ps(recovery, least), step), zero);
         let most = _mm512_max_ps(_mm512_fmadd_ps(step, _mm512_set1_ps(levels), least), recovery);
         let some = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(most, zero);

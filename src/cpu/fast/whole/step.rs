@@ -38,6 +38,7 @@ pub(super) unsafe fn multiply_and_make<const H: usize>(
     let &Making { codes, mask, sign, scalars: [recovery, least, step], into_words: &[into_first, into_last] } = making;
     let [mut l0, mut l1, mut l2, mut l3] = lanes[0];
     let (first, last): (__m512i, __m512i);
+    // Named, for what has no type is written as a register of another size.
     let _word: __m512i;
     // A key's sizes: expanded codes twice in words, times step, the high halves; plus least or recovery; with sign. The
     // products of the heads that there are not are left out.

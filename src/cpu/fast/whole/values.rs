@@ -3,11 +3,11 @@
 use std::arch::x86_64::*;
 
 use super::super::ahead::Ahead;
-use super::super::few::CHUNK;
+use super::super::few::{ByKey, CHUNK};
 use super::super::lanes::quarters_transposed;
 use super::super::values::Sums;
 use super::weights::{Group, Scaled};
-use super::{CHANNELS, Weights, dot};
+use super::{CHANNELS, dot};
 use crate::cpu::vector::LANES;
 use crate::format::{Bits, ValueLayout};
 
@@ -24,7 +24,7 @@ pub(in crate::cpu::fast) fn add_rows<const H: usize>(
     layout: &ValueLayout,
     (rows, count): (&[u8], usize),
     ahead: &Ahead,
-    weights: &Weights<H>,
+    weights: &ByKey<H>,
     scaled: &mut Scaled<H>,
     sums: &mut [Sums<H>],
 ) {

@@ -2,12 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::super::few::CHUNK;
-use super::super::lanes::{ROWS, columns, greatest_of_each, halves, sums_of_each};
+use super::super::few::{ByKey, CHUNK};
+use super::super::lanes::{ROWS, columns, greatest_of_each, sums_of_each};
 use super::super::values::Sums;
-use super::Weights;
 use super::values::Rows;
-use crate::cpu::vector::LANES;
+use crate::cpu::vector::{LANES, finite_halves};
 use crate::format::{Bits, MAX_HEAD_DIM};
 
 /// Most pairs of scale and minimum of a row.
@@ -52,7 +51,7 @@ impl<const H: usize> Group<H> {
     /// Sets the weights by `fields` of one group of channels.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-    fn set(&mut self, fields: &Fields, weights: &Weights<H>) {
+    fn set(&mut self, fields: &Fields, weights: &ByKey<H>) {
         let mut least = [_mm512_setzero_ps(); H];
         let mut most = least;
         for (h, weights) in weights.iter().enumerate() {
@@ -75,7 +74,9 @@ impl<const H: usize> Group<H> {
                 // SAFETY: memory is read and written through references to arrays of the sizes that the instructions take.
                 unsafe {
                     let scaled = _mm512_mul_ps(_mm512_loadu_ps(weights.as_ptr()), scale);
-                    let whole = _mm512_cvtps_epi32(_mm512_fmadd_ps(scaled, by, uneven));
+                    let x = _mm512_mul_ps(scaled, by);
+                    let small = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(SMALL));
+                    let whole = _mm512_cvtps_epi32(_mm512_mask_add_ps(x, small, x, uneven));
                     _mm256_storeu_si256(pairs.as_mut_ptr().cast(), _mm512_cvtsepi32_epi16(whole));
                 }
             }
@@ -83,8 +84,11 @@ impl<const H: usize> Group<H> {
     }
 }
 
-/// Added to weights before they are rounded, so that many small ones together keep what they weigh: sixteenths from -1/2 to
-/// 1/2, neighbours far apart.
+/// Below this many units, a weight would lose too much where all round alike.
+const SMALL: f32 = 16.0;
+
+/// Added to small weights before they are rounded, so that many of them together keep what they weigh: sixteenths from -1/2
+/// to 1/2, neighbours far apart.
 const UNEVEN: [f32; LANES] = {
     let mut uneven = [0.0; LANES];
     let mut n = 0;
@@ -108,7 +112,7 @@ impl<const H: usize> Scaled<H> {
     /// Weights for each group of channels of `rows`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-    pub(super) fn weigh(&mut self, rows: &Rows, weights: &Weights<H>) -> &[Group<H>] {
+    pub(super) fn weigh(&mut self, rows: &Rows, weights: &ByKey<H>) -> &[Group<H>] {
         let groups = &mut self.0[..rows.layout.codes_at() / 4];
         if rows.layout.bits() == Bits::B8 {
             groups[0].set(&fields::<1>(rows, 0)[0], weights);
@@ -143,8 +147,8 @@ fn fields<const N: usize>(rows: &Rows, n: usize) -> [Fields; N] {
             unsafe { columns(copy.as_ptr().cast(), 16) }
         };
         for (fields, words) in fields.iter_mut().zip(words) {
-            fields.scale[first / ROWS] = halves(_mm512_cvtepi32_epi16(words));
-            fields.minimum[first / ROWS] = halves(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words)));
+            fields.scale[first / ROWS] = finite_halves(_mm512_cvtepi32_epi16(words));
+            fields.minimum[first / ROWS] = finite_halves(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words)));
         }
     }
     fields
