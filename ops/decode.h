@@ -1,9 +1,9 @@
-// Decoding: recovery attention for few queries. A block takes a piece of the keys of one KV head and up to COLUMNS of its
-// queries, (new token, query head) pairs; its waves take tiles of keys in turn.
+// Decoding: recovery attention for few queries. A block takes a piece of the keys of one KV head and up to COLUMNS of
+// its queries, (new token, query head) pairs; its waves take tiles of keys in turn.
 //
 // In a wave, OCTETS lanes share a row, eight channels each, and WAVE / OCTETS rows stand side by side: a key is decoded
-// once for all queries, the reduction of a product stays within OCTETS lanes, and what a value adds to the output stays in
-// the lane. Key rows come to LDS as they are, in whole cache lines, because where a kept channel lies depends on the
+// once for all queries, the reduction of a product stays within OCTETS lanes, and what a value adds to the output stays
+// in the lane. Key rows come to LDS as they are, in whole cache lines, because where a kept channel lies depends on the
 // row's mask; value rows go straight to registers, and are asked for before the scores are computed. The greatest score
 // moves once a tile.
 #ifndef SPARK_DECODE_H
@@ -69,8 +69,8 @@ SPARK_FN void queries_to_shared(const SparkCall& call, const Sequence& s, u32 kv
 }
 
 // Copies the fields of `count` key rows, from position `t` on, to LDS from byte `staged` on, by one wave.
-SPARK_FN void stage_keys(const SparkCall& call, const KeyLayout& layout, const Sequence& s, u32 kv_head, u32 t, u32 count,
-                         u32 staged) {
+SPARK_FN void stage_keys(const SparkCall& call, const KeyLayout& layout, const Sequence& s, u32 kv_head, u32 t,
+                         u32 count, u32 staged) {
     const i64 row = ((i64)s.index * call.kv_heads + kv_head) * call.past_rows + t;
     const u8* from = (const u8*)call.past_key + row * call.key_row_bytes;
     const Shared<u32> to(staged);
@@ -228,8 +228,8 @@ struct Decode {
         }
     }
 
-    // What softcap and attention_bias make of the scores. Rarely wanted and long, so one copy in a loop that picks a score
-    // by comparisons: registers cannot be indexed.
+    // What softcap and attention_bias make of the scores. Rarely wanted and long, so one copy in a loop that picks a
+    // score by comparisons: registers cannot be indexed.
     template <u32 N>
     SPARK_FN void add_more(float (&score)[N][COLUMNS], u32 t, u32 count) const {
         SPARK_NOTE("rare");
@@ -332,8 +332,8 @@ struct Decode {
     }
 };
 
-// LDS: D units; then, one after the other in time, queries and scales, for each wave TILE rows' fields and KEY_SLACK_WORDS, the
-// states of half the waves.
+// LDS: D units; then, one after the other in time, queries and scales, for each wave TILE rows' fields and
+// KEY_SLACK_WORDS, the states of half the waves.
 template <u32 OCTETS, u32 COLUMNS>
 SPARK_FN void decode(const SparkCall& call) {
     typedef Decode<OCTETS, COLUMNS> Own;

@@ -1,4 +1,4 @@
-// Decoding of quantised rows on devices that multiply matrices: what decode.h does, with keys in rows taken 16 at a time.
+// Decoding of quantised rows on matrix cores: what decode.h does, with keys in rows taken 16 at a time.
 #ifndef SPARK_DECODE_MATRIX_H
 #define SPARK_DECODE_MATRIX_H
 
@@ -10,8 +10,8 @@
 template <u32 OCTETS, u32 COLUMNS, u32 KEY_BITS, u32 VALUE_BITS>
 struct DecodeMatrix {
     SPARK_CONSTANT u32 BLOCKS = (COLUMNS + 3) / 4; // of four queries
-    // Weights times scales are at most 2^12 e^2, the largest float16 being nearly 2^16, and all that matter are far from its
-    // least normal number.
+    // Weights times scales are at most 2^12 e^2, the largest float16 being nearly 2^16, and all that matter are far
+    // from its least normal number.
     static constexpr float HEADROOM = 12.0f, SLACK = 2.88539f;
 
     const SparkCall& call;
@@ -20,8 +20,8 @@ struct DecodeMatrix {
     MatrixKeys<OCTETS, BLOCKS, KEY_BITS> keys;
     MatrixValues<OCTETS, BLOCKS, VALUE_BITS> values;
     Keys seen[BLOCKS];
-    // To base 2, of the lane's column: what weights are relative to, the greatest of scores and the logarithms of their values'
-    // scales, less HEADROOM; and the sum of weights.
+    // To base 2, of the lane's column: what weights are relative to, the greatest of scores and the logarithms of their
+    // values' scales, less HEADROOM; and the sum of weights.
     float reference[BLOCKS], sum[BLOCKS];
 
     // LDS: what queries_to_shared leaves; behind it what MatrixKeys says, which gives way to the waves' states.
@@ -62,7 +62,8 @@ struct DecodeMatrix {
         SPARK_UNROLL
         for (u32 b = 0; b < BLOCKS; ++b) {
             const u32 stop = seen[b].end < end ? seen[b].end : end;
-            const u32 from = t + 4 * keys.group - seen[b].start, count = seen[b].start < stop ? stop - seen[b].start : 0;
+            const u32 count = seen[b].start < stop ? stop - seen[b].start : 0;
+            const u32 from = t + 4 * keys.group - seen[b].start;
             SPARK_UNROLL
             for (u32 r = 0; r < 4; ++r) score[b][r] = from + r < count ? score[b][r] : NO_SCORE;
         }
@@ -161,7 +162,8 @@ SPARK_FN constexpr bool has_room() {
 
 // The waves' states of the stored keys from `start` to below `end`, in LDS.
 template <u32 OCTETS, u32 COLUMNS, u32 KEY_BITS, u32 VALUE_BITS>
-SPARK_FN Shared<float> decode_stored(const SparkCall& call, const Sequence& s, const DecodeBlock& block, u32 start, u32 end) {
+SPARK_FN Shared<float> decode_stored(const SparkCall& call, const Sequence& s, const DecodeBlock& block, u32 start,
+                                     u32 end) {
     if constexpr (has_room<OCTETS, COLUMNS, VALUE_BITS>()) {
         DecodeMatrix<OCTETS, COLUMNS, KEY_BITS, VALUE_BITS> stored(call, s, block.kv_head, block.first_column);
         stored.tiles(start, end);

@@ -177,9 +177,9 @@ typedef float MatrixSums __attribute__((ext_vector_type(4)));
 typedef int MatrixCounts __attribute__((ext_vector_type(4)));
 
 SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
+    typedef u32 Pair __attribute__((ext_vector_type(2)));
     typedef _Float16 Halves __attribute__((ext_vector_type(4)));
-    const Halves x = __builtin_bit_cast(Halves, (u64)a[1] << 32 | a[0]);
-    const Halves y = __builtin_bit_cast(Halves, (u64)b[1] << 32 | b[0]);
+    const Halves x = __builtin_bit_cast(Halves, Pair{a[0], a[1]}), y = __builtin_bit_cast(Halves, Pair{b[0], b[1]});
     c = __builtin_amdgcn_mfma_f32_16x16x16f16(x, y, c, 0, 0, 0);
 }
 SPARK_FN void matrix_f32(float a, float b, MatrixSums& c) {

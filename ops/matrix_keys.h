@@ -1,15 +1,15 @@
-// Products of quantised keys with queries on devices that multiply matrices, 16 keys and blocks of four queries at a time.
+// Products of quantised keys with queries on matrix cores, 16 keys and blocks of four queries at a time.
 //
-// A lane has a fourth of a key, OWN octets. With u the codes, spread over the channels and 0 for pruned ones, s the signs and
-// b a digit of the query, a score is step * sum(s u b) + m * sum over kept(s b) + a * sum over pruned(s b), summed over
-// digits. All three come from products of bytes:
+// A lane has a fourth of a key, OWN octets. With u the codes, spread over the channels and 0 for pruned ones, s the
+// signs and b a digit of the query, a score is step * sum(s u b) + m * sum over kept(s b) + a * sum over pruned(s b),
+// summed over digits. All three come from products of bytes:
 //
 //   F1 = sum((s (u - 127.5) - 0.5) b), F2 = sum((-127.5 s - 0.5) b), F3 = sum((127.5 s t - 0.5) b), B = sum(b)
 //
 // with t = 1 for kept and -1 for pruned channels: the bytes of F2 are 0x80 and 0x7f, those of F1 and F3 are they xor u
-// and xor 0xff. Then sum(s u b) = F1 - F2, sum over kept(s b) = (F3 - F2) / 255, and over pruned = -(F2 + F3 + B) / 255.
-// A query is three signed bytes a channel, nearly as exact as a float32 of the size of its greatest: columns 4 c + p of the
-// product are the digits p of query c, so every sum is exact, and the fourth column is idle.
+// and xor 0xff. Then sum(s u b) = F1 - F2, sum over kept(s b) = (F3 - F2) / 255, and over pruned = -(F2 + F3 + B) /
+// 255. A query is three signed bytes a channel, nearly as exact as a float32 of the size of its greatest: columns 4 c +
+// p of the product are the digits p of query c, so every sum is exact, and the fourth column is idle.
 #ifndef SPARK_MATRIX_KEYS_H
 #define SPARK_MATRIX_KEYS_H
 
@@ -17,8 +17,8 @@
 
 // Keys of a product.
 SPARK_CONSTANT u32 MATRIX_KEYS = 16;
-// LDS of a block, in words: a quad of selectors of codes and bytes of kept channels by a mask's byte, two of signs by a sign
-// plane's byte.
+// LDS of a block, in words: a quad of selectors of codes and bytes of kept channels by a mask's byte, two of signs by a
+// sign plane's byte.
 SPARK_CONSTANT u32 MATRIX_TABLE_WORDS = 256 * 6;
 
 template <u32 OCTETS, u32 BLOCKS, u32 KEY_BITS>
@@ -69,7 +69,8 @@ struct MatrixKeys {
         }
     }
 
-    // The query of block `b` that the lane's column belongs to: D numbers in LDS from `first` on, zeros unless it `exists`.
+    // The query of block `b` that the lane's column belongs to: D numbers in LDS from `first` on, zeros unless it
+    // `exists`.
     SPARK_FN void set_query(u32 b, const Shared<float>& queries, u32 first, bool exists) {
         const u32 d = call.head_dim;
         float most = 0.0f;

@@ -1,8 +1,8 @@
-// Weighted sums of quantised values on devices that multiply matrices, 16 keys and blocks of four queries at a time.
+// Weighted sums of quantised values on matrix cores, 16 keys and blocks of four queries at a time.
 //
-// A lane of the scores has a column and four keys, which is how a product takes weights: weight times scale, as the sum of two
-// float16 in columns 4 c + p, p even and odd. Codes are exact in float16. Four-bit values have a scale for each 32 channels,
-// so p / 2 is which of two groups; four groups take two products.
+// A lane of the scores has a column and four keys, which is how a product takes weights: weight times scale, as the sum
+// of two float16 in columns 4 c + p, p even and odd. Codes are exact in float16. Four-bit values have a scale for each
+// 32 channels, so p / 2 is which of two groups; four groups take two products.
 #ifndef SPARK_MATRIX_VALUES_H
 #define SPARK_MATRIX_VALUES_H
 
@@ -67,7 +67,8 @@ struct MatrixValues {
             }
             SPARK_UNROLL
             for (u32 set = 0; set < SETS; ++set) {
-                // Head sizes with half a set do not occur: 4-bit values have whole groups, and one set has room for two.
+                // Head sizes with half a set do not occur: 4-bit values have whole groups, and one set has room for
+                // two.
                 const u32 second = VALUE_GROUP * 2 * set + VALUE_GROUP * (part / 2) < call.head_dim ? 8 * set : 0;
                 pairs[set][r] = load((const u32*)(rows + (at + own_pair + second)));
             }
@@ -89,7 +90,8 @@ struct MatrixValues {
                 SPARK_UNROLL
                 for (u32 r = 0; r < 4; ++r) {
                     const u32 pair = pairs[set][r];
-                    pairs[set][r] = to_finite_half(half_to_float((u16)pair)) | to_finite_half(half_to_float(pair >> 16)) << 16;
+                    const u32 scale = to_finite_half(half_to_float((u16)pair));
+                    pairs[set][r] = scale | to_finite_half(half_to_float(pair >> 16)) << 16;
                 }
             }
         }
@@ -97,7 +99,8 @@ struct MatrixValues {
 
     SPARK_FN float scale(u32 set, u32 r) const { return half_to_float((u16)pairs[set][r]); }
 
-    // About the logarithm to base 2 of the greatest scale of key `r`, less by at most 0.09; at least -24, where float16 ends.
+    // About the logarithm to base 2 of the greatest scale of key `r`, less by at most 0.09; at least -24, where float16
+    // ends.
     SPARK_FN float size(u32 r) const {
         float most = 0x1p-24f;
         SPARK_UNROLL
@@ -106,7 +109,9 @@ struct MatrixValues {
     }
 
     // How many channels byte `k` of word `w` lies behind the first of its lane.
-    SPARK_FN static u32 offset(u32 w, u32 k) { return BITS == 8 ? 4 * w + k : UNIT == 8 ? 2 * k + w : 2 * (k % 2) + k / 2; }
+    SPARK_FN static u32 offset(u32 w, u32 k) {
+        return BITS == 8 ? 4 * w + k : UNIT == 8 ? 2 * k + w : 2 * (k % 2) + k / 2;
+    }
 
     // Codes of four keys, transposed: of each of the word's four channels as float16.
     SPARK_FN static void transpose(const u32 (&words)[4], u32 (&halves)[4][2]) {

@@ -5,16 +5,16 @@
 //   load<V>(p), store(p, v)      one element of global memory
 //   load_words(p, w), store_words(p, w)   several 32-bit words of global memory, p aligned to 4 bytes
 //   Shared<V>                    elements in the block's LDS, asked for at launch
-//   same(x)                      x, which is the same in all lanes of the wave, where it is computed with once for the wave
+//   same(x)                      x, which is the same in all lanes of the wave, to be computed with once for the wave
 //   vote(b), shuffle_xor(v, mask)       all lanes of a wave take part
 //   rank_in(mask)                set bits of a vote below the own lane
 //   wave_barrier()               what lanes of the wave wrote to LDS is seen by its other lanes
 //   block_barrier()              the same for the block
-//   anew(x)                      x, of which the compiler computes nothing ahead of a loop, where it would hold registers
+//   anew(x)                      x, of which nothing is computed ahead of a loop, where it would hold registers
 //   half_to_float, float_to_half, exp2_of, sqrt_of, round_even, least, greatest, fused, product
 //
-// SPARK_MATRIX and SPARK_NO_MATRIX are defined where kernels for GPUs with and without matrix cores are wanted. With them,
-// waves have 64 lanes, and all take part in
+// SPARK_MATRIX and SPARK_NO_MATRIX are defined where kernels for GPUs with and without matrix cores are wanted. With
+// them, waves have 64 lanes, and all take part in
 //   matrix_f16(a, b, c), matrix_f32(a, b, c), matrix_i8(a, b, c)   C (16 by 16) += A * B
 //   MatrixSums, MatrixCounts     four float32 or int, the lane's part of C
 // and each for itself in
@@ -24,13 +24,13 @@
 //   truncate_halves(a, b)        a and b as float16, towards zero
 //
 // Of C, lane l has column l % 16, rows 4 * (l / 16) to 4 * (l / 16) + 3. matrix_f16: A is 16 by 16 and B 16 by 16 of
-// float16; lane l has of row l % 16 of A, and of column l % 16 of B, the elements 4 * (l / 16) to 4 * (l / 16) + 3, low half
-// of the first word first; numbers below the normal ones count as zero or as they are. matrix_f32: A is 16 by 4 and B 4 by
-// 16 of float32; lane l has element l / 16 of the same row and column. matrix_i8: A is 16 by 32 and B 32 by 16 of signed
-// bytes, sums are int; lane l has eight elements of the same row and column, low byte of the first word first.
+// float16; lane l has of row l % 16 of A, and of column l % 16 of B, the elements 4 * (l / 16) to 4 * (l / 16) + 3, low
+// half of the first word first; numbers below the normal ones count as zero or as they are. matrix_f32: A is 16 by 4
+// and B 4 by 16 of float32; lane l has element l / 16 of the same row and column. matrix_i8: A is 16 by 32 and B 32 by
+// 16 of signed bytes, sums are int; lane l has eight elements of the same row and column, the same eight of both.
 // These are the registers of V_MFMA_F32_16X16X16F16, V_MFMA_F32_16X16X4F32 and V_MFMA_I32_16X16X32_I8, or two of
-// V_MFMA_I32_16X16X16I8 (AMD's "Instinct MI200" and "MI300" ISA guides; the formulas are those of its matrix instruction
-// calculator, github.com/ROCm/amd_matrix_instruction_calculator).
+// V_MFMA_I32_16X16X16I8 (AMD's "Instinct MI200" and "MI300" ISA guides; the formulas are those of its matrix
+// instruction calculator, github.com/ROCm/amd_matrix_instruction_calculator).
 //
 // Every control decision around a primitive that all lanes take part in is the same in all lanes of the wave (of the
 // block for block_barrier).

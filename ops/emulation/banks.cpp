@@ -1,5 +1,5 @@
-// Counts bank conflicts of the LDS layouts of ops/prefill_matrix.h. LDS has 32 banks of four bytes, and takes 128 bytes at
-// once: of writes those of neighbouring lanes, of reads of 16 bytes those of eight lanes that are not all neighbours
+// Counts bank conflicts of the LDS layouts of ops/prefill_matrix.h. LDS has 32 banks of four bytes, and takes 128 bytes
+// at once: of writes those of neighbouring lanes, of reads of 16 bytes those of eight lanes that are not all neighbours
 // (rocm.docs.amd.com, Composable Kernel, "Understanding AMD GPU LDS and bank conflicts").
 #include "machine.h"
 

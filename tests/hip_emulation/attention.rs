@@ -68,7 +68,8 @@ fn any_bytes_are_read_safely() {
     });
 }
 
-/// Weights times scales of values, which float16 holds only relative to the greatest: a scale may be any float16, or zero.
+/// Weights times scales of values, which float16 holds only relative to the greatest: a scale may be any float16, or
+/// zero.
 #[test]
 fn values_may_differ_much_in_size() {
     for seed in 2000..2032 {

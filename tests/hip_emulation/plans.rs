@@ -8,8 +8,8 @@ use spark_ort::hip::plan::{self, AttentionTensors, Inputs, Scalar};
 
 use crate::on_device::{case, device};
 
-/// LDS never allows fewer blocks of a compute unit than the cost model counts on, nor any head size or row a kernel that it
-/// has no room for.
+/// LDS never allows fewer blocks of a compute unit than the cost model counts on, nor any head size or row a kernel
+/// that it has no room for.
 #[test]
 fn every_row_fits_lds() {
     for (wave, d) in [(64, 32), (64, 64), (64, 128), (64, 136), (64, 256), (32, 64), (32, 128), (32, 256)] {

@@ -3,20 +3,20 @@
 //! # Cost model
 //! Decoding reads every cached row once. What bounds it is the memory's bandwidth or the instructions that decode rows,
 //! whichever is slower (`docs/performance.md` counts both); either way every compute unit must be busy to the end.
-//! - *Bytes in flight.* A memory of bandwidth W and latency t needs W * t bytes under way: 5.3 TB/s and 0.8 us are 4.2 MB, 14
-//!   KB for each of the 304 compute units of an MI300X (1.6 TB/s: 13 KB for each of the 104 of one die of an MI250). A wave
-//!   asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries on matrix cores that is 16
-//!   rows or 3.8 KB, and 8 waves, 2 blocks, have 30 KB under way.
-//! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, or where quantised
-//!   rows of more than 64 channels go through matrix cores, which [`decode_blocks`] says and `tests/device_code` checks in
-//!   the code objects; LDS allows more.
-//! - *Splitting.* Blocks are (queries of a KV head) x (sequences). Where that is less than the device takes at once, the keys
-//!   of a sequence are cut into pieces, as many as still fit in one round: a second, partly filled round would cost more
-//!   than longer pieces. A piece costs a state of D + 2 floats a query, written and read once; [`MIN_DECODE_KEYS`] keys keep
-//!   that below a tenth of the rows' bytes.
-//! - *Prefill* is bound by multiply-adds, on matrix cores where there are any (`ops/prefill_matrix.h` has their cost model). Two blocks a
-//!   compute unit, where LDS has room for them, so that one's matrix instructions hide what the other decodes. It is cut
-//!   only where there are few blocks, that is for chunks of few tokens after a long cache.
+//! - *Bytes in flight.* A memory of bandwidth W and latency t needs W * t bytes under way: 5.3 TB/s and 0.8 us are 4.2
+//!   MB, 14 KB for each of the 304 compute units of an MI300X (1.6 TB/s: 13 KB for each of the 104 of one die of an
+//!   MI250). A wave asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries on
+//!   matrix cores that is 16 rows or 3.8 KB, and 8 waves, 2 blocks, have 30 KB under way.
+//! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, or where
+//!   quantised rows of more than 64 channels go through matrix cores, which [`decode_blocks`] says and
+//!   `tests/device_code` checks in the code objects; LDS allows more.
+//! - *Splitting.* Blocks are (queries of a KV head) x (sequences). Where that is less than the device takes at once,
+//!   the keys of a sequence are cut into pieces, as many as still fit in one round: a second, partly filled round would
+//!   cost more than longer pieces. A piece costs a state of D + 2 floats a query, written and read once;
+//!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes.
+//! - *Prefill* is bound by multiply-adds, on matrix cores where there are any (`ops/prefill_matrix.h` has their cost
+//!   model). Two blocks a compute unit, where LDS has room for them, so that one's matrix instructions hide what the
+//!   other decodes. It is cut only where there are few blocks, that is for chunks of few tokens after a long cache.
 
 use super::super::params::{Call, MAX_SEQUENCES, Tokens};
 use super::tensors::base;
@@ -25,8 +25,8 @@ use super::{
 };
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 
-/// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one of
-/// each block.
+/// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one
+/// of each block.
 fn decode_blocks(octets: u32, columns: u32, matrix: bool) -> u32 {
     if columns > 4 || matrix && octets > 8 { 2 } else { 3 }
 }
