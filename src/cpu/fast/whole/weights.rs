@@ -75,7 +75,8 @@ impl<const H: usize> Group<H> {
                 unsafe {
                     let scaled = _mm512_mul_ps(_mm512_loadu_ps(weights.as_ptr()), scale);
                     let x = _mm512_mul_ps(scaled, by);
-                    let small = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(SMALL));
+                    // Scales are not negative, but for rows that hosts made up.
+                    let small = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_set1_ps(SMALL));
                     let whole = _mm512_cvtps_epi32(_mm512_mask_add_ps(x, small, x, uneven));
                     _mm256_storeu_si256(pairs.as_mut_ptr().cast(), _mm512_cvtsepi32_epi16(whole));
                 }
