@@ -89,7 +89,8 @@ impl<'a, V: Vector, const H: usize> StoredKeys<'a, V, H> {
         // SAFETY: as the caller.
         unsafe {
             let mut key = rest.keys.start;
-            if V::PAIRS {
+            // Where a vector takes one register, there are enough for products with two keys.
+            if V::REGISTERS == 1 {
                 while key + 2 <= rest.keys.end {
                     self.together::<SPECIAL, 2>(rest, key, products);
                     key += 2;

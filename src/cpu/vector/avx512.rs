@@ -63,7 +63,6 @@ impl<const WHOLE: bool> Vector for Avx512<WHOLE> {
     const REGISTERS: usize = 1;
     const WHOLE: bool = WHOLE;
     const WIDE: bool = true;
-    const PAIRS: bool = true;
 
     fn is_available() -> bool {
         is_x86_feature_detected!("avx512f")

@@ -42,8 +42,6 @@ pub(super) trait Vector: Copy + Send + Sync + 'static {
     const WIDE: bool = false;
     /// Registers that a vector takes.
     const REGISTERS: usize;
-    /// Whether there are registers enough for products of two keys with several queries each.
-    const PAIRS: bool = false;
 
     /// Whether this processor has the instructions.
     fn is_available() -> bool;
