@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use super::Pool;
+use super::pool::Pool;
 use crate::call::{Geometry, Lengths};
 
 /// Copies the past rows of each (sequence, KV head) into `present` (`[B, Hk, S, row_bytes]` bytes), zeroes the rows that

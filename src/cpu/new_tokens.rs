@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::Array2;
 
-use super::Attention;
+use super::attention::Attention;
 use crate::element::Element;
 
 /// Rotated keys, and values, of the new tokens of a call, in float32. They are made where they are needed, some at a time:

@@ -14,7 +14,7 @@ use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
 use super::{Container, Tensor, inputs, shape_inference};
 use crate::call::{Geometry, Input, Lengths, PruneSettings};
-use crate::cpu::{HeadRows, Path, Prune, grow, prune, recent_keys};
+use crate::cpu::{HeadRows, InstructionSet, Prune, grow, prune, recent_keys};
 
 pub(super) const NAME: &str = "SparkPrune";
 
@@ -56,7 +56,7 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
         let node = Node::new(NAME, context);
         let (settings, path) = node.guard(|| {
-            let path = Path::chosen().map_err(Failure::Process)?;
+            let path = InstructionSet::chosen().map_err(Failure::Process)?;
             Ok((PruneSettings::read(context)?, path))
         })?;
         Ok(PruneKernel { node, settings, path, types: PhantomData })
@@ -72,7 +72,7 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
 pub struct PruneKernel<T, C> {
     node: Node,
     settings: PruneSettings,
-    path: Path,
+    path: InstructionSet,
     types: PhantomData<(T, C)>,
 }
 
@@ -85,7 +85,7 @@ impl<T: Tensor, C: Container> Kernel for PruneKernel<T, C> {
 
 fn compute<T: Tensor, C: Container>(
     settings: &PruneSettings,
-    path: Path,
+    path: InstructionSet,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
     let pool = OrtPool::new(context);

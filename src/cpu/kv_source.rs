@@ -1,0 +1,77 @@
+//! Where the keys and values of a call lie: cached rows, the dense recent window, or the new tokens.
+
+use std::ops::Range;
+
+use ndarray::s;
+
+use super::attention::Attention;
+use super::decode::kernels::KeyRows;
+use super::new_tokens::NewTokens;
+use super::query_block::QueryBlock;
+use crate::element::Element;
+use crate::method::Recovery;
+
+/// The keys and values of one call.
+pub(super) struct KvSource<'a, 'c, T> {
+    pub(super) call: &'a Attention<'c, T>,
+    pub(super) new: NewTokens<'a, 'c, T>,
+}
+
+/// Keys between two positions that lie in the same place.
+pub(super) enum Place {
+    /// Key and value rows.
+    Rows,
+    /// Dense keys and value rows, of the recent window.
+    Recent,
+    /// Dense keys and values of the call.
+    New,
+}
+
+impl<'a, 'c, T: Element> KvSource<'a, 'c, T> {
+    pub(super) fn new(call: &'a Attention<'c, T>) -> Self {
+        Self { call, new: NewTokens::new(call) }
+    }
+
+    /// `keys` in pieces of at most `size` that each lie in one place.
+    pub(super) fn pieces(
+        &self,
+        sequence: usize,
+        keys: Range<usize>,
+        size: usize,
+    ) -> impl Iterator<Item = (Place, Range<usize>)> {
+        let past = self.call.lengths.past[sequence];
+        let recent = match &self.call.recent {
+            Some(_) => self.call.lengths.recent_before(sequence, self.call.settings.common.recent_window),
+            None => 0,
+        };
+        let mut from = keys.start;
+        std::iter::from_fn(move || {
+            if from >= keys.end {
+                return None;
+            }
+            let (place, end) = match from {
+                _ if from < past - recent => (Place::Rows, past - recent),
+                _ if from < past => (Place::Recent, past),
+                _ => (Place::New, usize::MAX),
+            };
+            let piece = from..keys.end.min(end).min(from + size);
+            from = piece.end;
+            Some((place, piece))
+        })
+    }
+
+    /// Dense keys of the recent window at `positions`, `[positions, D]`.
+    pub(super) fn recent(&self, block: &QueryBlock, positions: Range<usize>) -> Vec<f32> {
+        let call = self.call;
+        let b = block.sequence;
+        let first = call.lengths.past[b] - call.lengths.recent_before(b, call.settings.common.recent_window);
+        let recent = call.recent.as_ref().expect("only asked for where it is");
+        let at = s![b, block.head % call.geometry.kv_heads, positions.start - first..positions.end - first, ..];
+        recent.slice(at).iter().map(|k| k.finite()).collect()
+    }
+
+    /// How key rows are to be read.
+    pub(super) fn key_rows(&self) -> KeyRows<'a> {
+        KeyRows { layout: &self.call.geometry.key, recover: self.call.settings.common.recovery == Recovery::Mean }
+    }
+}
