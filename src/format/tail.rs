@@ -90,13 +90,7 @@ impl TailLayout {
 
     /// Where the last keys before position `total` go in the free rows of `key` and `value` buffer after a call, in order
     /// of their positions. There are at most `wanted` of them.
-    pub fn write<'a>(
-        &self,
-        total: usize,
-        wanted: usize,
-        key: &'a mut [u8],
-        value: &'a mut [u8],
-    ) -> Vec<&'a mut [u8]> {
+    pub fn write<'a>(&self, total: usize, wanted: usize, key: &'a mut [u8], value: &'a mut [u8]) -> Vec<&'a mut [u8]> {
         let kept = self.kept(key.len() / self.key_row);
         let count = wanted.min(kept).min(total);
         let [mut keys, mut values] = [key, value].map(|free| {
