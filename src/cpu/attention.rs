@@ -8,6 +8,7 @@ use super::queries::Queries;
 use super::tokens::Tokens;
 use crate::call::{AttentionSettings, Geometry, Lengths};
 use crate::element::Element;
+use crate::format::TailLayout;
 
 /// One call of the read path.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +27,23 @@ pub struct Attention<'a, T> {
     pub past_value: &'a [&'a [u8]],
     /// The last past keys, dense, `[B, Hk, Wp, D]`.
     pub recent: Option<ArrayView4<'a, T>>,
+    /// Where the last past keys are dense in shared buffers; not read where `recent` is given.
+    pub tail: Option<TailRows<'a>>,
     /// Channel scale c, `[Hk * D]`.
     pub scale: &'a [f32],
     /// Added to the scores, `[B or 1, Hq or 1, L, total or more]`.
     pub bias: Option<ArrayView4<'a, T>>,
+}
+
+/// The tails of a call's shared buffers, to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct TailRows<'a> {
+    /// Where keys lie in them.
+    pub layout: &'a TailLayout,
+    /// Free key rows of each (sequence, KV head), from the past length to the end of the buffer.
+    pub key: &'a [&'a [u8]],
+    /// Free value rows, likewise.
+    pub value: &'a [&'a [u8]],
 }
 
 impl<T: Element> Attention<'_, T> {

@@ -42,8 +42,8 @@ pub struct HeadRows<'a> {
     pub value: &'a mut [u8],
 }
 
-/// Encodes the new tokens into `rows`, one entry for each (sequence, KV head) with the head varying fastest, and writes n
-/// of the call to `observed` (`[B, Hk, D]`), if wanted. Rows do not depend on `set`.
+/// Encodes the new tokens into `rows`, one entry for each (sequence, KV head) with the head varying fastest, and writes
+/// n of the call to `observed` (`[B, Hk, D]`), if wanted. Rows do not depend on `set`.
 ///
 /// # Panics
 /// If this processor has not the instructions of `set`.
@@ -172,8 +172,8 @@ fn encode_key(layout: &KeyLayout, recovery: Recovery, key: &[f32], saliency: &[f
     layout.encode(PrunedKey { key, mask, scale, recovery }, row);
 }
 
-/// Writes the last keys of every sequence after this call, dense, to `present` (`[B, Hk, W', D]`, W' at least the largest
-/// number of recent keys); `past` (`[B, Hk, Wp, D]`) holds those before it. Rows without a key are zero.
+/// Writes the last keys of every sequence after this call, dense, to `present` (`[B, Hk, W', D]`, W' at least the
+/// largest number of recent keys); `past` (`[B, Hk, Wp, D]`) holds those before it. Rows without a key are zero.
 ///
 /// # Panics
 /// If a past key is needed and `past` does not hold it.

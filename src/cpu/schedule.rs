@@ -75,7 +75,8 @@ pub(super) fn run<T: Element>(
     });
 }
 
-/// All queries in blocks, with the keys each block sees. Depends on the call only, so results do not depend on the pool.
+/// All queries in blocks, with the keys each block sees. Depends on the call only, so results do not depend on the
+/// pool.
 fn blocks<'o, T: Element>(call: &Attention<'_, T>, out: ArrayViewMut4<'o, T>) -> Vec<Block<'o, T>> {
     let mut blocks = Vec::new();
     let size = LEAST_TOKENS_PER_BLOCK.max(QUERIES_PER_BLOCK / call.geometry.group());

@@ -21,8 +21,8 @@ pub(in crate::cpu) fn set_products<const H: usize>(products: &mut ByKey<H>, key:
     }
 }
 
-/// One block of channels of `H` query heads: queries, or weighted sums of values. Aligned, since a vector that lies across
-/// two cache lines takes twice as long to read.
+/// One block of channels of `H` query heads: queries, or weighted sums of values. Aligned, since a vector that lies
+/// across two cache lines takes twice as long to read.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(in crate::cpu) struct HeadLanes<const H: usize>(pub(in crate::cpu) [[f32; LANES]; H]);

@@ -93,7 +93,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     let mut interleaved = true;
     let (past_key, past_value) = (call.past_key[block.head], call.past_value[block.head]);
     let past = call.lengths.past[block.sequence];
-    for (place, positions) in source.pieces(block.sequence, keys, CHUNK) {
+    for (place, positions) in source.pieces(block.head, keys, CHUNK) {
         let count = positions.len();
         let mut products = no_products::<H>();
         let (key_bytes, value_bytes) = (key_layout.row_bytes(), value_layout.row_bytes());

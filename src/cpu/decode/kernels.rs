@@ -24,8 +24,8 @@ pub(in crate::cpu) trait KeyKernel<'a, const H: usize>: Sized {
     /// Room for what is known of a chunk while it is read. On the driver's stack.
     type Scratch: Default;
 
-    /// For `queries`, in units of the channel scale c where rows are, and c, block by block. `None` if it reads no rows of
-    /// this layout, or not these queries.
+    /// For `queries`, in units of the channel scale c where rows are, and c, block by block. `None` if it reads no rows
+    /// of this layout, or not these queries.
     fn new(
         isa: Self::Isa,
         rows: KeyRows<'a>,
@@ -34,7 +34,8 @@ pub(in crate::cpu) trait KeyKernel<'a, const H: usize>: Sized {
         scratch: &'a mut Self::Scratch,
     ) -> Option<Self>;
 
-    /// Sets the products of the queries with as many of the `count` first of `rows` as this kernel reads, which is returned.
+    /// Sets the products of the queries with as many of the `count` first of `rows` as this kernel reads, which is
+    /// returned.
     fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> usize;
 }
 
@@ -48,8 +49,8 @@ pub(in crate::cpu) trait ValueKernel<const H: usize>: Sized {
     /// `None` if it reads no rows of `layout`.
     fn new(isa: Self::Isa, layout: &ValueLayout) -> Option<Self>;
 
-    /// Adds the values of `rows` of `layout`, and how many they are, times their `weights` to `sums`, one entry a block of
-    /// channels, in the order of `decode::values::add_rows`.
+    /// Adds the values of `rows` of `layout`, and how many they are, times their `weights` to `sums`, one entry a block
+    /// of channels, in the order of `decode::values::add_rows`.
     fn add_rows(
         &self,
         layout: &ValueLayout,

@@ -55,8 +55,8 @@ impl<'a> KeyReader<'a> {
     }
 
     /// Gives `sink` each block of channels of a key: as stored with 16 bits, `scale` being c, in units of c otherwise.
-    /// `rows` begins with the row; what follows it may be read and is not looked at. Without `SPECIAL`, kept channels that
-    /// are stored as infinity or NaN stay what they are.
+    /// `rows` begins with the row; what follows it may be read and is not looked at. Without `SPECIAL`, kept channels
+    /// that are stored as infinity or NaN stay what they are.
     #[inline(always)]
     pub(in crate::cpu) fn read<V: Vector, const SPECIAL: bool>(
         &self,
@@ -129,8 +129,9 @@ impl<'a> KeyReader<'a> {
         let rows = rows.map(|rows| &rows[..self.used + BEYOND]);
         assert_eq!(scale.len() * LANES, layout.head_dim());
         let mut used = [0; R];
-        // SAFETY: by this function's contract. Two planes of a bit for each channel of `scale` begin a row, and scalars follow. No more
-        // codes are used than are kept, so that behind those of any block there are as many bytes as BEYOND.
+        // SAFETY: by this function's contract. Two planes of a bit for each channel of `scale` begin a row, and scalars
+        // follow. No more codes are used than are kept, so that behind those of any block there are as many bytes as
+        // BEYOND.
         unsafe {
             let mut pruned = [v.splat(0.0); R];
             let (mut least, mut step) = (pruned, pruned);

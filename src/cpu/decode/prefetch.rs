@@ -2,12 +2,12 @@
 
 use crate::cpu::isa::vector::Vector;
 
-/// Bytes of keys, and of values, from those that are read to those that are asked for: both together fill half of a core's
-/// nearest cache or more, and take long enough to read for memory to answer.
+/// Bytes of keys, and of values, from those that are read to those that are asked for: both together fill half of a
+/// core's nearest cache or more, and take long enough to read for memory to answer.
 const DISTANCE: usize = 12 << 10;
 
-/// Key and value rows that are read one after the other, a chunk's keys first and then its values. Some of the values are
-/// asked for along with keys, which take longer to read, so that memory is asked evenly.
+/// Key and value rows that are read one after the other, a chunk's keys first and then its values. Some of the values
+/// are asked for along with keys, which take longer to read, so that memory is asked evenly.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Prefetch<'a> {
     key: Rows<'a>,
@@ -48,8 +48,8 @@ impl Rows<'_> {
         self.bytes.div_ceil(64)
     }
 
-    /// Asks for lines number `first` to `last` of the row that is [`DISTANCE`] beyond number `n`; nothing happens if it is
-    /// not there.
+    /// Asks for lines number `first` to `last` of the row that is [`DISTANCE`] beyond number `n`; nothing happens if it
+    /// is not there.
     #[inline(always)]
     fn prefetch<V: Vector>(&self, v: V, n: usize, first: usize, last: usize) {
         let at = |line: usize| self.rows.as_ptr().wrapping_add(n * self.bytes + DISTANCE + 64 * line);

@@ -48,7 +48,7 @@ impl<V: Vector, const SPECIAL: bool> Source<V> for F16s<'_, SPECIAL> {
 
     #[inline(always)]
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes {
-        v.from_f16::<SPECIAL>(self.0.window(key, n))
+        v.load_f16::<SPECIAL>(self.0.window(key, n))
     }
     #[inline(always)]
     fn prefetch(&self, v: V, key: usize) {
@@ -59,7 +59,7 @@ impl<V: Vector, const SPECIAL: bool> Source<V> for F16s<'_, SPECIAL> {
 impl<V: Vector> Source<V> for Bytes<'_> {
     #[inline(always)]
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes {
-        v.from_u8(self.0.window(key, n))
+        v.load_u8(self.0.window(key, n))
     }
     #[inline(always)]
     fn prefetch(&self, v: V, key: usize) {
@@ -70,7 +70,7 @@ impl<V: Vector> Source<V> for Bytes<'_> {
 impl<V: Vector> Source<V> for Nibbles<'_> {
     #[inline(always)]
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes {
-        v.from_nibbles(self.0.window(key, n / 2))[n % 2]
+        v.load_nibbles(self.0.window(key, n / 2))[n % 2]
     }
     #[inline(always)]
     fn prefetch(&self, v: V, key: usize) {
@@ -93,8 +93,9 @@ struct Factors<'w, const H: usize> {
     more: &'w [f32; H],
 }
 
-/// Adds the values of `source` times their weights to `sums`, which begin at block `first`. Returns the number of sums that
-/// were added to: all, unless the source's numbers are [`Source::UNCHECKED`] and the next sums would not be finite.
+/// Adds the values of `source` times their weights to `sums`, which begin at block `first`. Returns the number of sums
+/// that were added to: all, unless the source's numbers are [`Source::UNCHECKED`] and the next sums would not be
+/// finite.
 #[inline(always)]
 fn add<V: Vector, const H: usize>(
     v: V,
@@ -127,7 +128,8 @@ fn add<V: Vector, const H: usize>(
     at
 }
 
-/// Adds to `N` blocks; false, and nothing added, if the source's numbers are unchecked and the sums would not be finite.
+/// Adds to `N` blocks; false, and nothing added, if the source's numbers are unchecked and the sums would not be
+/// finite.
 #[expect(clippy::needless_range_loop, reason = "several arrays have the same index")]
 #[inline(always)]
 fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
@@ -171,8 +173,8 @@ fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
     true
 }
 
-/// Adds the values of `keys` rows times their `weights` to `sums`, one entry a block of channels. With 4 bits, two blocks
-/// hold the even and the odd channels of a group: [`deinterleave`] puts that right at the end.
+/// Adds the values of `keys` rows times their `weights` to `sums`, one entry a block of channels. With 4 bits, two
+/// blocks hold the even and the odd channels of a group: [`deinterleave`] puts that right at the end.
 #[inline(always)]
 pub(in crate::cpu) fn add_rows<V: Vector, const H: usize>(
     v: V,
@@ -290,14 +292,14 @@ pub(in crate::cpu) fn decode<V: Vector>(v: V, layout: &ValueLayout, row: &[u8], 
     match layout.bits() {
         Bits::B16 => {
             for (block, value) in value.iter_mut().enumerate() {
-                v.store(v.from_f16::<true>(window(row, 2 * LANES * block)), value);
+                v.store(v.load_f16::<true>(window(row, 2 * LANES * block)), value);
             }
         }
         Bits::B8 => {
             let [step, least] = pairs(v, layout, row)[0];
             let (step, least) = (v.splat(step), v.splat(least));
             for (block, value) in value.iter_mut().enumerate() {
-                let code = v.from_u8(window(row, codes + LANES * block));
+                let code = v.load_u8(window(row, codes + LANES * block));
                 v.store(v.mul_add(code, step, least), value);
             }
         }
@@ -307,7 +309,7 @@ pub(in crate::cpu) fn decode<V: Vector>(v: V, layout: &ValueLayout, row: &[u8], 
                 let (step, least) = (v.splat(step), v.splat(least));
                 let bytes = nibbles(window(row, codes + LANES * group));
                 for (value, at) in [(first, 0), (second, LANES)] {
-                    v.store(v.mul_add(v.from_u8(window(&bytes, at)), step, least), value);
+                    v.store(v.mul_add(v.load_u8(window(&bytes, at)), step, least), value);
                 }
             }
         }

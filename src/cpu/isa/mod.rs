@@ -1,5 +1,5 @@
-//! Instruction sets: which there are, which this processor has, and which one the kernels use. The only place that knows the
-//! target's architecture.
+//! Instruction sets: which there are, which this processor has, and which one the kernels use. The only place that
+//! knows the target's architecture.
 
 pub(super) mod portable;
 #[cfg(test)]
@@ -16,8 +16,8 @@ use traits::{Isa, Work};
 #[cfg(target_arch = "x86_64")]
 use x86_64::{avx2::Avx2, avx512::Avx512, avx512_vnni::Avx512Vnni};
 
-/// Names the instruction set to use instead of the fastest one: `scalar`, `portable`, `avx2`, `avx512` or `vnni`. For tests
-/// and reports.
+/// Names the instruction set to use instead of the fastest one: `scalar`, `portable`, `avx2`, `avx512` or `vnni`. For
+/// tests and reports.
 pub const CPU_VARIABLE: &str = "SPARK_ORT_CPU";
 
 /// An instruction set that the kernels are written for.
@@ -101,7 +101,7 @@ impl InstructionSet {
     fn choose(named: Option<&str>) -> Result<Self, String> {
         let available = || Self::ALL.into_iter().filter(|set| set.is_available());
         let Some(name) = named.filter(|n| !n.is_empty()) else {
-            return Ok(available().last().unwrap_or(Self::Scalar));
+            return Ok(available().next_back().unwrap_or(Self::Scalar));
         };
         available().find(|set| set.name() == name).ok_or_else(|| {
             let names: Vec<_> = available().map(Self::name).collect();

@@ -122,15 +122,15 @@ unsafe impl Vector for Portable {
         lanes!(i => exp(x[i]))
     }
     #[inline(always)]
-    fn from_u8(self, bytes: &[u8; LANES]) -> Lanes {
+    fn load_u8(self, bytes: &[u8; LANES]) -> Lanes {
         lanes!(i => f32::from(bytes[i]))
     }
     #[inline(always)]
-    fn from_nibbles(self, bytes: &[u8; LANES]) -> [Lanes; 2] {
+    fn load_nibbles(self, bytes: &[u8; LANES]) -> [Lanes; 2] {
         [lanes!(i => f32::from(bytes[i] & 15)), lanes!(i => f32::from(bytes[i] >> 4))]
     }
     #[inline(always)]
-    fn from_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES]) -> Lanes {
+    fn load_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES]) -> Lanes {
         lanes!(i => f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).finite())
     }
     #[inline(always)]
@@ -139,7 +139,7 @@ unsafe impl Vector for Portable {
     }
     #[inline(always)]
     fn expand_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES], mask: u16) -> Lanes {
-        expand(self.from_f16::<SPECIAL>(bytes), mask)
+        expand(self.load_f16::<SPECIAL>(bytes), mask)
     }
     #[inline(always)]
     fn expand_nibbles(self, bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {

@@ -48,7 +48,7 @@ fn agrees<V: Vector>(v: V, Operands { x, y, bytes, mask }: Operands) {
                 if x.is_nan() { 0.0 } else { x.clamp(-65504.0, 65504.0) }
             };
             let rank = |i: usize| (mask & ((1u32 << i) - 1) as u16).count_ones() as usize;
-            let [low, high] = v.from_nibbles(first).map(get);
+            let [low, high] = v.load_nibbles(first).map(get);
             let (sums, exp) = (v.sums([a, b, v.splat(1.5), v.add(a, b)]), get(v.exp(a)));
             for i in 0..16 {
                 assert_eq!(get(v.add(a, b))[i], x[i] + y[i]);
@@ -60,21 +60,21 @@ fn agrees<V: Vector>(v: V, Operands { x, y, bytes, mask }: Operands) {
                 assert_eq!(get(v.negate(mask, a))[i], if has(i) { -x[i] } else { x[i] });
                 let e = if x[i] < -87.0 { 0.0 } else { x[i].exp() };
                 assert!((exp[i] - e).abs() <= 3e-7 * e, "exp({}) = {}, not {e}", x[i], exp[i]);
-                assert_eq!(get(v.from_u8(first))[i], f32::from(bytes[i]));
+                assert_eq!(get(v.load_u8(first))[i], f32::from(bytes[i]));
                 assert_eq!((low[i], high[i]), (f32::from(bytes[i] & 15), f32::from(bytes[i] >> 4)));
-                assert_eq!(get(v.from_f16::<true>(&bytes))[i], halves(i));
+                assert_eq!(get(v.load_f16::<true>(&bytes))[i], halves(i));
                 let expanded = if has(i) { f32::from(bytes[rank(i)]) } else { 0.0 };
                 assert_eq!(get(v.expand_u8(first, mask))[i], expanded);
                 let expanded = if has(i) { halves(rank(i)) } else { 0.0 };
                 assert_eq!(get(v.expand_f16::<true>(&bytes, mask))[i], expanded);
                 let special = |i: usize| bytes[2 * i + 1] & 0x7c == 0x7c;
                 if !special(i) {
-                    assert_eq!(get(v.from_f16::<false>(&bytes))[i], halves(i));
+                    assert_eq!(get(v.load_f16::<false>(&bytes))[i], halves(i));
                 }
                 if !special(rank(i)) {
                     assert_eq!(get(v.expand_f16::<false>(&bytes, mask))[i], expanded);
                 }
-                let hidden = v.from_f16::<false>(&bytes);
+                let hidden = v.load_f16::<false>(&bytes);
                 assert_eq!(v.all_finite(&[b, v.select(1 << i, hidden, b)]), get(hidden)[i].is_finite());
                 assert_eq!(get(v.splat_f16([bytes[2 * i], bytes[2 * i + 1]])), [halves(i); 16]);
                 for skipped in [false, true] {

@@ -1,14 +1,15 @@
-//! What an instruction set offers the drivers: vectors, and kernels of its own for the rows it reads faster than with them.
+//! What an instruction set offers the drivers: vectors, and kernels of its own for the rows it reads faster than with
+//! them.
 
 use super::vector::Vector;
 use crate::cpu::decode::kernels::{KeyKernel, ValueKernel};
 
-/// An instruction set that kernels are written for. A value of the type is a token: [`Isa::try_new`] alone makes one, on
-/// processors that have the instructions.
+/// An instruction set that kernels are written for. A value of the type is a token: [`Isa::try_new`] alone makes one,
+/// on processors that have the instructions.
 ///
 /// # Safety
-/// `try_new` returns a value only where the processor has every instruction that the methods, the vectors and the kernels
-/// of the set use; nothing else makes one.
+/// `try_new` returns a value only where the processor has every instruction that the methods, the vectors and the
+/// kernels of the set use; nothing else makes one.
 pub(in crate::cpu) unsafe trait Isa: Copy + Send + Sync + 'static {
     /// Vectors of the set.
     type Vector: Vector;

@@ -7,7 +7,8 @@ pub(in crate::cpu) const LANES: usize = 16;
 /// has the instructions, so that methods are safe to call.
 ///
 /// Methods are `inline(always)`: what is written with them becomes instructions of the set within
-/// [`Isa::run`](super::traits::Isa::run), and only there. Closures are not always inlined: with vectors in them they are slow.
+/// [`Isa::run`](super::traits::Isa::run), and only there. Closures are not always inlined: with vectors in them they
+/// are slow.
 ///
 /// # Safety
 /// No safe code makes a value of the type on a processor without the instructions that its methods use.
@@ -40,15 +41,15 @@ pub(in crate::cpu) unsafe trait Vector: Copy + Send + Sync + 'static {
     fn exp(self, x: Self::Lanes) -> Self::Lanes;
 
     /// Bytes as numbers.
-    fn from_u8(self, bytes: &[u8; LANES]) -> Self::Lanes;
+    fn load_u8(self, bytes: &[u8; LANES]) -> Self::Lanes;
     /// Nibbles as numbers, the low ones and the high ones of each byte.
-    fn from_nibbles(self, bytes: &[u8; LANES]) -> [Self::Lanes; 2];
-    /// float16 as they are stored; NaN reads as 0, infinity as the end of the range. Without `SPECIAL`, both may stay what
-    /// they are.
-    fn from_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES]) -> Self::Lanes;
+    fn load_nibbles(self, bytes: &[u8; LANES]) -> [Self::Lanes; 2];
+    /// float16 as they are stored; NaN reads as 0, infinity as the end of the range. Without `SPECIAL`, both may stay
+    /// what they are.
+    fn load_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES]) -> Self::Lanes;
     /// The first bytes as numbers, in the lanes where `mask` has a bit; 0 elsewhere.
     fn expand_u8(self, bytes: &[u8; LANES], mask: u16) -> Self::Lanes;
-    /// The first float16 in the lanes where `mask` has a bit, read as by `from_f16`; 0 elsewhere.
+    /// The first float16 in the lanes where `mask` has a bit, read as by `load_f16`; 0 elsewhere.
     fn expand_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES], mask: u16) -> Self::Lanes;
     /// As `expand_f16` in two vectors, one after the other, but with the lanes of `others` elsewhere.
     #[inline(always)]
@@ -67,12 +68,12 @@ pub(in crate::cpu) unsafe trait Vector: Copy + Send + Sync + 'static {
             self.select(high, self.expand_f16::<SPECIAL>(second, high), others[1]),
         ]
     }
-    /// The first nibbles, low before high, but for a `skipped` low one, as numbers in the lanes where `mask` has a bit; 0
-    /// elsewhere.
+    /// The first nibbles, low before high, but for a `skipped` low one, as numbers in the lanes where `mask` has a bit;
+    /// 0 elsewhere.
     fn expand_nibbles(self, bytes: &[u8; LANES], skipped: bool, mask: u16) -> Self::Lanes;
-    /// A float16, read as by `from_f16` with `SPECIAL`, in all lanes.
+    /// A float16, read as by `load_f16` with `SPECIAL`, in all lanes.
     fn splat_f16(self, bytes: [u8; 2]) -> Self::Lanes;
-    /// Eight float16, read as by `from_f16` with `SPECIAL`.
+    /// Eight float16, read as by `load_f16` with `SPECIAL`.
     fn eight_f16(self, bytes: &[u8; LANES]) -> [f32; LANES / 2];
 
     /// Asks memory for the cache line at `address`, which need not be readable.

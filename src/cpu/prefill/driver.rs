@@ -19,7 +19,8 @@ use crate::format::v1::layout::MAX_HEAD_DIM;
 /// the next one.
 const TILE: usize = 128;
 
-/// Memory to work in. It serves one block after the other: the system would take it back between them, and give it anew.
+/// Memory to work in. It serves one block after the other: the system would take it back between them, and give it
+/// anew.
 #[derive(Default)]
 struct Scratch {
     tile: Tile,
@@ -76,7 +77,7 @@ fn by_panels<T: Element, I: Isa, const R: usize, const N: usize>(
         transpose(source.call, block.sequence, items, queries);
     }
     let mut found = vec![TileSoftmax::<N>::EMPTY; panels];
-    for (place, positions) in source.pieces(block.sequence, keys, TILE) {
+    for (place, positions) in source.pieces(block.head, keys, TILE) {
         tile.read(isa, source, block, (place, positions.clone()), R);
         let panels = block.items.chunks(N * LANES).zip(queries.chunks_exact(d)).zip(&mut found);
         for (((items, queries), found), weighted) in panels.zip(weighted.chunks_exact_mut(N * d)) {
@@ -106,7 +107,8 @@ fn transpose<T: Element, const N: usize>(
     }
 }
 
-/// A tile to be added to what some queries of sequence `b` found. Their products with its keys stay in the nearest cache.
+/// A tile to be added to what some queries of sequence `b` found. Their products with its keys stay in the nearest
+/// cache.
 struct Add<'s, 'c, T, const R: usize, const N: usize> {
     call: &'s Attention<'c, T>,
     b: usize,

@@ -1,5 +1,5 @@
-//! Products of small matrices whose sums stay in registers, and whose factors are read where they lie: nothing is copied
-//! first, as by products of matrices of any size.
+//! Products of small matrices whose sums stay in registers, and whose factors are read where they lie: nothing is
+//! copied first, as by products of matrices of any size.
 
 use crate::cpu::isa::vector::{LANES, Vector};
 
@@ -34,8 +34,8 @@ pub(super) fn multiply_rows<V: Vector, const R: usize, const N: usize>(
     }
 }
 
-/// Adds the sums over i of `columns[i][at + r] * matrix[i][n..n + N]`, for each r, to `to[r][n..n + N]`. Rows of `matrix`
-/// and `to` are of `width` vectors.
+/// Adds the sums over i of `columns[i][at + r] * matrix[i][n..n + N]`, for each r, to `to[r][n..n + N]`. Rows of
+/// `matrix` and `to` are of `width` vectors.
 #[inline(always)]
 pub(super) fn add_columns<V: Vector, const R: usize, const N: usize, const M: usize>(
     v: V,

@@ -1,4 +1,5 @@
-//! Attention of many queries, as in prompts: tiles of keys and values are decoded to float32 and multiplied with many queries.
+//! Attention of many queries, as in prompts: tiles of keys and values are decoded to float32 and multiplied with many
+//! queries.
 
 pub(super) mod driver;
 mod gemm;

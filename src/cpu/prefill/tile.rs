@@ -18,8 +18,8 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Takes keys and values at `positions`, which lie in one `place`, as the queries of `block` see them, with room for
-    /// `more` behind them.
+    /// Takes keys and values at `positions`, which lie in one `place`, as the queries of `block` see them, with room
+    /// for `more` behind them.
     pub(super) fn read<T: Element, I: Isa>(
         &mut self,
         isa: I,

@@ -21,8 +21,8 @@ impl<const N: usize> TileSoftmax<N> {
     pub(super) const EMPTY: Self = Self { max: [[f32::NEG_INFINITY; LANES]; N], sum: [[0.0; LANES]; N] };
 
     /// Turns `products` of the keys at positions `keys` with `queries` (query head and new token) of sequence `b` into
-    /// weights, in place, and adds them to what was found before. Returns what earlier weighted sums are to be multiplied
-    /// by, or none where that is 1 for all.
+    /// weights, in place, and adds them to what was found before. Returns what earlier weighted sums are to be
+    /// multiplied by, or none where that is 1 for all.
     #[inline(always)]
     pub(super) fn weigh<T: Element, V: Vector>(
         &mut self,
@@ -68,8 +68,8 @@ fn scale<V: Vector, const N: usize>(v: V, factor: f32, products: &mut [Panel<N>]
     }
 }
 
-/// Puts minus infinity where a query does not see a key, and makes the others what the attributes ask for, unless they are
-/// plain.
+/// Puts minus infinity where a query does not see a key, and makes the others what the attributes ask for, unless they
+/// are plain.
 #[inline(always)]
 fn mask<T: Element, const N: usize>(
     call: &Attention<'_, T>,

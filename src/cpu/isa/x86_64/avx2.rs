@@ -17,8 +17,8 @@ type Lanes = [__m256; 2];
 /// Instructions of AVX2 and its companions.
 macro_rules! avx2 {
     ($code:expr) => {
-        // SAFETY: an `Avx2` proves that the processor has the instructions, and functions without one ask for them; memory is
-        // read and written through references to arrays of the size that the instruction takes.
+        // SAFETY: an `Avx2` proves that the processor has the instructions, and functions without one ask for them;
+        // memory is read and written through references to arrays of the size that the instruction takes.
         unsafe { $code }
     };
 }
@@ -194,18 +194,18 @@ unsafe impl Vector for Avx2 {
         avx2!([eight_exp(x[0]), eight_exp(x[1])])
     }
     #[inline(always)]
-    fn from_u8(self, bytes: &[u8; LANES]) -> Lanes {
+    fn load_u8(self, bytes: &[u8; LANES]) -> Lanes {
         let (halves, _) = bytes.as_chunks::<8>();
         avx2!([numbers(u64::from_le_bytes(halves[0])), numbers(u64::from_le_bytes(halves[1]))])
     }
     #[inline(always)]
-    fn from_nibbles(self, bytes: &[u8; LANES]) -> [Lanes; 2] {
+    fn load_nibbles(self, bytes: &[u8; LANES]) -> [Lanes; 2] {
         let x = u128::from_le_bytes(*bytes);
         let low = u128::from_le_bytes([15; LANES]);
-        [self.from_u8(&(x & low).to_le_bytes()), self.from_u8(&((x >> 4) & low).to_le_bytes())]
+        [self.load_u8(&(x & low).to_le_bytes()), self.load_u8(&((x >> 4) & low).to_le_bytes())]
     }
     #[inline(always)]
-    fn from_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES]) -> Lanes {
+    fn load_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES]) -> Lanes {
         avx2!(sixteen_f16::<SPECIAL>(bytes))
     }
     #[inline(always)]

@@ -65,8 +65,9 @@ impl<'a, const H: usize> KeyKernel<'a, H> for F16Keys<'a, H> {
 }
 
 impl<const H: usize> F16Keys<'_, H> {
-    /// Products of the queries with as many of the `count` first of `rows` as this way takes, which is returned: sixteen at a
-    /// time, as far as vectors reach only what is there, or 0 if a row has more channels marked than kept, infinity or NaN.
+    /// Products of the queries with as many of the `count` first of `rows` as this way takes, which is returned:
+    /// sixteen at a time, as far as vectors reach only what is there, or 0 if a row has more channels marked than kept,
+    /// infinity or NaN.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,f16c,bmi2,popcnt,fma,avx2")]
     fn multiply(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> usize {
         let KeyRows { layout, recover } = self.rows;
@@ -138,8 +139,8 @@ impl<const H: usize> Multiplied<'_, H> {
         let mut recovery = [0.0; ROWS];
         if self.recover {
             let stride = self.layout.row_bytes();
-            // SAFETY: by this function's contract; memory is written through a reference to an array of the size that the
-            // instruction takes.
+            // SAFETY: by this function's contract; memory is written through a reference to an array of the size that
+            // the instruction takes.
             unsafe {
                 let first = self.rows.as_ptr().add(group * ROWS * stride + self.layout.scalars_at());
                 let [words, ..] = first_words(first, stride);
@@ -153,8 +154,8 @@ impl<const H: usize> Multiplied<'_, H> {
 /// Sums of the products of `H` queries with rows of `N` times 32 channels, and the most channels that a row has marked.
 ///
 /// # Safety
-/// The count is a multiple of sixteen, though not 0, there are not more rows than a chunk has, and from the beginning of each
-/// on, its fields and [`BEYOND`] bytes can be read.
+/// The count is a multiple of sixteen, though not 0, there are not more rows than a chunk has, and from the beginning
+/// of each on, its fields and [`BEYOND`] bytes can be read.
 #[expect(clippy::needless_range_loop, reason = "several arrays have the same index")]
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,f16c,bmi2,popcnt,fma,avx2")]
@@ -186,8 +187,8 @@ unsafe fn multiply_keys_f16<const N: usize, const H: usize>(
         for part in 0..N {
             let mut keys = [[_mm512_setzero_ps(); 2]; 2];
             for n in 0..2 {
-                // SAFETY: there is such a row. Its mask and its sign plane are N words each, and from any of the kept codes on,
-                // BEYOND bytes can be read.
+                // SAFETY: there is such a row. Its mask and its sign plane are N words each, and from any of the kept
+                // codes on, BEYOND bytes can be read.
                 let (mask, sign, codes) = unsafe {
                     let row = rows.as_ptr().add((2 * pair + n) * stride);
                     let word = |at: usize| row.add(at).cast::<u32>().read_unaligned();

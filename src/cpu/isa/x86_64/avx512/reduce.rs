@@ -29,8 +29,8 @@ pub(in crate::cpu::isa::x86_64) fn sum_within_quarters(x: &[__m512]) -> __m512 {
     _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd))
 }
 
-/// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a lane. Not
-/// filled at first: that would take as long as reading many rows.
+/// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a
+/// lane. Not filled at first: that would take as long as reading many rows.
 #[repr(C, align(64))]
 pub(in crate::cpu::isa::x86_64) struct RowSums([[[MaybeUninit<f32>; 16]; CHUNK]; 2]);
 
@@ -44,7 +44,8 @@ impl RowSums {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(in crate::cpu::isa::x86_64) fn set(&mut self, four: usize, row: usize, sums: __m512) {
-        // SAFETY: memory is written through a reference to an array of the size and alignment that the instruction takes.
+        // SAFETY: memory is written through a reference to an array of the size and alignment that the instruction
+        // takes.
         unsafe { _mm512_store_ps(self.0[four][row].as_mut_ptr().cast(), sums) };
     }
 
@@ -61,8 +62,8 @@ impl RowSums {
             // Every fourth row together, so that in the end all are in order.
             let mut quarters = [_mm512_setzero_ps(); 4];
             for (n, quarter) in quarters.iter_mut().enumerate() {
-                // SAFETY: by this function's contract; memory is read through a reference to an array of the size that the
-                // instruction takes.
+                // SAFETY: by this function's contract; memory is read through a reference to an array of the size that
+                // the instruction takes.
                 *quarter = unsafe { _mm512_load_ps(rows[4 * n + m].as_ptr().cast()) };
             }
             *by_row = sum_across_quarters(quarters);

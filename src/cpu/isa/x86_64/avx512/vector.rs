@@ -29,8 +29,8 @@ impl Avx512 {
 /// Instructions of AVX-512.
 macro_rules! avx512 {
     ($code:expr) => {
-        // SAFETY: an `Avx512` proves that the processor has the instructions, and functions without one ask for them; memory is
-        // read and written through references to arrays of the size that the instruction takes.
+        // SAFETY: an `Avx512` proves that the processor has the instructions, and functions without one ask for them;
+        // memory is read and written through references to arrays of the size that the instruction takes.
         unsafe { $code }
     };
 }
@@ -170,11 +170,11 @@ unsafe impl Vector for Avx512 {
         })
     }
     #[inline(always)]
-    fn from_u8(self, bytes: &[u8; LANES]) -> __m512 {
+    fn load_u8(self, bytes: &[u8; LANES]) -> __m512 {
         avx512!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))))
     }
     #[inline(always)]
-    fn from_nibbles(self, bytes: &[u8; LANES]) -> [__m512; 2] {
+    fn load_nibbles(self, bytes: &[u8; LANES]) -> [__m512; 2] {
         avx512!({
             let x = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
             // A table lookup takes the low four bits of an index only.
@@ -184,7 +184,7 @@ unsafe impl Vector for Avx512 {
         })
     }
     #[inline(always)]
-    fn from_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES]) -> __m512 {
+    fn load_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES]) -> __m512 {
         avx512!(sixteen_f16::<SPECIAL>(_mm256_loadu_si256(bytes.as_ptr().cast())))
     }
     #[inline(always)]

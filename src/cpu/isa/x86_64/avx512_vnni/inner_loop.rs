@@ -18,12 +18,12 @@ pub(super) struct PackedChannels<'a> {
     pub(super) into_words: &'a [__m512i; 2],
 }
 
-/// Adds the products of `magnitudes` with queries, `[2, H]` vectors from `queries` on, to `lanes`, and returns the magnitudes that
-/// `next` is for.
+/// Adds the products of `magnitudes` with queries, `[2, H]` vectors from `queries` on, to `lanes`, and returns the
+/// magnitudes that `next` is for.
 ///
-/// A processor looks only so far ahead: instructions that wait for others take room from those that could be done, and each
-/// half of this waits for itself most of the time. Mixed as they are here, both together take a tenth less time than in the
-/// order that a compiler has them.
+/// A processor looks only so far ahead: instructions that wait for others take room from those that could be done, and
+/// each half of this waits for itself most of the time. Mixed as they are here, both together take a tenth less time
+/// than in the order that a compiler has them.
 ///
 /// # Safety
 /// `2 * H` vectors can be read from `queries` on.
@@ -41,8 +41,8 @@ pub(super) unsafe fn multiply_and_make<const H: usize>(
     let (first, last): (__m512i, __m512i);
     // Named, for what has no type is written as a register of another size.
     let _word: __m512i;
-    // A key's magnitudes: expanded codes twice in words, times step, the high halves; plus least or recovery; with sign. The
-    // products of the heads that there are not are left out.
+    // A key's magnitudes: expanded codes twice in words, times step, the high halves; plus least or recovery; with
+    // sign. The products of the heads that there are not are left out.
     macro_rules! mixed {
         ($a0:literal, $a1:literal, $a2:literal, $a3:literal, $b0:literal, $b1:literal, $b2:literal, $b3:literal) => {
             asm!(
@@ -92,8 +92,8 @@ pub(super) unsafe fn multiply_and_make<const H: usize>(
             )
         };
     }
-    // SAFETY: the instructions write but these registers and read `2 * H` vectors from `queries` on; the function needs what
-    // they take.
+    // SAFETY: the instructions write but these registers and read `2 * H` vectors from `queries` on; the function needs
+    // what they take.
     unsafe {
         match H {
             1 => mixed!("vpdpwssd {l0}, {s0}, [{q}]", "", "", "", "vpdpwssd {l0}, {s1}, [{q} + {half}]", "", "", ""),

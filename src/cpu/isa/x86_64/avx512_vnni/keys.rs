@@ -66,7 +66,8 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         let mut units = [0.0; H];
         let mut words = vec![Words::ZERO; H * d / 32];
         for (h, unit) in units.iter_mut().enumerate() {
-            // SAFETY: memory is read and written through references to arrays of the magnitudes that the instructions take.
+            // SAFETY: memory is read and written through references to arrays of the magnitudes that the instructions
+            // take.
             unsafe {
                 // Channels that are neighbours meet in a lane.
                 let (mut sums, mut most) = (_mm512_setzero_ps(), _mm512_setzero_ps());
@@ -96,7 +97,8 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         Some(Self { v, rows, queries: words, units, scratch })
     }
 
-    /// Products of the queries with the `count` first of `rows`, or false if a row has numbers that only others can read.
+    /// Products of the queries with the `count` first of `rows`, or false if a row has numbers that only others can
+    /// read.
     #[target_feature(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
     )]
@@ -125,8 +127,8 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         self.rows.layout.codes_at() + self.rows.layout.bits().bytes(self.rows.layout.kept())
     }
 
-    /// As `products`, for at most sixteen rows, where vectors would reach beyond the rows, there are fewer than sixteen, or
-    /// one has too many channels marked. The products become those of the `group`th sixteen.
+    /// As `products`, for at most sixteen rows, where vectors would reach beyond the rows, there are fewer than
+    /// sixteen, or one has too many channels marked. The products become those of the `group`th sixteen.
     #[cold]
     #[inline(never)]
     #[target_feature(
@@ -238,8 +240,8 @@ impl Multiplied<'_> {
 /// Sums of the products of `H` queries with rows of `N` times 64 channels.
 ///
 /// # Safety
-/// The count is a multiple of sixteen, though not 0, there are not more rows than a chunk has, and from the beginning of each
-/// on, its fields and [`BEYOND`] bytes can be read.
+/// The count is a multiple of sixteen, though not 0, there are not more rows than a chunk has, and from the beginning
+/// of each on, its fields and [`BEYOND`] bytes can be read.
 #[inline(never)]
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
@@ -257,7 +259,8 @@ unsafe fn multiply_keys_i16<const NIBBLES: bool, const N: usize, const H: usize>
         let mut none_negative = of.set(0, scalars);
         let mut magnitudes = [[_mm512_setzero_si512(); 2]; N];
         let mut most = 0;
-        // The magnitudes of a row are made while those of the one before are multiplied; before the first there are zeros.
+        // The magnitudes of a row are made while those of the one before are multiplied; before the first there are
+        // zeros.
         for row in 0..=count {
             // Not earlier: what is far ahead has not been asked for yet.
             if row % ROWS == 0 && row + ROWS < count {

@@ -27,8 +27,8 @@ impl Scalars {
         Self { words: [[0; CHUNK]; 3], units: [0.0; CHUNK] }
     }
 
-    /// Sets those of the `group`th sixteen rows from float16 scalars, a lane a row: recovery and least, one after the other,
-    /// and step, whatever follows it. False if one is negative; then they are any numbers.
+    /// Sets those of the `group`th sixteen rows from float16 scalars, a lane a row: recovery and least, one after the
+    /// other, and step, whatever follows it. False if one is negative; then they are any numbers.
     #[inline]
     #[target_feature(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
@@ -42,7 +42,8 @@ impl Scalars {
         recover: bool,
     ) -> bool {
         let levels = bits.greatest_code().expect("quantised");
-        // What 1 is in a word that is to be multiplied and cut off: a byte stands there twice, a nibble in the high half.
+        // What 1 is in a word that is to be multiplied and cut off: a byte stands there twice, a nibble in the high
+        // half.
         let code = if bits == Bits::B8 { 257.0 } else { 16.0 * 257.0 };
         let zero = _mm512_setzero_ps();
         let recovery = if recover { finite_f16(_mm512_cvtepi32_epi16(recovery_least)) } else { zero };
@@ -110,8 +111,8 @@ impl<const NIBBLES: bool, const N: usize> MagnitudeReader<NIBBLES, N> {
         }
     }
 
-    /// What the channels of a row are made of, 64 by 64, and how many are marked. `row` is number `number` of those with
-    /// `scalars`. With more channels marked than kept, the channels are any numbers.
+    /// What the channels of a row are made of, 64 by 64, and how many are marked. `row` is number `number` of those
+    /// with `scalars`. With more channels marked than kept, the channels are any numbers.
     ///
     /// # Safety
     /// The fields of a row and [`CHANNELS`] bytes more can be read from `row` on.
@@ -132,8 +133,8 @@ impl<const NIBBLES: bool, const N: usize> MagnitudeReader<NIBBLES, N> {
         let mut parts = [nothing; N];
         let mut used = 0;
         for (n, part) in parts.iter_mut().enumerate() {
-            // SAFETY: the mask and the sign plane of a row are N words each, and from any of the kept codes on, CHANNELS
-            // bytes can be read.
+            // SAFETY: the mask and the sign plane of a row are N words each, and from any of the kept codes on,
+            // CHANNELS bytes can be read.
             unsafe {
                 part.mask = row.add(8 * n).cast::<u64>().read_unaligned();
                 part.sign = row.add(8 * (N + n)).cast::<u64>().read_unaligned();

@@ -1,9 +1,10 @@
-//! AVX-512 with VBMI and VNNI beside: quantised rows in int16 fixed point, for a few queries. Codes, queries and weights are
-//! int16, and their products are added up in int32, twice as many at once as float32 multiply-adds.
+//! AVX-512 with VBMI and VNNI beside: quantised rows in int16 fixed point, for a few queries. Codes, queries and
+//! weights are int16, and their products are added up in int32, twice as many at once as float32 multiply-adds.
 //!
-//! A key channel becomes a multiple of a 32,000th of the greatest magnitude of its row, 125 of which are a step of 8-bit codes
-//! and 2,000 one of 4-bit codes; a query channel one of about a 10,000th of the query's greatest; a weight of a value one of a
-//! 32,767th of the greatest among its chunk of keys. What that loses is a hundredth of what the rows have lost already.
+//! A key channel becomes a multiple of a 32,000th of the greatest magnitude of its row, 125 of which are a step of
+//! 8-bit codes and 2,000 one of 4-bit codes; a query channel one of about a 10,000th of the query's greatest; a weight
+//! of a value one of a 32,767th of the greatest among its chunk of keys. What that loses is a hundredth of what the
+//! rows have lost already.
 
 mod inner_loop;
 mod keys;

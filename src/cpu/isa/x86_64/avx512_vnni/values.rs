@@ -19,8 +19,8 @@ pub(super) fn takes(layout: &ValueLayout) -> bool {
     layout.bits() != Bits::B16 && words::takes(layout.head_dim())
 }
 
-/// Adds the values of the `count` first of `rows` times their `weights` to `sums`, one entry a block of channels, with 4
-/// bits the even and the odd channels of a group apart, as `decode::values::add_rows` does. For quantised values;
+/// Adds the values of the `count` first of `rows` times their `weights` to `sums`, one entry a block of channels, with
+/// 4 bits the even and the odd channels of a group apart, as `decode::values::add_rows` does. For quantised values;
 /// `scaled` is room for their weights.
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"

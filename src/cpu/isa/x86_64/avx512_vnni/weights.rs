@@ -108,7 +108,8 @@ impl<const H: usize> Group<H> {
             let by = _mm512_set1_ps(if unit.is_normal() { 1.0 / unit } else { 0.0 });
             let (pairs, _) = pairs.as_chunks_mut::<{ LANES / 2 }>();
             for ((weights, scale), pairs) in weights.iter().zip(fields.scale).zip(pairs) {
-                // SAFETY: memory is read and written through references to arrays of the sizes that the instructions take.
+                // SAFETY: memory is read and written through references to arrays of the sizes that the instructions
+                // take.
                 unsafe {
                     let scaled = _mm512_mul_ps(_mm512_loadu_ps(weights.as_ptr()), scale);
                     let x = _mm512_mul_ps(scaled, by);
@@ -125,8 +126,8 @@ impl<const H: usize> Group<H> {
 /// Below this many units, a weight would lose too much where all round alike.
 const SMALL: f32 = 16.0;
 
-/// Ordered dither: added to small weights before they are rounded, so that many of them together keep what they weigh: sixteenths from -1/2
-/// to 1/2, neighbours far apart.
+/// Ordered dither: added to small weights before they are rounded, so that many of them together keep what they weigh:
+/// sixteenths from -1/2 to 1/2, neighbours far apart.
 const DITHER: [f32; LANES] = {
     let mut dither = [0.0; LANES];
     let mut n = 0;
