@@ -14,7 +14,7 @@ use crate::cpu::kv_source::{KvSource, Place};
 use crate::cpu::query_block::QueryBlock;
 use crate::cpu::softmax::SoftmaxState;
 use crate::element::Element;
-use crate::format::v1::layout::{Bits, MAX_HEAD_DIM};
+use crate::format::v1::layout::MAX_HEAD_DIM;
 
 /// Most blocks of channels.
 const MOST_BLOCKS: usize = MAX_HEAD_DIM / LANES;
@@ -72,18 +72,12 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     let items = &block.items[first..block.items.len().min(first + H)];
     let (key_layout, value_layout) = (&call.geometry.key, &call.geometry.value);
     let scale = call.scale[block.scale.clone()].as_chunks::<LANES>().0;
-    let in_units = key_layout.bits() != Bits::B16;
     // On the stack, as all that is needed here: allocating takes as long as reading many rows.
     let (mut queries, mut for_rows, mut sums) =
         ([HeadLanes::ZERO; MOST_BLOCKS], [HeadLanes::ZERO; MOST_BLOCKS], [HeadLanes::ZERO; MOST_BLOCKS]);
     let (queries, for_rows, sums) = (&mut queries[..blocks], &mut for_rows[..blocks], &mut sums[..blocks]);
-    for (h, query) in all_queries[first * d..].chunks_exact(d).enumerate().take(H) {
-        for (n, channels) in query.as_chunks::<LANES>().0.iter().enumerate() {
-            queries[n].0[h] = *channels;
-            // q~ = q * c, for rows in units of c.
-            for_rows[n].0[h] = if in_units { std::array::from_fn(|j| channels[j] * scale[n][j]) } else { *channels };
-        }
-    }
+    let scale_of_rows = source.key_rows().in_units().then_some(scale);
+    by_blocks(&all_queries[first * d..], scale_of_rows, queries, for_rows);
     let mut key_scratch = I::KeyScratch::default();
     let mut key_products = KeyProducts::<I, H>::new(isa, source.key_rows(), for_rows, scale, &mut key_scratch);
     let value_kernel = I::Values::<H>::new(isa, value_layout);
@@ -145,6 +139,26 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     }
     let weighted = |h: usize| sums.iter().flat_map(|sums| sums.0[h]).collect();
     (0..items.len()).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
+}
+
+/// Puts the first `H` of `from`, `[queries, D]`, block by block into `queries`, and into `for_rows` as key rows are
+/// multiplied with them: times `scale`, c, where rows are in units of it.
+#[inline(always)]
+fn by_blocks<const H: usize>(
+    from: &[f32],
+    scale: Option<&[[f32; LANES]]>,
+    queries: &mut [HeadLanes<H>],
+    for_rows: &mut [HeadLanes<H>],
+) {
+    for (h, query) in from.chunks_exact(queries.len() * LANES).enumerate().take(H) {
+        for (n, channels) in query.as_chunks::<LANES>().0.iter().enumerate() {
+            queries[n].0[h] = *channels;
+            for_rows[n].0[h] = match scale {
+                Some(scale) => std::array::from_fn(|j| channels[j] * scale[n][j]),
+                None => *channels,
+            };
+        }
+    }
 }
 
 /// Products of dense `keys`, `[keys, D]`, with the queries.

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::chunk::{ByKey, HeadLanes};
 use super::prefetch::Prefetch;
 use crate::cpu::isa::vector::LANES;
-use crate::format::v1::layout::{KeyLayout, ValueLayout};
+use crate::format::v1::layout::{Bits, KeyLayout, ValueLayout};
 
 /// Key rows of a call.
 #[derive(Clone, Copy)]
@@ -15,6 +15,13 @@ pub(in crate::cpu) struct KeyRows<'a> {
     pub(in crate::cpu) layout: &'a KeyLayout,
     /// Whether pruned channels read as what was recovered of them; zero otherwise.
     pub(in crate::cpu) recover: bool,
+}
+
+impl KeyRows<'_> {
+    /// Whether channels are stored in units of the channel scale c.
+    pub(in crate::cpu) fn in_units(&self) -> bool {
+        self.layout.bits() != Bits::B16
+    }
 }
 
 /// Products of `H` queries with key rows.

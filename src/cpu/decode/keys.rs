@@ -49,11 +49,6 @@ impl<'a> KeyReader<'a> {
         self.rows.layout
     }
 
-    /// Whether [`Self::read`] gives channels in units of c.
-    pub(in crate::cpu) fn in_units(&self) -> bool {
-        self.rows.layout.bits() != Bits::B16
-    }
-
     /// Gives `sink` each block of channels of a key: as stored with 16 bits, `scale` being c, in units of c otherwise.
     /// `rows` begins with the row; what follows it may be read and is not looked at. Without `SPECIAL`, kept channels
     /// that are stored as infinity or NaN stay what they are.
@@ -140,7 +135,7 @@ impl<'a> KeyReader<'a> {
                 if self.rows.recover {
                     pruned[n] = scalar(0);
                 }
-                if self.in_units() {
+                if self.rows.in_units() {
                     (least[n], step[n]) = (scalar(1), scalar(2));
                 }
             }

@@ -111,7 +111,7 @@ fn decode_keys<T: Element, V: Vector>(
     let reader = KeyReader::new(source.key_rows());
     let scale = source.call.scale[block.scale.clone()].as_chunks::<LANES>().0;
     for (position, key) in positions.zip(keys.chunks_exact_mut(layout.head_dim() / LANES)) {
-        let mut sink = DecodedKey { key, scale, in_units: reader.in_units() };
+        let mut sink = DecodedKey { key, scale, in_units: source.key_rows().in_units() };
         reader.read::<V, true>(v, &rows[position * layout.row_bytes()..], scale, &mut sink);
     }
 }

@@ -66,7 +66,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         let mut units = [0.0; H];
         let mut words = vec![Words::ZERO; H * d / 32];
         for (h, unit) in units.iter_mut().enumerate() {
-            // SAFETY: memory is read and written through references to arrays of the magnitudes that the instructions
+            // SAFETY: memory is read and written through references to arrays of the sizes that the instructions
             // take.
             unsafe {
                 // Channels that are neighbours meet in a lane.
