@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use spark_ort::onnx::Placement;
-use spark_ort::rewrite::{Calibration, Inspection, Options, Progress, inspect};
+use spark_ort::rewrite::{Calibration, Inspection, Options, Progress, RecentIn, inspect};
 use tempfile::TempDir;
 
 use super::setting::Setting;
@@ -50,6 +50,8 @@ impl Candidate {
 /// How to rewrite an original for the time of a measurement.
 pub struct Rewriter<'a> {
     pub original: &'a Path,
+    /// Whether past and present will be one buffer, in whose free rows recent keys lie then.
+    pub in_buffer: bool,
     pub calibrate: Calibration,
     pub calibration_tokens: usize,
     pub tokenizer: Option<PathBuf>,
@@ -66,6 +68,7 @@ impl Rewriter<'_> {
             calibration_tokens: self.calibration_tokens,
             tokenizer: self.tokenizer.clone(),
             threads: self.threads,
+            recent_in: if self.in_buffer { RecentIn::Buffer } else { RecentIn::Inputs },
             data: Placement::Link,
             // The folder itself would bring its tokenizer and the operator library along, which this program is.
             uniform_rows: self.original.join("genai_config.json").is_file(),

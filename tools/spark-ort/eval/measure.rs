@@ -50,6 +50,11 @@ impl<'a> Measurement<'a> {
         Ok(Self { texts, originals, threads, interrupt, progress: Progress::new(total * models) })
     }
 
+    /// Takes the bar away while `work` shows something of its own.
+    pub fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.progress.pause(work)
+    }
+
     /// Keeps the original's predictions, with which the others are compared.
     pub fn original(&mut self, original: &Candidate, rows: &mut Vec<Row>) -> Result<()> {
         self.measure(original, rows, |originals, _, logits, token| {

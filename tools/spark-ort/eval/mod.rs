@@ -42,7 +42,7 @@ pub struct Args {
     rewritten: Vec<PathBuf>,
 
     /// Settings to rewrite the original with for this measurement: share of pruned key channels, bits of keys and of
-    /// values, and how many recent keys stay dense (none without +)
+    /// values, and how many recent keys stay dense: in free rows of a shared buffer, else as inputs
     #[arg(long, value_name = "RATIO/BITS/BITS[+RECENT],...", value_delimiter = ',')]
     settings: Vec<Setting>,
 
@@ -145,6 +145,7 @@ fn measure_all(
 ) -> Result<()> {
     let rewriter = Rewriter {
         original: &args.original,
+        in_buffer: args.shared_buffer && original.inspection.interface.shares_buffer,
         calibrate: args.calibrate.clone(),
         calibration_tokens: args.calibration_tokens,
         tokenizer: args.tokenizer.clone(),
@@ -161,7 +162,8 @@ fn measure_all(
         if interrupt.is_set() {
             break;
         }
-        measurement.candidate(&rewriter.rewrite(setting)?, &mut report.rows)?;
+        let candidate = measurement.pause(|| rewriter.rewrite(setting))?;
+        measurement.candidate(&candidate, &mut report.rows)?;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ impl Setting {
         options.ratio = self.ratio;
         options.key_bits = self.key_bits;
         options.value_bits = self.value_bits;
-        options.recent = self.recent;
+        options.recent = Some(self.recent);
     }
 }
 
