@@ -17,6 +17,9 @@ pub struct Feeding {
     pub chunk: Option<usize>,
 }
 
+/// Gets the logits after each token that is fed, and the token that follows.
+pub type Seen<'s, E> = dyn FnMut(&[f32], i64) -> Result<(), E> + 's;
+
 /// What a passage took: the model's calls alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Timing {
@@ -67,7 +70,7 @@ impl Feeding {
         &self,
         model: &mut Model,
         passage: &Passage,
-        seen: &mut dyn FnMut(&[f32], i64) -> Result<(), E>,
+        seen: &mut Seen<'_, E>,
     ) -> Result<Timing, E> {
         let (mut sequence, mut timing) = self.prompt(model, &passage.prompt)?;
         for pair in passage.next.windows(2) {

@@ -14,7 +14,7 @@ mod passage;
 mod score;
 mod statistics;
 
-pub use feeding::{Feeding, Timing};
+pub use feeding::{Feeding, Seen, Timing};
 pub use logits::LogitStore;
 pub use passage::{Passage, passages};
 pub use score::{Summary, TokenScore, divergence};
