@@ -20,7 +20,7 @@ pub mod proto {
 }
 
 pub(crate) use external::place;
-pub use external::{DataFile, Placement, data_files};
+pub use external::{DataFile, Placement, data_files, data_locations, move_data};
 pub(crate) use file::write_text;
 pub use file::{FileError, read, write};
 pub(crate) use index::reads;
