@@ -40,7 +40,7 @@ impl Input {
     ];
 
     /// Position among a node's inputs.
-    pub fn index(self) -> usize {
+    pub const fn index(self) -> usize {
         self as usize
     }
 

@@ -57,6 +57,8 @@ pub struct Settings {
     pub recovery: Recovery,
     /// Keys kept dense beside the rows, when wired.
     pub recent_window: usize,
+    /// Keys kept dense in the tail of a shared buffer; 0: none.
+    pub tail_window: usize,
     /// Rotation to apply to query and key.
     pub rotary: Option<Rotary>,
 }
@@ -153,6 +155,7 @@ impl Settings {
             value_row_bytes: row_bytes(source, "value_row_bytes")?,
             recovery,
             recent_window: int(source, "recent_window", Some(0), "a number of keys", |_| true)?,
+            tail_window: int(source, "tail_window", Some(0), "a number of keys", |_| true)?,
             rotary: flag(source, "do_rotary", 0)?.then_some(style),
         })
     }

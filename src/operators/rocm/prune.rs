@@ -11,7 +11,7 @@ use super::super::output::{Output, PruneOutputs};
 use super::super::tensors::Inputs;
 use super::super::{Container, prune, shape_inference};
 use super::{Call, PROVIDER, Tensor, device, device_inputs, memory};
-use crate::call::{Input, PruneSettings};
+use crate::call::PruneSettings;
 use crate::hip::{Device, plan};
 
 /// `SparkPrune` for tensors of T and caches of C.
@@ -35,7 +35,7 @@ impl<T: Tensor, C: Container> Operator for RocmPrune<T, C> {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        device_inputs::<T, C>(Input::QuerySaliency.index() + 1)
+        device_inputs::<T, C>(prune::INPUTS).chain([prune::after::<T>()])
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -74,7 +74,8 @@ fn compute<T: Tensor>(
     container: usize,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
-    let tensors = Inputs::new(context)?;
+    let tensors = Inputs::new(context, prune::INPUTS)?;
+    prune::check_after(&settings.common, context)?;
     let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
     let mut present = PruneOutputs::new(context, &tensors, (&geometry, &lengths), settings, container)?;
     let address = |output: &mut Option<Output<'_>>| output.as_mut().map_or(std::ptr::null_mut(), Output::address);
