@@ -80,7 +80,7 @@ impl Place {
             let data = place.input.join("model.onnx.data");
             let bytes = fs::read(&data).unwrap();
             fs::write(&data, bytes.iter().map(|b| b ^ 1).collect::<Vec<_>>()).unwrap();
-            assert!(place.command(case).status().unwrap().success());
+            assert!(place.command(case).output().unwrap().status.success());
             fs::write(&data, bytes).unwrap();
         }
         place
