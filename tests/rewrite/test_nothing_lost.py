@@ -8,9 +8,9 @@ import subprocess
 
 import onnx
 import pytest
-from exports.build import BUNDLED
 
 from .command import binary_path, environment, library_path, rewrite, session, spark_ort
+from .exports.build import BUNDLED
 from .graphs.refused import OFF, check_refused, small, snapshot, write
 from .graphs.test_external_data import external
 

@@ -5,7 +5,6 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
-#[path = "publishing/tracer.rs"]
 mod tracer;
 
 use std::collections::BTreeMap;

@@ -102,6 +102,7 @@ fn registers(process: pid_t) -> user_regs_struct {
 }
 
 /// Runs `command` with `fault`; how it ended, and the call that the fault happened to. `plain` is without renameat2.
+#[expect(clippy::zombie_processes, reason = "it is waited for by its id, as ptrace wants")]
 pub fn run(command: &mut Command, fault: Fault, plain: bool) -> (Outcome, Option<String>) {
     let child = traced(command.stdout(Stdio::null()).stderr(Stdio::null())).spawn().unwrap();
     let process = child.id() as pid_t;
