@@ -1,33 +1,23 @@
 //! `SparkPrune`, the write path.
 
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 
 use ndarray::Dim;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
-use ort::value::{PrimitiveTensorElementType, TensorElementType};
 
 use super::node::{Failure, Node, guard};
 use super::output::{Output, PruneOutputs};
 use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
-use super::{Container, Tensor, inputs, shape_inference};
+use super::{Container, Tensor, inputs, outputs, shape_inference, versions};
 use crate::call::{Geometry, Input, Lengths, PruneSettings};
 use crate::cpu::{HeadRows, Path, Prune, grow, prune, recent_keys};
+use crate::spec;
 
-pub(super) const NAME: &str = "SparkPrune";
-
-/// The outputs with the types of T and C.
-pub(super) fn outputs<T: PrimitiveTensorElementType, C: Container>() -> [OperatorOutput; 4] {
-    let cache = C::into_tensor_element_type();
-    [
-        OperatorOutput::required(cache),
-        OperatorOutput::required(cache),
-        OperatorOutput::optional(T::into_tensor_element_type()),
-        OperatorOutput::optional(TensorElementType::Float32),
-    ]
-}
+pub(super) const NAME: &str = spec::PRUNE.name;
 
 /// `SparkPrune` for tensors of T and caches of C, on the CPU.
 pub struct SparkPrune<T, C>(PhantomData<(T, C)>);
@@ -45,12 +35,16 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
         NAME
     }
 
+    fn versions(&self) -> RangeInclusive<u32> {
+        versions()
+    }
+
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs::<T, C>(Input::QuerySaliency.index() + 1)
+        inputs::<T, C>(&spec::PRUNE)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        outputs::<T, C>()
+        outputs::<T, C>(&spec::PRUNE)
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {

@@ -106,14 +106,15 @@ def common_attributes(s):
     )
 
 
-def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), opset=17):
-    """ModelProto around nodes; `types` and `shapes` override by value name, a value without a shape has none."""
+def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), opset=17, version=1):
+    """ModelProto around nodes; `types` and `shapes` override by value name, a value without a shape has none.
+    `version` is that of ai.spark."""
     types, shapes = dict(types), dict(shapes)
 
     def info(name):
         return helper.make_tensor_value_info(name, types.get(name, input_type(name, T, C)), shapes.get(name))
 
-    opsets = [helper.make_opsetid(d, v) for d, v in (("", opset), ("ai.spark", 1), ("com.microsoft", 1))]
+    opsets = [helper.make_opsetid(d, v) for d, v in (("", opset), ("ai.spark", version), ("com.microsoft", 1))]
     made = helper.make_graph(
         nodes,
         "layer",
