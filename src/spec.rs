@@ -17,7 +17,7 @@ pub const ROW_FORMATS: &[i64] = &[1];
 /// `SparkPrune`, the write path.
 pub const PRUNE: Operator = Operator {
     name: "SparkPrune",
-    inputs: SHARED_INPUTS,
+    inputs: &with_last(Tensor::optional("after", Type::T)),
     outputs: &[
         Tensor::required("present_key", Type::C),
         Tensor::required("present_value", Type::C),
@@ -30,7 +30,7 @@ pub const PRUNE: Operator = Operator {
 /// `SparkAttention`, the read path.
 pub const ATTENTION: Operator = Operator {
     name: "SparkAttention",
-    inputs: INPUTS,
+    inputs: &with_last(Tensor::optional("attention_bias", Type::T)),
     outputs: &[Tensor::required("output", Type::T)],
     own_attributes: &[SCALE, SOFTCAP, LOCAL_WINDOW_SIZE, CAUSAL],
 };
@@ -95,8 +95,8 @@ impl Tensor {
     }
 }
 
-/// Inputs of `SparkAttention`; all but the last are those of `SparkPrune` too. [`crate::call::Input`] numbers them.
-pub const INPUTS: &[Tensor] = &[
+/// Inputs that both operators have, the first of each.
+pub const SHARED_INPUTS: [Tensor; 12] = [
     Tensor::required("query", Type::T),
     Tensor::optional("key", Type::T),
     Tensor::optional("value", Type::T),
@@ -109,10 +109,14 @@ pub const INPUTS: &[Tensor] = &[
     Tensor::optional("position_ids", Type::Int64),
     Tensor::optional("past_key_recent", Type::T),
     Tensor::optional("query_saliency", Type::Float32),
-    Tensor::optional("attention_bias", Type::T),
 ];
 
-const SHARED_INPUTS: &[Tensor] = INPUTS.split_at(12).0;
+/// The shared inputs and an operator's own.
+const fn with_last(own: Tensor) -> [Tensor; SHARED_INPUTS.len() + 1] {
+    let mut all = [own; SHARED_INPUTS.len() + 1];
+    all.split_at_mut(SHARED_INPUTS.len()).0.copy_from_slice(&SHARED_INPUTS);
+    all
+}
 
 /// An attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -222,6 +226,9 @@ pub const RECOVERY: Attribute =
     Attribute { name: "recovery", since: 1, value: Value::String { default: "mean", one_of: &["mean", "none"] } };
 /// Keys kept dense beside the rows, when wired.
 pub const RECENT_WINDOW: Attribute = int("recent_window", Some(0), Range::AtLeast(0), "a number of keys");
+/// W_t, keys kept dense in the free rows of a shared buffer, 0: none.
+pub const TAIL_WINDOW: Attribute =
+    Attribute { since: 2, ..int("tail_window", Some(0), Range::AtLeast(0), "a number of keys") };
 /// Whether query and key are rotated.
 pub const DO_ROTARY: Attribute = flag("do_rotary", 0);
 /// Whether the rotation pairs channels 2j and 2j + 1, rather than j and j + D/2.
@@ -256,6 +263,7 @@ pub const SHARED_ATTRIBUTES: &[Attribute] = &[
     DO_ROTARY,
     ROTARY_INTERLEAVED,
     ROW_FORMAT,
+    TAIL_WINDOW,
 ];
 
 /// What to do about a model that this library is too old for.
@@ -295,7 +303,7 @@ mod tests {
         let mut listed = Vec::new();
         for row in rows().iter().filter(|r| r[0].starts_with(|c: char| c.is_ascii_digit())) {
             let names = row[1].split(" (").next().unwrap().split(", ").map(str::to_owned);
-            listed.extend(names.map(|name| (name, row[2].clone(), !row[1].contains("optional"))));
+            listed.extend(names.map(|name| (name, row[2].clone(), !row[1].contains(" ("))));
         }
         let name = |t: Type| match t {
             Type::T => "T",

@@ -97,6 +97,7 @@ pub fn output_difference(host: &Host, layers: &Layers) -> Result<f32, String> {
         past_key: &past_key,
         past_value: &past_value,
         recent: None,
+        tail: None,
         scale: &call.scale,
         bias: None,
     };

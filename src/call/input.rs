@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::spec;
 
-/// An input of both operators, in the order of [`spec::INPUTS`].
+/// An input of both operators, in the order of [`spec::ATTENTION.inputs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Input {
@@ -42,13 +42,13 @@ impl Input {
     ];
 
     /// Position among a node's inputs.
-    pub fn index(self) -> usize {
+    pub const fn index(self) -> usize {
         self as usize
     }
 
     /// Name in the operators' contract.
     pub fn name(self) -> &'static str {
-        spec::INPUTS[self.index()].name
+        spec::ATTENTION.inputs[self.index()].name
     }
 
     /// An error about this input.
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn inputs_are_those_of_the_schema() {
-        assert_eq!(Input::ALL.len(), spec::INPUTS.len());
+        assert_eq!(Input::ALL.len(), spec::ATTENTION.inputs.len());
         for (place, input) in Input::ALL.into_iter().enumerate() {
             assert_eq!(input.index(), place);
             assert_eq!(input.name().replace('_', ""), format!("{input:?}").to_lowercase());

@@ -58,6 +58,8 @@ pub struct Settings {
     pub recovery: Recovery,
     /// Keys kept dense beside the rows, when wired.
     pub recent_window: usize,
+    /// Keys kept dense in the tail of a shared buffer; 0: none.
+    pub tail_window: usize,
     /// Rotation to apply to query and key.
     pub rotary: Option<Rotary>,
 }
@@ -218,6 +220,7 @@ impl Settings {
             value_row_bytes: node.size(&spec::VALUE_ROW_BYTES)?,
             recovery: node.recovery()?,
             recent_window: node.size(&spec::RECENT_WINDOW)?,
+            tail_window: node.size(&spec::TAIL_WINDOW)?,
             rotary: node.flag(&spec::DO_ROTARY)?.then_some(style),
         })
     }

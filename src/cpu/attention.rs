@@ -10,7 +10,7 @@ use super::schedule::{Queries, run};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
 use super::vector::{LANES, Portable};
-use super::{Path, Pool, Tokens};
+use super::{Path, Pool, TailRows, Tokens};
 use crate::call::{AttentionSettings, Geometry, Lengths};
 use crate::element::Element;
 
@@ -31,6 +31,8 @@ pub struct Attention<'a, T> {
     pub past_value: &'a [&'a [u8]],
     /// The last past keys, dense, `[B, Hk, Wp, D]`.
     pub recent: Option<ArrayView4<'a, T>>,
+    /// Where the last past keys are dense in shared buffers; not read where `recent` is given.
+    pub tail: Option<TailRows<'a>>,
     /// Channel scale c, `[Hk * D]`.
     pub scale: &'a [f32],
     /// Added to the scores, `[B or 1, Hq or 1, L, total or more]`.

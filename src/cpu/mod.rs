@@ -13,6 +13,7 @@ mod prune;
 mod scalar;
 mod schedule;
 mod softmax;
+mod tail;
 mod tokens;
 mod vector;
 
@@ -22,4 +23,5 @@ pub use path::{PATH_VARIABLE, Path};
 pub use pool::{Pool, Serial};
 pub use prune::{HeadRows, Prune, prune, recent_keys};
 pub use softmax::SoftmaxState;
+pub use tail::{TailRows, write_tail};
 pub use tokens::{Rotation, Tokens};

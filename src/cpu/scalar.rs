@@ -3,8 +3,6 @@
 
 use std::ops::Range;
 
-use ndarray::s;
-
 use super::schedule::{Attend, Queries};
 use super::{Attention, SoftmaxState};
 use crate::call::Geometry;
@@ -28,17 +26,12 @@ impl<'a, 'c, T: Element> Scalar<'a, 'c, T> {
         let (b, h) = (head / kv_heads, head % kv_heads);
         let row = |bytes: usize| t * bytes..(t + 1) * bytes;
         value_layout.decode(&call.past_value[head][row(value_layout.row_bytes())], value);
-        let first_recent = call.lengths.past[b] - call.lengths.recent_before(b, call.settings.common.recent_window);
-        match &call.recent {
-            Some(recent) if t >= first_recent => {
-                key.iter_mut().zip(recent.slice(s![b, h, t - first_recent, ..])).for_each(|(k, r)| *k = r.finite());
-            }
-            _ => {
-                let scale = &call.scale[h * key.len()..(h + 1) * key.len()];
-                let recover = call.settings.common.recovery == Recovery::Mean;
-                key_layout.row(&call.past_key[head][row(key_layout.row_bytes())]).decode(scale, recover, key);
-            }
+        if t >= call.lengths.past[b] - call.recent_keys(head) {
+            return call.read_recent(head, t..t + 1, key);
         }
+        let scale = &call.scale[h * key.len()..(h + 1) * key.len()];
+        let recover = call.settings.common.recovery == Recovery::Mean;
+        key_layout.row(&call.past_key[head][row(key_layout.row_bytes())]).decode(scale, recover, key);
     }
 }
 

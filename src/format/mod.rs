@@ -4,10 +4,14 @@
 //! validated once, when a layout is made; encoding and decoding then work on slices of exactly that size, and any bytes
 //! decode to finite numbers.
 
+mod dense;
 mod key;
 mod layout;
 mod packed;
+mod tail;
 mod value;
 
+pub use dense::{read_dense_key, write_dense_key};
 pub use key::{KeyRow, PrunedKey};
 pub use layout::{Bits, KeyLayout, LayoutError, MAX_HEAD_DIM, MIN_HEAD_DIM, ValueLayout};
+pub use tail::{Slot, Tail, TailBuffer, TailLayout};

@@ -13,7 +13,8 @@ use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
 use super::{Container, Tensor, inputs, outputs, shape_inference, versions};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
-use crate::cpu::{Attention, Path, attention};
+use crate::cpu::{Attention, Path, TailRows, attention};
+use crate::format::TailLayout;
 use crate::spec;
 
 pub(super) const NAME: &str = spec::ATTENTION.name;
@@ -81,7 +82,7 @@ fn compute<T: Tensor, C: Container>(
     path: Path,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
-    let inputs = Inputs::new(context)?;
+    let inputs = Inputs::new(context, Input::ALL.len())?;
     let common = inputs.common(&settings.common, size_of::<C>())?;
     let Common { geometry, lengths, scale, .. } = &common;
     let bias = inputs.array4::<T>(Input::AttentionBias)?;
@@ -92,13 +93,25 @@ fn compute<T: Tensor, C: Container>(
     if let Some(recent) = &recent {
         lengths.check_recent(settings.common.recent_window, recent.dim().2)?;
     }
+    let (key_bytes, value_bytes) = (geometry.key.row_bytes(), geometry.value.row_bytes());
     // SAFETY: of the cache, only rows of new tokens are written while a model runs, by SparkPrune in a shared buffer.
     let (past_key, past_value) = unsafe {
         (
-            inputs.past_rows(Input::PastKey, geometry, lengths, geometry.key.row_bytes()),
-            inputs.past_rows(Input::PastValue, geometry, lengths, geometry.value.row_bytes()),
+            inputs.past_rows(Input::PastKey, geometry, lengths, key_bytes),
+            inputs.past_rows(Input::PastValue, geometry, lengths, value_bytes),
         )
     };
+    let tail_window = if recent.is_some() { 0 } else { settings.common.tail_window };
+    // SAFETY: SparkPrune, which writes these rows in a shared buffer, waits for the output of this operator where it has a
+    // tail to write.
+    let free = (tail_window > 0).then(|| unsafe {
+        (
+            inputs.free_rows(Input::PastKey, geometry, lengths, key_bytes),
+            inputs.free_rows(Input::PastValue, geometry, lengths, value_bytes),
+        )
+    });
+    let layout = TailLayout::new(&geometry.key, &geometry.value, tail_window, geometry.past);
+    let tail = free.as_ref().map(|(key, value)| TailRows { layout: &layout, key, value });
     let call = Attention {
         geometry,
         lengths,
@@ -107,6 +120,7 @@ fn compute<T: Tensor, C: Container>(
         past_key: &past_key,
         past_value: &past_value,
         recent,
+        tail,
         scale,
         bias,
     };

@@ -13,11 +13,26 @@ use super::output::{Output, PruneOutputs};
 use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
 use super::{Container, Tensor, inputs, outputs, shape_inference, versions};
-use crate::call::{Geometry, Input, Lengths, PruneSettings};
-use crate::cpu::{HeadRows, Path, Prune, grow, prune, recent_keys};
+use crate::call::{CallError, Geometry, Input, Lengths, PruneSettings, Settings};
+use crate::cpu::{HeadRows, Path, Prune, grow, prune, recent_keys, write_tail};
+use crate::format::TailLayout;
 use crate::spec;
 
 pub(super) const NAME: &str = spec::PRUNE.name;
+
+/// Inputs that are read. The one behind them, SparkAttention's output, only orders: what SparkAttention reads of a shared
+/// buffer's tail is not to be written before.
+pub(super) const INPUTS: usize = Input::QuerySaliency.index() + 1;
+
+/// Checks that the input `after` is there where a tail may be written.
+pub(super) fn check_after(settings: &Settings, context: &ComputeContext) -> Result<(), Failure> {
+    if settings.tail_window == 0 || context.num_inputs()? > INPUTS && context.input(INPUTS)?.is_some() {
+        return Ok(());
+    }
+    let problem =
+        format!("needs input {INPUTS} (after), the output of SparkAttention, which reads what is written here");
+    Err(CallError::attribute("tail_window", problem).into())
+}
 
 /// `SparkPrune` for tensors of T and caches of C, on the CPU.
 pub struct SparkPrune<T, C>(PhantomData<(T, C)>);
@@ -82,8 +97,9 @@ fn compute<T: Tensor, C: Container>(
     path: Path,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
+    check_after(&settings.common, context)?;
     let pool = OrtPool::new(context);
-    let inputs = Inputs::new(context)?;
+    let inputs = Inputs::new(context, INPUTS)?;
     let common = inputs.common(&settings.common, size_of::<C>())?;
     let Common { geometry, lengths, scale, .. } = &common;
     let call = Prune {
@@ -106,10 +122,20 @@ fn compute<T: Tensor, C: Container>(
         recent_keys(&pool, &call, past_recent, recent.array(Dim([batch, kv_heads, recent_rows, d]))?);
     }
     let observed = observed.as_mut().map(|o| o.array(Dim([batch, kv_heads, d]))).transpose()?;
-    let key = present.new_rows(Input::PastKey, &mut key, geometry.key.row_bytes());
-    let value = present.new_rows(Input::PastValue, &mut value, geometry.value.row_bytes());
-    let rows = key.into_iter().zip(value).map(|(key, value)| HeadRows { key, value }).collect();
+    let with_tail = settings.common.tail_window > 0;
+    let key = present.new_rows(Input::PastKey, &mut key, geometry.key.row_bytes(), with_tail);
+    let value = present.new_rows(Input::PastValue, &mut value, geometry.value.row_bytes(), with_tail);
+    let rows = key.new.into_iter().zip(value.new).map(|(key, value)| HeadRows { key, value }).collect();
     prune(&pool, path, &call, rows, observed);
+    if with_tail {
+        let layout = TailLayout::new(&geometry.key, &geometry.value, settings.common.tail_window, geometry.past);
+        let free = key.free.into_iter().zip(value.free).enumerate();
+        let slots = free.map(|(head, (key, value))| {
+            let (past, new) = (lengths.past[head / kv_heads], lengths.new[head / kv_heads]);
+            layout.write(past + new, new, key, value)
+        });
+        write_tail(&pool, &call, slots.collect());
+    }
     Ok(())
 }
 
@@ -121,26 +147,47 @@ struct Present<'c> {
     pool: &'c OrtPool<'c>,
 }
 
+/// What a call may write of a present cache, for each (sequence, KV head), the head varying fastest.
+struct Writable<'o> {
+    /// Rows of the new tokens.
+    new: Vec<&'o mut [u8]>,
+    /// In a shared buffer that is to have a tail, the rows behind them to its end; elsewhere none.
+    free: Vec<&'o mut [u8]>,
+}
+
 impl Present<'_> {
-    /// Where the rows of the new tokens of each (sequence, KV head) go, with the past rows in place before them.
-    fn new_rows<'o>(&self, past: Input, present: &'o mut Output<'_>, row_bytes: usize) -> Vec<&'o mut [u8]> {
+    /// Where the rows of the new tokens go, with the past rows in place before them, and a tail behind them if wanted.
+    fn new_rows<'o>(
+        &self,
+        past: Input,
+        present: &'o mut Output<'_>,
+        row_bytes: usize,
+        with_tail: bool,
+    ) -> Writable<'o> {
         let Geometry { batch, kv_heads, .. } = *self.geometry;
         let heads = batch * kv_heads;
         let rows = self.lengths.present(self.geometry);
         let shared = self.inputs.memory(past).overlaps(present.memory());
         let first = present.address();
         if shared {
-            let new = |head: usize| match self.lengths.new[head / kv_heads] * row_bytes {
-                0 => &mut [][..],
-                // SAFETY: the output is [B, Hk, S, row_bytes / size of C], `head` is below B * Hk, and past and new
-                // tokens together are at most S. The slices of different heads are disjoint, and no other reference
-                // covers these rows: reads of the past, here and in SparkAttention, stop at the first new row.
-                bytes => unsafe {
-                    let row = head * rows + self.lengths.past[head / kv_heads];
-                    std::slice::from_raw_parts_mut(first.add(row * row_bytes), bytes)
-                },
+            let new_and_free = |head: usize| {
+                let (past, new) = (self.lengths.past[head / kv_heads], self.lengths.new[head / kv_heads]);
+                let writable = if with_tail { rows - past } else { new };
+                let bytes = match writable * row_bytes {
+                    0 => &mut [][..],
+                    // SAFETY: the output is [B, Hk, S, row_bytes / size of C], `head` is below B * Hk, and past and new
+                    // tokens together are at most S. The slices of different heads are disjoint, and no other reference
+                    // covers these rows: reads of the past, here and in SparkAttention, stop at the first new row, but for
+                    // the tail, and with one SparkAttention is done before this operator begins: `check_after`.
+                    bytes => unsafe {
+                        let row = head * rows + past;
+                        std::slice::from_raw_parts_mut(first.add(row * row_bytes), bytes)
+                    },
+                };
+                bytes.split_at_mut(new * row_bytes)
             };
-            return (0..heads).map(new).collect();
+            let (new, free) = (0..heads).map(new_and_free).unzip();
+            return Writable { new, free };
         }
         // SAFETY: past and present do not overlap, and nothing else writes a node's inputs while it runs.
         let past = unsafe { self.inputs.past_rows(past, self.geometry, self.lengths, row_bytes) };
@@ -149,6 +196,8 @@ impl Present<'_> {
             // SAFETY: the output has this many bytes, by its shape, and is this call's alone.
             bytes => unsafe { std::slice::from_raw_parts_mut(first, bytes) },
         };
-        grow(self.pool, self.geometry, self.lengths, row_bytes, &past, present)
+        let new = grow(self.pool, self.geometry, self.lengths, row_bytes, &past, present);
+        let free = (0..heads).map(|_| &mut [][..]).collect();
+        Writable { new, free }
     }
 }

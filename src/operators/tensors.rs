@@ -30,10 +30,10 @@ pub(super) struct Common {
 }
 
 impl<'c> Inputs<'c> {
-    /// Takes the inputs of a call.
-    pub(super) fn new(context: &'c ComputeContext) -> Result<Self, Failure> {
-        let mut values = Vec::with_capacity(Input::ALL.len());
-        for index in 0..context.num_inputs()?.min(Input::ALL.len()) {
+    /// Takes the first `count` inputs of a call.
+    pub(super) fn new(context: &'c ComputeContext, count: usize) -> Result<Self, Failure> {
+        let mut values = Vec::with_capacity(count);
+        for index in 0..context.num_inputs()?.min(count) {
             values.push(context.input(index)?.map(|v| v.downcast::<DynTensorValueType>()).transpose()?);
         }
         let shape = |input: Input| values.get(input.index())?.as_ref().map(|v| v.shape().to_vec());
@@ -160,16 +160,51 @@ impl<'c> Inputs<'c> {
         lengths: &Lengths,
         row_bytes: usize,
     ) -> Vec<&'a [u8]> {
+        // SAFETY: by this function's contract.
+        unsafe { self.rows(input, geometry, row_bytes, |b| 0..lengths.past[b]) }
+    }
+
+    /// The rows behind the past tokens of each (sequence, KV head), to the end of the buffer, the head varying fastest.
+    ///
+    /// # Safety
+    /// While the slices live, nobody may write these rows.
+    pub(super) unsafe fn free_rows<'a>(
+        &'a self,
+        input: Input,
+        geometry: &Geometry,
+        lengths: &Lengths,
+        row_bytes: usize,
+    ) -> Vec<&'a [u8]> {
+        // SAFETY: by this function's contract.
+        unsafe { self.rows(input, geometry, row_bytes, |b| lengths.past[b]..geometry.past) }
+    }
+
+    /// Some rows of each (sequence, KV head), numbered by `of` the sequence.
+    ///
+    /// # Safety
+    /// The rows are at most P, and nobody writes them while the slices live.
+    unsafe fn rows<'a>(
+        &'a self,
+        input: Input,
+        geometry: &Geometry,
+        row_bytes: usize,
+        of: impl Fn(usize) -> std::ops::Range<usize>,
+    ) -> Vec<&'a [u8]> {
         let first: *const u8 = match self.values.get(input.index()) {
             Some(Some(value)) => value.data_ptr().cast(),
             _ => std::ptr::null(),
         };
-        let head_bytes = geometry.past * row_bytes;
-        let rows = |head: usize| match lengths.past[head / geometry.kv_heads] * row_bytes {
-            0 => &[][..],
-            // SAFETY: `Geometry` checked the tensor's shape to be [B, Hk, P, row_bytes / size of C] as past rows exist,
-            // `head` is below B * Hk, and `Lengths` checked the past tokens to be at most P. Any byte is a valid u8.
-            bytes => unsafe { std::slice::from_raw_parts(first.add(head * head_bytes), bytes) },
+        let rows = |head: usize| {
+            let rows = of(head / geometry.kv_heads);
+            match rows.len() * row_bytes {
+                0 => &[][..],
+                // SAFETY: `Geometry` checked the tensor's shape to be [B, Hk, P, row_bytes / size of C] as past rows exist,
+                // `head` is below B * Hk, and the rows are at most P. Any byte is a valid u8.
+                bytes => unsafe {
+                    let first = first.add((head * geometry.past + rows.start) * row_bytes);
+                    std::slice::from_raw_parts(first, bytes)
+                },
+            }
         };
         (0..geometry.batch * geometry.kv_heads).map(rows).collect()
     }

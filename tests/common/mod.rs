@@ -96,6 +96,7 @@ impl Case {
             value_row_bytes: value.row_bytes() + padding,
             recovery: r.pick(&[Recovery::Mean, Recovery::None]),
             recent_window: r.below(20),
+            tail_window: 0,
             rotary: r.pick(&[None, Some(Rotary::Halves), Some(Rotary::Interleaved)]),
         };
         let geometry = Geometry {
@@ -203,6 +204,7 @@ impl Case {
             past_key,
             past_value,
             recent: self.recent.as_ref().map(|r| r.view()),
+            tail: None,
             scale: &self.scale,
             bias: self.bias.as_ref().map(|b| -> ArrayView4<'_, f32> { b.view() }),
         }

@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from . import reference, rows
+from . import reference, rows, tail
 from .reference import channel_scale, select
 
 # The path that the CPU kernels were told to take; the fastest there is if none.
@@ -126,10 +126,13 @@ def check_prune(s, feeds, out, shared=False):
     those of the past, else past rows are copied and rows of no token zero."""
     want = reference.prune(s, feeds)
     sp, c = want.spans, channel_scale(s, feeds)
+    untouched = {n: reference.cache_rows(feeds, n).copy() for n in ("past_key", "past_value")} if shared else {}
+    if shared and s.tail_window:
+        check_tail(s, out, want, untouched)
     for name, width in (("present_key", s.key_bytes), ("present_value", s.value_bytes)):
         got = as_rows(out[name], width)
         assert got.shape == getattr(want, name).shape, f"{name} has shape {got.shape}"
-        before = reference.cache_rows(feeds, "past" + name[7:]) if shared else getattr(want, name)
+        before = untouched["past" + name[7:]] if shared else getattr(want, name)
         for b, (past, new) in enumerate(zip(sp.past, sp.new)):
             assert (got[b, :, :past] == before[b, :, :past]).all(), f"{name}: past rows of sequence {b} changed"
             assert (got[b, :, past + new :] == before[b, :, past + new :]).all(), (
@@ -153,6 +156,22 @@ def check_prune(s, feeds, out, shared=False):
         limit = 1e-5 * want.observed_saliency + 1e-6 * want.observed_saliency.max(initial=0)
         assert (np.abs(got - want.observed_saliency) <= limit).all(), "observed_saliency"
     return want
+
+
+def check_tail(s, out, want, before):
+    """The slots of the last new tokens hold their keys; copies what they hold to `before`, the caches of the call."""
+    sp = want.spans
+    after = {n: as_rows(out["present" + n[4:]], bytes_) for n, bytes_ in (("past_key", s.key_bytes), ("past_value", s.value_bytes))}
+    error = rotation_error(s, want.keys)
+    for b, (past, new) in enumerate(zip(sp.past, sp.new)):
+        for position, place in tail.expected_slots(s, sp.S, past, new).items():
+            for h in range(s.Hk):
+                raw = tail.slot_bytes(s, after, b, h, place)
+                key, delta = want.keys[b, h, position - past], error[b, h, position - past]
+                got = np.ascontiguousarray(raw).view("<f2").astype(np.float64)
+                least = (got == tail.LEAST) & (key > -delta) & (key < tail.LEAST)
+                between(got[~least], key[~least], delta[~least], "dense keys of the tail")
+                tail.slot_bytes(s, before, b, h, place)[...] = raw
 
 
 def exact_rows(s, feeds, out):

@@ -38,14 +38,17 @@ def library_path():
     return str(path)
 
 
-def session(model, threads=1):
+def session(model, threads=1, mode=ort.ExecutionMode.ORT_SEQUENTIAL):
     """Session on a ModelProto with the operators registered."""
-    return plain_session(model, threads, library_path(), PROVIDER)
+    return plain_session(model, threads, library_path(), PROVIDER, mode)
 
 
-def plain_session(model, threads=1, library=None, provider="CPUExecutionProvider"):
+def plain_session(
+    model, threads=1, library=None, provider="CPUExecutionProvider", mode=ort.ExecutionMode.ORT_SEQUENTIAL
+):
     """Session with the operators of `library`, or only ONNX Runtime's own ones."""
     options = ort.SessionOptions()
+    options.execution_mode = mode
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     if library:
@@ -103,6 +106,7 @@ def common_attributes(s):
         recent_window=s.recent_window,
         do_rotary=s.do_rotary,
         rotary_interleaved=s.rotary_interleaved,
+        **({"version": 2, "tail_window": s.tail_window} if s.tail_window else {}),
     )
 
 
@@ -114,7 +118,9 @@ def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), op
     def info(name):
         return helper.make_tensor_value_info(name, types.get(name, input_type(name, T, C)), shapes.get(name))
 
-    opsets = [helper.make_opsetid(d, v) for d, v in (("", opset), ("ai.spark", version), ("com.microsoft", 1))]
+    with_tail = any(a.name == "tail_window" for n in nodes for a in n.attribute)
+    domains = (("", opset), ("ai.spark", 2 if with_tail else version), ("com.microsoft", 1))
+    opsets = [helper.make_opsetid(d, v) for d, v in domains]
     made = helper.make_graph(
         nodes,
         "layer",
@@ -150,7 +156,11 @@ def spark(
         outputs.append("output")
     if prune:
         used = wired - {"attention_bias"}
-        nodes.append(node("SparkPrune", s, used, [n if n in prune_outputs else "" for n in PRUNE_OUTPUTS]))
+        made = node("SparkPrune", s, used, [n if n in prune_outputs else "" for n in PRUNE_OUTPUTS])
+        if s.tail_window and attention:
+            # It may write what SparkAttention reads.
+            made.input.extend([""] * (len(SHARED_INPUTS) - len(made.input)) + ["output"])
+        nodes.append(made)
         outputs += [n for n in PRUNE_OUTPUTS if n in prune_outputs]
     order = ATTENTION_INPUTS if attention else SHARED_INPUTS
     inputs = [n for n in order if n in wired and n not in initializers]

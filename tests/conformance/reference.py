@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import rows
+from . import rows, tail
 from .rows import finite
 
 
@@ -27,6 +27,7 @@ class Settings:
     value_row_bytes: int = 0
     recovery: str = "mean"
     recent_window: int = 0
+    tail_window: int = 0
     do_rotary: int = 0
     rotary_interleaved: int = 0
     observation_window: int = 32
@@ -233,6 +234,11 @@ def attend(s, feeds):
             old = rows.decode_keys(past_key[b, :, :past], s.D, s.kept, s.key_bits, c, s.recovery)
             if recent is not None and n_past[b]:
                 old[:, past - n_past[b] :] = recent[b, :, : n_past[b]]
+            elif recent is None and s.tail_window:
+                caches = {"past_key": past_key, "past_value": past_value}
+                for h in range(s.Hk):
+                    for position, key in tail.recent(s, caches, b, h, past).items():
+                        old[h, position] = key
             keys = np.concatenate([old, keys], 1)
             values = np.concatenate([rows.decode_values(past_value[b, :, :past], s.D, s.value_bits), values], 1)
         keys, values = (np.repeat(x, s.Hq // s.Hk, 0) for x in (keys, values))

@@ -99,7 +99,7 @@ unsafe fn some<T: Element, V: Vector, P: Vector, const H: usize>(
     let mut by_parity = true;
     let (past_key, past_value) = (call.past_key[block.head], call.past_value[block.head]);
     let past = call.lengths.past[block.sequence];
-    for (place, positions) in fast.pieces(block.sequence, keys, CHUNK) {
+    for (place, positions) in fast.pieces(block.head, keys, CHUNK) {
         let count = positions.len();
         let mut products = [[[0.0; LANES]; CHUNK / LANES]; H];
         let (key_bytes, value_bytes) = (key_layout.row_bytes(), value_layout.row_bytes());

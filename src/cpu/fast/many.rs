@@ -65,7 +65,7 @@ fn by_sides<T: Element, V: Vector, const R: usize, const N: usize>(
         transpose(fast, block.sequence, items, queries);
     }
     let mut found = vec![Columns::<N>::NONE; sides];
-    for (place, positions) in fast.pieces(block.sequence, keys, TILE) {
+    for (place, positions) in fast.pieces(block.head, keys, TILE) {
         tile.read(fast, block, (place, positions.clone()), R);
         let sides = block.items.chunks(N * LANES).zip(queries.chunks_exact(d)).zip(&mut found);
         for (((items, queries), found), weighted) in sides.zip(weighted.chunks_exact_mut(N * d)) {

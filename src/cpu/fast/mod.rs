@@ -27,8 +27,6 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use ndarray::s;
-
 use super::new_tokens::NewTokens;
 use super::schedule::{Attend, Queries};
 use super::vector::Vector;
@@ -113,13 +111,10 @@ impl<'a, 'c, T: Element, V: Vector> Fast<'a, 'c, T, V> {
         queries
     }
 
-    /// `keys` in pieces of at most `size` that each lie in one place.
-    fn pieces(&self, sequence: usize, keys: Range<usize>, size: usize) -> impl Iterator<Item = (Place, Range<usize>)> {
-        let past = self.call.lengths.past[sequence];
-        let recent = match &self.call.recent {
-            Some(_) => self.call.lengths.recent_before(sequence, self.call.settings.common.recent_window),
-            None => 0,
-        };
+    /// `keys` of the (sequence, KV head) number `head`, in pieces of at most `size` that each lie in one place.
+    fn pieces(&self, head: usize, keys: Range<usize>, size: usize) -> impl Iterator<Item = (Place, Range<usize>)> {
+        let past = self.call.lengths.past[head / self.call.geometry.kv_heads];
+        let recent = self.call.recent_keys(head);
         let mut from = keys.start;
         std::iter::from_fn(move || {
             if from >= keys.end {
@@ -137,13 +132,11 @@ impl<'a, 'c, T: Element, V: Vector> Fast<'a, 'c, T, V> {
     }
 
     /// Dense keys of the recent window at `positions`, `[positions, D]`.
+    #[inline(always)]
     fn recent(&self, block: &Block, positions: Range<usize>) -> Vec<f32> {
-        let call = self.call;
-        let b = block.sequence;
-        let first = call.lengths.past[b] - call.lengths.recent_before(b, call.settings.common.recent_window);
-        let recent = call.recent.as_ref().expect("only asked for where it is");
-        let at = s![b, block.head % call.geometry.kv_heads, positions.start - first..positions.end - first, ..];
-        recent.slice(at).iter().map(|k| k.finite()).collect()
+        let mut keys = vec![0.0; positions.len() * self.call.geometry.head_dim()];
+        self.call.read_recent(block.head, positions, &mut keys);
+        keys
     }
 
     fn recovers(&self) -> bool {

@@ -80,7 +80,7 @@ fn compute<T: Tensor>(
     container: usize,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
-    let tensors = Inputs::new(context)?;
+    let tensors = Inputs::new(context, Input::ALL.len())?;
     let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
     let mut bias_shape = [0; 4];
     if let Some(shape) = tensors.shape(Input::AttentionBias) {

@@ -80,7 +80,8 @@ fn compute<T: Tensor>(
     container: usize,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
-    let tensors = Inputs::new(context)?;
+    let tensors = Inputs::new(context, prune::INPUTS)?;
+    prune::check_after(&settings.common, context)?;
     let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
     let mut present = PruneOutputs::new(context, &tensors, (&geometry, &lengths), settings, container)?;
     let address = |output: &mut Option<Output<'_>>| output.as_mut().map_or(std::ptr::null_mut(), Output::address);

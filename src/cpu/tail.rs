@@ -1,0 +1,87 @@
+//! Recent keys, dense: those of the host's own input, or those in the tail of a shared buffer.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use ndarray::s;
+
+use super::{Attention, Pool, Prune, Serial};
+use crate::element::Element;
+use crate::format::{TailLayout, read_dense_key, write_dense_key};
+use crate::method::Recovery;
+
+/// The tails of a call's shared buffers, to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct TailRows<'a> {
+    /// Where keys lie in them.
+    pub layout: &'a TailLayout,
+    /// Free key rows of each (sequence, KV head), from the past length to the end of the buffer.
+    pub key: &'a [&'a [u8]],
+    /// Free value rows, likewise.
+    pub value: &'a [&'a [u8]],
+}
+
+impl<T: Element> Attention<'_, T> {
+    /// How many of the past keys of the (sequence, KV head) number `head`, the last ones, are read dense.
+    pub(super) fn recent_keys(&self, head: usize) -> usize {
+        let b = head / self.geometry.kv_heads;
+        match (&self.recent, &self.tail) {
+            (Some(_), _) => self.lengths.recent_before(b, self.settings.common.recent_window),
+            (None, Some(tail)) => tail.layout.kept(tail.key[head].len() / self.geometry.key.row_bytes()),
+            (None, None) => 0,
+        }
+        .min(self.lengths.past[b])
+    }
+
+    /// Reads the past keys at `positions`, all of them recent ones, to `keys`, `[positions, D]`. A key that the tail has
+    /// lost is what its row says.
+    #[inline(always)]
+    pub(super) fn read_recent(&self, head: usize, positions: Range<usize>, keys: &mut [f32]) {
+        let (b, h) = (head / self.geometry.kv_heads, head % self.geometry.kv_heads);
+        if let Some(recent) = &self.recent {
+            let first = self.lengths.past[b] - self.recent_keys(head);
+            let recent = recent.slice(s![b, h, positions.start - first..positions.end - first, ..]);
+            keys.iter_mut().zip(recent).for_each(|(key, recent)| *key = recent.finite());
+            return;
+        }
+        let tail = self.tail.as_ref().expect("recent keys are in one of the two");
+        let tail = tail.layout.read(tail.key[head], tail.value[head]);
+        let layout = &self.geometry.key;
+        let (d, bytes) = (layout.head_dim(), layout.row_bytes());
+        for (position, key) in positions.zip(keys.chunks_exact_mut(d)) {
+            let row = &self.past_key[head][position * bytes..(position + 1) * bytes];
+            match tail.slots(position).find(|slot| layout.is_dense_key(slot, row)) {
+                Some(slot) => read_dense_key(slot, key),
+                None => {
+                    let scale = &self.scale[h * d..(h + 1) * d];
+                    layout.row(row).decode(scale, self.settings.common.recovery == Recovery::Mean, key);
+                }
+            }
+        }
+    }
+}
+
+/// New keys that are written without asking a pool for help.
+const FEW_KEYS: usize = 64;
+
+/// Writes the last new keys of each (sequence, KV head), the head varying fastest, to the `slots` of its tail.
+pub fn write_tail<T: Element>(pool: &impl Pool, call: &Prune<'_, T>, slots: Vec<Vec<&mut [u8]>>) {
+    let kv_heads = call.geometry.kv_heads;
+    let keys: usize = slots.iter().map(Vec::len).sum();
+    let slots: Vec<_> = slots.into_iter().map(Mutex::new).collect();
+    let write = |head: usize| {
+        let (b, h) = (head / kv_heads, head % kv_heads);
+        let mut key = vec![0.0; call.geometry.head_dim()];
+        // Each is locked once, by the thread that writes it.
+        let slots = &mut *slots[head].lock().unwrap();
+        let first = call.lengths.new[b] - slots.len();
+        for (slot, token) in slots.iter_mut().zip(first..) {
+            call.tokens.key(b, h, token, &mut key);
+            write_dense_key(&key, slot);
+        }
+    };
+    match keys <= FEW_KEYS {
+        true => Serial.par_for(slots.len(), &write),
+        false => pool.par_for(slots.len(), &write),
+    }
+}
