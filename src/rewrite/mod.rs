@@ -1,7 +1,7 @@
 //! Rewriting exported LLaMA-family models so that their cache is SparK rows.
 //!
 //! `find` looks for attention by `patterns`, which follow keys and values (`heads`) and masks (`mask`) through a
-//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build` and `bias` make;
+//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and `front` make;
 //! `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency; `folder` and
 //! `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
 
@@ -14,6 +14,7 @@ mod context;
 mod error;
 mod find;
 mod folder;
+mod front;
 mod heads;
 mod inspect;
 mod layer;
@@ -96,8 +97,10 @@ pub fn rewrite(
     };
     configure(&mut model, &layers, &names, &version(saliency.as_ref()));
     let inspection = Inspection::new(&model)?;
+    let mut warnings = warnings(&options, &rows, folder.as_ref(), saliency.is_some());
+    warnings.extend(whole_caches(&layers, &inspection));
     let report = |output: Option<PathBuf>| Report {
-        warnings: warnings(&options, &rows, folder.as_ref(), saliency.is_some()),
+        warnings: warnings.clone(),
         host: host_line(&rows, folder.is_some()),
         model: inspection,
         output,
@@ -182,6 +185,19 @@ fn warnings(options: &Options, rows: &Rows, folder: Option<&GenAiFolder>, calibr
         warnings.push("not calibrated: models whose keys have outlier channels lose accuracy".into());
     }
     warnings
+}
+
+/// Says that caches which held a window of tokens hold all of them now.
+fn whole_caches(layers: &[Layer], rewritten: &Inspection) -> Option<String> {
+    let windowed: Vec<&Layer> = layers.iter().filter(|l| l.windowed_cache).collect();
+    let tokens = windowed.iter().map(|l| l.window).max()?;
+    let before = rewritten.original_bytes_per_token / layers.len() * windowed.len() * tokens.max(0) as usize;
+    let now = rewritten.bytes_per_token / layers.len() * windowed.len();
+    Some(format!(
+        "the caches of {} layers held the last {tokens} tokens only (sliding_window_cache), {before} bytes; they hold all \
+         tokens now, {now} bytes each, and hosts must not cut them",
+        windowed.len()
+    ))
 }
 
 fn host_line(rows: &Rows, folder: bool) -> String {
