@@ -313,8 +313,7 @@ mod tests {
             Type::Float32 => "float32",
         };
         let all = ATTENTION.inputs.iter().chain(PRUNE.inputs.last());
-        let expected: Vec<_> =
-            all.map(|i| (i.name.to_owned(), name(i.element).to_owned(), i.required)).collect();
+        let expected: Vec<_> = all.map(|i| (i.name.to_owned(), name(i.element).to_owned(), i.required)).collect();
         assert_eq!(listed, expected);
     }
 
