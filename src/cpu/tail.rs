@@ -9,7 +9,7 @@ use super::attention::Attention;
 use super::pool::{Pool, Serial};
 use super::prune::Prune;
 use crate::element::Element;
-use crate::format::{read_dense_key, write_dense_key};
+use crate::format::write_dense_key;
 use crate::method::Recovery;
 
 impl<T: Element> Attention<'_, T> {
@@ -41,12 +41,13 @@ impl<T: Element> Attention<'_, T> {
         let (d, bytes) = (layout.head_dim(), layout.row_bytes());
         for (position, key) in positions.zip(keys.chunks_exact_mut(d)) {
             let row = &self.past_key[head][position * bytes..(position + 1) * bytes];
-            match tail.slots(position).find(|slot| layout.is_dense_key(slot, row)) {
-                Some(slot) => read_dense_key(slot, key),
-                None => {
-                    let scale = &self.scale[h * d..(h + 1) * d];
-                    layout.row(row).decode(scale, self.settings.common.recovery == Recovery::Mean, key);
-                }
+            let mut found = false;
+            for slot in tail.slots(position) {
+                found = found || layout.read_dense_key(slot, row, key);
+            }
+            if !found {
+                let scale = &self.scale[h * d..(h + 1) * d];
+                layout.row(row).decode(scale, self.settings.common.recovery == Recovery::Mean, key);
             }
         }
     }

@@ -8,6 +8,6 @@ mod tail;
 pub(crate) mod v1;
 
 pub use tail::{Slot, Tail, TailBuffer, TailLayout};
-pub use v1::dense::{read_dense_key, write_dense_key};
+pub use v1::dense::write_dense_key;
 pub use v1::key::{KeyRow, PrunedKey};
 pub use v1::layout::{Bits, KeyLayout, LayoutError, MAX_HEAD_DIM, MIN_HEAD_DIM, ValueLayout};
