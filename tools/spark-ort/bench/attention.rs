@@ -9,9 +9,9 @@ use spark_ort::runtime::load;
 
 use super::cache::{Heads, Setting};
 use super::lab::Lab;
-use super::shape::Shape;
 use super::machine::Machine;
 use super::rounds::Budget;
+use super::shape::Shape;
 use super::{append, decoding, positive, prefill};
 use crate::report::write_json;
 

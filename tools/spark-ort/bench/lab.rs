@@ -7,8 +7,8 @@ use spark_ort::runtime::Runtime;
 
 use super::bandwidth::Memory;
 use super::cache::{Cache, Setting};
-use super::shape::Shape;
 use super::rounds::{Budget, Samples, median};
+use super::shape::Shape;
 use crate::progress::Steps;
 
 /// Where layers are measured.
