@@ -12,8 +12,8 @@ use std::ffi::{CString, c_int, c_void};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use spark_ort::hip::params::Call;
-use spark_ort::hip::plan::{Device, Plan};
+use spark_ort::gpu::params::Call;
+use spark_ort::gpu::plan::{Device, Plan};
 
 use driver::{Driver, Handle, POINTER_BYTES};
 use graph::Stream;
