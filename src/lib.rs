@@ -9,6 +9,7 @@
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
 //! - [`onnx`]: models as files and graphs.
 //! - [`runtime`]: ONNX Runtime found, and a language model driven in it.
+//! - [`eval`]: what a compressed cache costs a model, measured.
 //! - [`mod@rewrite`]: exported models turned into ones with the operators; `docs/rewriting.md` says which and how.
 
 pub mod bits;
@@ -16,6 +17,7 @@ pub mod call;
 pub mod cpu;
 pub mod element;
 mod entry_point;
+pub mod eval;
 pub mod format;
 pub mod gpu;
 pub mod method;

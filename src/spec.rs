@@ -312,8 +312,8 @@ mod tests {
             Type::Int64 => "int64",
             Type::Float32 => "float32",
         };
-        let expected: Vec<_> =
-            INPUTS.iter().map(|i| (i.name.to_owned(), name(i.element).to_owned(), i.required)).collect();
+        let all = ATTENTION.inputs.iter().chain(PRUNE.inputs.last());
+        let expected: Vec<_> = all.map(|i| (i.name.to_owned(), name(i.element).to_owned(), i.required)).collect();
         assert_eq!(listed, expected);
     }
 

@@ -8,6 +8,7 @@ use super::bias::{attention_bias, empty_tensor};
 use super::build::{Attribute, Builder, FLOAT16, node, set_attribute};
 use super::context::{rank, static_dim};
 use super::error::Refusal;
+use super::front::front;
 use super::layer::Layer;
 use super::recent::Recent;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
@@ -122,8 +123,9 @@ fn insert(graph: &mut GraphProto, added: BTreeMap<usize, Vec<NodeProto>>, doomed
 /// past_key_recent. With a `tail` SparkPrune may write what SparkAttention reads, and comes after it.
 fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [String; 3], tail: bool) {
     let given = |o: Option<&String>| o.cloned().unwrap_or_default();
-    let mut inputs = vec![layer.query.clone()];
-    inputs.extend((0..2).map(|i| given(layer.key_value.as_ref().map(|kv| &kv[i]))));
+    let (query, key_value) = front(builder, layer);
+    let mut inputs = vec![query];
+    inputs.extend((0..2).map(|i| given(key_value.as_ref().map(|kv| &kv[i]))));
     inputs.extend(layer.cache.past.iter().cloned());
     inputs.extend((0..2).map(|i| given(layer.lengths.as_ref().map(|l| &l[i]))));
     inputs.extend((0..2).map(|i| given(layer.rotary.as_ref().map(|r| &r.caches[i]))));

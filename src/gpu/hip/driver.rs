@@ -8,9 +8,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use super::arch::{has_matrix_cores, processor};
 use crate::gpu::error::GpuError;
 use crate::gpu::plan;
-use crate::gpu::runtime::{
-    CodeFormat, Current, Handle, KernelLaunch, Previous, Properties, Runtime, functions, reason, text,
-};
+use crate::gpu::runtime::{CodeFormat, Handle, KernelLaunch, Previous, Properties, Runtime, functions, reason, text};
 
 functions! {
     /// The functions of HIP that kernels need to be loaded and launched.
@@ -122,11 +120,6 @@ impl Hip {
         let code = unsafe { (self.functions.hipRuntimeGetVersion)(&mut version) };
         self.check(code, || "hipRuntimeGetVersion".into())?;
         Ok(version)
-    }
-
-    /// Makes `ordinal` the calling thread's device until the guard is dropped.
-    pub(crate) fn on_device(&self, ordinal: i32) -> Result<impl Drop + '_, GpuError> {
-        Current::new(self, ordinal)
     }
 
     /// An error of HIP as ours. HIP's memory of it is cleared, so that whoever looks there next is not misled.
