@@ -7,7 +7,6 @@ OUT_OF_PLACE = {
         "src/cpu/decode/keys.rs",
         "src/cpu/decode/values.rs",
         "src/gpu/plan/tensors.rs",
-        "src/hip/plan/tensors.rs",
     ],
     "execution providers": [],
     "source operators": ["src/onnx/evaluate/attention.rs", "src/rewrite/context.rs", "src/rewrite/layer.rs"],
@@ -30,12 +29,13 @@ LONG_FUNCTIONS = [
     "src/rewrite/patterns/attention.rs: check",
 ]
 # How many lines of a folder may be longer than 120 columns.
-LONG_LINES = {"src": 70, "tools": 20, "tests": 60, "examples": 8, "python": 1, "ops": 19}
+LONG_LINES = {"src": 70, "tools": 20, "tests": 60, "examples": 8, "python": 1, "ops": 22}
 NO_SAFETY_SECTION = [
     "src/cpu/decode/key_kernels.rs",
     "src/cpu/isa/x86_64/avx512_vnni/keys.rs",
     "src/cpu/isa/x86_64/avx512_vnni/magnitudes.rs",
     "src/cpu/prefill/tile.rs",
-    "src/hosts.rs",
+    "src/gpu/cuda/driver.rs",
+    "src/gpu/hip/driver.rs",
     "src/ort_compat.rs",
 ]
