@@ -16,6 +16,7 @@ pub mod call;
 pub mod cpu;
 pub mod element;
 pub mod eval;
+mod files;
 pub mod format;
 pub mod hip;
 mod hosts;
