@@ -144,4 +144,5 @@ for version in 1.18.1 1.22.2 1.24.4; do
 done
 step "code for AMD GPUs: tests/gpu/device_code" .venv/bin/python -m pytest -q -rs tests/gpu/device_code
 step "ROCm execution provider: tests/gpu/rocm" tools/rocm.sh
+step "mutants of files, rows and calls: fuzz" env SECONDS_OF_FUZZING=90 tools/fuzz.sh
 step "memory: valgrind on hostile calls" memory
