@@ -6,11 +6,13 @@
 //! - [`Passage`]: a prompt and the tokens that follow it in a text.
 //! - [`Feeding`]: how a model gets them: chunks of the prompt, and the kind of cache.
 //! - [`LogitStore`]: the original's predictions, on disk.
+//! - [`rivals`]: other ways to make a cache smaller.
 //! - [`TokenScore`] and [`Summary`]: how predictions differ, token by token and as estimates with confidence intervals.
 
 mod feeding;
 mod logits;
 mod passage;
+pub mod rivals;
 mod score;
 mod statistics;
 
