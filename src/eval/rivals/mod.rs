@@ -1,8 +1,9 @@
 //! Other ways to make a cache smaller, to compare with.
 //!
-//! Most have no operator in ONNX Runtime. They are simulated: the original model runs, and between its calls the rows of its
-//! cache are replaced by what the rival would have kept of them. Their bytes are counted, not saved, and their speed says
-//! nothing. As the rivals' authors advise, the first tokens and the last ones stay as they are; see [`SINKS`].
+//! Most have no operator in ONNX Runtime. They are simulated: the original model runs, and between its calls the rows
+//! of its cache are replaced by what the rival would have kept of them. Their bytes are counted, not saved, and their
+//! speed says nothing. As the rivals' authors advise, the first tokens and the last ones stay as they are; see
+//! [`SINKS`].
 //!
 //! - [`Rival`]: which one, as the command line spells it.
 //! - `statistics`: what rivals need to know of a prompt's queries; `probe` makes the model say them.

@@ -29,8 +29,8 @@ pub enum Method {
         /// Of an element.
         bits: u32,
     },
-    /// The same after a rotation to the principal directions of the queries and of attention's results (OSCAR, Zhou et al.
-    /// 2026, arXiv 2605.17757).
+    /// The same after a rotation to the principal directions of the queries and of attention's results (OSCAR, Zhou
+    /// et al. 2026, arXiv 2605.17757).
     Oscar {
         /// Of an element.
         bits: u32,
@@ -71,8 +71,8 @@ impl Rival {
         !matches!(self.method, Method::OnnxRuntime { .. })
     }
 
-    /// Bytes that a token adds to the cache of a model, as the rival would store it: dense elements as float16. Those of
-    /// evicted tokens are spread over all.
+    /// Bytes that a token adds to the cache of a model, as the rival would store it: dense elements as float16. Those
+    /// of evicted tokens are spread over all.
     pub fn bytes_per_token(&self, interface: &Interface) -> f64 {
         let dense = |width: usize| 2.0 * width as f64;
         let quantised = |bits: u32, width: usize| {

@@ -1,5 +1,5 @@
-//! GroupQueryAttention's own quantised cache, as ONNX Runtime GenAI's builder makes it (`kv_cache_quant_scheme`): one scale
-//! for each channel, found by calibration.
+//! GroupQueryAttention's own quantised cache, as ONNX Runtime GenAI's builder makes it (`kv_cache_quant_scheme`): one
+//! scale for each channel, found by calibration.
 
 use std::path::Path;
 

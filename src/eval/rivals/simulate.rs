@@ -10,7 +10,8 @@ use super::transform::Transform;
 use crate::eval::{Passage, Seen, Timing};
 use crate::runtime::{Error, Model, Sequence};
 
-/// Decodes what follows a prompt that `model` has read, as [`crate::eval::Feeding::feed`] does, with the rival's cache.
+/// Decodes what follows a prompt that `model` has read, as [`crate::eval::Feeding::feed`] does, with the rival's
+/// cache.
 ///
 /// # Errors
 /// As [`Model::run`], or `seen`'s; the model's rotation is not known and the rival needs it.

@@ -44,8 +44,8 @@ impl PromptStatistics {
         Self { heads_per_kv_head: group, scale, queries: last, window, covariance }
     }
 
-    /// Attention of the last queries of the heads of `kv_head` over `keys`, `[L, D]`: rows of L weights, query by query,
-    /// each up to its own token.
+    /// Attention of the last queries of the heads of `kv_head` over `keys`, `[L, D]`: rows of L weights, query by
+    /// query, each up to its own token.
     pub fn weights(&self, kv_head: usize, keys: &[f32], width: usize) -> Vec<Vec<f32>> {
         let tokens = keys.len() / width;
         let heads = kv_head * self.heads_per_kv_head..(kv_head + 1) * self.heads_per_kv_head;

@@ -88,8 +88,8 @@ impl<'a> Measurement<'a> {
         })
     }
 
-    /// Lets a model read all passages. `score` gets the originals' predictions and, for each prediction, its number, the
-    /// logits and the token that follows.
+    /// Lets a model read all passages. `score` gets the originals' predictions and, for each prediction, its number,
+    /// the logits and the token that follows.
     fn measure(
         &mut self,
         candidate: &Candidate,
@@ -104,7 +104,7 @@ impl<'a> Measurement<'a> {
         self.interrupt.watch(model.canceller());
         let mut index = 0;
         for text in self.texts {
-            self.progress.say(format!("{}: prompts of {} tokens", candidate.name, text.context));
+            self.progress.say(format!("{}: {}", candidate.name, text.title()));
             let (mut scores, mut timing) = (Vec::new(), Timing::default());
             let mut interrupted = false;
             for passage in &text.passages {

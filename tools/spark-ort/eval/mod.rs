@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use spark_ort::eval::Task;
 use spark_ort::eval::rivals::Rival;
 use spark_ort::rewrite::{Calibration, RewriteError};
 use spark_ort::runtime::load;
@@ -25,9 +26,10 @@ use setting::Setting;
 
 /// Measure what a compressed cache costs a model: loss, KL divergence, agreement, bytes and speed
 ///
-/// Each model reads prompts of a text and then the tokens that really follow, one by one, as in production; its predictions
-/// are compared with the original's, whose cache is complete. Intervals are of 95 % confidence, by a bootstrap over blocks
-/// of 16 tokens. Speed is that of this machine while it measures. Ctrl-C ends it and still shows what there is.
+/// Each model reads prompts of a text and then the tokens that really follow, one by one, as in production; its
+/// predictions are compared with the original's, whose cache is complete. Intervals are of 95 % confidence, by a
+/// bootstrap over blocks of 16 tokens. Speed is that of this machine while it measures. Ctrl-C ends it and still
+/// shows what there is.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -51,8 +53,9 @@ pub struct Args {
     #[arg(long, value_name = "RATIO/BITS/BITS[+RECENT],...", value_delimiter = ',')]
     settings: Vec<Setting>,
 
-    /// Other ways to make the cache smaller, on the original: int8, int4, hadamard4, hadamard3, oscar4, oscar3, oscar2,
-    /// think0.5, snapkv0.5 (simulated), ort-int8, ort-int4 (ONNX Runtime's own), or all; +N keeps N recent tokens dense
+    /// Other ways to make the cache smaller, on the original: int8, int4, hadamard4, hadamard3, oscar4, oscar3,
+    /// oscar2, think0.5, snapkv0.5 (simulated), ort-int8, ort-int4 (ONNX Runtime's own), or all; +N keeps N recent
+    /// tokens dense
     #[arg(long, value_name = "NAME[+RECENT],...|all", value_delimiter = ',')]
     rivals: Vec<Rivals>,
 
@@ -71,6 +74,14 @@ pub struct Args {
     /// Passages of the text for each length, as far as it has so many that do not overlap
     #[arg(long, value_name = "N", default_value_t = 4)]
     passages: usize,
+
+    /// Tasks whose answers lie in the prompt: how many are answered
+    #[arg(long, value_name = "TASK,...", value_enum, value_delimiter = ',')]
+    tasks: Vec<Task>,
+
+    /// Prompts of each task and length
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    samples: usize,
 
     /// Keep past and present in one buffer of fixed size, as ONNX Runtime GenAI does, where a model allows it
     #[arg(long)]
@@ -199,6 +210,7 @@ fn check(args: &Args) -> Result<()> {
         ("--chunk", args.chunk),
         ("--decode", Some(args.decode)),
         ("--passages", Some(args.passages)),
+        ("--samples", Some(args.samples)),
         ("--contexts", args.contexts.iter().min().copied()),
     ];
     if let Some((option, _)) = at_least_one.into_iter().find(|(_, value)| *value == Some(0)) {

@@ -4,11 +4,23 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use spark_ort::eval::rivals::Rival;
-use spark_ort::eval::{Estimate, Summary, Timing};
+use spark_ort::eval::{Estimate, Summary, Task, Timing};
 
 use super::candidate::{Candidate, Kind};
 use super::texts::Text;
 use crate::report::Table;
+
+/// Below a table with simulated rivals.
+const SIMULATED: &str = "
+* dense simulation: the original's cache is rewritten between calls. Bytes are what the rival would store, with dense
+  elements as float16; the first 4 tokens and the last N of +N stay dense and are not counted. What a rival needs to know
+  of queries is taken from each prompt itself.
+";
+
+/// Below a table with ONNX Runtime's own caches.
+const NATIVE: &str = "
+ort-int8, ort-int4: ONNX Runtime's own cache, a scale for each channel, calibrated on the first prompt.
+";
 
 /// All of a measurement.
 #[derive(Serialize)]
@@ -97,6 +109,7 @@ pub struct Row {
     pub described: Described,
     /// Tokens of a prompt.
     pub context: usize,
+    pub task: Option<Task>,
     pub passages: usize,
     pub shared_buffer: bool,
     #[serde(flatten)]
@@ -107,7 +120,7 @@ pub struct Row {
 impl Row {
     pub fn new(described: Described, text: &Text, passages: usize, summary: Summary, timing: Timing) -> Self {
         let shared_buffer = text.feeding.capacity.is_some() && described.shares_buffer;
-        Self { described, context: text.context, passages, shared_buffer, summary, timing }
+        Self { described, context: text.context, task: text.task, passages, shared_buffer, summary, timing }
     }
 }
 
@@ -124,25 +137,30 @@ fn rate(tokens: usize, seconds: f64) -> String {
 impl Report {
     /// A table for each length of prompts.
     pub fn lines(&self) -> String {
-        let mut contexts: Vec<usize> = self.rows.iter().map(|row| row.context).collect();
-        contexts.sort_unstable();
-        contexts.dedup();
+        // In the order in which the original read them.
+        let mut groups: Vec<(usize, Option<Task>)> = Vec::new();
+        for row in &self.rows {
+            if !groups.contains(&(row.context, row.task)) {
+                groups.push((row.context, row.task));
+            }
+        }
         let mut text = String::new();
-        for context in contexts {
-            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.context == context).collect();
+        for (context, task) in groups {
+            let rows: Vec<&Row> = self.rows.iter().filter(|row| (row.context, row.task) == (context, task)).collect();
             let Some(first) = rows.first() else { continue };
             let buffer = if first.shared_buffer { "one buffer" } else { "growing caches" };
             let chunk = self.chunk.map_or(String::new(), |chunk| format!(" in chunks of {chunk}"));
             let (passages, tokens) = (first.passages, first.summary.tokens);
+            let task = task.map_or(String::new(), |task| format!(" ({task})"));
             text += &format!(
-                "\nPrompts of {context} tokens{chunk}, {passages} passages, {tokens} tokens decoded, {buffer}\n"
+                "\nPrompts of {context} tokens{task}{chunk}, {passages} passages, {tokens} tokens decoded, {buffer}\n"
             );
             let mut table = Table::new(&[
                 "bytes/token",
                 "share",
                 "KL, nats",
                 "99th percentile",
-                "same next token, %",
+                if first.task.is_some() { "answered, %" } else { "same next token, %" },
                 "loss",
                 "decode, tokens/s",
                 "prompt, tokens/s",
@@ -153,12 +171,10 @@ impl Report {
             text += &table.lines();
         }
         if self.rows.iter().any(|row| row.described.kind == Kind::Simulated) {
-            text += "\n* dense simulation: the original's cache is rewritten between calls. Bytes are what the rival would \
-                     store, with dense elements as float16;\n  the first 4 tokens and the last N of +N stay dense and are not \
-                     counted. What a rival needs to know of queries is taken from each prompt itself.\n";
+            text += SIMULATED;
         }
         if self.rows.iter().any(|row| row.described.kind == Kind::OnnxRuntime) {
-            text += "\nort-int8, ort-int4: ONNX Runtime's own cache, a scale for each channel, calibrated on the first prompt\n";
+            text += NATIVE;
         }
         for Absent { name, why } in &self.absent {
             text += &format!("\n{name} is absent: {why}\n");
@@ -194,7 +210,10 @@ impl Row {
             format!("{:.3}", self.described.share),
             compared(interval(&summary.divergence, 1.0, 4)),
             compared(interval(&summary.divergence_p99, 1.0, 3)),
-            compared(interval(&summary.agreement, 100.0, 1)),
+            match self.task {
+                Some(_) => interval(&summary.answered, 100.0, 1),
+                None => compared(interval(&summary.agreement, 100.0, 1)),
+            },
             loss,
             if simulated { "-".into() } else { rate(timing.decoded_tokens, timing.decode_seconds) },
             rate(timing.prompt_tokens, timing.prompt_seconds),

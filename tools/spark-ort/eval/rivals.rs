@@ -92,7 +92,7 @@ fn measure_simulated(
     measurement.interrupt.watch(model.canceller());
     let mut index = 0;
     for text in measurement.texts {
-        measurement.progress.say(format!("{} rivals: prompts of {} tokens", rivals.len(), text.context));
+        measurement.progress.say(format!("{} rivals: {}", rivals.len(), text.title()));
         let mut scored: Vec<Scored> = rivals.iter().map(|_| Scored::default()).collect();
         for passage in &text.passages {
             let prompt = match probe.read(&mut model, &passage.prompt, text.feeding.capacity) {
