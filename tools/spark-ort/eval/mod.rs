@@ -28,8 +28,8 @@ use setting::Setting;
 ///
 /// Each model reads prompts of a text and then the tokens that really follow, one by one, as in production; its
 /// predictions are compared with the original's, whose cache is complete. Intervals are of 95 % confidence, by a
-/// bootstrap over blocks of 16 tokens. Speed is that of this machine while it measures. Ctrl-C ends it and still
-/// shows what there is.
+/// bootstrap over blocks of 16 tokens. Speed is that of this machine while it measures. Ctrl-C ends it and still shows
+/// what there is.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
