@@ -2,12 +2,12 @@
 //!
 //! Knows ONNX and nothing of attention or caches.
 
+mod cleanup;
 pub mod evaluate;
 mod external;
 mod file;
 mod index;
 mod node;
-mod prune;
 
 #[allow(missing_docs, clippy::all)]
 mod generated {
@@ -24,6 +24,7 @@ pub fn onnx_opset(model: &proto::ModelProto) -> i64 {
     model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(0, |o| o.version())
 }
 
+pub use cleanup::{remove_nodes, sort_nodes};
 pub(crate) use external::place;
 pub use external::{DataFile, Placement, data_files};
 pub(crate) use file::write_text;
@@ -31,4 +32,3 @@ pub use file::{FileError, read, write};
 pub(crate) use index::reads;
 pub use index::{Index, OrderError};
 pub use node::NodeExt;
-pub use prune::{remove_nodes, sort_nodes};

@@ -39,10 +39,10 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
         Some(path) => Tokenizer::open(path),
         None => Tokenizer::beside(model),
     };
-    let problem = |text: String| RewriteError::option("--calibrate", text);
+    let problem = |text: String| RewriteError::option("calibrate", text);
     let most = options.calibration_tokens;
     if most < FEWEST {
-        return Err(RewriteError::option("--calibration-tokens", format!("{most} is less than {FEWEST}")));
+        return Err(RewriteError::option("calibration_tokens", format!("{most} is less than {FEWEST}")));
     }
     let (text, name, tokenizer) = match &options.calibrate {
         Calibration::Off => return Ok(None),
@@ -50,7 +50,7 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
         Calibration::Auto => match tokenizer() {
             Ok(tokenizer) => (SAMPLE.to_string(), "the bundled sample".to_string(), tokenizer),
             // One that was named must be there.
-            Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("--tokenizer", e.to_string())),
+            Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("tokenizer", e.to_string())),
             Err(_) => return Ok(Some(Tokens::Random(most))),
         },
         Calibration::File(path) => {

@@ -35,7 +35,7 @@ pub enum RewriteError {
     /// An option that cannot be honoured.
     #[error("{option}: {problem}")]
     Option {
-        /// As the command line names it.
+        /// The field of [`Options`](super::Options).
         option: &'static str,
         /// What is wrong with it.
         problem: String,

@@ -167,7 +167,7 @@ fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
 /// # Errors
 /// There is none, and where it was looked for.
 pub fn find_library(named: Option<&Path>) -> Result<PathBuf, RewriteError> {
-    let problem = |text: String| RewriteError::option("--library", text);
+    let problem = |text: String| RewriteError::option("library", text);
     if let Some(path) = named {
         return match path.is_file() {
             true => Ok(path.into()),

@@ -1,29 +1,32 @@
 //! An attention layer of an exported model, whatever it was exported as.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
-/// How a model spells its attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Source {
-    /// `com.microsoft::GroupQueryAttention`
-    GroupQueryAttention,
-    /// `com.microsoft::MultiHeadAttention`
-    MultiHeadAttention,
-    /// ONNX `Attention` of opset 23 and later
-    Attention,
-    /// MatMul, Softmax, MatMul
-    #[serde(rename = "decomposed")]
-    Decomposed,
+/// How a model spells its attention: a name that the source has in [`source`](super::source), and that the metadata of a
+/// rewritten model keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Source(Cow<'static, str>);
+
+impl Source {
+    /// The source of this name.
+    pub const fn new(name: &'static str) -> Self {
+        Self(Cow::Borrowed(name))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
 }
 
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Source::GroupQueryAttention => "GroupQueryAttention",
-            Source::MultiHeadAttention => "MultiHeadAttention",
-            Source::Attention => "Attention",
-            Source::Decomposed => "decomposed attention",
-        })
+        // The name of an operator as it is; a way to spell attention without one is a word.
+        let is_word = self.0.starts_with(|c: char| c.is_lowercase());
+        write!(f, "{}{}", self.0, if is_word { " attention" } else { "" })
     }
 }
 

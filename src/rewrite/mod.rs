@@ -1,6 +1,6 @@
 //! Rewriting exported LLaMA-family models so that their cache is SparK rows.
 //!
-//! `find` looks for attention by `patterns`, which follow keys and values (`heads`) and masks (`mask`) through a
+//! `find` looks for attention by its `source`s, which follow keys and values (`heads`) and masks (`mask`) through a
 //! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and `front` make;
 //! `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency; `folder` and
 //! `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
@@ -9,6 +9,7 @@ mod apply;
 mod bias;
 mod build;
 mod calibrate;
+mod causality;
 mod configure;
 mod context;
 mod error;
@@ -19,13 +20,14 @@ mod heads;
 mod inspect;
 mod layer;
 mod mask;
+mod operator;
 mod options;
-mod patterns;
 mod progress;
 mod publish;
 mod recent;
 mod report;
 mod rows;
+mod source;
 
 use std::path::{Path, PathBuf};
 

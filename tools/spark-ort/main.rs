@@ -18,6 +18,7 @@ mod rewrite;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use spark_ort::rewrite::RewriteError;
 
 /// Language models in ONNX whose KV cache is stored pruned.
 ///
@@ -57,12 +58,20 @@ fn main() -> ExitCode {
         // Whoever reads the output has seen enough, such as `head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", message(&error));
             for cause in error.chain().skip(1) {
                 eprintln!("  caused by: {cause}");
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// `error` as the command line says it: options as they are given here.
+fn message(error: &anyhow::Error) -> String {
+    match error.downcast_ref() {
+        Some(RewriteError::Option { option, problem }) => format!("--{}: {problem}", option.replace('_', "-")),
+        _ => error.to_string(),
     }
 }
 

@@ -4,7 +4,6 @@
 //! sizes, and what comes out is compared with what it should be. Weights and tokens stay unknown, of them only shapes
 //! are known.
 
-mod attention;
 mod operators;
 mod shapes;
 mod value;
@@ -13,10 +12,15 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::proto::NodeProto;
 use super::{Index, NodeExt};
-pub use value::{Value, kinds};
+pub use value::{Inputs, Value, kinds, need};
 
 type Answer = Result<Rc<Value>, Rc<str>>;
+
+/// What an operator that is not ONNX's own does to shapes: its outputs, as far as they are known, or why it cannot be told;
+/// `None` for an operator that it does not know.
+pub type ShapeRule = Rc<dyn Fn(&NodeProto, &Inputs<'_>) -> Option<Result<Vec<Value>, String>>>;
 
 /// The constants of a graph that were read so far. Evaluators of one graph may share them.
 #[derive(Clone, Default)]
@@ -49,12 +53,13 @@ pub struct Evaluator<'g> {
     index: &'g Index<'g>,
     constants: Constants,
     values: HashMap<String, Answer>,
+    rule: ShapeRule,
 }
 
 impl<'g> Evaluator<'g> {
-    /// Nothing given yet.
-    pub fn new(index: &'g Index<'g>, constants: &Constants) -> Self {
-        Self { index, constants: constants.clone(), values: HashMap::new() }
+    /// Nothing given yet; `rule` is asked first what a node makes.
+    pub fn new(index: &'g Index<'g>, constants: &Constants, rule: ShapeRule) -> Self {
+        Self { index, constants: constants.clone(), values: HashMap::new(), rule }
     }
 
     /// Gives the value of `tensor`, a graph input or any other. What was evaluated before stays as it was.
@@ -94,7 +99,8 @@ impl<'g> Evaluator<'g> {
                 .collect();
             let outputs = inputs.and_then(|inputs| {
                 let inputs: Vec<Option<&Value>> = inputs.iter().map(|i| i.as_deref()).collect();
-                operators::evaluate(node, &inputs).map_err(|e| format!("{}: {e}", node.title()).into())
+                let known = (self.rule)(node, &inputs).unwrap_or_else(|| operators::evaluate(node, &inputs));
+                known.map_err(|e| format!("{}: {e}", node.title()).into())
             });
             for (o, name) in node.output.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
                 let value = match &outputs {

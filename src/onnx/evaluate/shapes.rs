@@ -2,16 +2,9 @@
 
 use ndarray::Slice;
 
-use super::attention;
-use super::value::{Value, kinds};
+use super::value::{Inputs, Value, kinds, need};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
-
-type Inputs<'v> = [Option<&'v Value>];
-
-pub(super) fn need<'v>(inputs: &Inputs<'v>, index: usize) -> Result<&'v Value, String> {
-    inputs.get(index).copied().flatten().ok_or_else(|| format!("input {index} is missing"))
-}
 
 /// `axis`, which may count from the end, of a tensor with `rank` dimensions.
 pub(super) fn axis_of(axis: i64, rank: usize) -> Result<usize, String> {
@@ -165,9 +158,6 @@ pub(super) fn split_sizes(node: &NodeProto, inputs: &Inputs<'_>, size: usize) ->
 
 /// Outputs of which only the shapes are known.
 pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>, String> {
-    if let Some(outputs) = attention::infer(node, inputs) {
-        return outputs;
-    }
     let x = need(inputs, 0)?;
     let same = |kind: i32| Ok(vec![Value::shaped(kind, x.shape.clone()); node.output.len()]);
     let shaped = |shape: Vec<usize>| Ok(vec![Value::shaped(x.kind, shape)]);

@@ -2,16 +2,17 @@
 
 use std::collections::HashSet;
 
-use super::super::context::{Context, USUAL};
+use super::super::context::{Context, HIDDEN, USUAL};
 use super::super::error::Refusal;
 use super::super::heads::{Layout, alike, appended, follow, scaled_query};
+use super::super::operator::Operator;
 use super::super::layer::{Layer, Source};
-use super::super::mask::{HIDDEN, Mask, replace};
-use super::{Pattern, base_name};
+use super::super::mask::{Mask, replace};
+use super::{Spell, base_name};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
-pub struct Decomposed;
+pub struct Spelling;
 
 /// What stands between the product of query and key, and the softmax.
 struct Scores {
@@ -23,7 +24,13 @@ struct Scores {
     masks: Vec<Mask>,
 }
 
-impl Pattern for Decomposed {
+/// It is no operator of its own.
+pub const OPERATOR: Option<Operator> = None;
+
+/// As metadata names it.
+const NAME: &str = "decomposed";
+
+impl Spell for Spelling {
     fn begins_at(&self, node: &NodeProto) -> bool {
         node.is_onnx("Softmax")
     }
@@ -82,7 +89,7 @@ impl Pattern for Decomposed {
         let (nodes, cache, new) = appended([key, value]);
         let groups = (query_heads / kv_heads) as i64;
         Ok(Some(Layer {
-            source: Source::Decomposed,
+            source: Source::new(NAME),
             name: base_name(product),
             doomed: [result].into_iter().chain(nodes).collect(),
             query,
