@@ -6,6 +6,7 @@ mod cleanup;
 pub mod evaluate;
 mod external;
 mod file;
+mod functions;
 mod index;
 mod node;
 
@@ -29,6 +30,7 @@ pub(crate) use external::place;
 pub use external::{DataFile, Placement, data_files};
 pub(crate) use file::write_text;
 pub use file::{FileError, read, write};
+pub use functions::inline_functions;
 pub(crate) use index::reads;
 pub use index::{Index, OrderError};
 pub use node::NodeExt;

@@ -83,7 +83,8 @@ pub fn measure(
 ) -> Result<Saliency, RewriteError> {
     let failed = |e: crate::runtime::Error| RewriteError::Calibration(chain(&e));
     progress.step("calibrating", 0, 1);
-    let mut session = Model::open(path, &model.interface, &RunOptions { threads: options.threads }).map_err(failed)?;
+    let mut session =
+        Model::open_filling(path, &model.interface, &RunOptions { threads: options.threads }).map_err(failed)?;
     let context = FolderSettings::beside(path).ok().and_then(|s| s.context_length).unwrap_or(usize::MAX);
     let chunk = CHUNK.min(context.max(1));
     let (tokens, name) = match tokens {
@@ -91,9 +92,10 @@ pub fn measure(
         Tokens::Random(count) => {
             if session.vocabulary().is_none() {
                 let mut sequence = session.start(None).map_err(failed)?;
-                session.run(&mut sequence, &[0]).map_err(failed)?;
+                // A model without logits does not say.
+                session.run(&mut sequence, &[0]).ok();
             }
-            let vocabulary = session.vocabulary().unwrap_or(1) as i64;
+            let vocabulary = session.vocabulary().unwrap_or(FEWEST) as i64;
             let mut random = StdRng::seed_from_u64(0);
             ((0..count).map(|_| random.random_range(0..vocabulary)).collect(), "random tokens".to_string())
         }
@@ -136,7 +138,7 @@ fn normalised(squares: &[f64]) -> Vec<f32> {
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(e) = cause {

@@ -7,7 +7,7 @@ use ndarray::{ArrayD, IxDyn};
 
 use super::error::Refusal;
 use super::operator::{self, Operator};
-use crate::onnx::evaluate::{Constants, Evaluator, Value, kinds};
+use crate::onnx::evaluate::{Constants, Evaluator, Fallback, Value, kinds};
 use crate::onnx::proto::{NodeProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt};
 
@@ -198,7 +198,7 @@ impl<'g> Context<'g> {
 
     /// An evaluator as [`Self::evaluator`] gives, which is not kept.
     pub fn new_evaluator(&self, sizes: Sizes, mask_known: bool) -> Evaluator<'g> {
-        let mut evaluator = self.blank_evaluator();
+        let mut evaluator = self.blank_evaluator().with_fallback(self.fallback(sizes));
         for input in &self.index.graph.input {
             let known = given(input, self.caches.get(input.name()), sizes, mask_known);
             if let Some(value) = known.or_else(|| self.of_known_shape(input, sizes)) {
@@ -226,15 +226,31 @@ impl<'g> Context<'g> {
         )
     }
 
+    /// What is known of a tensor behind nodes that cannot be evaluated: its declared shape, or that the Reshape which makes
+    /// it gives each token its heads.
+    fn fallback(&self, sizes: Sizes) -> Fallback<'g> {
+        let (index, named) = (self.index, self.named.clone());
+        let constants = self.constants.clone();
+        let float = self.caches.values().next().map_or(1, |cache| cache.element);
+        Rc::new(move |tensor| {
+            if let Some(value) = index.declared(tensor).and_then(|info| of_known_shape(&named, info, sizes)) {
+                return Some(value);
+            }
+            let node = index.maker(tensor).filter(|node| node.is_onnx("Reshape"))?;
+            let wanted = constants.get(index, node.input_at(1)?)?.ok()?.ints().ok()?;
+            match wanted[..] {
+                [-1..=1, -1 | 0, heads, size] if heads > 0 && size > 0 => {
+                    let [heads, size] = [heads, size].map(|d| usize::try_from(d).unwrap_or(0));
+                    Some(Value::shaped(float, vec![sizes.batch, sizes.new, heads, size]))
+                }
+                _ => None,
+            }
+        })
+    }
+
     /// An input of which nothing is known but its shape, where that follows from `sizes`.
     fn of_known_shape(&self, input: &ValueInfoProto, sizes: Sizes) -> Option<Value> {
-        let tensor = input.type_.tensor_type();
-        let size = |axis: usize| {
-            let named = || self.named.get(tensor.shape.dim[axis].dim_param()).map(|&length| sizes.of(length));
-            static_dim(input, axis).or_else(named)
-        };
-        let shape = (0..rank(input)?).map(size).collect::<Option<_>>()?;
-        Some(Value::shaped(tensor.elem_type(), shape))
+        of_known_shape(&self.named, input, sizes)
     }
 
     /// The value of `tensor` in a call of `sizes`.
@@ -347,6 +363,17 @@ fn named_dimensions<'g>(index: &Index<'g>, caches: &HashMap<String, CacheInput>)
 /// Whether `node` puts tensors `[B,H,tokens,D]` one behind the other.
 fn joins_tokens(node: &NodeProto) -> bool {
     node.is_onnx("Concat") && matches!(node.int("axis"), Some(2 | -2))
+}
+
+/// A tensor of which nothing is known but what `info` declares, where that follows from `sizes`.
+fn of_known_shape(named: &HashMap<&str, Length>, info: &ValueInfoProto, sizes: Sizes) -> Option<Value> {
+    let tensor = info.type_.tensor_type();
+    let size = |axis: usize| {
+        let of_name = || named.get(tensor.shape.dim[axis].dim_param()).map(|&length| sizes.of(length));
+        static_dim(info, axis).or_else(of_name)
+    };
+    let shape = (0..rank(info)?).map(size).collect::<Option<_>>()?;
+    Some(Value::shaped(tensor.elem_type(), shape))
 }
 
 /// A tensor that numbers its elements from 1; `None` if there are too many.

@@ -1,7 +1,7 @@
 //! Folders of ONNX Runtime GenAI.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -14,6 +14,9 @@ pub const CONFIG: &str = "genai_config.json";
 
 /// The operator library.
 pub const LIBRARY: &str = "libspark_ort.so";
+
+/// Execution providers, as GenAI names them, that the operators have kernels for.
+const KNOWN_PROVIDERS: [&str; 2] = ["cpu", "rocm"];
 
 /// A GenAI folder.
 pub struct GenAiFolder {
@@ -32,17 +35,20 @@ impl GenAiFolder {
         let file = path.join(CONFIG);
         let refuse = |expected: &str, found: String| Refusal::new(file.display().to_string(), expected, found);
         let config = read_config(path)?;
-        for (part, kind) in [("encoder", "an encoder"), ("speech", "a speech model"), ("vision", "a vision model")] {
-            if !config["model"][part].is_null() {
-                return Err(refuse("a model of one decoder", format!("model.{part}: {kind}")).into());
-            }
+        if !config["model"]["encoder"].is_null() {
+            let found = "model.encoder: the decoder also attends to what an encoder made";
+            return Err(refuse("a decoder that attends to its own tokens only", found.into()).into());
         }
         let decoder = &config["model"]["decoder"];
-        for part in ["pipeline", "sliding_window"] {
-            if !decoder[part].is_null() {
-                return Err(
-                    refuse("a decoder that is one file with a whole cache", format!("model.decoder.{part}")).into()
-                );
+        if !decoder["pipeline"].is_null() {
+            return Err(refuse("a decoder that is one file", "model.decoder.pipeline".into()).into());
+        }
+        let sliding = &decoder["sliding_window"];
+        for part in ["slide_key_value_cache", "slide_inputs"] {
+            // Both are on where nothing is said.
+            if !sliding.is_null() && sliding[part] != false {
+                let found = format!("model.decoder.sliding_window.{part}: GenAI then feeds and cuts windows by itself");
+                return Err(refuse("a cache that GenAI leaves whole", found).into());
             }
         }
         let model = decoder_file(&file, &config)?;
@@ -68,6 +74,22 @@ impl GenAiFolder {
         search["past_present_share_buffer"] == true && search["num_beams"].as_u64().is_none_or(|beams| beams <= 1)
     }
 
+    /// Warns of execution providers that do not have the operators.
+    pub fn foreign_providers(&self) -> Option<String> {
+        let options = self.config["model"]["decoder"]["session_options"]["provider_options"].as_array()?;
+        let names = options.iter().filter_map(Value::as_object).flat_map(|option| option.keys());
+        let foreign: Vec<&str> = names.map(String::as_str).filter(|name| !KNOWN_PROVIDERS.contains(name)).collect();
+        if foreign.is_empty() {
+            return None;
+        }
+        Some(format!(
+            "{CONFIG} asks for the execution provider {}, which these operators have no kernels for: ONNX Runtime runs them on \
+             the CPU, and copies queries, results and caches to and fro in every call. Without it in provider_options \
+             all runs on the CPU",
+            foreign.join(", ")
+        ))
+    }
+
     /// Fills `folder` with all that belongs to the model but its .onnx file: data, tokenizer, and so on, the operator
     /// library, and the configuration that names it and says that a cache row has `row_width` elements.
     ///
@@ -89,6 +111,8 @@ impl GenAiFolder {
         // GenAI takes it for the width of cache rows and nothing else. It knows to look at the model as well, but then
         // cannot rewind a cache that grows by copies.
         decoder["head_size"] = row_width.into();
+        // Windows are kept by attention itself; the caches hold all tokens.
+        decoder.as_object_mut().map(|decoder| decoder.remove("sliding_window"));
         let session = &mut decoder["session_options"];
         if session.is_null() {
             *session = Value::Object(Map::new());
@@ -131,7 +155,9 @@ impl GenAiFolder {
             } else if !kind.is_file() {
                 return Err(odd(&from, "a pipe, socket or device").into());
             } else if relative != Path::new(CONFIG) && relative != Path::new(&self.model) {
-                let is_data = data.iter().any(|d| d.location == relative);
+                // Data lies where the model says, seen from its own folder.
+                let beside = Path::new(&self.model).parent().unwrap_or(Path::new(""));
+                let is_data = data.iter().any(|d| beside.join(&d.location) == relative);
                 place(&from, &to.join(&relative), if is_data { how } else { Placement::Copy })?;
             }
         }
@@ -150,10 +176,11 @@ fn read_config(path: &Path) -> Result<Value, RewriteError> {
     Ok(serde_json::from_str(&text).map_err(|e| Refusal::new(file.display().to_string(), "JSON", e.to_string()))?)
 }
 
-/// model.decoder.filename: a plain name, so that nothing outside the folder is meant.
+/// model.decoder.filename: a path inside the folder.
 fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
     let name = config["model"]["decoder"]["filename"].as_str().unwrap_or_default();
-    match Path::new(name).file_name().is_some_and(|n| n == name) {
+    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    match inside && !name.is_empty() {
         true => Ok(name.to_string()),
         false => {
             let expected = "model.decoder.filename, a file in this folder";

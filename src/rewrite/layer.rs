@@ -37,8 +37,10 @@ pub struct Rotary {
     pub caches: [String; 2],
     /// position_ids
     pub positions: Option<String>,
-    /// Pairs (2j, 2j+1) rather than (j, j+D/2).
+    /// Pairs (2j, 2j+1) rather than (j, j+width/2).
     pub interleaved: bool,
+    /// Channels of a head that are rotated, the first ones.
+    pub width: usize,
 }
 
 /// RMS normalisation of each head of query and key, before they are rotated.
@@ -125,4 +127,16 @@ pub struct Layer {
     pub output_shape: Option<Vec<i64>>,
     /// Type of query, key and value: ONNX's number.
     pub element: i32,
+}
+
+impl Layer {
+    /// The rotation, if the operators do it themselves: that of all channels.
+    pub fn rotary_inside(&self) -> Option<&Rotary> {
+        self.rotary.as_ref().filter(|rotary| rotary.width == self.head_dim)
+    }
+
+    /// The rotation, if it stands in front of the operators.
+    pub fn rotary_in_front(&self) -> Option<&Rotary> {
+        self.rotary.as_ref().filter(|rotary| rotary.width != self.head_dim)
+    }
 }

@@ -28,6 +28,7 @@ mod recent;
 mod report;
 mod rows;
 mod source;
+mod trial;
 
 use std::path::{Path, PathBuf};
 
@@ -42,11 +43,13 @@ pub use recent::RecentIn;
 pub use report::Report;
 pub use rows::{ROW_FORMAT, Rows};
 
-use crate::onnx::{self, DataFile, FileError, Placement};
+use crate::onnx::proto::ModelProto;
+use crate::onnx::{self, DataFile, FileError, Index, Placement};
 use configure::{Version, configure};
 use folder::GenAiFolder;
 use publish::{Stage, check_data, parent, same_file};
 use recent::Recent;
+use trial::{Trial, trial};
 
 /// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
 /// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the model.
@@ -67,6 +70,7 @@ pub fn rewrite(
     let path = model_file(input)?;
     let mut model = onnx::read(&path)?;
     let data = onnx::data_files(&model, &path)?;
+    prepare(&mut model)?;
     let layers = find_layers(&model)?;
     let mut options = options.clone();
     options.uniform_rows |= folder.is_some();
@@ -77,6 +81,7 @@ pub fn rewrite(
     let names = apply::apply(&mut model, &layers, recent)?;
     let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
 
+    let mut uncalibrated = None;
     let saliency = match &stage {
         Some(stage) => {
             let folder = folder.as_ref().map(|folder| (folder, configure::row_width(&layers[0], &rows)));
@@ -87,43 +92,61 @@ pub fn rewrite(
                     Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
                 configure(&mut model, &layers, &names, &observe);
                 // Beside its data, and beside the settings of a folder.
-                let copy = stage.folder().join(".calibration.onnx");
+                let beside = folder.as_ref().and_then(|(folder, _)| Path::new(&folder.model).parent());
+                let copy = stage.folder().join(beside.unwrap_or(Path::new(""))).join(".calibration.onnx");
                 onnx::write(&model, &copy)?;
                 let saliency = calibrate::measure(&copy, &Inspection::new(&model)?, &names, tokens, &options, progress);
                 std::fs::remove_file(&copy).map_err(FileError::io(&copy))?;
                 saliency
             };
-            tokens.map(measure).transpose()?
+            match tokens.map(measure).transpose() {
+                // Nobody asked for it.
+                Err(RewriteError::Calibration(problem))
+                    if options.calibrate == Calibration::Auto && crate::runtime::load().is_ok() =>
+                {
+                    uncalibrated = Some(problem);
+                    None
+                }
+                saliency => saliency?,
+            }
         }
         None => None,
     };
     configure(&mut model, &layers, &names, &version(saliency.as_ref()));
     let inspection = Inspection::new(&model)?;
     let mut warnings = warnings(&options, &rows, folder.as_ref(), saliency.is_some());
+    warnings.extend(folder.as_ref().and_then(GenAiFolder::foreign_providers));
     warnings.extend(whole_caches(&layers, &inspection));
-    let report = |output: Option<PathBuf>| Report {
-        warnings: warnings.clone(),
-        host: host_line(&rows, folder.is_some()),
-        model: inspection,
-        output,
-    };
-    let Some(stage) = stage else { return Ok(report(None)) };
+    warnings.extend(uncalibrated.map(|problem| format!("calibration failed: {problem}")));
+    let host = host_line(&rows, folder.is_some());
+    let Some(stage) = stage else { return Ok(Report { warnings, host, model: inspection, output: None }) };
     if progress.cancelled() {
         return Err(RewriteError::Cancelled);
     }
     progress.step("writing", 0, 1);
-    match &folder {
-        Some(folder) => {
-            onnx::write(&model, &stage.folder().join(&folder.model))?;
-            stage.publish_folder()?;
-        }
-        None => {
-            const NAME: &str = ".model.onnx";
-            onnx::write(&model, &stage.folder().join(NAME))?;
-            stage.publish_file(NAME, &data, same_file(&parent(&path), &parent(output)))?;
-        }
+    let name = folder.as_ref().map_or(".model.onnx", |folder| &folder.model);
+    let written = stage.folder().join(name);
+    onnx::write(&model, &written)?;
+    if let Trial::NeitherRuns(problem) = trial(&written, &inspection, &path, options.threads)? {
+        warnings.push(format!("not tried: ONNX Runtime runs neither this model nor the original here: {problem}"));
     }
-    Ok(report(Some(output.into())))
+    match &folder {
+        Some(_) => stage.publish_folder()?,
+        None => stage.publish_file(name, &data, same_file(&parent(&path), &parent(output)))?,
+    }
+    Ok(Report { warnings, host, model: inspection, output: Some(output.into()) })
+}
+
+/// Puts functions into the graph that calls them, and nodes that are not in order in order.
+fn prepare(model: &mut ModelProto) -> Result<(), Refusal> {
+    onnx::inline_functions(model);
+    let graph = model.graph.mut_or_insert_default();
+    if Index::new(graph).is_ok() {
+        return Ok(());
+    }
+    onnx::sort_nodes(graph).map_err(|tensor| {
+        Refusal::new("the graph", "nodes that can be put in order", format!("a circle through '{tensor}'"))
+    })
 }
 
 /// The .onnx file of `model`, which is one, or a folder of GenAI.
@@ -142,8 +165,9 @@ pub fn model_file(model: &Path) -> Result<PathBuf, RewriteError> {
 /// # Errors
 /// It cannot be read, or is neither rewritten nor one that could be.
 pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
-    let path = model_file(model)?;
-    Ok(Inspection::new(&onnx::read(&path)?)?)
+    let mut model = onnx::read(&model_file(model)?)?;
+    prepare(&mut model)?;
+    Ok(Inspection::new(&model)?)
 }
 
 /// Brings all files to the stage but the model itself. With a GenAI folder comes the width of the cache rows.

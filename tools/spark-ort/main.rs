@@ -69,8 +69,11 @@ fn main() -> ExitCode {
 
 /// `error` as the command line says it: options as they are given here.
 fn message(error: &anyhow::Error) -> String {
-    match error.downcast_ref() {
+    match error.downcast_ref::<RewriteError>() {
         Some(RewriteError::Option { option, problem }) => format!("--{}: {problem}", option.replace('_', "-")),
+        Some(e) if e.is_only_calibration() => {
+            format!("{e}\nWithout calibration (--calibrate off) the model can be rewritten, but loses more accuracy.")
+        }
         _ => error.to_string(),
     }
 }

@@ -16,11 +16,15 @@ use super::proto::NodeProto;
 use super::{Index, NodeExt};
 pub use value::{Inputs, Value, kinds, need};
 
-type Answer = Result<Rc<Value>, Rc<str>>;
+/// A value, or why there is none.
+pub type Answer = Result<Rc<Value>, Rc<str>>;
 
 /// What an operator that is not ONNX's own does to shapes: its outputs, as far as they are known, or why it cannot be told;
 /// `None` for an operator that it does not know.
 pub type ShapeRule = Rc<dyn Fn(&NodeProto, &Inputs<'_>) -> Option<Result<Vec<Value>, String>>>;
+
+/// What is known of a tensor that cannot be evaluated.
+pub type Fallback<'g> = Rc<dyn Fn(&str) -> Option<Value> + 'g>;
 
 /// The constants of a graph that were read so far. Evaluators of one graph may share them.
 #[derive(Clone, Default)]
@@ -28,7 +32,7 @@ pub struct Constants(Rc<RefCell<HashMap<String, Answer>>>);
 
 impl Constants {
     /// The value of `name`, `None` if it is no initializer and no Constant of a tensor.
-    fn get(&self, index: &Index<'_>, name: &str) -> Option<Answer> {
+    pub fn get(&self, index: &Index<'_>, name: &str) -> Option<Answer> {
         if let Some(known) = self.0.borrow().get(name) {
             return Some(known.clone());
         }
@@ -54,12 +58,19 @@ pub struct Evaluator<'g> {
     constants: Constants,
     values: HashMap<String, Answer>,
     rule: ShapeRule,
+    fallback: Option<Fallback<'g>>,
 }
 
 impl<'g> Evaluator<'g> {
     /// Nothing given yet; `rule` is asked first what a node makes.
     pub fn new(index: &'g Index<'g>, constants: &Constants, rule: ShapeRule) -> Self {
-        Self { index, constants: constants.clone(), values: HashMap::new(), rule }
+        Self { index, constants: constants.clone(), values: HashMap::new(), rule, fallback: None }
+    }
+
+    /// Asks `fallback` for tensors that cannot be evaluated.
+    pub fn with_fallback(mut self, fallback: Fallback<'g>) -> Self {
+        self.fallback = Some(fallback);
+        self
     }
 
     /// Gives the value of `tensor`, a graph input or any other. What was evaluated before stays as it was.
@@ -111,6 +122,10 @@ impl<'g> Evaluator<'g> {
                         .ok_or_else(|| format!("{}: output {o}", node.title()).into()),
                     Err(e) => Err(e.clone()),
                 };
+                let value = value.or_else(|e| {
+                    let known = self.fallback.as_ref().and_then(|fallback| fallback(name));
+                    known.map(Rc::new).ok_or(e)
+                });
                 self.values.entry(name.clone()).or_insert(value);
             }
         }

@@ -20,6 +20,8 @@ struct Scores {
     product: usize,
     /// Factor of the product.
     scale: f64,
+    /// Limit that a tanh sets to the scaled product, 0: none.
+    softcap: f64,
     /// Masks, which are added up.
     masks: Vec<Mask>,
 }
@@ -103,7 +105,7 @@ impl Spell for Spelling {
             kv_heads,
             head_dim,
             scale: (scores.scale * query_scale * key_scale) as f32,
-            softcap: 0.0,
+            softcap: scores.softcap as f32,
             window: -1,
             causal: masking.causal,
             norm: None,
@@ -162,7 +164,7 @@ fn weighted_sum(context: &mut Context<'_>, softmax: &NodeProto) -> Option<(usize
 /// Follows what `softmax` reads up to a product.
 fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refusal> {
     let index = context.index;
-    let (mut scale, mut masks) = (1.0, Vec::new());
+    let (mut scale, mut softcap, mut masks) = (1.0, 0.0, Vec::new());
     let mut tensor = softmax.input_at(0).unwrap_or_default();
     loop {
         let refuse = |found: String| {
@@ -175,8 +177,14 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
         };
         let (a, b) = (node.input_at(0).unwrap_or_default(), node.input_at(1).unwrap_or_default());
         match node.op_type() {
-            "MatMul" if node.input.len() == 2 => return Ok(Scores { product: n, scale, masks }),
+            "MatMul" if node.input.len() == 2 => {
+                // The tanh is of the product divided by the limit.
+                let scale = if softcap > 0.0 { scale * softcap } else { scale };
+                return Ok(Scores { product: n, scale, softcap, masks });
+            },
             "Cast" | "Identity" => tensor = a,
+            "Tanh" if softcap == 0.0 && scale > 0.0 => (softcap, scale, tensor) = (scale, 1.0, a),
+            "Add" | "Where" if softcap != 0.0 => return Err(refuse(format!("a mask inside of a tanh, {}", node.title()))),
             "Mul" | "Div" => match (context.constant(a), context.constant(b)) {
                 (_, Some(factor)) => {
                     scale *= if node.op_type() == "Mul" { factor } else { 1.0 / factor };
@@ -218,7 +226,7 @@ fn leads_to_product(context: &Context<'_>, tensor: &str) -> bool {
         let Some(node) = context.index.maker(name) else { continue };
         match node.op_type() {
             "MatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => return true,
-            "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" => {
+            "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" | "Tanh" => {
                 queue.extend(node.input.iter().map(String::as_str).filter(|&name| seen.insert(name)));
             }
             _ => {}

@@ -152,21 +152,52 @@ fn head_dim(context: &mut Context<'_>, node: &NodeProto, heads: usize) -> Result
     }
 }
 
-fn rotary(context: &Context<'_>, node: &NodeProto, head_dim: usize) -> Result<Rotary, Refusal> {
+fn rotary(context: &mut Context<'_>, node: &NodeProto, head_dim: usize) -> Result<Rotary, Refusal> {
     let (Some(cos), Some(sin)) = (node.input_at(7), node.input_at(8)) else {
         return Err(Refusal::new(node.title(), "cos_cache and sin_cache, since do_rotary is 1", "one of them missing"));
     };
-    if let Some(&width) = context.index.initializer(cos).and_then(|t| t.dims.get(1))
-        && width != (head_dim / 2) as i64
-    {
-        let expected = format!("a rotation of all {head_dim} channels");
-        return Err(Refusal::new(node.title(), expected, format!("one of {}", 2 * width)));
-    }
+    let expected = || format!("a cos_cache [positions,width/2] for a width of at most {head_dim} channels");
+    let width = columns(context, cos).ok_or_else(|| {
+        Refusal::new(node.title(), expected(), format!("'{cos}', whose width nothing says"))
+    })?;
+    let width = width.checked_mul(2).filter(|width| (1..=head_dim).contains(width));
+    let width = width.ok_or_else(|| Refusal::new(node.title(), expected(), format!("'{cos}' of another width")))?;
     Ok(Rotary {
         caches: [cos.to_string(), sin.to_string()],
         positions: node.input_at(9).map(str::to_string),
         interleaved: node.int("rotary_interleaved").unwrap_or(0) != 0,
+        width,
     })
+}
+
+/// Columns of a table of two dimensions, whatever makes it.
+fn columns(context: &mut Context<'_>, table: &str) -> Option<usize> {
+    let of_dims = |dims: &[i64]| dims.get(1).and_then(|&d| usize::try_from(d).ok());
+    if let Some(tensor) = context.index.initializer(table) {
+        return of_dims(&tensor.dims);
+    }
+    if let Some(width) = context.index.declared(table).and_then(|info| static_dim(info, 1)) {
+        return Some(width);
+    }
+    if let Ok(shape) = context.shape(table) {
+        return shape.get(1).copied();
+    }
+    let (n, output) = context.index.producer(table)?;
+    let node = &context.index.graph.node[n];
+    if node.is_onnx("Cast") || node.is_onnx("Identity") {
+        return columns(context, node.input_at(0)?);
+    }
+    // One of two tables, chosen by the number of tokens: both are as wide.
+    let branches = node.attribute.iter().filter(|_| node.is_onnx("If")).filter_map(|a| a.g.as_ref());
+    let mut widths = branches.map(|graph| {
+        let name = graph.output.get(output)?.name();
+        let made = graph.node.iter().find(|node| node.output_at(0) == Some(name)).and_then(|node| node.tensor("value"));
+        let stored = graph.initializer.iter().find(|tensor| tensor.name() == name);
+        let declared = static_dim(&graph.output[output], 1);
+        declared.or_else(|| of_dims(&made.or(stored)?.dims))
+    });
+    let first = widths.next()??;
+    widths.all(|width| width == Some(first)).then_some(first)
 }
 
 /// local_window_size; 0 hides even a query's own key.
