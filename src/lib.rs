@@ -1,5 +1,6 @@
 //! ONNX Runtime custom operators that store a LLaMA model's KV cache pruned by SparK (arXiv 2508.15212, AAAI 2026).
 //!
+//! - [`spec`]: the operators' schema.
 //! - [`mod@format`]: the bytes of a cache row.
 //! - [`method`]: which channels of a key are kept, and how much the others weighed.
 //! - [`call`]: what one call of an operator asks for: sizes, lengths and settings, validated.
@@ -8,12 +9,14 @@
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
 //! - [`onnx`]: models as files and graphs.
 //! - [`runtime`]: ONNX Runtime found, and a language model driven in it.
+//! - [`eval`]: what a compressed cache costs a model, measured.
 //! - [`mod@rewrite`]: exported models turned into ones with the operators; `docs/rewriting.md` says which and how.
 
 pub mod bits;
 pub mod call;
 pub mod cpu;
 pub mod element;
+pub mod eval;
 pub mod format;
 pub mod hip;
 mod hosts;
@@ -23,6 +26,7 @@ pub mod onnx;
 pub mod operators;
 pub mod rewrite;
 pub mod runtime;
+pub mod spec;
 
 pub use library::RegisterCustomOps;
 pub use rewrite::rewrite;

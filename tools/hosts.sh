@@ -1,29 +1,30 @@
 #!/usr/bin/env bash
-# Other people's programs with the installed package. `tools/hosts.sh installed` is what `make test` runs: ONNX Runtime
-# GenAI, plain loops, the documentation. Without an argument Optimum, which needs torch, and all versions of ONNX
-# Runtime follow.
+# The installed package in other people's programs. `tools/hosts.sh installed`, which `make test` runs, covers ONNX Runtime
+# GenAI, plain loops and the documentation. Without an argument, Optimum (needs torch) and every version of ONNX Runtime
+# follow.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 [[ ${1:-} == "" || $1 == installed ]] || die "usage: $0 [installed]"
 
 venv
+need_cxx "The C++ example"
 say "models"
-.venv/bin/python -m tests.exports.build
-make_installed .venv-hosts tests/installed/requirements.txt --no-deps
+.venv/bin/python -m tests.rewrite.exports.build
+make_installed .venv-hosts tests/package/requirements.txt --no-deps
 say "example: plain_loop.rs"
 cargo build --release --example plain_loop
 SPARK_ORT_RUST_EXAMPLE=$(dirname "$(library_path)")/examples/plain_loop
 export SPARK_ORT_RUST_EXAMPLE
-say "tests/installed"
-# What is installed must find its way alone.
+say "tests/package"
+# The installed package must find its library and ONNX Runtime by itself.
 unset SPARK_ORT_LIBRARY ORT_DYLIB_PATH
-.venv-hosts/bin/python -m pytest -q -rs tests/installed
+.venv-hosts/bin/python -m pytest -q -rs tests/package
 [[ ${1:-} == "" ]] || exit 0
 
-make_venv .venv-optimum tests/optimum/requirements.txt
+make_venv .venv-optimum tests/package/optimum.txt
 .venv-optimum/bin/python -m pip install --quiet --force-reinstall --no-index --no-deps "$wheel"
-say "tests/optimum"
-.venv-optimum/bin/python -m pytest -q -rs tests/optimum tests/installed/test_documentation.py
+say "tests/package/test_optimum.py"
+.venv-optimum/bin/python -m pytest -q -rs tests/package/test_optimum.py tests/package/test_documentation.py
 say "versions of ONNX Runtime"
 tools/versions.sh

@@ -1,6 +1,7 @@
 //! `SparkAttention`, the read path.
 
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
@@ -10,12 +11,13 @@ use super::node::{Failure, Node, guard};
 use super::output::attention_output;
 use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
-use super::{Container, Tensor, inputs, shape_inference};
+use super::{Container, Tensor, inputs, outputs, shape_inference, versions};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
-use crate::cpu::{Attention, Path, TailRows, attention};
+use crate::cpu::{Attention, InstructionSet, TailRows, attention};
 use crate::format::TailLayout;
+use crate::spec;
 
-pub(super) const NAME: &str = "SparkAttention";
+pub(super) const NAME: &str = spec::ATTENTION.name;
 
 /// `SparkAttention` for tensors of T and caches of C, on the CPU.
 pub struct SparkAttention<T, C>(PhantomData<(T, C)>);
@@ -33,18 +35,22 @@ impl<T: Tensor, C: Container> Operator for SparkAttention<T, C> {
         NAME
     }
 
+    fn versions(&self) -> RangeInclusive<u32> {
+        versions()
+    }
+
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs::<T, C>(Input::ALL.len())
+        inputs::<T, C>(&spec::ATTENTION)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        [OperatorOutput::required(T::into_tensor_element_type())]
+        outputs::<T, C>(&spec::ATTENTION)
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
         let node = Node::new(NAME, context);
         let (settings, path) = node.guard(|| {
-            let path = Path::chosen().map_err(Failure::Process)?;
+            let path = InstructionSet::chosen().map_err(Failure::Process)?;
             Ok((AttentionSettings::read(context)?, path))
         })?;
         Ok(AttentionKernel { node, settings, path, types: PhantomData })
@@ -60,7 +66,7 @@ impl<T: Tensor, C: Container> Operator for SparkAttention<T, C> {
 pub struct AttentionKernel<T, C> {
     node: Node,
     settings: AttentionSettings,
-    path: Path,
+    path: InstructionSet,
     types: PhantomData<(T, C)>,
 }
 
@@ -73,7 +79,7 @@ impl<T: Tensor, C: Container> Kernel for AttentionKernel<T, C> {
 
 fn compute<T: Tensor, C: Container>(
     settings: &AttentionSettings,
-    path: Path,
+    path: InstructionSet,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
     let inputs = Inputs::new(context, Input::ALL.len())?;

@@ -47,7 +47,7 @@ use crate::onnx::proto::ModelProto;
 use crate::onnx::{self, DataFile, FileError, Index, Placement};
 use configure::{Version, configure};
 use folder::GenAiFolder;
-use publish::{Stage, check_data, parent, same_file};
+use publish::{PlacedData, Stage, contains, parent, same_file};
 use recent::Recent;
 use trial::{Trial, trial};
 
@@ -62,6 +62,7 @@ pub fn rewrite(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Report, RewriteError> {
+    check_options(input, output, options)?;
     let stage = match options.dry_run {
         true => None,
         false => Some(Stage::new(input, output, options.force)?),
@@ -70,6 +71,7 @@ pub fn rewrite(
     let path = model_file(input)?;
     let mut model = onnx::read(&path)?;
     let data = onnx::data_files(&model, &path)?;
+    check_report(&path, output, &data, options)?;
     prepare(&mut model)?;
     let layers = find_layers(&model)?;
     let mut options = options.clone();
@@ -82,18 +84,19 @@ pub fn rewrite(
     let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
 
     let mut uncalibrated = None;
+    let mut data_plan = Vec::new();
     let saliency = match &stage {
         Some(stage) => {
             let folder = folder.as_ref().map(|folder| (folder, configure::row_width(&layers[0], &rows)));
-            place_files(stage, &path, output, folder, &data, &options)?;
+            data_plan = place_files(stage, &path, output, folder, &data, &options)?;
             let measure = |tokens| {
                 let lossless = rows.lossless()?;
                 let observe =
                     Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
                 configure(&mut model, &layers, &names, &observe);
                 // Beside its data, and beside the settings of a folder.
-                let beside = folder.as_ref().and_then(|(folder, _)| Path::new(&folder.model).parent());
-                let copy = stage.folder().join(beside.unwrap_or(Path::new(""))).join(".calibration.onnx");
+                let copy =
+                    stage.unused(folder.map_or(Path::new(""), |(folder, _)| folder.beside()), "calibration.onnx");
                 onnx::write(&model, &copy)?;
                 let saliency = calibrate::measure(&copy, &Inspection::new(&model)?, &names, tokens, &options, progress);
                 std::fs::remove_file(&copy).map_err(FileError::io(&copy))?;
@@ -124,16 +127,30 @@ pub fn rewrite(
         return Err(RewriteError::Cancelled);
     }
     progress.step("writing", 0, 1);
-    let name = folder.as_ref().map_or(".model.onnx", |folder| &folder.model);
-    let written = stage.folder().join(name);
+    let written = match &folder {
+        Some(folder) => stage.made().join(&folder.model),
+        // Beside its data, as long as that has the names that the model knows.
+        None => stage.unused(Path::new(""), "trial.onnx"),
+    };
     onnx::write(&model, &written)?;
     if let Trial::NeitherRuns(problem) = trial(&written, &inspection, &path, options.threads)? {
         warnings.push(format!("not tried: ONNX Runtime runs neither this model nor the original here: {problem}"));
     }
-    match &folder {
+    let left = match &folder {
         Some(_) => stage.publish_folder()?,
-        None => stage.publish_file(name, &data, same_file(&parent(&path), &parent(output)))?,
-    }
+        None => {
+            let moved: Vec<&PlacedData> = data_plan.iter().filter(|file| file.from != file.to).collect();
+            if moved.is_empty() {
+                std::fs::rename(&written, stage.file()).map_err(FileError::io(&written))?;
+            } else {
+                std::fs::remove_file(&written).map_err(FileError::io(&written))?;
+                moved.iter().for_each(|file| onnx::move_data(&mut model, &file.from, &file.to.to_string_lossy()));
+                onnx::write(&model, &stage.file())?;
+            }
+            stage.publish_file(&data_plan)?
+        }
+    };
+    warnings.extend(left);
     Ok(Report { warnings, host, model: inspection, output: Some(output.into()) })
 }
 
@@ -170,7 +187,8 @@ pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
     Ok(Inspection::new(&model)?)
 }
 
-/// Brings all files to the stage but the model itself. With a GenAI folder comes the width of the cache rows.
+/// Brings all files to the stage but the model itself, and says where the data of a single file goes. With a GenAI folder
+/// comes the width of the cache rows.
 fn place_files(
     stage: &Stage,
     path: &Path,
@@ -178,18 +196,55 @@ fn place_files(
     folder: Option<(&GenAiFolder, usize)>,
     data: &[DataFile],
     options: &Options,
-) -> Result<(), RewriteError> {
-    match folder {
-        Some((folder, row_width)) => folder.fill(stage.folder(), data, row_width, options),
-        None => {
-            let from = parent(path);
-            check_data(&from, output, data, options.force)?;
-            // In the folder of the original its data stays, and is beside the stage for calibration only.
-            let how = if same_file(&from, &parent(output)) { Placement::Link } else { options.data };
-            data.iter().try_for_each(|file| file.place(&from, stage.folder(), how))?;
-            Ok(())
+) -> Result<Vec<PlacedData>, RewriteError> {
+    let Some((folder, row_width)) = folder else {
+        let from = parent(path);
+        let plan = publish::plan(&from, output, data, options.force)?;
+        // In the folder of the original its data stays, and is beside the stage for calibration only.
+        let how = if same_file(&from, &parent(output)) { Placement::Link } else { options.data };
+        data.iter().try_for_each(|file| file.place(&from, &stage.made(), how))?;
+        return Ok(plan);
+    };
+    folder.fill(&stage.made(), output, data, row_width, options)?;
+    Ok(Vec::new())
+}
+
+/// Files that are the caller's and no part of the model must outlive an output that is replaced, and a report must not
+/// be written over what is read.
+fn check_options(input: &Path, output: &Path, options: &Options) -> Result<(), RewriteError> {
+    let text = match &options.calibrate {
+        Calibration::File(path) => Some(path),
+        _ => None,
+    };
+    let read = [("calibrate", text), ("tokenizer", options.tokenizer.as_ref()), ("library", options.library.as_ref())];
+    for (option, path) in read.iter().filter_map(|(option, path)| path.map(|path| (*option, path))) {
+        if contains(output, path) {
+            let problem = format!("{} lies in the output, which is replaced; copy it elsewhere", path.display());
+            return Err(RewriteError::option(option, problem));
         }
     }
+    let Some(report) = &options.report else { return Ok(()) };
+    let files = read.into_iter().filter_map(|(_, path)| path.map(PathBuf::as_path));
+    if contains(input, report) || contains(output, report) || files.into_iter().any(|file| same_file(file, report)) {
+        return Err(report_in_the_way(report));
+    }
+    Ok(())
+}
+
+/// The same of the model's data, there and where it goes.
+fn check_report(path: &Path, output: &Path, data: &[DataFile], options: &Options) -> Result<(), RewriteError> {
+    let Some(report) = &options.report else { return Ok(()) };
+    let places = [parent(path), parent(output)];
+    let mut files = places.iter().flat_map(|folder| data.iter().map(|file| folder.join(&file.location)));
+    match files.any(|file| contains(&file, report)) || same_file(path, report) {
+        true => Err(report_in_the_way(report)),
+        false => Ok(()),
+    }
+}
+
+fn report_in_the_way(report: &Path) -> RewriteError {
+    let problem = format!("{} is a file that is read or made; name another one", report.display());
+    RewriteError::option("report", problem)
 }
 
 /// Above this ratio decoding suffers without recent keys.

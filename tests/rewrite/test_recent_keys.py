@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from exports.prompts import load
+from .exports.prompts import load
 
 from .command import inspect, library_path, rewrite, spark_ort
 

@@ -4,10 +4,10 @@ mod bench;
 mod compare;
 mod decode;
 mod doctor;
+mod eval;
 mod generate;
 mod inspect;
 mod interrupt;
-mod logits_file;
 mod model_files;
 mod output;
 mod progress;
@@ -36,6 +36,7 @@ enum Command {
     Rewrite(rewrite::Args),
     Inspect(inspect::Args),
     Generate(generate::Args),
+    Eval(eval::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -46,6 +47,7 @@ impl Command {
             Command::Rewrite(args) => rewrite::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Generate(args) => generate::run(args),
+            Command::Eval(args) => eval::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),
         }
@@ -70,6 +72,8 @@ fn main() -> ExitCode {
 /// `error` as the command line says it: options as they are given here.
 fn message(error: &anyhow::Error) -> String {
     match error.downcast_ref::<RewriteError>() {
+        // A report goes to the file that --json names.
+        Some(RewriteError::Option { option: "report", problem }) => format!("--json: {problem}"),
         Some(RewriteError::Option { option, problem }) => format!("--{}: {problem}", option.replace('_', "-")),
         Some(e) if e.is_only_calibration() => {
             format!("{e}\nWithout calibration (--calibrate off) the model can be rewritten, but loses more accuracy.")

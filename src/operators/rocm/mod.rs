@@ -18,6 +18,7 @@ use super::tensors::Inputs;
 use super::{Container, inputs};
 use crate::call::{Geometry, Input, Lengths, Settings, positions};
 use crate::hip::{Device, plan};
+use crate::spec;
 
 /// What ONNX Runtime calls the provider.
 const PROVIDER: &str = "ROCMExecutionProvider";
@@ -54,9 +55,9 @@ pub(super) fn add(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
         .add(attention::RocmAttention::<bf16, u8>::new())
 }
 
-/// The first `count` inputs: lengths on the CPU, the rest on the device.
-fn device_inputs<T: Tensor, C: Container>(count: usize) -> impl Iterator<Item = OperatorInput> {
-    inputs::<T, C>(count).zip(Input::ALL).map(|(declared, input)| match input {
+/// Inputs of `operator`: lengths on the CPU, the rest on the device.
+fn device_inputs<T: Tensor, C: Container>(operator: &spec::Operator) -> impl Iterator<Item = OperatorInput> {
+    inputs::<T, C>(operator).zip(Input::ALL).map(|(declared, input)| match input {
         Input::SeqlensK | Input::TotalSequenceLength => declared.memory_type(MemoryType::CPUInput),
         _ => declared,
     })

@@ -1,6 +1,7 @@
 //! `SparkPrune` on a GPU.
 
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
@@ -9,10 +10,11 @@ use ort::operator::{
 use super::super::node::{Failure, Node, guard};
 use super::super::output::{Output, PruneOutputs};
 use super::super::tensors::Inputs;
-use super::super::{Container, prune, shape_inference};
+use super::super::{Container, outputs, prune, shape_inference, versions};
 use super::{Call, PROVIDER, Tensor, device, device_inputs, memory};
 use crate::call::PruneSettings;
 use crate::hip::{Device, plan};
+use crate::spec;
 
 /// `SparkPrune` for tensors of T and caches of C.
 pub(super) struct RocmPrune<T, C>(PhantomData<(T, C)>);
@@ -34,12 +36,16 @@ impl<T: Tensor, C: Container> Operator for RocmPrune<T, C> {
         Some(PROVIDER)
     }
 
+    fn versions(&self) -> RangeInclusive<u32> {
+        versions()
+    }
+
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        device_inputs::<T, C>(prune::INPUTS).chain([prune::after::<T>()])
+        device_inputs::<T, C>(&spec::PRUNE)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        prune::outputs::<T, C>()
+        outputs::<T, C>(&spec::PRUNE)
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {

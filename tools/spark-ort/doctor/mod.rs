@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
-use spark_ort::cpu::{PATH_VARIABLE, Path as CpuPath};
+use spark_ort::cpu::{CPU_VARIABLE, InstructionSet};
 use spark_ort::rewrite::find_library;
 use spark_ort::runtime::load;
 
@@ -102,7 +102,7 @@ impl Findings {
                 processor: processor(),
                 cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
                 features: features(),
-                path: CpuPath::chosen().map(CpuPath::name),
+                path: InstructionSet::chosen().map(InstructionSet::name),
             },
             onnxruntime: runtime.map_err(|e| e.to_string()).map(|runtime| Runtime {
                 version: runtime.version().into(),
@@ -135,7 +135,7 @@ impl Findings {
         line(
             "kernels",
             match self.cpu.path {
-                Ok(path) => format!("{path} ({PATH_VARIABLE} names others)"),
+                Ok(path) => format!("{path} ({CPU_VARIABLE} names others)"),
                 Err(problem) => format!("PROBLEM: {problem}"),
             },
         );

@@ -1,0 +1,98 @@
+//! `SparkAttention` against the CPU's.
+
+use half::f16;
+use spark_ort::cpu::{InstructionSet, Serial};
+use spark_ort::format::Bits;
+use spark_ort::hip::plan::Device;
+
+use crate::common::Random;
+use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, grid};
+use crate::prefill;
+
+/// Decoding and small chunks, by the decoding kernels and by those for prompts.
+#[test]
+fn attention_is_the_cpus() {
+    needs!(crate::emulation::at_hand());
+    grid(|seed, scalar, wave, d, bits| {
+        let r = &mut Random(seed);
+        let most_new = r.pick(&[1, 1, 2, 3, 9, 24]);
+        let mut case = case(seed, scalar, d, bits, 90, most_new);
+        case.fill_cache(seed);
+        let layout = Layout::random(r);
+        let saliency = r.below(4) > 0;
+        if !saliency {
+            case.scale.fill(1.0);
+        }
+        let device = device(wave, r.pick(&[1, 304]));
+        let what = format!("seed {seed}, {scalar:?}, wave {wave}, D {d}, {layout:?}, {:?}", case.attention);
+        let on_device = OnDevice::new(&case, scalar, layout, saliency);
+        prefill::check(&case, scalar, &device, &on_device).unwrap_or_else(|e| panic!("{what}: {e}"));
+        if device.matrix && seed.is_multiple_of(3) {
+            // Waves of 64 without matrix cores, such as those of gfx906.
+            prefill::check(&case, scalar, &Device { matrix: false, ..device }, &on_device)
+                .unwrap_or_else(|e| panic!("{what}, without matrix cores: {e}"));
+        }
+    });
+}
+
+/// Keys in pieces, some of which see nothing; few queries and many.
+#[test]
+fn pieces_of_a_long_cache_merge() {
+    needs!(crate::emulation::at_hand());
+    for (n, scalar) in SCALARS.into_iter().cycle().take(18).enumerate() {
+        let seed = 1000 + n as u64;
+        let r = &mut Random(seed);
+        let (wave, d) = ([64, 32][n % 2], r.pick(&[32, 64, 128]));
+        let bits = (BITS[n % 3], BITS[n / 3 % 3]);
+        let mut case = case(seed, scalar, d, bits, 2500, [1, 4, 24][n / 6]);
+        case.fill_cache(seed);
+        case.attention.window = [None, Some(700)][r.below(2)];
+        let on_device = OnDevice::new(&case, scalar, Layout::random(r), true);
+        for compute_units in [1, 40, 1000] {
+            prefill::check(&case, scalar, &device(wave, compute_units), &on_device)
+                .unwrap_or_else(|e| panic!("seed {seed}, {compute_units} units: {e}"));
+        }
+    }
+}
+
+/// Rows of arbitrary bytes give finite numbers, and no access beyond the call's memory.
+#[test]
+fn any_bytes_are_read_safely() {
+    needs!(crate::emulation::at_hand());
+    grid(|seed, scalar, wave, d, bits| {
+        if !seed.is_multiple_of(3) {
+            return;
+        }
+        let r = &mut Random(seed);
+        let most_new = r.pick(&[1, 2, 20]);
+        let case = case(seed, scalar, d, bits, 60, most_new);
+        let got = OnDevice::new(&case, scalar, Layout::random(r), true).attend(&device(wave, 304)).unwrap();
+        assert!(got.iter().all(|x| x.is_finite()), "seed {seed}");
+    });
+}
+
+/// Weights times scales of values, which float16 holds only relative to the greatest: a scale may be any float16, or
+/// zero.
+#[test]
+fn values_may_differ_much_in_size() {
+    needs!(crate::emulation::at_hand());
+    for seed in 2000..2032 {
+        let r = &mut Random(seed);
+        let (d, scalar) = (r.pick(&[64, 128]), SCALARS[seed as usize % 3]);
+        let bits = (r.pick(&[Bits::B8, Bits::B4]), r.pick(&[Bits::B8, Bits::B4]));
+        let mut case = case(seed, scalar, d, bits, 200, 1);
+        case.fill_cache(seed);
+        let pairs = if bits.1 == Bits::B8 { 1 } else { d / 32 };
+        let row_bytes = case.geometry.value.row_bytes();
+        for row in case.past_value.iter_mut().flat_map(|rows| rows.chunks_mut(row_bytes)) {
+            let smaller = r.pick(&[0, 0, 4, 9, 14, 24]);
+            for half in row[..4 * pairs].as_chunks_mut().0 {
+                let number = f16::from_le_bytes(*half).to_f32() * 0.5f32.powi(smaller);
+                *half = f16::from_f32(number).to_le_bytes();
+            }
+        }
+        let got = OnDevice::new(&case, scalar, Layout::random(r), true).attend(&device(64, 304)).unwrap();
+        let expected = case.attend(&Serial, InstructionSet::Scalar);
+        compare(scalar, &got, &expected).unwrap_or_else(|e| panic!("seed {seed}, D {d}, {bits:?}: {e}"));
+    }
+}
