@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm cuda bench-genai clean
+.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm cuda bench-genai fuzz clean
 
 help:
 	@echo 'make demo           rewrite a bundled model, generate with it and with the original, compare them'
@@ -13,6 +13,7 @@ help:
 	@echo 'make wheel          a Python wheel for any Linux with glibc 2.28 or later'
 	@echo 'make build          target/release/libspark_ort.so and target/release/spark-ort'
 	@echo 'make venv           .venv, the Python packages of tools/requirements.txt'
+	@echo 'make fuzz           mutants of model files, configurations, rows and calls for an hour, or SECONDS_OF_FUZZING=N'
 	@echo 'make clean          remove target, .venv, .venv-* and caches'
 
 build:
@@ -48,6 +49,9 @@ test-hosts:
 
 bench-genai:
 	@tools/genai.sh
+
+fuzz:
+	@tools/fuzz.sh
 
 clean:
 	rm -rf target .venv .venv.lock .venv-* .pytest_cache

@@ -8,6 +8,7 @@ mod external;
 mod file;
 mod functions;
 mod index;
+mod measure;
 mod node;
 
 #[allow(missing_docs, clippy::all)]

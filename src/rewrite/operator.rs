@@ -42,13 +42,13 @@ impl Operator {
             ([_, _, _, size], Some(value)) if value.shape.len() == 4 => *size = value.shape[3],
             ([_, _, width], Some(value)) => {
                 *width = match value.shape[..] {
-                    [_, _, wide] => wide / heads(1)? * heads(0)?,
+                    [_, _, wide] => (wide / heads(1)?).saturating_mul(heads(0)?),
                     [_, _, _, size] => size.saturating_mul(heads(0)?),
                     _ => return Err(format!("a value of rank {}", value.shape.len())),
                 }
             }
             // Query, key and value in one.
-            ([_, _, width], None) => *width = *width / (heads(0)? + 2 * heads(1)?) * heads(0)?,
+            ([_, _, width], None) => *width = (*width / (heads(0)? + 2 * heads(1)?)).saturating_mul(heads(0)?),
             _ => return Err(format!("a query of rank {}", query.shape.len())),
         }
         Ok(Value::shaped(query.kind, shape))

@@ -104,7 +104,7 @@ impl Spell for Spelling {
             query_heads,
             kv_heads,
             head_dim,
-            scale: (scores.scale * query_scale * key_scale) as f32,
+            scale: super::usable_scale(qk, scores.scale * query_scale * key_scale)?,
             softcap: scores.softcap as f32,
             window: -1,
             causal: masking.causal,

@@ -129,7 +129,7 @@ impl Spell for Spelling {
             query_heads,
             kv_heads,
             head_dim,
-            scale: node.float("scale").unwrap_or(0.0),
+            scale: super::given_scale(node)?,
             softcap,
             window,
             causal: masking.causal || is_causal,
