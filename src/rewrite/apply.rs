@@ -8,9 +8,10 @@ use super::bias::{attention_bias, empty_tensor};
 use super::build::{Attribute, Builder, FLOAT16, node, set_attribute};
 use super::context::{rank, static_dim};
 use super::error::Refusal;
-use super::front::front;
+use super::front::{Operands, front};
 use super::layer::Layer;
 use super::recent::Recent;
+use crate::onnx::proto::tensor_shape_proto::Dimension;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt, reads, remove_nodes, sort_nodes};
 use crate::spec;
@@ -46,6 +47,7 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent) -> Result
     let mut added: BTreeMap<usize, Vec<NodeProto>> = BTreeMap::new();
     let mut biases: HashMap<(String, i32), String> = HashMap::new();
     let mut empty = None;
+    let mut positions = HashMap::new();
     for layer in layers {
         let mut unique = |wanted: String| builder.unique(wanted);
         let recent_of = |name: &String| format!("{name}_recent");
@@ -63,15 +65,19 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent) -> Result
             optional[0] = made.clone();
         }
         // In this order; recent keys are there only while they are not wired.
-        let free = [layer.bias.is_empty(), layer.rotary.is_none(), recent.inputs == 0].iter().position(|&free| free);
+        let free =
+            [layer.bias.is_empty(), layer.rotary_inside().is_none(), recent.inputs == 0].iter().position(|&free| free);
         if let Some(free) = free.filter(|_| layer.element == FLOAT16) {
             optional[free] = empty.get_or_insert_with(|| empty_tensor(&mut builder, layer)).clone();
         }
-        spark_nodes(&mut builder, layer, &new, optional, recent.buffer > 0);
+        let operands = front(&mut builder, layer, &mut positions);
+        spark_nodes(&mut builder, layer, operands, &new, optional, recent.buffer > 0);
         added.entry(layer.doomed[0]).or_default().append(&mut builder.nodes);
         names.push(new);
     }
     graph.initializer.append(&mut builder.initializers);
+    let declared: HashSet<String> = graph.value_info.iter().map(|v| v.name().to_string()).collect();
+    graph.value_info.extend(layers.iter().filter(|l| !declared.contains(&l.output)).map(result_info));
 
     let doomed = insert(graph, added, layers.iter().flat_map(|l| &l.doomed).copied().collect());
     remove_nodes(graph, &doomed);
@@ -121,15 +127,21 @@ fn insert(graph: &mut GraphProto, added: BTreeMap<usize, Vec<NodeProto>>, doomed
 
 /// Adds the two operators of `layer`. The `optional` inputs of SparkAttention are attention_bias, cos_cache and
 /// past_key_recent. With a `tail` SparkPrune may write what SparkAttention reads, and comes after it.
-fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [String; 3], tail: bool) {
+fn spark_nodes(
+    builder: &mut Builder,
+    layer: &Layer,
+    (query, key_value): Operands,
+    names: &Names,
+    optional: [String; 3],
+    tail: bool,
+) {
     let given = |o: Option<&String>| o.cloned().unwrap_or_default();
-    let (query, key_value) = front(builder, layer);
     let mut inputs = vec![query];
     inputs.extend((0..2).map(|i| given(key_value.as_ref().map(|kv| &kv[i]))));
     inputs.extend(layer.cache.past.iter().cloned());
     inputs.extend((0..2).map(|i| given(layer.lengths.as_ref().map(|l| &l[i]))));
-    inputs.extend((0..2).map(|i| given(layer.rotary.as_ref().map(|r| &r.caches[i]))));
-    inputs.push(given(layer.rotary.as_ref().and_then(|r| r.positions.as_ref())));
+    inputs.extend((0..2).map(|i| given(layer.rotary_inside().map(|r| &r.caches[i]))));
+    inputs.push(given(layer.rotary_inside().and_then(|r| r.positions.as_ref())));
     inputs.extend([String::new(), String::new()]);
     let output = match layer.output_shape {
         Some(_) => builder.unique(format!("{}/SparkAttention/output", layer.name)),
@@ -147,7 +159,7 @@ fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [S
     for node in [&mut attention, &mut prune] {
         set_attribute(node, "num_heads", Attribute::Int(layer.query_heads as i64));
         set_attribute(node, "kv_num_heads", Attribute::Int(layer.kv_heads as i64));
-        if let Some(rotary) = &layer.rotary {
+        if let Some(rotary) = layer.rotary_inside() {
             set_attribute(node, "do_rotary", Attribute::Int(1));
             set_attribute(node, "rotary_interleaved", Attribute::Int(rotary.interleaved.into()));
         }
@@ -162,6 +174,29 @@ fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [S
         let name = builder.unique(format!("{}/SparkAttention/Reshape", layer.name));
         builder.nodes.push(node(&name, "Reshape", "", vec![output, target], vec![layer.output.clone()]));
     }
+}
+
+/// The declaration of the result of `layer`: tools that know ONNX's operators only, as those that quantise, need it.
+fn result_info(layer: &Layer) -> ValueInfoProto {
+    let mut info = ValueInfoProto::new();
+    info.set_name(layer.output.clone());
+    let tensor = info.type_.mut_or_insert_default().mut_tensor_type();
+    tensor.set_elem_type(layer.element);
+    let (heads, size) = (layer.query_heads as i64, layer.head_dim as i64);
+    let sizes = match (&layer.output_shape, layer.token_axis) {
+        (Some(shape), _) => shape.iter().map(|&d| (d > 0).then_some(d)).collect(),
+        (None, 1) => vec![None, None, Some(heads * size)],
+        _ => vec![None, Some(heads), None, Some(size)],
+    };
+    tensor.shape.mut_or_insert_default().dim = sizes
+        .into_iter()
+        .map(|size| {
+            let mut dim = Dimension::new();
+            size.into_iter().for_each(|size| dim.set_dim_value(size));
+            dim
+        })
+        .collect();
+    info
 }
 
 /// Caches of rows still have their batch, heads and tokens; nothing else may be read of them.

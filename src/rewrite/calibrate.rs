@@ -40,10 +40,10 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
         Some(path) => Tokenizer::open(path),
         None => Tokenizer::beside(model),
     };
-    let problem = |text: String| RewriteError::option("--calibrate", text);
+    let problem = |text: String| RewriteError::option("calibrate", text);
     let most = options.calibration_tokens;
     if most < FEWEST {
-        return Err(RewriteError::option("--calibration-tokens", format!("{most} is less than {FEWEST}")));
+        return Err(RewriteError::option("calibration_tokens", format!("{most} is less than {FEWEST}")));
     }
     let (text, name, tokenizer) = match &options.calibrate {
         Calibration::Off => return Ok(None),
@@ -51,7 +51,7 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
         Calibration::Auto => match tokenizer() {
             Ok(tokenizer) => (SAMPLE.to_string(), "the bundled sample".to_string(), tokenizer),
             // One that was named must be there.
-            Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("--tokenizer", e.to_string())),
+            Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("tokenizer", e.to_string())),
             Err(crate::runtime::Error::NoTokenizer { .. }) => return Ok(Some(Tokens::Random(most))),
             Err(e) => return Err(problem(format!("{e}; mend it, or say random"))),
         },
@@ -86,7 +86,8 @@ pub fn measure(
 ) -> Result<Saliency, RewriteError> {
     let failed = |e: crate::runtime::Error| RewriteError::Calibration(chain(&e));
     progress.step("calibrating", 0, 1);
-    let mut session = Model::open(path, &model.interface, &RunOptions { threads: options.threads }).map_err(failed)?;
+    let mut session =
+        Model::open_filling(path, &model.interface, &RunOptions { threads: options.threads }).map_err(failed)?;
     let context = FolderSettings::beside(path).ok().and_then(|s| s.context_length).unwrap_or(usize::MAX);
     let chunk = CHUNK.min(context.max(1));
     let (tokens, name) = match tokens {
@@ -94,9 +95,10 @@ pub fn measure(
         Tokens::Random(count) => {
             if session.vocabulary().is_none() {
                 let mut sequence = session.start(None).map_err(failed)?;
-                session.run(&mut sequence, &[0]).map_err(failed)?;
+                // A model without logits does not say.
+                session.run(&mut sequence, &[0]).ok();
             }
-            let vocabulary = session.vocabulary().unwrap_or(1) as i64;
+            let vocabulary = session.vocabulary().unwrap_or(FEWEST) as i64;
             let mut random = StdRng::seed_from_u64(0);
             ((0..count).map(|_| random.random_range(0..vocabulary)).collect(), "random tokens".to_string())
         }
@@ -139,7 +141,7 @@ fn normalised(squares: &[f64]) -> Vec<f32> {
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(e) = cause {

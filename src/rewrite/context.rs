@@ -6,8 +6,8 @@ use std::rc::Rc;
 use ndarray::{ArrayD, IxDyn};
 
 use super::error::Refusal;
-use super::mask::Causality;
-use crate::onnx::evaluate::{Constants, Evaluator, Value, kinds};
+use super::operator::{self, Operator};
+use crate::onnx::evaluate::{Constants, Evaluator, Fallback, Value, kinds};
 use crate::onnx::proto::{NodeProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt};
 
@@ -49,6 +49,18 @@ enum Length {
 
 /// All numbers differ, so that no two dimensions can be taken for each other; and one decoded token.
 pub const USUAL: [Sizes; 2] = [Sizes { batch: 2, past: 3, new: 4 }, Sizes { batch: 1, past: 5, new: 1 }];
+
+/// What a mask hides, in all calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Causality {
+    /// All keys behind the query's own.
+    pub hides_later: bool,
+    /// Those and no others, whatever attention_mask says.
+    pub only_later: bool,
+}
+
+/// Added values from here on hide a key.
+pub const HIDDEN: f64 = -1e4;
 
 /// A graph input that is a cache.
 #[derive(Clone, Debug)]
@@ -99,6 +111,7 @@ pub struct Context<'g> {
     pub constants: Constants,
     /// Dimensions that inputs and outputs of known meaning name.
     named: HashMap<&'g str, Length>,
+    operators: &'static [Option<Operator>],
     evaluators: HashMap<(Sizes, bool), Evaluator<'g>>,
 }
 
@@ -117,13 +130,15 @@ pub fn rank(info: &ValueInfoProto) -> Option<usize> {
 }
 
 impl<'g> Context<'g> {
-    /// Looks at the inputs of the graph, of operators of version `opset`, and at what is appended to them.
+    /// Looks at the inputs of the graph, of ONNX's operators of version `opset` and those of attention, and at what is appended to them.
     ///
     /// # Errors
     /// A cache has more heads, or larger ones, than there can be.
-    pub fn new(index: &'g Index<'g>, opset: i64) -> Result<Self, Refusal> {
+    pub fn new(index: &'g Index<'g>, opset: i64, operators: &'static [Option<Operator>]) -> Result<Self, Refusal> {
         let mut caches = HashMap::new();
-        for input in index.graph.input.iter().filter(|i| index.input(i.name()).is_some() && is_cache(index, i)) {
+        for input in
+            index.graph.input.iter().filter(|i| index.input(i.name()).is_some() && is_cache(index, i, operators))
+        {
             let element = input.type_.tensor_type().elem_type();
             let cache = CacheInput { element, kv_heads: static_dim(input, 1), head_dim: static_dim(input, 3) };
             let sizes = [cache.kv_heads, cache.head_dim].map(|size| size.unwrap_or(1));
@@ -141,6 +156,7 @@ impl<'g> Context<'g> {
             appended: HashMap::new(),
             causalities: HashMap::new(),
             constants: Constants::default(),
+            operators,
             evaluators: HashMap::new(),
         };
         for (n, node) in index.graph.node.iter().enumerate() {
@@ -182,7 +198,7 @@ impl<'g> Context<'g> {
 
     /// An evaluator as [`Self::evaluator`] gives, which is not kept.
     pub fn new_evaluator(&self, sizes: Sizes, mask_known: bool) -> Evaluator<'g> {
-        let mut evaluator = Evaluator::new(self.index, &self.constants);
+        let mut evaluator = self.blank_evaluator().with_fallback(self.fallback(sizes));
         for input in &self.index.graph.input {
             let known = given(input, self.caches.get(input.name()), sizes, mask_known);
             if let Some(value) = known.or_else(|| self.of_known_shape(input, sizes)) {
@@ -200,15 +216,41 @@ impl<'g> Context<'g> {
         evaluator
     }
 
+    /// An evaluator to which nothing is given.
+    pub fn blank_evaluator(&self) -> Evaluator<'g> {
+        let operators = self.operators;
+        Evaluator::new(
+            self.index,
+            &self.constants,
+            Rc::new(move |node, inputs| operator::infer(operators, node, inputs)),
+        )
+    }
+
+    /// What is known of a tensor behind nodes that cannot be evaluated: its declared shape, or that the Reshape which makes
+    /// it gives each token its heads.
+    fn fallback(&self, sizes: Sizes) -> Fallback<'g> {
+        let (index, named) = (self.index, self.named.clone());
+        let constants = self.constants.clone();
+        let float = self.caches.values().next().map_or(1, |cache| cache.element);
+        Rc::new(move |tensor| {
+            if let Some(value) = index.declared(tensor).and_then(|info| of_known_shape(&named, info, sizes)) {
+                return Some(value);
+            }
+            let node = index.maker(tensor).filter(|node| node.is_onnx("Reshape"))?;
+            let wanted = constants.get(index, node.input_at(1)?)?.ok()?.ints().ok()?;
+            match wanted[..] {
+                [-1..=1, -1 | 0, heads, size] if heads > 0 && size > 0 => {
+                    let [heads, size] = [heads, size].map(|d| usize::try_from(d).unwrap_or(0));
+                    Some(Value::shaped(float, vec![sizes.batch, sizes.new, heads, size]))
+                }
+                _ => None,
+            }
+        })
+    }
+
     /// An input of which nothing is known but its shape, where that follows from `sizes`.
     fn of_known_shape(&self, input: &ValueInfoProto, sizes: Sizes) -> Option<Value> {
-        let tensor = input.type_.tensor_type();
-        let size = |axis: usize| {
-            let named = || self.named.get(tensor.shape.dim[axis].dim_param()).map(|&length| sizes.of(length));
-            static_dim(input, axis).or_else(named)
-        };
-        let shape = (0..rank(input)?).map(size).collect::<Option<_>>()?;
-        Some(Value::shaped(tensor.elem_type(), shape))
+        of_known_shape(&self.named, input, sizes)
     }
 
     /// The value of `tensor` in a call of `sizes`.
@@ -284,18 +326,14 @@ pub fn is_cache_name(name: &str) -> bool {
 }
 
 /// Whether `input` is a cache: by its name, or by what reads it, as there are masks of four dimensions too.
-fn is_cache(index: &Index<'_>, input: &ValueInfoProto) -> bool {
+fn is_cache(index: &Index<'_>, input: &ValueInfoProto, operators: &[Option<Operator>]) -> bool {
     let name = input.name();
     let as_past = |&n: &usize| {
         let node = &index.graph.node[n];
-        let places = match node.op_type() {
-            "Attention" => [4, 5],
-            "GroupQueryAttention" => [3, 4],
-            "MultiHeadAttention" => [6, 7],
-            _ if joins_tokens(node) => [0, 0],
-            _ => return false,
-        };
-        places.iter().any(|&i| node.input_at(i) == Some(name))
+        match operators.iter().flatten().find(|o| o.is(node)) {
+            Some(operator) => operator.past.iter().any(|&i| node.input_at(i) == Some(name)),
+            None => joins_tokens(node) && node.input_at(0) == Some(name),
+        }
     };
     let floating = matches!(input.type_.tensor_type().elem_type(), 1 | 10 | 11 | 16);
     floating && rank(input) == Some(4) && (is_cache_name(name) || index.readers(name).iter().any(as_past))
@@ -325,6 +363,17 @@ fn named_dimensions<'g>(index: &Index<'g>, caches: &HashMap<String, CacheInput>)
 /// Whether `node` puts tensors `[B,H,tokens,D]` one behind the other.
 fn joins_tokens(node: &NodeProto) -> bool {
     node.is_onnx("Concat") && matches!(node.int("axis"), Some(2 | -2))
+}
+
+/// A tensor of which nothing is known but what `info` declares, where that follows from `sizes`.
+fn of_known_shape(named: &HashMap<&str, Length>, info: &ValueInfoProto, sizes: Sizes) -> Option<Value> {
+    let tensor = info.type_.tensor_type();
+    let size = |axis: usize| {
+        let of_name = || named.get(tensor.shape.dim[axis].dim_param()).map(|&length| sizes.of(length));
+        static_dim(info, axis).or_else(of_name)
+    };
+    let shape = (0..rank(info)?).map(size).collect::<Option<_>>()?;
+    Some(Value::shaped(tensor.elem_type(), shape))
 }
 
 /// A tensor that numbers its elements from 1; `None` if there are too many.

@@ -6,7 +6,7 @@ use super::apply::DOMAIN;
 use super::context::{Context, is_cache_name, rank};
 use super::error::Refusal;
 use super::layer::Layer;
-use super::patterns;
+use super::source;
 use crate::onnx::proto::{GraphProto, ModelProto};
 use crate::onnx::{Index, NodeExt, onnx_opset};
 
@@ -21,10 +21,10 @@ pub fn find_layers(model: &ModelProto) -> Result<Vec<Layer>, Refusal> {
     }
     whole_model(graph)?;
     let index = Index::new(graph).map_err(|e| Refusal::new("the graph", "nodes in order", e.to_string()))?;
-    let mut context = Context::new(&index, onnx_opset(model))?;
+    let mut context = Context::new(&index, onnx_opset(model), source::OPERATORS)?;
     let mut layers = Vec::new();
     for n in 0..graph.node.len() {
-        layers.extend(patterns::layer_at(&mut context, n)?);
+        layers.extend(source::layer_at(&mut context, n)?);
     }
     all_caches_are_claimed(&context, &layers)?;
     if let Some(other) = layers.iter().find(|l| l.head_dim != layers[0].head_dim) {

@@ -116,7 +116,7 @@ fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal>
         .collect::<Result<_, Refusal>>()?;
     let bytes_per_token = total(&caches, |l| l.key.row_bytes() + l.value.row_bytes());
     Ok(Inspection {
-        source: layers[0].source,
+        source: layers[0].source.clone(),
         rows: None,
         calibration: None,
         query_heads: layers.iter().map(|l| l.query_heads).collect(),

@@ -1,6 +1,6 @@
 //! Rewriting exported LLaMA-family models so that their cache is SparK rows.
 //!
-//! `find` looks for attention by `patterns`, which follow keys and values (`heads`) and masks (`mask`) through a
+//! `find` looks for attention by its `source`s, which follow keys and values (`heads`) and masks (`mask`) through a
 //! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and `front` make;
 //! `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency; `folder` and
 //! `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
@@ -9,6 +9,7 @@ mod apply;
 mod bias;
 mod build;
 mod calibrate;
+mod causality;
 mod configure;
 mod context;
 mod error;
@@ -19,13 +20,15 @@ mod heads;
 mod inspect;
 mod layer;
 mod mask;
+mod operator;
 mod options;
-mod patterns;
 mod progress;
 mod publish;
 mod recent;
 mod report;
 mod rows;
+mod source;
+mod trial;
 
 use std::path::{Path, PathBuf};
 
@@ -40,11 +43,13 @@ pub use recent::RecentIn;
 pub use report::Report;
 pub use rows::{ROW_FORMAT, Rows};
 
-use crate::onnx::{self, DataFile, FileError, Placement};
+use crate::onnx::proto::ModelProto;
+use crate::onnx::{self, DataFile, FileError, Index, Placement};
 use configure::{Version, configure};
 use folder::GenAiFolder;
 use publish::{PlacedData, Stage, contains, parent, same_file};
 use recent::Recent;
+use trial::{Trial, trial};
 
 /// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
 /// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the model.
@@ -67,6 +72,7 @@ pub fn rewrite(
     let mut model = onnx::read(&path)?;
     let data = onnx::data_files(&model, &path)?;
     check_report(&path, output, &data, options)?;
+    prepare(&mut model)?;
     let layers = find_layers(&model)?;
     let mut options = options.clone();
     options.uniform_rows |= folder.is_some();
@@ -77,6 +83,7 @@ pub fn rewrite(
     let names = apply::apply(&mut model, &layers, recent)?;
     let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
 
+    let mut uncalibrated = None;
     let mut data_plan = Vec::new();
     let saliency = match &stage {
         Some(stage) => {
@@ -88,47 +95,75 @@ pub fn rewrite(
                     Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
                 configure(&mut model, &layers, &names, &observe);
                 // Beside its data, and beside the settings of a folder.
-                let copy = stage.unused("calibration.onnx");
+                let copy =
+                    stage.unused(folder.map_or(Path::new(""), |(folder, _)| folder.beside()), "calibration.onnx");
                 onnx::write(&model, &copy)?;
                 let saliency = calibrate::measure(&copy, &Inspection::new(&model)?, &names, tokens, &options, progress);
                 std::fs::remove_file(&copy).map_err(FileError::io(&copy))?;
                 saliency
             };
-            tokens.map(measure).transpose()?
+            match tokens.map(measure).transpose() {
+                // Nobody asked for it.
+                Err(RewriteError::Calibration(problem))
+                    if options.calibrate == Calibration::Auto && crate::runtime::load().is_ok() =>
+                {
+                    uncalibrated = Some(problem);
+                    None
+                }
+                saliency => saliency?,
+            }
         }
         None => None,
     };
     configure(&mut model, &layers, &names, &version(saliency.as_ref()));
     let inspection = Inspection::new(&model)?;
     let mut warnings = warnings(&options, &rows, folder.as_ref(), saliency.is_some());
+    warnings.extend(folder.as_ref().and_then(GenAiFolder::foreign_providers));
     warnings.extend(whole_caches(&layers, &inspection));
-    let report = |output: Option<PathBuf>| Report {
-        warnings: warnings.clone(),
-        host: host_line(&rows, folder.is_some()),
-        model: inspection,
-        output,
-    };
-    let Some(stage) = stage else { return Ok(report(None)) };
+    warnings.extend(uncalibrated.map(|problem| format!("calibration failed: {problem}")));
+    let host = host_line(&rows, folder.is_some());
+    let Some(stage) = stage else { return Ok(Report { warnings, host, model: inspection, output: None }) };
     if progress.cancelled() {
         return Err(RewriteError::Cancelled);
     }
     progress.step("writing", 0, 1);
+    let written = match &folder {
+        Some(folder) => stage.made().join(&folder.model),
+        // Beside its data, as long as that has the names that the model knows.
+        None => stage.unused(Path::new(""), "trial.onnx"),
+    };
+    onnx::write(&model, &written)?;
+    if let Trial::NeitherRuns(problem) = trial(&written, &inspection, &path, options.threads)? {
+        warnings.push(format!("not tried: ONNX Runtime runs neither this model nor the original here: {problem}"));
+    }
     let left = match &folder {
-        Some(folder) => {
-            onnx::write(&model, &stage.made().join(&folder.model))?;
-            stage.publish_folder()?
-        }
+        Some(_) => stage.publish_folder()?,
         None => {
-            for file in data_plan.iter().filter(|file| file.from != file.to) {
-                onnx::move_data(&mut model, &file.from, &file.to.to_string_lossy());
+            let moved: Vec<&PlacedData> = data_plan.iter().filter(|file| file.from != file.to).collect();
+            if moved.is_empty() {
+                std::fs::rename(&written, stage.file()).map_err(FileError::io(&written))?;
+            } else {
+                std::fs::remove_file(&written).map_err(FileError::io(&written))?;
+                moved.iter().for_each(|file| onnx::move_data(&mut model, &file.from, &file.to.to_string_lossy()));
+                onnx::write(&model, &stage.file())?;
             }
-            onnx::write(&model, &stage.file())?;
             stage.publish_file(&data_plan)?
         }
     };
-    let mut report = report(Some(output.into()));
-    report.warnings.extend(left);
-    Ok(report)
+    warnings.extend(left);
+    Ok(Report { warnings, host, model: inspection, output: Some(output.into()) })
+}
+
+/// Puts functions into the graph that calls them, and nodes that are not in order in order.
+fn prepare(model: &mut ModelProto) -> Result<(), Refusal> {
+    onnx::inline_functions(model);
+    let graph = model.graph.mut_or_insert_default();
+    if Index::new(graph).is_ok() {
+        return Ok(());
+    }
+    onnx::sort_nodes(graph).map_err(|tensor| {
+        Refusal::new("the graph", "nodes that can be put in order", format!("a circle through '{tensor}'"))
+    })
 }
 
 /// The .onnx file of `model`, which is one, or a folder of GenAI.
@@ -147,8 +182,9 @@ pub fn model_file(model: &Path) -> Result<PathBuf, RewriteError> {
 /// # Errors
 /// It cannot be read, or is neither rewritten nor one that could be.
 pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
-    let path = model_file(model)?;
-    Ok(Inspection::new(&onnx::read(&path)?)?)
+    let mut model = onnx::read(&model_file(model)?)?;
+    prepare(&mut model)?;
+    Ok(Inspection::new(&model)?)
 }
 
 /// Brings all files to the stage but the model itself, and says where the data of a single file goes. With a GenAI folder
@@ -180,8 +216,7 @@ fn check_options(input: &Path, output: &Path, options: &Options) -> Result<(), R
         Calibration::File(path) => Some(path),
         _ => None,
     };
-    let read =
-        [("--calibrate", text), ("--tokenizer", options.tokenizer.as_ref()), ("--library", options.library.as_ref())];
+    let read = [("calibrate", text), ("tokenizer", options.tokenizer.as_ref()), ("library", options.library.as_ref())];
     for (option, path) in read.iter().filter_map(|(option, path)| path.map(|path| (*option, path))) {
         if contains(output, path) {
             let problem = format!("{} lies in the output, which is replaced; copy it elsewhere", path.display());
@@ -209,7 +244,7 @@ fn check_report(path: &Path, output: &Path, data: &[DataFile], options: &Options
 
 fn report_in_the_way(report: &Path) -> RewriteError {
     let problem = format!("{} is a file that is read or made; name another one", report.display());
-    RewriteError::option("--json", problem)
+    RewriteError::option("report", problem)
 }
 
 /// Above this ratio decoding suffers without recent keys.

@@ -47,9 +47,9 @@ impl Stage {
         self.folder.path().join("made")
     }
 
-    /// A file of about this `name` in [`Self::made`] that is not there.
-    pub fn unused(&self, name: &str) -> PathBuf {
-        let names = (0u64..).map(|number| self.made().join(format!(".{number}.{name}")));
+    /// A file of about this `name` in `folder` of [`Self::made`] that is not there.
+    pub fn unused(&self, folder: &Path, name: &str) -> PathBuf {
+        let names = (0u64..).map(|number| self.made().join(folder).join(format!(".{number}.{name}")));
         names.into_iter().find(|path| !check::is_there(path)).expect("there are more numbers than files")
     }
 

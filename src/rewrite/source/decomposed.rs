@@ -2,16 +2,17 @@
 
 use std::collections::HashSet;
 
-use super::super::context::{Context, USUAL};
+use super::super::context::{Context, HIDDEN, USUAL};
 use super::super::error::Refusal;
 use super::super::heads::{Layout, alike, appended, follow, scaled_query};
+use super::super::operator::Operator;
 use super::super::layer::{Layer, Source};
-use super::super::mask::{HIDDEN, Mask, replace};
-use super::{Pattern, base_name};
+use super::super::mask::{Mask, replace};
+use super::{Spell, base_name};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
-pub struct Decomposed;
+pub struct Spelling;
 
 /// What stands between the product of query and key, and the softmax.
 struct Scores {
@@ -19,11 +20,19 @@ struct Scores {
     product: usize,
     /// Factor of the product.
     scale: f64,
+    /// Limit that a tanh sets to the scaled product, 0: none.
+    softcap: f64,
     /// Masks, which are added up.
     masks: Vec<Mask>,
 }
 
-impl Pattern for Decomposed {
+/// It is no operator of its own.
+pub const OPERATOR: Option<Operator> = None;
+
+/// As metadata names it.
+const NAME: &str = "decomposed";
+
+impl Spell for Spelling {
     fn begins_at(&self, node: &NodeProto) -> bool {
         node.is_onnx("Softmax")
     }
@@ -82,7 +91,7 @@ impl Pattern for Decomposed {
         let (nodes, cache, new) = appended([key, value]);
         let groups = (query_heads / kv_heads) as i64;
         Ok(Some(Layer {
-            source: Source::Decomposed,
+            source: Source::new(NAME),
             name: base_name(product),
             doomed: [result].into_iter().chain(nodes).collect(),
             query,
@@ -96,7 +105,7 @@ impl Pattern for Decomposed {
             kv_heads,
             head_dim,
             scale: super::usable_scale(qk, scores.scale * query_scale * key_scale)?,
-            softcap: 0.0,
+            softcap: scores.softcap as f32,
             window: -1,
             causal: masking.causal,
             norm: None,
@@ -155,7 +164,7 @@ fn weighted_sum(context: &mut Context<'_>, softmax: &NodeProto) -> Option<(usize
 /// Follows what `softmax` reads up to a product.
 fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refusal> {
     let index = context.index;
-    let (mut scale, mut masks) = (1.0, Vec::new());
+    let (mut scale, mut softcap, mut masks) = (1.0, 0.0, Vec::new());
     let mut tensor = softmax.input_at(0).unwrap_or_default();
     loop {
         let refuse = |found: String| {
@@ -168,8 +177,14 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
         };
         let (a, b) = (node.input_at(0).unwrap_or_default(), node.input_at(1).unwrap_or_default());
         match node.op_type() {
-            "MatMul" if node.input.len() == 2 => return Ok(Scores { product: n, scale, masks }),
+            "MatMul" if node.input.len() == 2 => {
+                // The tanh is of the product divided by the limit.
+                let scale = if softcap > 0.0 { scale * softcap } else { scale };
+                return Ok(Scores { product: n, scale, softcap, masks });
+            },
             "Cast" | "Identity" => tensor = a,
+            "Tanh" if softcap == 0.0 && scale > 0.0 => (softcap, scale, tensor) = (scale, 1.0, a),
+            "Add" | "Where" if softcap != 0.0 => return Err(refuse(format!("a mask inside of a tanh, {}", node.title()))),
             "Mul" | "Div" => match (context.constant(a), context.constant(b)) {
                 (_, Some(factor)) => {
                     scale *= if node.op_type() == "Mul" { factor } else { 1.0 / factor };
@@ -211,7 +226,7 @@ fn leads_to_product(context: &Context<'_>, tensor: &str) -> bool {
         let Some(node) = context.index.maker(name) else { continue };
         match node.op_type() {
             "MatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => return true,
-            "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" => {
+            "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" | "Tanh" => {
                 queue.extend(node.input.iter().map(String::as_str).filter(|&name| seen.insert(name)));
             }
             _ => {}

@@ -1,19 +1,16 @@
-//! The ways in which models spell attention, each with its pattern and its checks; what they find is a [`Layer`].
+//! The ways in which models spell attention, each with all that it may have and how it is found; what they find is a [`Layer`].
 
-mod attention;
-mod decomposed;
-mod group_query;
-mod multi_head;
 mod schema;
 
 use super::context::{CacheInput, Context};
 use super::error::Refusal;
 use super::layer::{CacheTensors, Layer};
+use super::operator::Operator;
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
 /// A way to spell attention.
-trait Pattern {
+trait Spell {
     /// Whether `node` may be the heart of such a layer.
     fn begins_at(&self, node: &NodeProto) -> bool;
 
@@ -24,15 +21,24 @@ trait Pattern {
     fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal>;
 }
 
-const PATTERNS: [&dyn Pattern; 4] =
-    [&group_query::GroupQuery, &multi_head::MultiHead, &attention::Attention, &decomposed::Decomposed];
+/// The ways, each a file of its own.
+macro_rules! sources {
+    ($($source:ident),*) => {
+        $(mod $source;)*
+        const SPELLINGS: &[&dyn Spell] = &[$(&$source::Spelling),*];
+        /// The operators of attention that are known.
+        pub const OPERATORS: &[Option<Operator>] = &[$($source::OPERATOR),*];
+    };
+}
 
-/// The layer at node `n`, if any pattern finds one.
+sources!(group_query, multi_head, onnx_attention, decomposed);
+
+/// The layer at node `n`, if any source finds one.
 pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
     let node = &context.index.graph.node[n];
-    for pattern in PATTERNS {
-        if pattern.begins_at(node) {
-            return pattern.check(context, n);
+    for spelling in SPELLINGS {
+        if spelling.begins_at(node) {
+            return spelling.check(context, n);
         }
     }
     // Others compute attention in a way that SparkAttention does not, later ones included.
