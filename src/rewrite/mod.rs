@@ -42,6 +42,7 @@ pub use progress::Progress;
 pub use recent::RecentIn;
 pub use report::Report;
 pub use rows::{ROW_FORMAT, Rows};
+pub use source::GROUP_QUERY_ATTENTION;
 
 use crate::onnx::proto::ModelProto;
 use crate::onnx::{self, DataFile, FileError, Index, Placement};

@@ -69,7 +69,7 @@ const SCHEMA: Schema = Schema {
 };
 
 /// As metadata names it.
-const NAME: &str = "GroupQueryAttention";
+pub const SOURCE: Source = Source::new("GroupQueryAttention");
 
 impl Spell for Spelling {
     fn begins_at(&self, node: &NodeProto) -> bool {
@@ -102,7 +102,7 @@ impl Spell for Spelling {
         };
         let window = window(node)?;
         Ok(Some(Layer {
-            source: Source::new(NAME),
+            source: SOURCE,
             name: base_name(node),
             doomed: vec![n],
             query: query.to_string(),

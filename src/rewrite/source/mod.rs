@@ -33,6 +33,9 @@ macro_rules! sources {
 
 sources!(group_query, multi_head, onnx_attention, decomposed);
 
+/// The source whose nodes ONNX Runtime gives quantised caches too.
+pub use group_query::SOURCE as GROUP_QUERY_ATTENTION;
+
 /// The layer at node `n`, if any source finds one.
 pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
     let node = &context.index.graph.node[n];
