@@ -5,7 +5,7 @@
 use ndarray::{Array2, Array4, ArrayView4};
 use spark_ort::call::{AttentionSettings, Geometry, Lengths, PruneSettings, QueryLayout, Rotary, Settings};
 use spark_ort::cpu::{Attention, InstructionSet, Prune, Rotation, Tokens};
-use spark_ort::format::{Bits, KeyLayout, ValueLayout};
+use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
 use spark_ort::method::{Recovery, channel_scale};
 
 /// A small generator of test numbers (SplitMix64): the same everywhere, under valgrind too.
@@ -75,6 +75,17 @@ impl Case {
 
     /// The same, with head size, key bits and value bits as `wanted`.
     pub fn with(seed: u64, most_past: usize, most_new: usize, wanted: Option<(usize, Bits, Bits)>) -> Self {
+        Self::of(RowFormat::V1, seed, most_past, most_new, wanted)
+    }
+
+    /// The same, of a row format.
+    pub fn of(
+        format: RowFormat,
+        seed: u64,
+        most_past: usize,
+        most_new: usize,
+        wanted: Option<(usize, Bits, Bits)>,
+    ) -> Self {
         let r = &mut Random(seed);
         let (head_dim, value_bits) =
             r.pick(&[(32, 4), (40, 8), (48, 8), (64, 16), (64, 4), (80, 16), (96, 4), (128, 8), (192, 8), (256, 16)]);
@@ -84,12 +95,13 @@ impl Case {
         let (key_bits, value_bits) = (Bits::new(r.pick(&[16, 8, 4])).unwrap(), Bits::new(value_bits).unwrap());
         let (key_bits, value_bits) = wanted.map_or((key_bits, value_bits), |w| (w.1, w.2));
         let padding = 4 * r.below(3);
-        let key = KeyLayout::new(head_dim, kept_channels, key_bits, 0).unwrap();
-        let value = ValueLayout::new(head_dim, value_bits, 0).unwrap();
+        let key = KeyLayout::of(format, head_dim, kept_channels, key_bits, 0).unwrap();
+        let value = ValueLayout::of(format, head_dim, value_bits, 0).unwrap();
         let settings = Settings {
             query_heads: kv_heads * group,
             kv_heads,
             kept_channels,
+            row_format: format,
             key_bits,
             value_bits,
             key_row_bytes: key.row_bytes() + padding,
@@ -106,8 +118,8 @@ impl Case {
             query_heads: settings.query_heads,
             kv_heads,
             layout: QueryLayout::Heads,
-            key: KeyLayout::new(head_dim, kept_channels, key_bits, settings.key_row_bytes).unwrap(),
-            value: ValueLayout::new(head_dim, value_bits, settings.value_row_bytes).unwrap(),
+            key: KeyLayout::of(format, head_dim, kept_channels, key_bits, settings.key_row_bytes).unwrap(),
+            value: ValueLayout::of(format, head_dim, value_bits, settings.value_row_bytes).unwrap(),
         };
         let (b, l, p) = (geometry.batch, geometry.new, geometry.past);
         let first = r.coin();
