@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::RewriteError;
 use super::options::{CacheType, Options, Recovery};
-use crate::spec;
 use crate::format::{Bits, KeyLayout, RowFormat, ValueLayout};
+use crate::spec;
 
 /// How a rewritten model stores its cache. Kept in its metadata.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,15 +90,14 @@ impl Rows {
 
     /// Rows that lose nothing but float16 rounding, as calibration needs them.
     pub fn lossless(&self) -> Result<Self, RewriteError> {
-        let options =
-            Options {
-                ratio: 0.0,
-                key_bits: 16,
-                value_bits: 16,
-                row_format: self.row_format,
-                cache_type: self.cache_type,
-                ..Options::default()
-            };
+        let options = Options {
+            ratio: 0.0,
+            key_bits: 16,
+            value_bits: 16,
+            row_format: self.row_format,
+            cache_type: self.cache_type,
+            ..Options::default()
+        };
         Ok(Self { recent_window: self.recent_window, ..Self::new(&options, self.head_dim)? })
     }
 }

@@ -1,5 +1,5 @@
 //! The operators on ONNX Runtime's ROCm execution provider: its device pointers, its stream and its memory, handed to
-//! [`crate::hip`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
+//! [`crate::gpu`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
 //! device.
 
 mod attention;
@@ -18,7 +18,7 @@ use super::tensors::Inputs;
 use super::{Container, inputs};
 use crate::call::{CallError, Geometry, Input, Lengths, Settings, positions};
 use crate::format::RowFormat;
-use crate::hip::{Device, plan};
+use crate::gpu::{Device, Vendor, plan};
 use crate::spec;
 
 /// What ONNX Runtime calls the provider.
@@ -68,7 +68,7 @@ fn device_inputs<T: Tensor, C: Container>(operator: &spec::Operator) -> impl Ite
 /// the first run.
 fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
     let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
-    Ok(Device::get(ordinal)?)
+    Ok(Device::get(Vendor::Amd, ordinal)?)
 }
 
 /// Refuses what the kernels here do not read.

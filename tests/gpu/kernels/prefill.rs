@@ -6,7 +6,7 @@ use ndarray::Array4;
 use spark_ort::call::{Geometry, Lengths, QueryLayout};
 use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::{Bits, KeyLayout, ValueLayout};
-use spark_ort::hip::plan::{self, AttentionTensors, Device, Inputs, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::Emulation;

@@ -8,20 +8,26 @@ use super::plan::PlanError;
 
 /// Why kernels cannot run on a device.
 #[derive(Debug, Error)]
-pub enum HipError {
-    /// There is no HIP runtime.
-    #[error("no HIP runtime: {0}")]
-    NoRuntime(String),
-    /// A function of HIP failed.
+#[non_exhaustive]
+pub enum GpuError {
+    /// There is no driver.
+    #[error("no {runtime}: {problem}")]
+    NoRuntime {
+        /// what is missing, such as HIP runtime
+        runtime: &'static str,
+        /// why it could not be opened
+        problem: String,
+    },
+    /// A function of the driver failed.
     #[error("{call} failed: {name} ({code}), {meaning}")]
     Call {
         /// the function, and what it was asked to do
         call: String,
-        /// hipError_t
+        /// hipError_t or CUresult
         code: c_int,
         /// such as hipErrorOutOfMemory
         name: String,
-        /// HIP's own words
+        /// the driver's own words
         meaning: String,
     },
     /// A device reports what is not possible.
@@ -35,21 +41,26 @@ pub enum HipError {
     /// There is no code for a device, and none could be made.
     #[error(
         "no kernels for device {ordinal}, {arch}: this library carries {carried}, and compiling them for this device \
-         failed: {problem}. Install hipRTC of the same ROCm (its library is libhiprtc.so, in AMD's package hip-runtime-amd), \
-         or build libspark_ort.so where hipcc is installed with SPARK_HIP_ARCHS={processor}"
+         failed: {problem}. {advice}"
     )]
     NoKernels {
         /// number of the device
         ordinal: i32,
         /// such as gfx90a:sramecc+:xnack-
         arch: String,
-        /// such as gfx90a
-        processor: String,
-        /// processors whose code the library has
+        /// what the library carries
         carried: String,
-        /// why hipRTC did not help
+        /// why the compiler did not help
         problem: String,
+        /// what to install
+        advice: String,
     },
+    /// The stream of a call records a graph.
+    #[error(
+        "the stream is being captured into a graph, but the operators' launches hold the lengths of this call, and a \
+         replayed graph would go on with them: switch graph capture off (enable_cuda_graph=0)"
+    )]
+    Capturing,
     /// The call cannot be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -8,8 +8,8 @@ use ort::AsPointer;
 use ort::operator::OperatorDomain;
 use ort::sys::{ORT_API_VERSION, OrtApi, OrtApiBase, OrtErrorCode, OrtSessionOptions, OrtStatusPtr};
 
-use crate::hosts;
 use crate::operators::{domain, panic_message};
+use crate::ort_compat;
 
 /// Registers the operators with a host's session options. ONNX Runtime calls this after it has loaded the library for
 /// `RegisterCustomOpsLibrary`; see `onnxruntime_c_api.h`.
@@ -58,7 +58,7 @@ unsafe fn register(options: *mut OrtSessionOptions, base: *const OrtApiBase) -> 
     let add_domain = api.AddCustomOpDomain;
     let mut registered = REGISTERED.lock().unwrap_or_else(|e| e.into_inner());
     let create_status = api.CreateStatus as usize;
-    ort::set_api(hosts::adapt(api, &version));
+    ort::set_api(ort_compat::adapt(api, &version));
     if ort::api().CreateStatus as usize != create_status {
         return Err("this file already serves another ONNX Runtime in this process; load a copy of it".into());
     }

@@ -3,10 +3,11 @@
 use std::ffi::c_void;
 use std::ptr::null;
 
-use super::super::params::{Call, Tokens};
 use super::{PlanError, narrow};
 use crate::call::{Geometry, Lengths, QueryLayout, Rotary, Settings};
 use crate::format::Bits;
+use crate::gpu::limits::{BFLOAT16, FLOAT16, FLOAT32};
+use crate::gpu::params::{Call, Tokens};
 use crate::method::Recovery;
 
 /// T, the element type of query, key, value and output.
@@ -19,12 +20,12 @@ pub enum Scalar {
 }
 
 impl Scalar {
-    /// As `ops/call.h` numbers them.
+    /// As `ops/limits.h` numbers them.
     pub(super) fn code(self) -> u32 {
         match self {
-            Self::F16 => 0,
-            Self::F32 => 1,
-            Self::Bf16 => 2,
+            Self::F16 => FLOAT16,
+            Self::F32 => FLOAT32,
+            Self::Bf16 => BFLOAT16,
         }
     }
 }

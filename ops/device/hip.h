@@ -22,7 +22,7 @@ SPARK_CONSTANT u32 WAVE = 32;
 // The host's pass over the sources, of which nothing is kept.
 SPARK_CONSTANT u32 WAVE = 64;
 #endif
-// `has_matrix_cores` of src/hip/code.rs lists the same.
+// `has_matrix_cores` of src/gpu/hip/code.rs lists the same.
 #if defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__) ||  \
     defined(__gfx950__)
 #define SPARK_MATRIX
@@ -93,13 +93,31 @@ typedef u32 Quad __attribute__((ext_vector_type(4)));
 
 template <class V>
 struct Shared {
+    // The same bytes are read and written as elements of several types.
+    typedef V Alias __attribute__((may_alias));
     u32 at; // byte offset
     SPARK_FN explicit Shared(u32 byte) : at(byte) {}
-    SPARK_FN V load(u32 i) const { return ((const V*)((const u8*)spark_shared + at))[i]; }
-    SPARK_FN void store(u32 i, V v) const { ((V*)((u8*)spark_shared + at))[i] = v; }
+    SPARK_FN V load(u32 i) const { return ((const Alias*)((const u8*)spark_shared + at))[i]; }
+    SPARK_FN void store(u32 i, V v) const { ((Alias*)((u8*)spark_shared + at))[i] = v; }
 };
 
+// Newer compilers have lost the first of each of these pairs.
+#if __has_builtin(__builtin_amdgcn_uicmp)
 SPARK_FN u64 vote(bool b) { return __builtin_amdgcn_uicmp((u32)b, 0u, 33); }
+#else
+SPARK_FN u64 vote(bool b) {
+    if constexpr (WAVE == 64) return __builtin_amdgcn_ballot_w64(b);
+    return __builtin_amdgcn_ballot_w32(b);
+}
+#endif
+template <int CONTROL>
+SPARK_FN u32 move_lanes(u32 v) {
+#if __has_builtin(__builtin_amdgcn_mov_dpp)
+    return (u32)__builtin_amdgcn_mov_dpp((int)v, CONTROL, 0xf, 0xf, true);
+#else
+    return (u32)__builtin_amdgcn_update_dpp((int)v, (int)v, CONTROL, 0xf, 0xf, true);
+#endif
+}
 SPARK_FN u32 rank_in(u64 mask) {
     u32 below = __builtin_amdgcn_mbcnt_lo((u32)mask, 0);
     if constexpr (WAVE == 64) below = __builtin_amdgcn_mbcnt_hi((u32)(mask >> 32), below);
@@ -110,10 +128,10 @@ SPARK_FN float float_of(u32 x) { return __builtin_bit_cast(float, x); }
 SPARK_FN u32 shuffle_xor(u32 v, u32 mask) {
     // Within 32 lanes a swizzle needs no address, and the first steps become data-parallel moves.
     switch (mask) {
-    case 1: return (u32)__builtin_amdgcn_mov_dpp((int)v, 0xb1, 0xf, 0xf, true);  // quad_perm 1,0,3,2
-    case 2: return (u32)__builtin_amdgcn_mov_dpp((int)v, 0x4e, 0xf, 0xf, true);  // quad_perm 2,3,0,1
+    case 1: return move_lanes<0xb1>(v);  // quad_perm 1,0,3,2
+    case 2: return move_lanes<0x4e>(v);  // quad_perm 2,3,0,1
     case 4: return (u32)__builtin_amdgcn_ds_swizzle((int)v, 0x101f);
-    case 8: return (u32)__builtin_amdgcn_mov_dpp((int)v, 0x128, 0xf, 0xf, true); // row_ror 8
+    case 8: return move_lanes<0x128>(v); // row_ror 8
     case 16: return (u32)__builtin_amdgcn_ds_swizzle((int)v, 0x401f);
     default: return (u32)__builtin_amdgcn_ds_bpermute((int)((lane() ^ mask) << 2), (int)v);
     }

@@ -3,8 +3,7 @@
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 
-/// Sequences whose lengths fit one [`Call`].
-pub const MAX_SEQUENCES: usize = 64;
+use super::limits::MAX_SEQUENCES;
 
 /// Tokens of T: channel j of head h of token i of sequence b is element `b * batch + h * head + i * token + j`.
 #[repr(C)]
@@ -87,7 +86,7 @@ pub struct Call {
     pub splits: u32,
     pub split_keys: u32,
     pub reserved: u32,
-    pub sequence: [Sequence; MAX_SEQUENCES],
+    pub sequence: [Sequence; MAX_SEQUENCES as usize],
 }
 
 const _: () = {
@@ -151,7 +150,32 @@ impl Default for Call {
             splits: 0,
             split_keys: 0,
             reserved: 0,
-            sequence: [Sequence::default(); MAX_SEQUENCES],
+            sequence: [Sequence::default(); MAX_SEQUENCES as usize],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_asserts_the_same_offsets() {
+        let header = include_str!("../../ops/call.h");
+        let asserted: Vec<_> = header
+            .lines()
+            .filter_map(|line| {
+                line.strip_prefix("static_assert(__builtin_offsetof(SparkCall, ")?.split_once(", \"offset\"")
+            })
+            .map(|(assertion, _)| assertion)
+            .collect();
+        let own = |name: &str, offset: usize| format!("{name}) == {offset}");
+        macro_rules! offsets {
+            ($($field:ident)*) => { [$(own(stringify!($field), std::mem::offset_of!(Call, $field))),*] };
+        }
+        assert_eq!(asserted, offsets!(past_key bias workspace new_tokens scale sequence));
+        for size in [size_of::<Tokens>(), size_of::<Sequence>(), size_of::<Call>()] {
+            assert!(header.contains(&format!(") == {size}, \"size\");")));
         }
     }
 }

@@ -18,12 +18,13 @@
 //!   model). Two blocks a compute unit, where LDS has room for them, so that one's matrix instructions hide what the
 //!   other decodes. It is cut only where there are few blocks, that is for chunks of few tokens after a long cache.
 
-use super::super::params::{Call, MAX_SEQUENCES, Tokens};
 use super::tensors::base;
-use super::{
-    AttentionTensors, Device, Inputs, Plan, PlanError, Scalar, WAVES, check_wave, launch, row_words, sequences,
-};
+use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launch, row_words, sequences};
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
+use crate::gpu::limits::{
+    BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, PREFILL_THREADS,
+};
+use crate::gpu::params::{Call, Tokens};
 
 /// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one
 /// of each block.
@@ -40,11 +41,6 @@ const MIN_PREFILL_KEYS: u32 = 512;
 const PIECE: u32 = 64;
 /// Most (token, head) pairs of a KV head that the decoding kernels take; they decode rows anew for every eight.
 const MOST_DECODE_COLUMNS: u32 = 16;
-/// `KEY_SLACK_WORDS` of `ops/row.h`.
-const KEY_SLACK_WORDS: u32 = 5;
-/// `MATRIX_TABLE_WORDS` and `MATRIX_KEYS` of `ops/matrix_keys.h`.
-const MATRIX_TABLE_WORDS: u32 = 1536;
-const MATRIX_KEYS: u32 = 16;
 
 /// A kernel that attends, and what it takes at once.
 struct Attend {
@@ -76,7 +72,7 @@ impl Attend {
         Self {
             kernel: format!("spark_prefill_{channels}"),
             columns,
-            threads: 256,
+            threads: PREFILL_THREADS,
             shared_bytes: 4 * words,
             resident: PREFILL_BLOCKS,
             min_keys: MIN_PREFILL_KEYS,
@@ -87,14 +83,14 @@ impl Attend {
     fn matrix_prefill(device: &Device, call: &Call, key_words: u32) -> Self {
         let d = call.head_dim;
         let channels = d.next_power_of_two().max(64);
-        let (element, bytes) = if call.scalar == Scalar::F32.code() { ("f32", 4) } else { ("f16", 2) };
+        let (element, bytes) = if call.scalar == FLOAT32 { ("f32", 4) } else { ("f16", 2) };
         let fragments = if bytes * channels > 256 { 1 } else { 2 };
         let keys = 32 * fragments;
         let shared_bytes = keys * channels * bytes + 4 * source_words(d, keys, key_words);
         Self {
             kernel: format!("spark_prefill_matrix_{element}_{channels}"),
             columns: 64 * fragments,
-            threads: 256,
+            threads: PREFILL_THREADS,
             shared_bytes,
             resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
             min_keys: MIN_PREFILL_KEYS,
@@ -113,22 +109,22 @@ impl Attend {
             2..=4 => 4,
             _ => 8,
         };
-        let states = WAVES / 2 * columns * (d + 2);
+        let states = BLOCK_WAVES / 2 * columns * (d + 2);
         let words = if matrix {
             let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
-            let tiles = MATRIX_TABLE_WORDS + WAVES * (fields + 4 * MATRIX_KEYS);
+            let tiles = MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS);
             // Behind the queries the tables and the waves' rows, which give way to the states of all waves.
             columns * d + tiles.max(2 * states)
         } else {
             let tile = wave / octets * if columns > 1 { 2 } else { 4 };
             let setup = (columns + 1) * d;
-            setup.max(WAVES * (tile * key_words + KEY_SLACK_WORDS)).max(states)
+            setup.max(BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS)).max(states)
         };
         let shared_bytes = 4 * (d + words);
         Self {
             kernel: format!("spark_decode_{}{octets}x{columns}", if matrix { "quantised_" } else { "" }),
             columns,
-            threads: WAVES * wave,
+            threads: BLOCK_WAVES * wave,
             shared_bytes,
             resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
             min_keys: MIN_DECODE_KEYS,
@@ -181,7 +177,7 @@ pub fn attention(
     }
     let attend = Attend::new(device, &call, row_words(geometry).0);
     let pairs = u64::from(call.group) * new as u64;
-    for first in (0..batch).step_by(MAX_SEQUENCES) {
+    for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
         let mut call = sequences(&call, lengths, first);
         let blocks = pairs.div_ceil(attend.columns.into()) * kv_heads as u64;
         (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
@@ -192,8 +188,8 @@ pub fn attention(
         if call.splits > 1 {
             plan.workspace_bytes = plan.workspace_bytes.max(states * (d + 2) * 4);
             let queries = (query_heads * new) as u64;
-            let blocks = queries.div_ceil(WAVES.into());
-            plan.launches.push(launch(device, "spark_merge".into(), blocks, WAVES * wave, 0, call)?);
+            let blocks = queries.div_ceil(BLOCK_WAVES.into());
+            plan.launches.push(launch(device, "spark_merge".into(), blocks, BLOCK_WAVES * wave, 0, call)?);
         }
     }
     Ok(plan)

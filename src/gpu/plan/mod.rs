@@ -8,7 +8,8 @@ use std::ffi::c_void;
 
 use thiserror::Error;
 
-use super::params::{Call, MAX_SEQUENCES, Sequence};
+use super::limits::MAX_SEQUENCES;
+use super::params::{Call, Sequence};
 use crate::call::{Geometry, Lengths};
 
 pub use attention::attention;
@@ -85,15 +86,12 @@ pub enum PlanError {
     },
 }
 
-/// Threads of a block: waves of either size.
-const WAVES: u32 = 4;
-
 /// `size` in 32 bits.
 fn narrow(what: &'static str, size: usize) -> Result<u32, PlanError> {
     u32::try_from(size).ok().filter(|&n| n <= i32::MAX as u32).ok_or(PlanError::TooLarge { what, size })
 }
 
-/// Words that the fields of a key row and of a value row take, as `KeyLayout` and `ValueLayout` of `ops/row.h` count.
+/// Words that the fields of a key row and of a value row take, as `KeyLayout` and `ValueLayout` of `ops/format/v1.h` count.
 fn row_words(geometry: &Geometry) -> (u32, u32) {
     let Geometry { key, value, .. } = geometry;
     let key = key.codes_at() + key.bits().bytes(key.kept());
@@ -104,7 +102,7 @@ fn row_words(geometry: &Geometry) -> (u32, u32) {
 /// `call` for the sequences from `first` on, as many as fit.
 fn sequences(call: &Call, lengths: &Lengths, first: usize) -> Call {
     let mut call = *call;
-    let last = lengths.past.len().min(first + MAX_SEQUENCES);
+    let last = lengths.past.len().min(first + MAX_SEQUENCES as usize);
     call.first_sequence = first as u32;
     call.sequences = (last - first) as u32;
     let pairs = lengths.past[first..last].iter().zip(&lengths.new[first..last]);

@@ -1,8 +1,10 @@
 // Row format 1, as docs/format.md has it: where fields lie, and eight channels of a row at a time.
-#ifndef SPARK_ROW_H
-#define SPARK_ROW_H
+#ifndef SPARK_FORMAT_V1_H
+#define SPARK_FORMAT_V1_H
 
-#include "numbers.h"
+#ifndef SPARK_NUMBERS_H
+#error "include numbers.h before: compilers at run time know no parent folders"
+#endif
 
 SPARK_CONSTANT u32 VALUE_GROUP = 32;
 
@@ -31,8 +33,7 @@ struct ValueLayout {
           words((codes_at + code_bytes(call.value_bits, call.head_dim) + 3) / 4) {}
 };
 
-// Words that eight channels may be read past the end of their row's fields; they are not used, but must be there.
-SPARK_CONSTANT u32 KEY_SLACK_WORDS = 5;
+SPARK_CONSTANT u32 KEY_SLACK_WORDS = SPARK_KEY_SLACK_WORDS;
 
 // Eight channels of a key row that lies in LDS from byte `row` on: kept ones as stored, pruned ones by their sign and a.
 // In units of c where keys are quantised, else `scales` is c of the head, in LDS.

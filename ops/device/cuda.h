@@ -1,4 +1,4 @@
-// Primitives on NVIDIA GPUs (nvcc), for checking the kernels where no AMD GPU is at hand.
+// Primitives on NVIDIA GPUs, for nvcc and NVRTC: no header of CUDA is needed.
 #ifndef SPARK_DEVICE_CUDA_H
 #define SPARK_DEVICE_CUDA_H
 
@@ -43,7 +43,7 @@ SPARK_FN void store_words(void* p, const u32 (&w)[N]) {
     for (u32 i = 0; i < N; ++i) ((u32*)p)[i] = w[i];
 }
 
-extern __shared__ u32 spark_shared[];
+extern __shared__ __align__(16) u32 spark_shared[];
 
 template <class V>
 struct Shared {

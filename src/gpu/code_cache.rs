@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::code::{OPTIONS, SOURCES, is_code_object};
+use super::sources::SOURCES;
 
-const MAGIC: &[u8; 16] = b"spark-ort hip 1\n";
+const MAGIC: &[u8; 16] = b"spark-ort gpu 1\n";
 const HEADER: usize = 16 + 32 + 8 + 32;
 /// No code object of ours comes near.
 const MOST_BYTES: u64 = 256 << 20;
@@ -27,23 +27,22 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The place for `arch`, compiled by HIP `version`; `None` if the user has no folder for caches. That is
-    /// $XDG_CACHE_HOME/spark-ort/hip, or ~/.cache/spark-ort/hip.
-    pub(super) fn new(arch: &str, version: i32) -> Option<Self> {
+    /// The place for `arch`, compiled by `compiler`, whose name says version and options; `None` if the user has no
+    /// folder for caches. That is a `folder` of $XDG_CACHE_HOME/spark-ort, or of ~/.cache/spark-ort.
+    pub(super) fn new(folder: &str, arch: &str, compiler: &str) -> Option<Self> {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
         let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-        Some(Self::within(&caches.join("spark-ort/hip"), arch, version))
+        Some(Self::within(&caches.join("spark-ort").join(folder), arch, compiler))
     }
 
-    fn within(folder: &Path, arch: &str, version: i32) -> Self {
+    fn within(folder: &Path, arch: &str, compiler: &str) -> Self {
         let mut hash = Sha256::new();
         let mut add = |part: &[u8]| {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         };
         add(arch.as_bytes());
-        add(&version.to_le_bytes());
-        OPTIONS.iter().for_each(|option| add(option.as_bytes()));
+        add(compiler.as_bytes());
         for (name, content) in SOURCES {
             add(name.as_bytes());
             add(content.as_bytes());
@@ -53,8 +52,8 @@ impl Entry {
         Self { path: folder.join(format!("{name}.co")), key }
     }
 
-    /// The code object, `None` if there is none that can be trusted.
-    pub(super) fn read(&self) -> Option<Vec<u8>> {
+    /// The code, `None` if there is none that can be trusted and that `is_code`.
+    pub(super) fn read(&self, is_code: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
         let own = |m: &Metadata| {
             // SAFETY: takes nothing and cannot fail.
             let user = unsafe { libc::geteuid() };
@@ -70,7 +69,7 @@ impl Entry {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).ok()?;
         let (header, code) = bytes.split_at_checked(HEADER)?;
-        let right = header == self.header(code) && is_code_object(code);
+        let right = header == self.header(code) && is_code(code);
         right.then(|| code.to_vec())
     }
 
@@ -107,10 +106,13 @@ mod tests {
 
     use super::*;
 
+    fn is_code(code: &[u8]) -> bool {
+        code.starts_with(b"\x7fELF")
+    }
+
     fn code() -> Vec<u8> {
         let mut code = vec![7; 500];
-        code[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        code[18..20].copy_from_slice(&[224, 0]);
+        code[..4].copy_from_slice(b"\x7fELF");
         code
     }
 
@@ -118,54 +120,54 @@ mod tests {
     fn what_is_written_is_read_by_its_key_alone() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("deep/hip");
-        let entry = Entry::within(&place, "gfx90a", 7);
-        assert_eq!(entry.read(), None);
+        let entry = Entry::within(&place, "gfx90a", "7");
+        assert_eq!(entry.read(is_code), None);
         entry.write(&code()).unwrap();
-        assert_eq!(entry.read(), Some(code()));
-        assert_eq!(Entry::within(&place, "gfx90a:xnack-", 7).read(), None);
-        assert_eq!(Entry::within(&place, "gfx90a", 8).read(), None);
+        assert_eq!(entry.read(is_code), Some(code()));
+        assert_eq!(Entry::within(&place, "gfx90a:xnack-", "7").read(is_code), None);
+        assert_eq!(Entry::within(&place, "gfx90a", "8").read(is_code), None);
         assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
         assert_eq!(fs::metadata(&place).unwrap().mode() & 0o777, 0o700);
         entry.remove();
-        assert_eq!(entry.read(), None);
+        assert_eq!(entry.read(is_code), None);
     }
 
     #[test]
     fn damage_of_any_byte_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        let entry = Entry::within(folder.path(), "gfx90a", 7);
+        let entry = Entry::within(folder.path(), "gfx90a", "7");
         entry.write(&code()).unwrap();
         let whole = fs::read(&entry.path).unwrap();
         for at in [0, 15, 16, 47, 48, 55, 56, 87, 88, whole.len() - 1] {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;
             fs::write(&entry.path, bytes).unwrap();
-            assert_eq!(entry.read(), None, "byte {at}");
+            assert_eq!(entry.read(is_code), None, "byte {at}");
         }
         for length in [0, 20, HEADER, whole.len() - 1] {
             fs::write(&entry.path, &whole[..length]).unwrap();
-            assert_eq!(entry.read(), None, "{length} bytes");
+            assert_eq!(entry.read(is_code), None, "{length} bytes");
         }
         fs::write(&entry.path, &whole).unwrap();
-        assert_eq!(entry.read(), Some(code()));
+        assert_eq!(entry.read(is_code), Some(code()));
     }
 
     #[test]
     fn what_others_may_write_is_not_trusted() {
         let folder = tempfile::tempdir().unwrap();
-        let entry = Entry::within(folder.path(), "gfx90a", 7);
+        let entry = Entry::within(folder.path(), "gfx90a", "7");
         entry.write(&code()).unwrap();
         let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         mode(&entry.path, 0o622);
-        assert_eq!(entry.read(), None);
+        assert_eq!(entry.read(is_code), None);
         mode(&entry.path, 0o600);
         mode(folder.path(), 0o777);
-        assert_eq!(entry.read(), None);
+        assert_eq!(entry.read(is_code), None);
         mode(folder.path(), 0o700);
-        assert_eq!(entry.read(), Some(code()));
+        assert_eq!(entry.read(is_code), Some(code()));
         let elsewhere = folder.path().join("elsewhere");
         fs::rename(&entry.path, &elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &entry.path).unwrap();
-        assert_eq!(entry.read(), None);
+        assert_eq!(entry.read(is_code), None);
     }
 }

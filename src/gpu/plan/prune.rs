@@ -1,9 +1,11 @@
 //! The write path.
 
-use super::super::params::MAX_SEQUENCES;
 use super::tensors::base;
-use super::{Device, Inputs, Plan, PlanError, PruneOutputs, WAVES, check_wave, launch, narrow, row_words, sequences};
+use super::{Device, Inputs, Plan, PlanError, PruneOutputs, check_wave, launch, narrow, row_words, sequences};
 use crate::call::{Geometry, Lengths, PruneSettings};
+use crate::gpu::limits::{
+    BLOCK_WAVES, GROW_THREADS, GROW_WORDS, MAX_HEAD_DIM, MAX_SEQUENCES, RECENT_THREADS, SALIENCY_THREADS,
+};
 use crate::method::MIN_OBSERVED;
 
 /// The write path of one call.
@@ -32,28 +34,34 @@ pub fn prune(
         | u32::from(!std::ptr::eq(inputs.past_value, outputs.present_value)) << 1;
     let heads = kv_heads as u64;
     let mut plan = Plan::default();
-    for first in (0..batch).step_by(MAX_SEQUENCES) {
+    for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
         let call = sequences(&call, lengths, first);
         if !call.present_recent.is_null() && call.present_recent_rows > 0 {
             let blocks = u64::from(call.present_recent_rows) * heads;
-            plan.launches.push(launch(device, "spark_recent".into(), blocks, 256, 0, call)?);
+            plan.launches.push(launch(device, "spark_recent".into(), blocks, RECENT_THREADS, 0, call)?);
         }
         if call.grow != 0 && call.present_rows > 0 {
-            // `GROW_THREADS` * `GROW_WORDS` words a block.
             let words = u64::from(call.present_rows) * (key.row_bytes().max(value.row_bytes()) / 4) as u64;
-            let blocks = words.div_ceil(1024) * heads * 2;
-            plan.launches.push(launch(device, "spark_grow".into(), blocks, 256, 0, call)?);
+            let blocks = words.div_ceil((GROW_THREADS * GROW_WORDS).into()) * heads * 2;
+            plan.launches.push(launch(device, "spark_grow".into(), blocks, GROW_THREADS, 0, call)?);
         }
         let own = &call.sequence[..call.sequences as usize];
         if !call.observed_saliency.is_null() || own.iter().any(|s| s.valid as usize >= MIN_OBSERVED) {
             plan.workspace_bytes = plan.workspace_bytes.max(own.len() * kv_heads * d * 4);
-            plan.launches.push(launch(device, "spark_saliency".into(), heads, 512, 512 * 4, call)?);
+            plan.launches.push(launch(
+                device,
+                "spark_saliency".into(),
+                heads,
+                SALIENCY_THREADS,
+                SALIENCY_THREADS * 4,
+                call,
+            )?);
         }
         if own.iter().any(|s| s.valid > 0) {
             let (key_words, value_words) = row_words(geometry);
-            let shared = WAVES * (4 * key_words.max(value_words) + 256);
-            let blocks = new.div_ceil(WAVES as usize) as u64 * heads;
-            plan.launches.push(launch(device, "spark_prune".into(), blocks, WAVES * wave, shared, call)?);
+            let shared = BLOCK_WAVES * (4 * key_words.max(value_words) + MAX_HEAD_DIM);
+            let blocks = new.div_ceil(BLOCK_WAVES as usize) as u64 * heads;
+            plan.launches.push(launch(device, "spark_prune".into(), blocks, BLOCK_WAVES * wave, shared, call)?);
         }
     }
     Ok(plan)
