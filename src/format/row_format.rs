@@ -3,7 +3,8 @@
 use super::stored_bits::Bits;
 use super::v2::codebook::CODEBOOK;
 
-/// Channels that share a scale and a minimum in 4-bit value rows of format 1, and what their number is a multiple of in any.
+/// Channels that share a scale and a minimum in 4-bit value rows of format 1, and what their number is a multiple of in
+/// any.
 pub(crate) const VALUE_GROUP: usize = 32;
 
 /// A row format: the attribute `row_format`.

@@ -250,8 +250,8 @@ fn scaled<V: Vector, const H: usize>(
     }
 }
 
-/// Makes sums of [`add_rows`] those of the channels: in order, where even and odd ones of a group are apart, and rotated
-/// back, where rows are rotated.
+/// Makes sums of [`add_rows`] those of the channels: in order, where even and odd ones of a group are apart, and
+/// rotated back, where rows are rotated.
 #[inline(always)]
 pub(in crate::cpu) fn finish_rows<const H: usize>(layout: &ValueLayout, sums: &mut [HeadLanes<H>]) {
     if layout.bits() == Bits::B4 {

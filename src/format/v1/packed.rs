@@ -76,7 +76,8 @@ pub(super) fn write_codes(codes: &mut [u8], bits: Bits, numbers: &[f32], least: 
     }
 }
 
-/// Writes `numbers` to zeroed `codes` as nibbles: the codes nearest to `(x - least) / step` of the codebook of format 2.
+/// Writes `numbers` to zeroed `codes` as nibbles: the codes nearest to `(x - least) / step` of the codebook of format
+/// 2.
 #[inline(always)]
 pub(super) fn write_companded(codes: &mut [u8], numbers: &[f32], least: f32, step: f32) {
     if step == 0.0 {

@@ -1,5 +1,5 @@
-//! The fixed rotation of values: a Hadamard transform with random signs spreads a large channel over all of them, so that
-//! one scale serves a row (QuaRot, arXiv 2404.00456).
+//! The fixed rotation of values: a Hadamard transform with random signs spreads a large channel over all of them, so
+//! that one scale serves a row (QuaRot, arXiv 2404.00456).
 
 use crate::format::v1::layout::MAX_HEAD_DIM;
 

@@ -47,8 +47,8 @@ impl Scalars {
         step: __m512i,
         recover: bool,
     ) -> bool {
-        // The greatest code, and what 1 is in a word that is to be multiplied and cut off: a byte stands there twice, a nibble in
-        // the high half.
+        // The greatest code, and what 1 is in a word that is to be multiplied and cut off: a byte stands there twice, a
+        // nibble in the high half.
         let (levels, code) = if CODES == NIBBLES { (15.0, 16.0 * 257.0) } else { (255.0, 257.0) };
         let zero = _mm512_setzero_ps();
         let recovery = if recover { finite_f16(_mm512_cvtepi32_epi16(recovery_least)) } else { zero };
