@@ -37,11 +37,13 @@ pub(super) fn add_rows<const H: usize>(
     let rows = ValueRows::new(v, layout, rows, count, prefetch);
     let groups = scaled.weigh(&rows, weights);
     for (part, sums) in sums.as_chunks_mut::<BLOCKS>().0.iter_mut().enumerate() {
+        // One for all channels, or one for 32 channels each.
+        let of_part = [2 * part, 2 * part + 1].map(|n| &groups[n.min(groups.len() - 1)]);
         match (layout.bits(), H) {
             (Bits::B8, 8) => (0..2).for_each(|n| bytes::<H, 4>(&rows, part, &groups[0], 4 * n, sums)),
             (Bits::B8, _) => bytes::<H, H>(&rows, part, &groups[0], 0, sums),
-            (_, 8) => (0..2).for_each(|n| nibbles::<H, 4>(&rows, part, &groups[2 * part..], 4 * n, sums)),
-            _ => nibbles::<H, H>(&rows, part, &groups[2 * part..], 0, sums),
+            (_, 8) => (0..2).for_each(|n| nibbles::<H, 4>(&rows, part, of_part, 4 * n, sums)),
+            _ => nibbles::<H, H>(&rows, part, of_part, 0, sums),
         }
     }
 }
@@ -99,13 +101,12 @@ fn bytes<const H: usize, const N: usize>(
 fn nibbles<const H: usize, const N: usize>(
     rows: &ValueRows,
     part: usize,
-    groups: &[Group<H>],
+    groups: [&Group<H>; 2],
     first: usize,
     sums: &mut [HeadLanes<H>; BLOCKS],
 ) {
     assert!((part + 1) * CHANNELS <= rows.layout.head_dim());
     let at = rows.layout.codes_at() + part * CHANNELS / 2;
-    let groups: &[Group<H>; 2] = groups.first_chunk().expect("two of 32 channels");
     let pairs = [groups[0].pairs::<N>(first), groups[1].pairs::<N>(first)];
     // SAFETY: memory is read through references to arrays of the sizes that the instructions take.
     let places = unsafe {
@@ -133,7 +134,7 @@ fn nibbles<const H: usize, const N: usize>(
             }
         }
     }
-    for ((group, lanes), sums) in groups.iter().zip(lanes).zip(sums.as_chunks_mut::<2>().0) {
+    for ((group, lanes), sums) in groups.into_iter().zip(lanes).zip(sums.as_chunks_mut::<2>().0) {
         for (h, lanes) in lanes.into_iter().enumerate() {
             for (sums, lanes) in sums.iter_mut().zip(lanes) {
                 group.add(first + h, lanes, sums);
