@@ -5,7 +5,7 @@
 //! - [`method`]: which channels of a key are kept, and how much the others weighed.
 //! - [`call`]: what one call of an operator asks for: sizes, lengths and settings, validated.
 //! - [`cpu`]: the kernels, plain Rust.
-//! - [`hip`]: the kernels on a GPU, from `ops/`.
+//! - [`gpu`]: the kernels on a GPU, from `ops/`.
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
 //! - [`onnx`]: models as files and graphs.
 //! - [`runtime`]: ONNX Runtime found, and a language model driven in it.
@@ -16,19 +16,20 @@ pub mod bits;
 pub mod call;
 pub mod cpu;
 pub mod element;
+mod entry_point;
 pub mod eval;
+mod files;
 pub mod format;
-pub mod hip;
-mod hosts;
-mod library;
+pub mod gpu;
 pub mod method;
 pub mod onnx;
 pub mod operators;
+mod ort_compat;
 pub mod rewrite;
 pub mod runtime;
 pub mod spec;
 
-pub use library::RegisterCustomOps;
+pub use entry_point::RegisterCustomOps;
 pub use rewrite::rewrite;
 
 /// The code in the documentation compiles.

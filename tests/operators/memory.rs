@@ -33,7 +33,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Most bytes that attention held at once, with `new` tokens after `past` ones: one sequence, D 64, one KV head and query head.
+/// Most bytes that attention held at once, with `new` tokens after `past` ones: one sequence, D 64, one KV head and
+/// query head.
 fn peak(path: InstructionSet, past: usize, new: usize) -> usize {
     let seeds = (0..).map(|seed| Case::new(seed, 0, 0));
     let mut case = seeds.into_iter().find(|case| case.geometry.head_dim() == 64).unwrap();

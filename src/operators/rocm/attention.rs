@@ -13,7 +13,7 @@ use super::super::tensors::Inputs;
 use super::super::{Container, attention::NAME, outputs, shape_inference, versions};
 use super::{Call, PROVIDER, Tensor, device, device_inputs, memory};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
-use crate::hip::{Device, plan};
+use crate::gpu::{Device, plan};
 use crate::spec;
 
 /// `SparkAttention` for tensors of T and caches of C.

@@ -1,5 +1,5 @@
 //! The operators on ONNX Runtime's ROCm execution provider: its device pointers, its stream and its memory, handed to
-//! [`crate::hip`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
+//! [`crate::gpu`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
 //! device.
 
 mod attention;
@@ -17,7 +17,7 @@ use super::node::Failure;
 use super::tensors::Inputs;
 use super::{Container, inputs};
 use crate::call::{Geometry, Input, Lengths, Settings, positions};
-use crate::hip::{Device, plan};
+use crate::gpu::{Device, Vendor, plan};
 use crate::spec;
 
 /// What ONNX Runtime calls the provider.
@@ -67,7 +67,7 @@ fn device_inputs<T: Tensor, C: Container>(operator: &spec::Operator) -> impl Ite
 /// the first run.
 fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
     let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
-    Ok(Device::get(ordinal)?)
+    Ok(Device::get(Vendor::Amd, ordinal)?)
 }
 
 /// Sizes and lengths of a call, and where its inputs lie.

@@ -13,7 +13,7 @@ use super::super::tensors::Inputs;
 use super::super::{Container, outputs, prune, shape_inference, versions};
 use super::{Call, PROVIDER, Tensor, device, device_inputs, memory};
 use crate::call::PruneSettings;
-use crate::hip::{Device, plan};
+use crate::gpu::{Device, plan};
 use crate::spec;
 
 /// `SparkPrune` for tensors of T and caches of C.

@@ -3,7 +3,7 @@
 use half::f16;
 use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::Bits;
-use spark_ort::hip::plan::Device;
+use spark_ort::gpu::plan::Device;
 
 use crate::common::Random;
 use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, grid};

@@ -3,7 +3,7 @@
 use spark_ort::call::{Geometry, Lengths, QueryLayout, Rotary};
 use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::Bits;
-use spark_ort::hip::plan::Scalar;
+use spark_ort::gpu::plan::Scalar;
 
 use crate::common::Random;
 use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, round_tensors};

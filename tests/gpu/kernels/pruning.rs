@@ -5,7 +5,7 @@ use std::ptr::null_mut;
 use ndarray::{Array3, Array4};
 use spark_ort::cpu::{HeadRows, InstructionSet, Serial, grow, prune, recent_keys};
 use spark_ort::format::{Bits, KeyLayout};
-use spark_ort::hip::plan::{self, Device, PruneOutputs, Scalar};
+use spark_ort::gpu::plan::{self, Device, PruneOutputs, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::gpu::{Memory, gpu};

@@ -13,6 +13,7 @@ use spark_ort::rewrite::find_library;
 use spark_ort::runtime::load;
 
 use crate::bench::machine::processor;
+use crate::terminal::{pass_on, show};
 
 /// Say what this machine has: ONNX Runtime, the processor's instructions, AMD GPUs, and whether the library works
 ///
@@ -78,8 +79,8 @@ struct Library {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let findings = Findings::new(args.library.as_deref());
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&findings)?),
-        false => print!("{}", findings.lines()),
+        true => pass_on(&format!("{}\n", serde_json::to_string_pretty(&findings)?))?,
+        false => show(&findings.lines())?,
     }
     Ok(if findings.works() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -178,10 +179,35 @@ fn features() -> Vec<(&'static str, bool)> {
     macro_rules! ask {
         ($($name:tt)*) => { vec![$(($name, std::arch::is_x86_feature_detected!($name))),*] };
     }
-    ask!("avx" "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi2" "avx512vnni")
+    ask!(
+        "avx" "avx2" "fma" "f16c" "bmi2" "popcnt"
+        "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vbmi2" "avx512vnni"
+    )
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn features() -> Vec<(&'static str, bool)> {
     Vec::new()
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernels_ask_for_is_shown() {
+        let kernels = [
+            include_str!("../../../src/cpu/isa/x86_64/avx2.rs"),
+            include_str!("../../../src/cpu/isa/x86_64/avx512/vector.rs"),
+            include_str!("../../../src/cpu/isa/x86_64/avx512_vnni/mod.rs"),
+        ];
+        let shown: Vec<_> = features().into_iter().map(|(name, _)| name).collect();
+        for source in kernels {
+            let asked: Vec<_> = source.split("is_x86_feature_detected!(\"").skip(1).collect();
+            assert!(!asked.is_empty());
+            for name in asked.iter().map(|rest| rest.split('"').next().unwrap_or_default()) {
+                assert!(shown.contains(&name), "{name}");
+            }
+        }
+    }
 }
