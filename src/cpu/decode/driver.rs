@@ -16,6 +16,9 @@ use crate::cpu::softmax::SoftmaxState;
 use crate::element::Element;
 use crate::format::v1::layout::MAX_HEAD_DIM;
 
+/// Recent keys that are read, and multiplied, at once.
+const RECENT_AT_ONCE: usize = 16;
+
 /// Most blocks of channels.
 const MOST_BLOCKS: usize = MAX_HEAD_DIM / LANES;
 
@@ -101,8 +104,8 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
         let prefetch = &Prefetch::new((key_rows, key_bytes), (value_rows, value_bytes));
         match place {
             Place::Rows => key_products.products(key_rows, count, prefetch, &mut products),
-            Place::Recent => dense(v, &source.recent(block, positions.clone()), queries, &mut products),
-            Place::New => dense(v, new[0].as_slice().expect("contiguous"), queries, &mut products),
+            Place::Recent => recent(v, source, block, positions.clone(), queries, &mut products),
+            Place::New => dense(v, new[0].as_slice().expect("contiguous"), 0, queries, &mut products),
         }
         let used = count.div_ceil(LANES);
         for (h, &(head, token)) in items.iter().enumerate() {
@@ -161,9 +164,36 @@ fn by_blocks<const H: usize>(
     }
 }
 
-/// Products of dense `keys`, `[keys, D]`, with the queries.
+/// Products of the recent keys at `positions` with the queries.
 #[inline(always)]
-fn dense<V: Vector, const H: usize>(v: V, keys: &[f32], queries: &[HeadLanes<H>], products: &mut ByKey<H>) {
+fn recent<T: Element, V: Vector, const H: usize>(
+    v: V,
+    source: &KvSource<'_, '_, T>,
+    block: &QueryBlock,
+    positions: Range<usize>,
+    queries: &[HeadLanes<H>],
+    products: &mut ByKey<H>,
+) {
+    let d = queries.len() * LANES;
+    // So few that they stay in the nearest cache.
+    let mut keys = [0.0; RECENT_AT_ONCE * MAX_HEAD_DIM];
+    for first in positions.clone().step_by(RECENT_AT_ONCE) {
+        let some = first..positions.end.min(first + RECENT_AT_ONCE);
+        let keys = &mut keys[..some.len() * d];
+        source.recent(v, block, some, keys);
+        dense(v, keys, first - positions.start, queries, products);
+    }
+}
+
+/// Products of dense `keys`, `[keys, D]`, with the queries; the first of them is number `from` of the chunk.
+#[inline(always)]
+fn dense<V: Vector, const H: usize>(
+    v: V,
+    keys: &[f32],
+    from: usize,
+    queries: &[HeadLanes<H>],
+    products: &mut ByKey<H>,
+) {
     for (key, row) in keys.chunks_exact(queries.len() * LANES).enumerate() {
         let lanes = {
             let mut lanes = [v.splat(0.0); H];
@@ -175,6 +205,6 @@ fn dense<V: Vector, const H: usize>(v: V, keys: &[f32], queries: &[HeadLanes<H>]
             }
             v.sums(lanes)
         };
-        set_products(products, key, lanes);
+        set_products(products, from + key, lanes);
     }
 }

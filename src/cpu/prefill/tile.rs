@@ -72,7 +72,7 @@ impl<T: Element> Work for Read<'_, '_, '_, T> {
                 decode_values(v, source, block, positions, value);
             }
             Place::Recent => {
-                key.as_flattened_mut().copy_from_slice(&source.recent(block, positions.clone()));
+                source.recent(v, block, positions.clone(), key.as_flattened_mut());
                 decode_values(v, source, block, positions, value);
             }
             Place::New => {
