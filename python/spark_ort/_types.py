@@ -46,6 +46,7 @@ class Rows(TypedDict):
     kept_channels: int
     key_bits: int
     value_bits: int
+    row_format: int
     key_row_bytes: int
     value_row_bytes: int
     recovery: Literal["mean", "none"]

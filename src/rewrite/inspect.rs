@@ -7,7 +7,7 @@ use super::configure::{FORMAT_KEY, ROWS_KEY, SOURCE_KEY};
 use super::error::Refusal;
 use super::find::find_layers;
 use super::layer::{Layer, Source};
-use super::rows::{ROW_FORMAT, Rows};
+use super::rows::Rows;
 use crate::onnx::NodeExt;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use crate::runtime::{CacheLayer, CachePair, Element, Interface};
@@ -135,9 +135,9 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
     let metadata =
         |key: &str, found: String| Refusal::new(format!("metadata '{key}'"), "what the rewriter writes", found);
     match entry(FORMAT_KEY) {
-        Some(format) if format == ROW_FORMAT.to_string() => {}
+        Some(format) if spec::ROW_FORMATS.iter().any(|known| known.to_string() == format) => {}
         Some(other) => {
-            let expected = format!("row format {ROW_FORMAT}, which this version knows");
+            let expected = format!("a row format that this version knows, one of {:?}", spec::ROW_FORMATS);
             return Err(Refusal::new("the model", expected, format!("row format {other}")));
         }
         None => return Err(metadata(FORMAT_KEY, "no such entry".into())),

@@ -106,8 +106,16 @@ def common_attributes(s):
         recent_window=s.recent_window,
         do_rotary=s.do_rotary,
         rotary_interleaved=s.rotary_interleaved,
-        **({"version": 2, "tail_window": s.tail_window} if s.tail_window else {}),
+        **of_version_2(s),
     )
+
+
+def of_version_2(s):
+    """The attributes that only version 2 of the operators has."""
+    more = {"tail_window": s.tail_window} if s.tail_window else {}
+    if s.row_format != 1:
+        more["row_format"] = s.row_format
+    return {"version": 2, **more} if more else {}
 
 
 def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), opset=17, version=1):
@@ -118,8 +126,8 @@ def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), op
     def info(name):
         return helper.make_tensor_value_info(name, types.get(name, input_type(name, T, C)), shapes.get(name))
 
-    with_tail = any(a.name == "tail_window" for n in nodes for a in n.attribute)
-    domains = (("", opset), ("ai.spark", 2 if with_tail else version), ("com.microsoft", 1))
+    later = any(a.name in ("tail_window", "row_format") for n in nodes for a in n.attribute)
+    domains = (("", opset), ("ai.spark", 2 if later else version), ("com.microsoft", 1))
     opsets = [helper.make_opsetid(d, v) for d, v in domains]
     made = helper.make_graph(
         nodes,

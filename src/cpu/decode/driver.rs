@@ -7,7 +7,7 @@ use super::kernels::ValueKernel;
 use super::key_kernels::KeyProducts;
 use super::prefetch::Prefetch;
 use super::scores::to_weights;
-use super::values::{add_dense, add_rows, deinterleave};
+use super::values::{add_dense, add_rows, finish_rows};
 use crate::cpu::isa::traits::{Isa, Work};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::cpu::kv_source::{KvSource, Place};
@@ -87,7 +87,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     let mut value_scratch = <I::Values<H> as ValueKernel<H>>::Scratch::default();
     let mut max = [f32::NEG_INFINITY; H];
     let mut sum = [0.0; H];
-    let mut interleaved = true;
+    let mut unfinished = true;
     let (past_key, past_value) = (call.past_key[block.head], call.past_value[block.head]);
     let past = call.lengths.past[block.sequence];
     for (place, positions) in source.pieces(block.head, keys, CHUNK) {
@@ -121,8 +121,8 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
         }
         match place {
             Place::New => {
-                if std::mem::take(&mut interleaved) {
-                    deinterleave(value_layout, sums);
+                if std::mem::take(&mut unfinished) {
+                    finish_rows(value_layout, sums);
                 }
                 add_dense(v, new[1].as_slice().expect("contiguous"), count, &products, sums);
             }
@@ -137,8 +137,8 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
             }
         }
     }
-    if interleaved {
-        deinterleave(value_layout, sums);
+    if unfinished {
+        finish_rows(value_layout, sums);
     }
     let weighted = |h: usize| sums.iter().flat_map(|sums| sums.0[h]).collect();
     (0..items.len()).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()

@@ -16,7 +16,8 @@ use ort::value::PrimitiveTensorElementType;
 use super::node::Failure;
 use super::tensors::Inputs;
 use super::{Container, inputs};
-use crate::call::{Geometry, Input, Lengths, Settings, positions};
+use crate::call::{CallError, Geometry, Input, Lengths, Settings, positions};
+use crate::format::RowFormat;
 use crate::gpu::{Device, Vendor, plan};
 use crate::spec;
 
@@ -68,6 +69,17 @@ fn device_inputs<T: Tensor, C: Container>(operator: &spec::Operator) -> impl Ite
 fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
     let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
     Ok(Device::get(Vendor::Amd, ordinal)?)
+}
+
+/// Refuses what the kernels here do not read.
+fn check(settings: &Settings) -> Result<(), Failure> {
+    match settings.row_format {
+        RowFormat::V1 => Ok(()),
+        _ => {
+            let problem = "format 2 has no kernels on a GPU yet: leave it out, or run the node on the CPU";
+            Err(CallError::attribute(spec::ROW_FORMAT.name, problem.to_owned()).into())
+        }
+    }
 }
 
 /// Sizes and lengths of a call, and where its inputs lie.

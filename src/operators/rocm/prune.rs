@@ -11,7 +11,7 @@ use super::super::node::{Failure, Node, guard};
 use super::super::output::{Output, PruneOutputs};
 use super::super::tensors::Inputs;
 use super::super::{Container, outputs, prune, shape_inference, versions};
-use super::{Call, PROVIDER, Tensor, device, device_inputs, memory};
+use super::{Call, PROVIDER, Tensor, check, device, device_inputs, memory};
 use crate::call::PruneSettings;
 use crate::gpu::{Device, plan};
 use crate::spec;
@@ -50,7 +50,11 @@ impl<T: Tensor, C: Container> Operator for RocmPrune<T, C> {
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
         let node = Node::new(prune::NAME, context);
-        let (settings, device) = node.guard(|| Ok((PruneSettings::read(context)?, device(context)?)))?;
+        let (settings, device) = node.guard(|| {
+            let settings = PruneSettings::read(context)?;
+            check(&settings.common)?;
+            Ok((settings, device(context)?))
+        })?;
         Ok(PruneKernel { node, settings, device, types: PhantomData })
     }
 
