@@ -6,6 +6,7 @@
 //! - [`cpu`]: the kernels, plain Rust.
 //! - [`hip`]: the kernels on a GPU, from `ops/`.
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
+//! - [`plugin`]: an execution provider for ONNX Runtime 1.24 and later, on AMD and NVIDIA GPUs.
 //! - [`onnx`]: models as files and graphs.
 //! - [`runtime`]: ONNX Runtime found, and a language model driven in it.
 //! - [`mod@rewrite`]: exported models turned into ones with the operators; `docs/rewriting.md` says which and how.
@@ -21,10 +22,12 @@ mod library;
 pub mod method;
 pub mod onnx;
 pub mod operators;
+pub mod plugin;
 pub mod rewrite;
 pub mod runtime;
 
 pub use library::RegisterCustomOps;
+pub use plugin::{CreateEpFactories, ReleaseEpFactory};
 pub use rewrite::rewrite;
 
 /// The code in the documentation compiles.

@@ -128,8 +128,13 @@ impl Hip {
         })
     }
 
+    /// The shared library, for functions that are not here.
+    pub(crate) fn library(&self) -> &Library {
+        &self.library
+    }
+
     /// Makes `ordinal` the calling thread's device until the guard is dropped.
-    pub(super) fn on_device(&self, ordinal: i32) -> Result<OnDevice<'_>, HipError> {
+    pub(crate) fn on_device(&self, ordinal: i32) -> Result<OnDevice<'_>, HipError> {
         let mut previous = 0;
         // SAFETY: the out pointer is valid.
         self.check(unsafe { (self.hipGetDevice)(&mut previous) }, || "hipGetDevice".into())?;
@@ -216,7 +221,7 @@ impl Hip {
     }
 
     /// An error of HIP as ours. HIP's memory of it is cleared, so that whoever looks there next is not misled.
-    fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<(), HipError> {
+    pub(crate) fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<(), HipError> {
         if code == 0 {
             return Ok(());
         }
@@ -230,7 +235,7 @@ impl Hip {
 }
 
 /// A device being current.
-pub(super) struct OnDevice<'h> {
+pub(crate) struct OnDevice<'h> {
     hip: &'h Hip,
     previous: Option<i32>,
 }

@@ -1,26 +1,81 @@
-//! The operators on ONNX Runtime's ROCm execution provider: its device pointers, its stream and its memory, handed to
-//! [`crate::hip`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
+//! The operators on execution providers with a GPU: their device pointers, stream and memory, handed to [`crate::hip`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
 //! device.
 
 mod attention;
 mod memory;
 mod prune;
+mod spark;
 
 use std::ffi::c_void;
 
 use half::{bf16, f16};
-use ort::memory::MemoryType;
-use ort::operator::{KernelContext, OperatorDomain, OperatorInput};
+use ort::memory::{MemoryInfo, MemoryType};
+use ort::operator::{ComputeContext, KernelContext, OperatorDomain, OperatorInput};
 use ort::value::PrimitiveTensorElementType;
+
+use attention::GpuAttention;
+use prune::GpuPrune;
 
 use super::node::Failure;
 use super::tensors::Inputs;
 use super::{Container, inputs};
 use crate::call::{Geometry, Input, Lengths, Settings, positions};
-use crate::hip::{Device, plan};
+use crate::hip::Device;
+use crate::hip::plan::{self, Plan};
 
-/// What ONNX Runtime calls the provider.
-const PROVIDER: &str = "ROCMExecutionProvider";
+/// An execution provider whose nodes run on a GPU.
+trait Provider: Send + Sync + 'static {
+    /// What ONNX Runtime calls it.
+    const NAME: &'static str;
+
+    /// A device with the kernels loaded.
+    type Device: Copy + Send + Sync + 'static;
+
+    /// The device of a session that makes a kernel: what is wrong with it is found here, not in the first run.
+    fn device(context: &KernelContext<'_>) -> Result<Self::Device, Failure>;
+
+    /// What a plan must know of it.
+    fn for_plan(device: Self::Device) -> plan::Device;
+
+    /// Runs `plan` on the call's stream, with a workspace on the device of `memory`.
+    ///
+    /// # Safety
+    /// As for [`Device::run`], the workspace aside.
+    unsafe fn run(
+        device: Self::Device,
+        context: &ComputeContext,
+        memory: &MemoryInfo<'_>,
+        plan: Plan,
+    ) -> Result<(), Failure>;
+}
+
+/// ONNX Runtime's own provider for AMD GPUs, up to version 1.22.
+struct Rocm;
+
+impl Provider for Rocm {
+    const NAME: &'static str = "ROCMExecutionProvider";
+
+    type Device = &'static Device;
+
+    fn device(context: &KernelContext<'_>) -> Result<Self::Device, Failure> {
+        let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
+        Ok(Device::get(ordinal)?)
+    }
+
+    fn for_plan(device: Self::Device) -> plan::Device {
+        device.for_plan()
+    }
+
+    unsafe fn run(
+        device: Self::Device,
+        context: &ComputeContext,
+        memory: &MemoryInfo<'_>,
+        plan: Plan,
+    ) -> Result<(), Failure> {
+        // SAFETY: by this function's contract.
+        unsafe { memory::run(context, device, memory, plan) }
+    }
+}
 
 /// An element type T of the operators on a GPU.
 trait Tensor: PrimitiveTensorElementType + Send + Sync + 'static {
@@ -37,21 +92,25 @@ impl Tensor for bf16 {
     const SCALAR: plan::Scalar = plan::Scalar::Bf16;
 }
 
-/// Adds the operators to `domain`. Hosts without the provider never look at them.
+/// Adds the operators to `domain`, for every provider with a GPU. Hosts without one never look at them.
 pub(super) fn add(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
+    add_for::<spark::Spark>(add_for::<Rocm>(domain)?)
+}
+
+fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
     domain
-        .add(prune::RocmPrune::<f32, f32>::new())?
-        .add(prune::RocmPrune::<f32, u8>::new())?
-        .add(prune::RocmPrune::<f16, f16>::new())?
-        .add(prune::RocmPrune::<f16, u8>::new())?
-        .add(prune::RocmPrune::<bf16, bf16>::new())?
-        .add(prune::RocmPrune::<bf16, u8>::new())?
-        .add(attention::RocmAttention::<f32, f32>::new())?
-        .add(attention::RocmAttention::<f32, u8>::new())?
-        .add(attention::RocmAttention::<f16, f16>::new())?
-        .add(attention::RocmAttention::<f16, u8>::new())?
-        .add(attention::RocmAttention::<bf16, bf16>::new())?
-        .add(attention::RocmAttention::<bf16, u8>::new())
+        .add(GpuPrune::<P, f32, f32>::new())?
+        .add(GpuPrune::<P, f32, u8>::new())?
+        .add(GpuPrune::<P, f16, f16>::new())?
+        .add(GpuPrune::<P, f16, u8>::new())?
+        .add(GpuPrune::<P, bf16, bf16>::new())?
+        .add(GpuPrune::<P, bf16, u8>::new())?
+        .add(GpuAttention::<P, f32, f32>::new())?
+        .add(GpuAttention::<P, f32, u8>::new())?
+        .add(GpuAttention::<P, f16, f16>::new())?
+        .add(GpuAttention::<P, f16, u8>::new())?
+        .add(GpuAttention::<P, bf16, bf16>::new())?
+        .add(GpuAttention::<P, bf16, u8>::new())
 }
 
 /// The first `count` inputs: lengths on the CPU, the rest on the device.
@@ -60,13 +119,6 @@ fn device_inputs<T: Tensor, C: Container>(count: usize) -> impl Iterator<Item = 
         Input::SeqlensK | Input::TotalSequenceLength => declared.memory_type(MemoryType::CPUInput),
         _ => declared,
     })
-}
-
-/// The device of a session that makes a kernel, with our kernels loaded: what is wrong with it is found here, not in
-/// the first run.
-fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
-    let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
-    Ok(Device::get(ordinal)?)
 }
 
 /// Sizes and lengths of a call, and where its inputs lie.
