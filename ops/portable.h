@@ -45,7 +45,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
-// Names a part of a loop in the assembly, for counting its instructions (tests/device_code/loops.py).
+// Names a part of a loop in the assembly, for counting its instructions (tests/gpu/device_code/loops.py).
 #ifdef SPARK_COUNTED
 #define SPARK_NOTE(text) asm volatile("; spark " text)
 #define SPARK_NOTE_ROWS(n, key_bits, value_bits)                                                                       \

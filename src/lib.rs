@@ -9,12 +9,14 @@
 //! - [`plugin`]: an execution provider for ONNX Runtime 1.24 and later, on AMD and NVIDIA GPUs.
 //! - [`onnx`]: models as files and graphs.
 //! - [`runtime`]: ONNX Runtime found, and a language model driven in it.
+//! - [`eval`]: what a compressed cache costs a model, measured.
 //! - [`mod@rewrite`]: exported models turned into ones with the operators; `docs/rewriting.md` says which and how.
 
 pub mod bits;
 pub mod call;
 pub mod cpu;
 pub mod element;
+pub mod eval;
 pub mod format;
 pub mod hip;
 mod hosts;

@@ -22,7 +22,7 @@ built=target/cuda
 
 # What the build is made from.
 sources() {
-    find Cargo.toml Cargo.lock build.rs src ops benches/cuda tests/{common,cuda,emulation} tests/hip_emulation* \
+    find Cargo.toml Cargo.lock build.rs src ops benches/cuda tests/support/common.rs tests/gpu/{cuda,emulation,kernels} \
         -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
 }
 
@@ -42,7 +42,7 @@ programs() {
     say "cargo build: tests of the kernels, timings"
     rm -rf "$built/tests" "$built/timings"
     mkdir -p "$built/tests"
-    cargo build --release --test 'hip_emulation*' --bench cuda --message-format=json-render-diagnostics |
+    cargo build --release --test gpu --bench cuda --message-format=json-render-diagnostics |
         "$PYTHON" -c '
 import json, shutil, sys
 for message in map(json.loads, sys.stdin):
@@ -68,7 +68,7 @@ build_all() {
     # That the stand-in, and with it what calls it, is like NVIDIA's header.
     local header
     header=$(find "$(dirname "$(readlink -f "$nvcc")")/.." -name cuda.h -path '*include*' | head -n 1)
-    [[ -z $header ]] || g++ -std=c++17 -Werror -fsyntax-only -I "$(dirname "$header")" tests/cuda/stand_in.cpp
+    [[ -z $header ]] || g++ -std=c++17 -Werror -fsyntax-only -I "$(dirname "$header")" tests/gpu/cuda/stand_in.cpp
     sources >"$built/made-from"
     du -sh "$built"
 }
@@ -132,7 +132,7 @@ rehearse() {
     local folder=$built/stand-in source
     say "$folder"
     mkdir -p "$folder"
-    for source in ops/emulation/{fiber,machine,wave32}.cpp tests/cuda/stand_in.cpp; do
+    for source in ops/emulation/{fiber,machine,wave32}.cpp tests/gpu/cuda/stand_in.cpp; do
         g++ -std=c++17 -O1 -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Werror -c \
             -o "$folder/$(basename "$source" .cpp).o" "$source"
     done

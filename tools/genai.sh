@@ -8,7 +8,7 @@
 NEW=${NEW:-48}
 build
 venv
-make_venv .venv-hosts tests/installed/requirements.txt --no-deps
+make_venv .venv-hosts tests/package/requirements.txt --no-deps
 release=$(dirname "$(library_path)")
 work=$(dirname "$release")/genai
 mkdir -p "$work"

@@ -9,21 +9,21 @@
 
 venv
 say "models"
-.venv/bin/python -m tests.exports.build
-make_installed .venv-hosts tests/installed/requirements.txt --no-deps
+.venv/bin/python -m tests.rewrite.exports.build
+make_installed .venv-hosts tests/package/requirements.txt --no-deps
 say "example: plain_loop.rs"
 cargo build --release --example plain_loop
 SPARK_ORT_RUST_EXAMPLE=$(dirname "$(library_path)")/examples/plain_loop
 export SPARK_ORT_RUST_EXAMPLE
-say "tests/installed"
+say "tests/package"
 # What is installed must find its way alone.
 unset SPARK_ORT_LIBRARY ORT_DYLIB_PATH
-.venv-hosts/bin/python -m pytest -q -rs tests/installed
+.venv-hosts/bin/python -m pytest -q -rs tests/package
 [[ ${1:-} == "" ]] || exit 0
 
-make_venv .venv-optimum tests/optimum/requirements.txt
+make_venv .venv-optimum tests/package/optimum.txt
 .venv-optimum/bin/python -m pip install --quiet --force-reinstall --no-index --no-deps "$wheel"
-say "tests/optimum"
-.venv-optimum/bin/python -m pytest -q -rs tests/optimum tests/installed/test_documentation.py
+say "tests/package/test_optimum.py"
+.venv-optimum/bin/python -m pytest -q -rs tests/package/test_optimum.py tests/package/test_documentation.py
 say "versions of ONNX Runtime"
 tools/versions.sh

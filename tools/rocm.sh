@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # tools/rocm.sh [PYTEST OPTION...]: the operators on ONNX Runtime's genuine ROCm execution provider, which runs on stand-in
-# ROCm libraries that execute the kernels by emulation. No GPU is needed, and none is used. Without options: tests/rocm,
-# then the parts of tests/conformance that say what kernels compute.
+# ROCm libraries that execute the kernels by emulation. No GPU is needed, and none is used. Without options: tests/gpu/rocm,
+# then the parts of tests/operators that say what kernels compute.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -16,11 +16,11 @@ fi
 set +e
 (
     set -e
-    make_venv .venv-rocm tests/rocm/requirements.txt --no-deps
+    make_venv .venv-rocm tests/gpu/rocm/requirements.txt --no-deps
 )
 status=$?
 set -e
-((status == 0)) || skip "the packages of tests/rocm/requirements.txt cannot be had here"
+((status == 0)) || skip "the packages of tests/gpu/rocm/requirements.txt cannot be had here"
 python=$PWD/.venv-rocm/bin/python
 
 if [[ -z ${SPARK_ORT_LIBRARY:-} ]]; then
@@ -36,7 +36,7 @@ provider=$("$python" -c '
 import importlib.util, pathlib
 folder = pathlib.Path(importlib.util.find_spec("onnxruntime").origin).parent
 print(folder / "capi/libonnxruntime_providers_rocm.so")')
-"$python" tests/rocm_sim/build.py "$provider" "$simulated"
+"$python" tests/gpu/rocm_sim/build.py "$provider" "$simulated"
 
 venv
 exports=$(mktemp -d)
@@ -52,4 +52,4 @@ if (($# > 0)); then
     "$python" -m pytest "$@"
     exit
 fi
-"$python" -m pytest -q -rs tests/rocm tests/conformance/test_{reference,golden,splitting,foreign_numbers}.py
+"$python" -m pytest -q -rs tests/gpu/rocm tests/operators/test_{reference,golden,splitting,foreign_numbers}.py

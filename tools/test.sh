@@ -72,7 +72,7 @@ for message in map(json.loads, sys.stdin):
     if message.get("executable") and "test" in message["target"]["kind"]:
         print(message["executable"])'); do
         # Fewer rounds: valgrind makes each many times slower.
-        SPARK_TEST_FEW=1 valgrind --error-exitcode=99 --quiet --suppressions=tests/valgrind.supp \
+        SPARK_TEST_FEW=1 valgrind --error-exitcode=99 --quiet --suppressions=tests/operators/valgrind.supp \
             "$binary" --test-threads=1
     done
 }
@@ -100,18 +100,18 @@ import pathlib, onnxruntime
 print(next(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")))')
 export SPARK_ORT_LIBRARY ORT_DYLIB_PATH
 
-needed "models: tests/exports" .venv/bin/python -m pytest -q -rs tests/exports
+needed "models: tests/rewrite/exports" .venv/bin/python -m pytest -q -rs tests/rewrite/exports
 step "Rust tests" cargo test --release
-step "operators against references: tests/conformance" .venv/bin/python -m pytest -q -rs tests/conformance
+step "operators against references: tests/operators" .venv/bin/python -m pytest -q -rs tests/operators
 # To float32 accuracy, which the fastest path has not for quantised rows.
-step "the same on the portable path" env SPARK_ORT_CPU=portable .venv/bin/python -m pytest -q -rs tests/conformance
-step "rewriter and command line: tests/rewrite" .venv/bin/python -m pytest -q -rs tests/rewrite
-step "hosts: tests/hosts" .venv/bin/python -m pytest -q -rs tests/hosts
+step "the same on the portable path" env SPARK_ORT_CPU=portable .venv/bin/python -m pytest -q -rs tests/operators
+step "rewriter and command line: tests/rewrite" .venv/bin/python -m pytest -q -rs tests/rewrite --ignore tests/rewrite/exports
+step "ONNX Runtime at hand: tests/onnxruntime" .venv/bin/python -m pytest -q -rs tests/onnxruntime
 step "installed package: GenAI, plain loops, documentation" tools/hosts.sh installed
 # The oldest that is supported, the last one with ROCm, the first minor version in which the library infers shapes.
 for version in 1.18.1 1.22.2 1.24.4; do
     step "ONNX Runtime $version" tools/versions.sh "$version"
 done
-step "code for AMD GPUs: tests/device_code" .venv/bin/python -m pytest -q -rs tests/device_code
-step "ROCm execution provider: tests/rocm" tools/rocm.sh
+step "code for AMD GPUs: tests/gpu/device_code" .venv/bin/python -m pytest -q -rs tests/gpu/device_code
+step "ROCm execution provider: tests/gpu/rocm" tools/rocm.sh
 step "memory: valgrind on hostile calls" memory

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # tools/versions.sh [VERSION...]: runs the library and rewritten exports in these versions of ONNX Runtime, each in a virtual environment of
-# its own with the packages of tests/hosts/ort-VERSION.txt; by default in all that are there. The models and what
+# its own with the packages of tests/onnxruntime/ort-VERSION.txt; by default in all that are there. The models and what
 # they must give come from the version of tools/requirements.txt.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 if (($# == 0)); then
-    for requirements in tests/hosts/ort-*.txt; do
-        version=${requirements#tests/hosts/ort-}
+    for requirements in tests/onnxruntime/ort-*.txt; do
+        version=${requirements#tests/onnxruntime/ort-}
         set -- "$@" "${version%.txt}"
     done
 fi
@@ -24,7 +24,7 @@ fi
 cases=$(mktemp -d)
 trap 'rm -rf "$cases"' EXIT
 export SPARK_ORT_LIBRARY
-.venv/bin/python tests/hosts/cases.py "$SPARK_ORT_LIBRARY" "$cases"
+.venv/bin/python tests/onnxruntime/cases.py "$SPARK_ORT_LIBRARY" "$cases"
 PYTHONPATH=tests .venv/bin/python -m rewrite.prepare "$cases/exports"
 
 failures=0
@@ -36,9 +36,9 @@ for version in "$@"; do
         continue
     fi
     # Without their dependencies: ONNX Runtime's Python package imports only NumPy.
-    make_venv ".venv-ort-$version" "tests/hosts/ort-$version.txt" --no-deps
+    make_venv ".venv-ort-$version" "tests/onnxruntime/ort-$version.txt" --no-deps
     python=.venv-ort-$version/bin/python
-    "$python" tests/hosts/replay.py "$SPARK_ORT_LIBRARY" "$cases" || failures=$((failures + 1))
-    "$python" tests/hosts/rewritten.py "$SPARK_ORT_LIBRARY" "$cases/exports" || failures=$((failures + 1))
+    "$python" tests/onnxruntime/replay.py "$SPARK_ORT_LIBRARY" "$cases" || failures=$((failures + 1))
+    "$python" tests/onnxruntime/rewritten.py "$SPARK_ORT_LIBRARY" "$cases/exports" || failures=$((failures + 1))
 done
 ((failures == 0))

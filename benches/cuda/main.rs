@@ -4,9 +4,9 @@
 //! Everything is launched as CUDA graphs of several layers whose caches together are much larger than the device's L2,
 //! and timed by events, in turns. Outputs and rows are compared with the CPU's.
 
-#[path = "../../tests/common/mod.rs"]
+#[path = "../../tests/support/common.rs"]
 mod common;
-#[path = "../../tests/cuda/mod.rs"]
+#[path = "../../tests/gpu/cuda/mod.rs"]
 mod cuda;
 mod dense;
 mod layer;

@@ -14,7 +14,7 @@ use crate::shape::{Operators, Shape};
 /// The greatest difference of an output x from the CPU's y, as a share of |y| + this: sums of numbers of size 1 do not
 /// come nearer to zero.
 const ZERO: f32 = 0.05;
-/// That difference may be this much, as in tests/hip_emulation.
+/// That difference may be this much, as in tests/gpu/kernels.
 pub const TOLERANCE: f32 = 1e-3;
 
 /// As many threads as the processor has.

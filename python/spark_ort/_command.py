@@ -64,7 +64,8 @@ def rewrite(
     key_bits: Literal[16, 8, 4] = 8,
     value_bits: Literal[16, 8, 4] = 8,
     recovery: Literal["mean", "none"] = "mean",
-    recent: int = 0,
+    recent: int | None = None,
+    recent_in: Literal["auto", "buffer", "inputs"] = "auto",
     cache_type: Literal["same", "uint8"] = "same",
     uniform_rows: bool = False,
     calibrate: str | os.PathLike[str] = "auto",
@@ -85,7 +86,9 @@ def rewrite(
         key_bits: bits of a kept key channel.
         value_bits: bits of a value channel.
         recovery: what a pruned channel reads as, its sign times the mean of the pruned ones, or zero.
-        recent: keep the last so many keys dense as well, as an input and output more a layer.
+        recent: keep the last so many keys dense as well; None: 64 in a GenAI folder, else 0.
+        recent_in: where: in free rows of the buffer that past and present share, or in an input and output more a layer;
+            "auto": in the buffer in a GenAI folder, in inputs elsewhere.
         cache_type: element type of the cache tensors, the original's or bytes.
         uniform_rows: pad key and value rows to one size, as a GenAI folder always has them.
         calibrate: a text file, "random" for random tokens, "off", or "auto" for a bundled text.
@@ -106,6 +109,7 @@ def rewrite(
         "value-bits": value_bits,
         "recovery": recovery,
         "recent": recent,
+        "recent-in": recent_in,
         "cache-type": cache_type,
         "calibrate": os.fspath(calibrate),
         "calibration-tokens": calibration_tokens,

@@ -48,6 +48,7 @@ class Rows(TypedDict):
     value_row_bytes: int
     recovery: Literal["mean", "none"]
     recent_window: int
+    tail_window: int
     cache_type: Literal["same", "uint8"]
 
 

@@ -19,6 +19,11 @@ pub mod proto {
     pub use super::generated::onnx::*;
 }
 
+/// The version of ONNX's own operators that `model` imports, 0 if none.
+pub fn onnx_opset(model: &proto::ModelProto) -> i64 {
+    model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(0, |o| o.version())
+}
+
 pub(crate) use external::place;
 pub use external::{DataFile, Placement, data_files};
 pub(crate) use file::write_text;

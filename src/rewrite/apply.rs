@@ -8,7 +8,9 @@ use super::bias::{attention_bias, empty_tensor};
 use super::build::{Attribute, Builder, FLOAT16, node, set_attribute};
 use super::context::{rank, static_dim};
 use super::error::Refusal;
+use super::front::front;
 use super::layer::Layer;
+use super::recent::Recent;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt, reads, remove_nodes, sort_nodes};
 
@@ -31,11 +33,12 @@ pub struct Names {
 }
 
 /// Replaces `layers` in the graph of `model`. The new nodes have their inputs and outputs and those attributes that
-/// follow from the layer; [`configure`](super::configure::configure) sets the rest, and wires recent keys if `recent`.
+/// follow from the layer; [`configure`](super::configure::configure) sets the rest, and wires recent keys if they are
+/// inputs.
 ///
 /// # Errors
 /// Something else than lengths is read from a cache, or what goes away is read.
-pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: bool) -> Result<Vec<Names>, Refusal> {
+pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent) -> Result<Vec<Names>, Refusal> {
     let graph = model.graph.mut_or_insert_default();
     read_presents(graph, layers);
     let mut builder = Builder::new(graph);
@@ -60,11 +63,11 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: bool) -> Result<V
             optional[0] = made.clone();
         }
         // In this order; recent keys are there only while they are not wired.
-        let free = [layer.bias.is_empty(), layer.rotary.is_none(), !recent].iter().position(|&free| free);
+        let free = [layer.bias.is_empty(), layer.rotary.is_none(), recent.inputs == 0].iter().position(|&free| free);
         if let Some(free) = free.filter(|_| layer.element == FLOAT16) {
             optional[free] = empty.get_or_insert_with(|| empty_tensor(&mut builder, layer)).clone();
         }
-        spark_nodes(&mut builder, layer, &new, optional);
+        spark_nodes(&mut builder, layer, &new, optional, recent.buffer > 0);
         added.entry(layer.doomed[0]).or_default().append(&mut builder.nodes);
         names.push(new);
     }
@@ -81,7 +84,8 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: bool) -> Result<V
     if !model.opset_import.iter().any(|o| o.domain() == DOMAIN) {
         let mut opset = OperatorSetIdProto::new();
         opset.set_domain(DOMAIN.into());
-        opset.set_version(1);
+        // tail_window came with version 2.
+        opset.set_version(if recent.buffer > 0 { 2 } else { 1 });
         model.opset_import.push(opset);
     }
     Ok(names)
@@ -117,11 +121,12 @@ fn insert(graph: &mut GraphProto, added: BTreeMap<usize, Vec<NodeProto>>, doomed
 }
 
 /// Adds the two operators of `layer`. The `optional` inputs of SparkAttention are attention_bias, cos_cache and
-/// past_key_recent.
-fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [String; 3]) {
+/// past_key_recent. With a `tail` SparkPrune may write what SparkAttention reads, and comes after it.
+fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [String; 3], tail: bool) {
     let given = |o: Option<&String>| o.cloned().unwrap_or_default();
-    let mut inputs = vec![layer.query.clone()];
-    inputs.extend((0..2).map(|i| given(layer.key_value.as_ref().map(|kv| &kv[i]))));
+    let (query, key_value) = front(builder, layer);
+    let mut inputs = vec![query];
+    inputs.extend((0..2).map(|i| given(key_value.as_ref().map(|kv| &kv[i]))));
     inputs.extend(layer.cache.past.iter().cloned());
     inputs.extend((0..2).map(|i| given(layer.lengths.as_ref().map(|l| &l[i]))));
     inputs.extend((0..2).map(|i| given(layer.rotary.as_ref().map(|r| &r.caches[i]))));
@@ -132,6 +137,9 @@ fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [S
         None => layer.output.clone(),
     };
     let mut attention = node(&names.attention, "SparkAttention", DOMAIN, inputs.clone(), vec![output.clone()]);
+    if tail {
+        inputs.push(output.clone());
+    }
     attention.input.push(String::new());
     for (index, name) in [12, 7, 10].into_iter().zip(optional).filter(|(_, name)| !name.is_empty()) {
         attention.input[index] = name;

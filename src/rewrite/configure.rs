@@ -68,6 +68,10 @@ fn nodes(graph: &mut GraphProto, names: &Names, version: &Version<'_>, saliency:
         set_attribute(node, "value_row_bytes", Attribute::Int(rows.value_row_bytes as i64));
         set_attribute(node, "recovery", Attribute::Text(rows.recovery.name()));
         set_attribute(node, "recent_window", Attribute::Int(rows.recent_window as i64));
+        node.attribute.retain(|a| a.name() != "tail_window");
+        if rows.tail_window > 0 {
+            set_attribute(node, "tail_window", Attribute::Int(rows.tail_window as i64));
+        }
         let recent = rows.recent_window > 0;
         if recent {
             node.input[10] = names.key_recent[0].clone();

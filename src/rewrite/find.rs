@@ -8,7 +8,7 @@ use super::error::Refusal;
 use super::layer::Layer;
 use super::patterns;
 use crate::onnx::proto::{GraphProto, ModelProto};
-use crate::onnx::{Index, NodeExt};
+use crate::onnx::{Index, NodeExt, onnx_opset};
 
 /// The attention layers of `model` that read cache inputs: all of them.
 ///
@@ -21,8 +21,7 @@ pub fn find_layers(model: &ModelProto) -> Result<Vec<Layer>, Refusal> {
     }
     whole_model(graph)?;
     let index = Index::new(graph).map_err(|e| Refusal::new("the graph", "nodes in order", e.to_string()))?;
-    let opset = model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(0, |o| o.version());
-    let mut context = Context::new(&index, opset)?;
+    let mut context = Context::new(&index, onnx_opset(model))?;
     let mut layers = Vec::new();
     for n in 0..graph.node.len() {
         layers.extend(patterns::layer_at(&mut context, n)?);

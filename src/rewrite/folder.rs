@@ -62,6 +62,12 @@ impl GenAiFolder {
         decoder_file(&path.join(CONFIG), &config)
     }
 
+    /// Whether GenAI is to keep past and present in one buffer, which it does not for several beams.
+    pub fn shares_buffer(&self) -> bool {
+        let search = &self.config["search"];
+        search["past_present_share_buffer"] == true && search["num_beams"].as_u64().is_none_or(|beams| beams <= 1)
+    }
+
     /// Fills `folder` with all that belongs to the model but its .onnx file: data, tokenizer, and so on, the operator
     /// library, and the configuration that names it and says that a cache row has `row_width` elements.
     ///

@@ -38,6 +38,15 @@ pub struct Rotary {
     pub interleaved: bool,
 }
 
+/// RMS normalisation of each head of query and key, before they are rotated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norm {
+    /// `[D]` of query and key
+    pub weights: [String; 2],
+    /// Added to the mean square of query and key.
+    pub epsilons: [f32; 2],
+}
+
 /// What becomes attention_bias, or a part of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bias {
@@ -103,6 +112,10 @@ pub struct Layer {
     pub window: i64,
     /// Whether a query sees only keys up to its own.
     pub causal: bool,
+    /// Normalisation of query and key inside.
+    pub norm: Option<Norm>,
+    /// The cache holds a window of tokens only, the last ones.
+    pub windowed_cache: bool,
     /// The tensor that carries the result.
     pub output: String,
     /// The shape that readers of the result expect, where it is not the query's (0: as it is, -1: tokens).

@@ -1,7 +1,7 @@
 //! Rewriting exported LLaMA-family models so that their cache is SparK rows.
 //!
 //! `find` looks for attention by `patterns`, which follow keys and values (`heads`) and masks (`mask`) through a
-//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build` and `bias` make;
+//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and `front` make;
 //! `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency; `folder` and
 //! `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
 
@@ -14,6 +14,7 @@ mod context;
 mod error;
 mod find;
 mod folder;
+mod front;
 mod heads;
 mod inspect;
 mod layer;
@@ -22,6 +23,7 @@ mod options;
 mod patterns;
 mod progress;
 mod publish;
+mod recent;
 mod report;
 mod rows;
 
@@ -34,6 +36,7 @@ pub use inspect::Inspection;
 pub use layer::{Layer, Source};
 pub use options::{CacheType, Calibration, Options, Recovery};
 pub use progress::Progress;
+pub use recent::RecentIn;
 pub use report::Report;
 pub use rows::{ROW_FORMAT, Rows};
 
@@ -41,6 +44,7 @@ use crate::onnx::{self, DataFile, FileError, Placement};
 use configure::{Version, configure};
 use folder::GenAiFolder;
 use publish::{Stage, check_data, parent, same_file};
+use recent::Recent;
 
 /// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
 /// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the model.
@@ -64,13 +68,11 @@ pub fn rewrite(
     let layers = find_layers(&model)?;
     let mut options = options.clone();
     options.uniform_rows |= folder.is_some();
-    if folder.is_some() && options.recent > 0 {
-        let problem = "GenAI feeds no inputs but the caches it knows; rewrite the .onnx file alone for other hosts";
-        return Err(RewriteError::option("--recent", problem));
-    }
+    let recent = Recent::new(&options, folder.is_some(), layers.iter().all(|l| l.lengths.is_some()))?;
     let rows = Rows::new(&options, layers[0].head_dim)?;
+    let rows = Rows { recent_window: recent.inputs, tail_window: recent.buffer, ..rows };
     let tokens = calibrate::tokens(&path, &options)?;
-    let names = apply::apply(&mut model, &layers, rows.recent_window > 0)?;
+    let names = apply::apply(&mut model, &layers, recent)?;
     let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
 
     let saliency = match &stage {
@@ -95,9 +97,11 @@ pub fn rewrite(
     };
     configure(&mut model, &layers, &names, &version(saliency.as_ref()));
     let inspection = Inspection::new(&model)?;
+    let mut warnings = warnings(&options, &rows, folder.as_ref(), saliency.is_some());
+    warnings.extend(whole_caches(&layers, &inspection));
     let report = |output: Option<PathBuf>| Report {
-        warnings: warnings(&options, folder.is_some(), saliency.is_some()),
-        host: host_line(&options, folder.is_some()),
+        warnings: warnings.clone(),
+        host: host_line(&rows, folder.is_some()),
         model: inspection,
         output,
     };
@@ -165,11 +169,17 @@ fn place_files(
 /// Above this ratio decoding suffers without recent keys.
 const RECENT_ABOVE: f64 = 0.6;
 
-fn warnings(options: &Options, folder: bool, calibrated: bool) -> Vec<String> {
+fn warnings(options: &Options, rows: &Rows, folder: Option<&GenAiFolder>, calibrated: bool) -> Vec<String> {
     let mut warnings = Vec::new();
-    if options.ratio > RECENT_ABOVE && options.recent == 0 {
-        let advice = if folder { "a smaller ratio does" } else { "--recent 16 does" };
-        warnings.push(format!("above ratio {RECENT_ABOVE} decoded tokens need recent keys to stay accurate: {advice}"));
+    if options.ratio > RECENT_ABOVE && rows.recent_window == 0 && rows.tail_window == 0 {
+        warnings.push(format!(
+            "above ratio {RECENT_ABOVE} decoded tokens need recent keys to stay accurate: --recent 16 does"
+        ));
+    }
+    if rows.tail_window > 0 && folder.is_some_and(|folder| !folder.shares_buffer()) {
+        let warning = "genai_config.json does not set search.past_present_share_buffer: caches that grow have no room for \
+                       recent keys, and the error is several times as large";
+        warnings.push(warning.into());
     }
     if !calibrated && !options.dry_run {
         warnings.push("not calibrated: models whose keys have outlier channels lose accuracy".into());
@@ -177,12 +187,25 @@ fn warnings(options: &Options, folder: bool, calibrated: bool) -> Vec<String> {
     warnings
 }
 
-fn host_line(options: &Options, folder: bool) -> String {
+/// Says that caches which held a window of tokens hold all of them now.
+fn whole_caches(layers: &[Layer], rewritten: &Inspection) -> Option<String> {
+    let windowed: Vec<&Layer> = layers.iter().filter(|l| l.windowed_cache).collect();
+    let tokens = windowed.iter().map(|l| l.window).max()?;
+    let before = rewritten.original_bytes_per_token / layers.len() * windowed.len() * tokens.max(0) as usize;
+    let now = rewritten.bytes_per_token / layers.len() * windowed.len();
+    Some(format!(
+        "the caches of {} layers held the last {tokens} tokens only (sliding_window_cache), {before} bytes; they hold all \
+         tokens now, {now} bytes each, and hosts must not cut them",
+        windowed.len()
+    ))
+}
+
+fn host_line(rows: &Rows, folder: bool) -> String {
     if folder {
         return format!("nothing to add: genai_config.json names {}, which lies in the folder", folder::LIBRARY);
     }
     let line = format!("session_options.register_custom_ops_library(\"{}\")", folder::LIBRARY);
-    match options.recent {
+    match rows.recent_window {
         0 => line,
         _ => format!("{line}; feed present.*.key_recent back as past_key_values.*.key_recent, at first without rows"),
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::recent::RecentIn;
 use crate::onnx::Placement;
 
 /// Options of [`rewrite`](fn@crate::rewrite). The default is what `spark-ort rewrite` does without options.
@@ -18,8 +19,10 @@ pub struct Options {
     pub value_bits: u8,
     /// What a pruned channel reads as.
     pub recovery: Recovery,
-    /// Keys that are also kept dense, as an input and output more a layer; 0: none.
-    pub recent: usize,
+    /// Keys that are also kept dense, 0: none. `None`: 64 in a GenAI folder, whose buffer has room for them, else none.
+    pub recent: Option<usize>,
+    /// Where they are kept.
+    pub recent_in: RecentIn,
     /// Element type of the cache tensors.
     pub cache_type: CacheType,
     /// Pad key and value rows to one size. A GenAI folder always is.
@@ -49,7 +52,8 @@ impl Default for Options {
             key_bits: 8,
             value_bits: 8,
             recovery: Recovery::Mean,
-            recent: 0,
+            recent: None,
+            recent_in: RecentIn::Auto,
             cache_type: CacheType::Same,
             uniform_rows: false,
             calibrate: Calibration::Auto,

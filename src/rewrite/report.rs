@@ -68,9 +68,10 @@ impl fmt::Display for Inspection {
             rows.key_row_bytes,
             rows.value_row_bytes
         )?;
-        match rows.recent_window {
-            0 => writeln!(f)?,
-            n => writeln!(f, "; the last {n} keys also dense ({} bytes)", self.recent_bytes)?,
+        match (rows.recent_window, rows.tail_window) {
+            (0, 0) => writeln!(f)?,
+            (0, n) => writeln!(f, "; the last {n} keys also dense, in free rows of a shared buffer")?,
+            (n, _) => writeln!(f, "; the last {n} keys also dense ({} bytes)", self.recent_bytes)?,
         }
         match &self.calibration {
             Some(text) => writeln!(f, "calibration  {text}"),

@@ -28,19 +28,22 @@ pub struct Rows {
     pub value_row_bytes: usize,
     /// What a pruned channel reads as.
     pub recovery: Recovery,
-    /// Keys kept dense beside the rows.
+    /// Keys kept dense beside the rows, in an input and output of their own.
     pub recent_window: usize,
+    /// Keys kept dense in the tail of a shared buffer.
+    #[serde(default)]
+    pub tail_window: usize,
     /// Element type of the cache tensors.
     pub cache_type: CacheType,
 }
 
 impl Rows {
-    /// The rows that `options` ask for, for heads of `head_dim` channels.
+    /// The rows that `options` ask for, for heads of `head_dim` channels, without recent keys.
     ///
     /// # Errors
     /// An option out of range, or one that this head size does not allow.
     pub fn new(options: &Options, head_dim: usize) -> Result<Self, RewriteError> {
-        let &Options { ratio, key_bits, value_bits, recovery, recent, cache_type, uniform_rows, .. } = options;
+        let &Options { ratio, key_bits, value_bits, recovery, cache_type, uniform_rows, .. } = options;
         if !(0.0..1.0).contains(&ratio) {
             return Err(RewriteError::option("--ratio", format!("{ratio} is not at least 0 and below 1")));
         }
@@ -52,9 +55,6 @@ impl Rows {
         let key = key.map_err(|e| RewriteError::option("--ratio", e.to_string()))?.row_bytes();
         let value = ValueLayout::new(head_dim, bits("--value-bits", value_bits)?, 0);
         let value = value.map_err(|e| RewriteError::option("--value-bits", e.to_string()))?.row_bytes();
-        if recent > i32::MAX as usize {
-            return Err(RewriteError::option("--recent", format!("{recent} is too many")));
-        }
         let larger = key.max(value);
         let (key_row_bytes, value_row_bytes) = if uniform_rows { (larger, larger) } else { (key, value) };
         Ok(Self {
@@ -66,21 +66,16 @@ impl Rows {
             key_row_bytes,
             value_row_bytes,
             recovery,
-            recent_window: recent,
+            recent_window: 0,
+            tail_window: 0,
             cache_type,
         })
     }
 
     /// Rows that lose nothing but float16 rounding, as calibration needs them.
     pub fn lossless(&self) -> Result<Self, RewriteError> {
-        let options = Options {
-            ratio: 0.0,
-            key_bits: 16,
-            value_bits: 16,
-            recent: self.recent_window,
-            cache_type: self.cache_type,
-            ..Options::default()
-        };
-        Self::new(&options, self.head_dim)
+        let options =
+            Options { ratio: 0.0, key_bits: 16, value_bits: 16, cache_type: self.cache_type, ..Options::default() };
+        Ok(Self { recent_window: self.recent_window, ..Self::new(&options, self.head_dim)? })
     }
 }

@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from exports.build import build_all
+from .exports.build import build_all
 
 from . import command
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from exports.drive import Driver
-from exports.prompts import load
+from .exports.drive import Driver
+from .exports.prompts import load
 
 PROMPTS = load()
 SPACE, FULL_STOP, DIGITS = 222, 15, range(17, 27)

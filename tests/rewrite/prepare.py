@@ -1,11 +1,11 @@
-"""Rewrites the exports for tests/hosts/rewritten.py: `PYTHONPATH=tests python -m rewrite.prepare FOLDER`."""
+"""Rewrites the exports for tests/onnxruntime/rewritten.py: `PYTHONPATH=tests python -m rewrite.prepare FOLDER`."""
 
 import json
 import sys
 from pathlib import Path
 
-from exports.build import build_all
-from exports.prompts import load
+from .exports.build import build_all
+from .exports.prompts import load
 
 from .command import rewrite
 

@@ -7,8 +7,8 @@ import subprocess
 import numpy as np
 import onnx
 import pytest
-from exports.build import BUNDLED, NAMES
-from exports.prompts import FILLER
+from .exports.build import BUNDLED, NAMES
+from .exports.prompts import FILLER
 
 from .command import binary_path, environment, rewrite, spark_ort
 

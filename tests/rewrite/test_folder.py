@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from exports.build import BUNDLED, NAMES
-from exports.drive import decode
-from exports.prompts import load
+from .exports.build import BUNDLED, NAMES
+from .exports.drive import decode
+from .exports.prompts import load
 
 from .command import inspect, library_path, rewrite, session, spark_ort
 

@@ -6,8 +6,8 @@ import signal
 import subprocess
 
 import pytest
-from exports.build import BUNDLED
-from exports.prompts import load
+from .exports.build import BUNDLED
+from .exports.prompts import load
 
 from .command import binary_path, environment, rewrite, spark_ort
 

@@ -6,9 +6,9 @@ from functools import cache
 import numpy as np
 import onnx
 import pytest
-from exports.build import BUNDLED, NAMES
-from exports.drive import Driver, decode
-from exports.prompts import load
+from .exports.build import BUNDLED, NAMES
+from .exports.drive import Driver, decode
+from .exports.prompts import load
 
 from .command import session
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from exports.build import GRAPHS, bundled_weights, write_export
+from .exports.build import GRAPHS, bundled_weights, write_export
 
 from .command import rewrite, session
 from .passkeys import assert_as_good, predictions, score, variants

@@ -2,16 +2,19 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use spark_ort::eval::{LogitStore, divergence};
 use spark_ort::runtime::{greedy, memory};
 
 use crate::decode;
 use crate::generate::{Generated, Task, generate_with};
-use crate::logits_file::{Reader, Writer};
 use crate::model_files::ModelSource;
 use crate::progress::Progress;
 use crate::report::{Statistics, Table, bytes};
+
+/// Logits are kept out of memory, so that keeping them does not count as the model's.
+const TEMPORARY: &str = "the temporary file of logits";
 
 /// What a comparison found.
 #[derive(Serialize)]
@@ -53,28 +56,28 @@ impl Agreement {
 
 /// Lets the original continue the task's prompt, then the task's model predict the same tokens.
 pub fn run(task: &Task, original: &ModelSource) -> Result<Report> {
-    let mut logits = Writer::new()?;
+    let mut logits = LogitStore::new().context(TEMPORARY)?;
     let mut choices = Vec::new();
     let original = generate_with(task, original, &mut |before, token| {
         choices.push(token);
-        logits.push(before)
+        logits.push(before).context(TEMPORARY)
     })?;
     if original.statistics.interrupted {
         return Ok(Report { original, model: None });
     }
     // The original is gone by now: its memory shall not count for the other one.
     memory::reset_peak();
-    let model = predict(task, &choices, logits.finish()?)?;
+    let model = predict(task, &choices, &logits)?;
     Ok(Report { original, model: Some(model) })
 }
 
 /// Feeds the task's model the original's choices.
-fn predict(task: &Task, choices: &[i64], mut originals: Reader) -> Result<Compared> {
+fn predict(task: &Task, choices: &[i64], originals: &LogitStore) -> Result<Compared> {
     let mut model = decode::open(&task.model, &task.settings)?;
     let [mut all, mut first] = [Agreement::default(); 2];
     let mut progress = None;
     let mut next = |logits: &[f32]| {
-        let original = originals.next()?;
+        let original = originals.row(all.tokens).context(TEMPORARY)?;
         if original.len() != logits.len() {
             bail!("the models have different vocabularies: {} and {} tokens", original.len(), logits.len());
         }
@@ -83,26 +86,10 @@ fn predict(task: &Task, choices: &[i64], mut originals: Reader) -> Result<Compar
             first = all;
             progress = Some(Progress::start(format!("predicting the same {} tokens", choices.len())));
         }
-        Ok((originals.left() > 0).then(|| choices[all.tokens - 1]))
+        Ok((all.tokens < originals.len()).then(|| choices[all.tokens - 1]))
     };
     let statistics = decode::extend(&mut model, &task.prompt, task.max_new_tokens, &task.settings, &mut next)?;
     Ok(Compared { model: task.model.file.clone(), statistics, all, first })
-}
-
-/// KL(p || q) in nats of the distributions that two rows of logits stand for.
-fn divergence(p: &[f32], q: &[f32]) -> f64 {
-    let log_sum = |logits: &[f32]| {
-        let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        most + logits.iter().map(|&x| (f64::from(x) - most).exp()).sum::<f64>().ln()
-    };
-    let (p_sum, q_sum) = (log_sum(p), log_sum(q));
-    let terms = p.iter().zip(q).map(|(&p, &q)| {
-        let (p, q) = (f64::from(p) - p_sum, f64::from(q) - q_sum);
-        // What never happens counts nothing, whatever the other model says of it.
-        if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }
-    });
-    // Rounding can make it slightly negative.
-    terms.sum::<f64>().max(0.0)
 }
 
 impl Report {
@@ -151,19 +138,6 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn divergence_is_that_of_the_distributions() {
-        let [p, q] = [[0.5f32, 0.25, 0.25], [0.25f32, 0.5, 0.25]].map(|p| p.map(f32::ln));
-        let expected = 0.5 * 2f64.ln() + 0.25 * 0.5f64.ln();
-        assert!((divergence(&p, &q) - expected).abs() < 1e-6);
-        // Only differences of logits count.
-        assert!((divergence(&p.map(|x| x + 90.0), &q) - expected).abs() < 1e-5);
-        assert_eq!(divergence(&p, &p), 0.0);
-        let impossible = [0.0, f32::NEG_INFINITY];
-        assert!((divergence(&impossible, &[0.0, 0.0]) - 2f64.ln()).abs() < 1e-9);
-        assert_eq!(divergence(&[0.0, 0.0], &impossible), f64::INFINITY);
-    }
 
     #[test]
     fn agreement_counts_and_averages() {

@@ -37,6 +37,11 @@ impl Interrupt {
         *current = Some(canceller);
     }
 
+    /// Whether Ctrl-C was pressed.
+    pub fn is_set(&self) -> bool {
+        self.0.interrupted.load(Ordering::SeqCst)
+    }
+
     fn interrupt(&self) {
         if self.0.interrupted.swap(true, Ordering::SeqCst) {
             // Not `exit`, which would run destructors of ONNX Runtime under threads that use it.

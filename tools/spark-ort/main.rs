@@ -4,10 +4,10 @@ mod bench;
 mod compare;
 mod decode;
 mod doctor;
+mod eval;
 mod generate;
 mod inspect;
 mod interrupt;
-mod logits_file;
 mod model_files;
 mod output;
 mod progress;
@@ -35,6 +35,7 @@ enum Command {
     Rewrite(rewrite::Args),
     Inspect(inspect::Args),
     Generate(generate::Args),
+    Eval(eval::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -45,6 +46,7 @@ impl Command {
             Command::Rewrite(args) => rewrite::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Generate(args) => generate::run(args),
+            Command::Eval(args) => eval::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use spark_ort::onnx::Placement;
-use spark_ort::rewrite::{CacheType, Calibration, Options, Progress, Recovery};
+use spark_ort::rewrite::{CacheType, Calibration, Options, Progress, RecentIn, Recovery};
 
 use crate::progress::Steps;
 use crate::report::write_json;
@@ -53,9 +53,14 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Recovery::Mean)]
     recovery: Recovery,
 
-    /// Keep the last N keys dense as well, as an input and output more a layer; 16 are advised above ratio 0.6
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    recent: usize,
+    /// Keep the last N keys dense as well; at least 16 are advised above ratio 0.6 [default: 64 in a GenAI folder, else 0]
+    #[arg(long, value_name = "N")]
+    recent: Option<usize>,
+
+    /// Keep them in free rows of the buffer that past and present share, which asks nothing of the host, or in an input
+    /// and output more a layer; auto: in the buffer in a GenAI folder, in inputs elsewhere
+    #[arg(long, value_name = "PLACE", value_enum, default_value_t = RecentIn::Auto)]
+    recent_in: RecentIn,
 
     /// Element type of the cache tensors: the original's, which hosts allocate, or bytes
     #[arg(long, value_enum, default_value_t = CacheType::Same)]
@@ -125,6 +130,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         value_bits: args.value_bits,
         recovery: args.recovery,
         recent: args.recent,
+        recent_in: args.recent_in,
         cache_type: args.cache_type,
         uniform_rows: args.uniform_rows,
         calibrate: args.calibrate.clone(),

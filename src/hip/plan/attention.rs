@@ -9,7 +9,7 @@
 //!   matrix cores that is 16 rows or 3.8 KB, and 8 waves, 2 blocks, have 30 KB under way.
 //! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, or where
 //!   quantised rows of more than 64 channels go through matrix cores, which [`decode_blocks`] says and
-//!   `tests/device_code` checks in the code objects; LDS allows more.
+//!   `tests/gpu/device_code` checks in the code objects; LDS allows more.
 //! - *Splitting.* Blocks are (queries of a KV head) x (sequences). Where that is less than the device takes at once,
 //!   the keys of a sequence are cut into pieces, as many as still fit in one round: a second, partly filled round would
 //!   cost more than longer pieces. A piece costs a state of D + 2 floats a query, written and read once;

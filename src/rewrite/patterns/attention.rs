@@ -5,7 +5,8 @@ use super::super::error::Refusal;
 use super::super::heads::{Layout, Operand, appended, follow_both};
 use super::super::layer::{Layer, Source};
 use super::super::mask::{Mask, replace};
-use super::{Pattern, base_name, cache_on_node, heads, no_input, no_output};
+use super::schema::ATTENTION;
+use super::{Pattern, base_name, cache_on_node, heads};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
@@ -27,7 +28,7 @@ impl Pattern for Attention {
         let flat = dims == 3;
         let layout = if flat { Layout::Flat } else { Layout::HeadsFirst };
         let on_node = node.input_at(4).is_some() || node.input_at(5).is_some();
-        let is_causal = node.int("is_causal").unwrap_or(0) != 0;
+        let is_causal = node.int("is_causal") == Some(1) || node.int("right_window_size") == Some(0);
 
         let (mut doomed, cache, key_value, kv_heads, head_dim, repeats, element) = if on_node {
             let kv_heads = if flat { Some(heads(node, "kv_num_heads")?) } else { None };
@@ -41,8 +42,7 @@ impl Pattern for Attention {
         } else {
             let Some(pair) = follow_both(context, &title, [key, value], |_, _| layout)? else { return Ok(None) };
             if is_causal {
-                let found =
-                    "is_causal with past keys that are not inputs of the node: it then counts from the first key";
+                let found = "is_causal or right_window_size 0 with past keys that are not inputs of the node: it then counts from the first key";
                 return Err(Refusal::new(title, "a mask, or past_key and past_value on the node", found));
             }
             let Operand { kv_heads, head_dim, repeats, .. } = pair[0];
@@ -50,8 +50,8 @@ impl Pattern for Attention {
             let (doomed, cache, new) = appended(pair);
             (doomed, cache, new, kv_heads, head_dim, repeats, element)
         };
-        no_input(node, 6, "nonpad_kv_seqlen")?;
-        no_output(node, 3, "the product of query and key")?;
+        ATTENTION.check(node)?;
+        let window = window(node, on_node)?;
         let softcap = node.float("softcap").unwrap_or(0.0);
         if softcap != 0.0 && node.input_at(3).is_some() {
             // The order of the two differs between opsets.
@@ -87,8 +87,10 @@ impl Pattern for Attention {
             head_dim,
             scale: node.float("scale").unwrap_or(0.0),
             softcap,
-            window: -1,
+            window,
             causal: masking.causal || is_causal,
+            norm: None,
+            windowed_cache: false,
             output: node.output_at(0).unwrap_or_default().to_string(),
             output_shape: None,
             element,
@@ -103,4 +105,21 @@ fn dimensions(context: &mut Context<'_>, tensor: &str) -> Option<usize> {
 
 fn declared_heads(context: &Context<'_>, tensor: &str) -> Option<usize> {
     super::super::context::static_dim(context.index.declared(tensor)?, 1)
+}
+
+/// local_window_size, which counts a query's own key, from left_window_size, which does not.
+fn window(node: &NodeProto, on_node: bool) -> Result<i64, Refusal> {
+    let [left, right] = ["left_window_size", "right_window_size"].map(|name| node.int(name).unwrap_or(-1));
+    let refuse = |expected: &str, found: String| Err(Refusal::new(node.title(), expected, found));
+    if right > 0 && node.int("is_causal") != Some(1) {
+        return refuse("right_window_size 0, or -1 for none", format!("right_window_size = {right}"));
+    }
+    match left {
+        ..0 => Ok(-1),
+        _ if !on_node => refuse(
+            "a mask, or past_key and past_value on the node",
+            "left_window_size with past keys that are not inputs of the node: it then counts from the first key".into(),
+        ),
+        _ => Ok(left.saturating_add(1)),
+    }
 }

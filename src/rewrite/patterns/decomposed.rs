@@ -99,6 +99,8 @@ impl Pattern for Decomposed {
             softcap: 0.0,
             window: -1,
             causal: masking.causal,
+            norm: None,
+            windowed_cache: false,
             output: product.output[0].clone(),
             output_shape: grouped.then(|| vec![0, kv_heads as i64, groups, -1, head_dim as i64]),
             element,

@@ -3,8 +3,9 @@
 
 use super::super::context::{Context, static_dim};
 use super::super::error::Refusal;
-use super::super::layer::{Bias, Layer, Rotary, Source};
-use super::{Pattern, base_name, cache_on_node, heads, no_input, no_output};
+use super::super::layer::{Bias, Layer, Norm, Rotary, Source};
+use super::schema::GROUP_QUERY;
+use super::{Pattern, base_name, cache_on_node, heads};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
@@ -18,19 +19,7 @@ impl Pattern for GroupQuery {
     fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
         let node = &context.index.graph.node[n];
         let title = node.title();
-        for name in ["k_quant_type", "v_quant_type"] {
-            if let Some(quantised) = node.text(name).filter(|q| q != "NONE") {
-                return Err(Refusal::new(title, "a cache that is not quantised", format!("{name} = {quantised}")));
-            }
-        }
-        if node.int("smooth_softmax").is_some_and(|s| s > 0) {
-            return Err(Refusal::new(title, "the usual softmax", "smooth_softmax"));
-        }
-        no_input(node, 11, "head_sink")?;
-        no_input(node, 12, "scale of a quantised key cache")?;
-        no_input(node, 13, "scale of a quantised value cache")?;
-        no_output(node, 3, "the product of query and key")?;
-
+        GROUP_QUERY.check(node)?;
         let (query_heads, kv_heads) = (heads(node, "num_heads")?, heads(node, "kv_num_heads")?);
         let (cache, tensors) = cache_on_node(context, node, 3, Some(kv_heads))?;
         let query = node.input_at(0).ok_or_else(|| Refusal::new(&title, "a query", "none"))?;
@@ -51,6 +40,7 @@ impl Pattern for GroupQuery {
             0 => None,
             _ => Some(rotary(context, node, head_dim)?),
         };
+        let window = window(node)?;
         Ok(Some(Layer {
             source: Source::GroupQueryAttention,
             name: base_name(node),
@@ -67,8 +57,10 @@ impl Pattern for GroupQuery {
             head_dim,
             scale: node.float("scale").unwrap_or(0.0),
             softcap: node.float("softcap").unwrap_or(0.0),
-            window: node.int("local_window_size").unwrap_or(-1),
-            causal: true,
+            window,
+            causal: node.int("causal") != Some(0),
+            norm: norm(node)?,
+            windowed_cache: node.int("sliding_window_cache") == Some(1),
             output: node.output_at(0).unwrap_or_default().to_string(),
             output_shape: None,
             element: cache.element,
@@ -115,4 +107,24 @@ fn rotary(context: &Context<'_>, node: &NodeProto, head_dim: usize) -> Result<Ro
         positions: node.input_at(9).map(str::to_string),
         interleaved: node.int("rotary_interleaved").unwrap_or(0) != 0,
     })
+}
+
+/// local_window_size; 0 hides even a query's own key.
+fn window(node: &NodeProto) -> Result<i64, Refusal> {
+    match node.int("local_window_size").unwrap_or(-1) {
+        0 => Err(Refusal::new(node.title(), "local_window_size above 0, or -1 for none", "local_window_size = 0")),
+        window => Ok(window.max(-1)),
+    }
+}
+
+/// q_norm_weight and k_norm_weight, which a head of query and key is normalised with before it is rotated.
+fn norm(node: &NodeProto) -> Result<Option<Norm>, Refusal> {
+    let weights = match (node.input_at(14), node.input_at(15)) {
+        (None, None) => return Ok(None),
+        (Some(query), Some(key)) => [query.to_string(), key.to_string()],
+        _ => return Err(Refusal::new(node.title(), "q_norm_weight and k_norm_weight, or neither", "one of them")),
+    };
+    let both = node.float("qk_norm_epsilon").unwrap_or(1e-6);
+    let epsilons = ["q_norm_epsilon", "k_norm_epsilon"].map(|name| node.float(name).unwrap_or(both));
+    Ok(Some(Norm { weights, epsilons }))
 }

@@ -4,6 +4,7 @@ mod attention;
 mod decomposed;
 mod group_query;
 mod multi_head;
+mod schema;
 
 use super::context::{CacheInput, Context};
 use super::error::Refusal;
@@ -26,49 +27,20 @@ trait Pattern {
 const PATTERNS: [&dyn Pattern; 4] =
     [&group_query::GroupQuery, &multi_head::MultiHead, &attention::Attention, &decomposed::Decomposed];
 
-/// Operators that compute attention in a way that SparkAttention does not.
-const OTHERS: [&str; 9] = [
-    "DecoderMaskedMultiHeadAttention",
-    "DecoderMaskedSelfAttention",
-    "PackedAttention",
-    "PackedMultiHeadAttention",
-    "PagedAttention",
-    "SparseAttention",
-    "LongformerAttention",
-    "LinearAttention",
-    "QAttention",
-];
-
 /// The layer at node `n`, if any pattern finds one.
 pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
     let node = &context.index.graph.node[n];
-    let other = OTHERS.contains(&node.op_type()) || node.is("com.microsoft", "Attention");
-    if other && node.domain() == "com.microsoft" {
-        let expected = "GroupQueryAttention, MultiHeadAttention, ONNX Attention, or MatMul and Softmax";
-        return Err(Refusal::new(node.title(), expected, format!("com.microsoft {}", node.op_type())));
-    }
     for pattern in PATTERNS {
         if pattern.begins_at(node) {
             return pattern.check(context, n);
         }
     }
+    // Others compute attention in a way that SparkAttention does not, later ones included.
+    if node.domain() == "com.microsoft" && node.op_type().contains("Attention") {
+        let expected = "GroupQueryAttention, MultiHeadAttention, ONNX Attention, or MatMul and Softmax";
+        return Err(Refusal::new(node.title(), expected, format!("com.microsoft {}", node.op_type())));
+    }
     Ok(None)
-}
-
-/// Refuses `node` if its input `index`, `role`, is there.
-fn no_input(node: &NodeProto, index: usize, role: &str) -> Result<(), Refusal> {
-    match node.input_at(index) {
-        None => Ok(()),
-        Some(name) => Err(Refusal::new(node.title(), format!("no {role}"), format!("'{name}'"))),
-    }
-}
-
-/// Refuses `node` if it has an output `index`, `role`.
-fn no_output(node: &NodeProto, index: usize, role: &str) -> Result<(), Refusal> {
-    match node.output_at(index) {
-        None => Ok(()),
-        Some(name) => Err(Refusal::new(node.title(), format!("no output of {role}"), format!("'{name}'"))),
-    }
 }
 
 /// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones.

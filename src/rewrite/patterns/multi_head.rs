@@ -6,7 +6,8 @@ use super::super::error::Refusal;
 use super::super::heads::{Layout, Operand, appended, follow_both};
 use super::super::layer::{Layer, Source};
 use super::super::mask::{Mask, replace};
-use super::{Pattern, base_name, cache_on_node, heads, no_input, no_output};
+use super::schema::MULTI_HEAD;
+use super::{Pattern, base_name, cache_on_node, heads};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
@@ -35,11 +36,7 @@ impl Pattern for MultiHead {
         if !on_node && behind.is_none() {
             return Ok(None);
         }
-        no_input(node, 3, "bias of query, key and value")?;
-        no_input(node, 4, "key_padding_mask")?;
-        no_input(node, 8, "past_sequence_length")?;
-        no_input(node, 9, "cache_indirection")?;
-        no_output(node, 3, "the product of query and key")?;
+        MULTI_HEAD.check(node)?;
 
         let unidirectional = node.int("unidirectional").unwrap_or(0) != 0;
         let (mut doomed, cache, key_value, kv_heads, head_dim, element) = match behind {
@@ -89,6 +86,8 @@ impl Pattern for MultiHead {
             softcap: 0.0,
             window: -1,
             causal: masking.causal || unidirectional,
+            norm: None,
+            windowed_cache: false,
             output: node.output_at(0).unwrap_or_default().to_string(),
             output_shape: None,
             element,

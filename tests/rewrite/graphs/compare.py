@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from exports.drive import Driver
+from ..exports.drive import Driver
 
 from .builder import VOCABULARY
 

@@ -36,11 +36,30 @@ def pasts(graph, number, shape):
     return [graph.past(number, part, shape.kv_heads, shape.size) for part in ("key", "value")]
 
 
-def group_query(packed=False, rotary="inside", positions=False, bias=None, interleaved=0, **attributes):
-    """A layer of GroupQueryAttention; `rotary`: inside, outside, none."""
+def gains(graph, number, shape):
+    """Weights of the normalisation of query and key heads, `[D]` each."""
+    draw = np.random.default_rng(1000 + number)
+    return [(1 + 0.5 * draw.standard_normal(shape.size)).astype(graph.dtype) for _ in range(2)]
+
+
+def normalised(graph, tensor, heads, size, weight, epsilon):
+    """Each head of `[B,L,H*D]` divided by its root mean square."""
+    rows = graph.add("Reshape", tensor, np.array([0, 0, heads, size]))
+    rows = graph.add("SimplifiedLayerNormalization", rows, weight, axis=-1, epsilon=epsilon, stash_type=1)
+    return graph.add("Reshape", rows, np.array([0, 0, heads * size]))
+
+
+def group_query(
+    packed=False, rotary="inside", positions=False, bias=None, interleaved=0, norm=None, epsilons=(1e-6, 1e-6), **attributes
+):
+    """A layer of GroupQueryAttention; `rotary`: inside, outside, none; `norm` of query and key heads: inside, outside."""
 
     def layer(graph, number, shape, hidden):
         query, key, value = projections(graph, shape, hidden)
+        weights = gains(graph, number, shape)
+        if norm == "outside":
+            query = normalised(graph, query, shape.query_heads, shape.size, weights[0], epsilons[0])
+            key = normalised(graph, key, shape.kv_heads, shape.size, weights[1], epsilons[1])
         if rotary == "outside":
             query = rotated(graph, query, shape.size, shape.query_heads, interleaved)
             key = rotated(graph, key, shape.size, shape.kv_heads, interleaved)
@@ -54,6 +73,8 @@ def group_query(packed=False, rotary="inside", positions=False, bias=None, inter
             places = graph.positions() if positions else None
         added = graph.once("bias", lambda: bias(graph)) if bias else None
         inputs = [query, key, value, *pasts(graph, number, shape), *lengths(graph), cos, sin, places, added]
+        if norm == "inside":
+            inputs += [None, None, None, *weights]
         return graph.add(
             "GroupQueryAttention",
             *inputs,

@@ -20,8 +20,8 @@ INPUTS = [
     ("position_ids", "tensor(int64)", False),
     ("past_key_recent", "T", False),
     ("query_saliency", "tensor(float)", False),
-    ("attention_bias", "T", False),
 ]
+LAST_INPUT = {"SparkPrune": ("after", "T", False), "SparkAttention": ("attention_bias", "T", False)}
 OUTPUTS = {
     "SparkPrune": [
         ("present_key", "C", True),
@@ -37,6 +37,7 @@ INTS = {
     "key_row_bytes": 0,
     "value_row_bytes": 0,
     "recent_window": 0,
+    "tail_window": 0,
     "do_rotary": 0,
     "rotary_interleaved": 0,
 }
@@ -92,7 +93,7 @@ def schema(operator):
         operator,
         "ai.spark",
         1,
-        inputs=parameters(INPUTS[: 12 if operator == "SparkPrune" else 13]),
+        inputs=parameters([*INPUTS, LAST_INPUT[operator]]),
         outputs=parameters(OUTPUTS[operator]),
         type_constraints=[(*T, ""), (*C, "")],
         attributes=needed + [attribute(*entry) for entry in more.items()],

@@ -149,8 +149,8 @@ def test_genai_config(tmp_path, model, config, words):
 
 def test_recent_keys_of_genai(tmp_path, model):
     """GenAI cannot feed recent keys."""
-    source = folder_of(tmp_path / "genai", model)
-    check_refused(tmp_path, source, "--recent", "GenAI", target=tmp_path / "out", options=["--recent", "4", *OFF])
+    source, options = folder_of(tmp_path / "genai", model), ["--recent", "4", "--recent-in", "inputs", *OFF]
+    check_refused(tmp_path, source, "--recent-in", "GenAI", target=tmp_path / "out", options=options)
 
 
 @pytest.mark.parametrize("entry", ["loop", "pipe", "dangling"])

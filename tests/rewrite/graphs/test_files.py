@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from exports.build import NAMES
+from ..exports.build import NAMES
 from onnx import TensorProto, helper, numpy_helper
 
 from ..command import rewrite, session

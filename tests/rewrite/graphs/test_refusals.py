@@ -71,7 +71,6 @@ def partial_rotary(model):
     for index, name in ((7, "short_cos"), (8, "short_sin")):
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 8), np.float32), name))
         node.input[index] = name
-    set_attribute(node, rotary_embedding_dim=16)
 
 
 def one_length(model):
@@ -237,6 +236,58 @@ def test_changed(tmp_path, name):
     model = decoder(attend)
     change(model)
     refuse(tmp_path, model, *words)
+
+
+FUSED = {
+    "GroupQueryAttention": gqa,
+    "MultiHeadAttention": mha,
+    "Attention": opset23,
+}
+# Inputs by their place, attributes by their name, that no pattern can honour, and what the error must name.
+NOT_HONOURED = [
+    ("GroupQueryAttention", 11, ["head_sink", "sinks"]),
+    ("GroupQueryAttention", 12, ["k_scale"]),
+    ("GroupQueryAttention", 13, ["v_scale"]),
+    ("GroupQueryAttention", 14, ["q_norm_weight and k_norm_weight", "one of them"]),
+    ("GroupQueryAttention", 15, ["q_norm_weight and k_norm_weight", "one of them"]),
+    ("GroupQueryAttention", 16, ["query_seqlens"]),
+    ("GroupQueryAttention", 17, ["input 17", "query_seqlens"]),
+    ("GroupQueryAttention", {"local_window_size": 0}, ["local_window_size = 0"]),
+    ("GroupQueryAttention", {"causal": 2}, ["causal = 2"]),
+    ("GroupQueryAttention", {"qk_output": 1}, ["qk_output = 1"]),
+    ("GroupQueryAttention", {"kv_cache_bit_width": 8}, ["kv_cache_bit_width = 8"]),
+    ("GroupQueryAttention", {"v_quant_type": "PER_CHANNEL"}, ["v_quant_type = PER_CHANNEL"]),
+    ("MultiHeadAttention", 3, ["bias"]),
+    ("MultiHeadAttention", 8, ["past_sequence_length"]),
+    ("MultiHeadAttention", 9, ["cache_indirection"]),
+    ("MultiHeadAttention", 10, ["input 10"]),
+    ("Attention", 6, ["nonpad_kv_seqlen"]),
+    ("Attention", 7, ["input 7"]),
+    ("Attention", {"right_window_size": 2}, ["right_window_size = 2"]),
+    ("Attention", {"is_causal": 2}, ["is_causal = 2"]),
+    *((operator, {"of_the_future": 1}, ["attribute 'of_the_future'"]) for operator in FUSED),
+]
+
+
+@pytest.mark.parametrize("operator, change, words", NOT_HONOURED)
+def test_not_honoured(tmp_path, operator, change, words):
+    """An input or attribute that changes the result and cannot be honoured, one of a later version included."""
+    model = decoder(FUSED[operator])
+    node = find(model, operator)
+    if isinstance(change, dict):
+        set_attribute(node, **change)
+    else:
+        extra(model, "more", TensorProto.FLOAT, ["size"])
+        set_input(node, change, "more")
+    refuse(tmp_path, model, node.name, *words)
+
+
+@pytest.mark.parametrize("operator", ["FutureAttention", "PagedAttention", "DecoderMaskedMultiHeadAttention"])
+def test_other_operators(tmp_path, operator):
+    """com.microsoft's other operators of attention, those of later versions too."""
+    model = decoder(gqa)
+    find(model, "GroupQueryAttention", 1).op_type = operator
+    refuse(tmp_path, model, "/layers.1/GroupQueryAttention", f"com.microsoft {operator}")
 
 
 @pytest.mark.parametrize("name", SPELT)

@@ -25,7 +25,7 @@ def rewritten(folder, name, *options):
     target = folder / "rewritten.onnx"
     report = rewrite(source, target, "--force", *options)
     assert isinstance(report, dict), report.stderr
-    return variant, onnx.load(source), onnx.load(target), report
+    return variant, variant.model(oracle=True), onnx.load(target), report
 
 
 def attributes(node):

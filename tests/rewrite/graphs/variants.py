@@ -36,11 +36,14 @@ class Variant:
     inferred: bool = False
     # Inputs that only this model has.
     feeds: dict = None
+    # The same layers in a spelling that ONNX Runtime can run on the CPU, where it cannot run the model itself.
+    oracle: object = None
     # Greatest difference of a logit, as a share of the greatest logit, where it is not the usual one.
     within: float = None
 
-    def model(self):
-        return decoder(self.attend, self.shape, self.dtype, self.opset, self.static, self.inferred)
+    def model(self, oracle=False):
+        attend = self.oracle if oracle and self.oracle else self.attend
+        return decoder(attend, self.shape, self.dtype, self.opset, self.static, self.inferred)
 
 
 BOTH_SIDES = ("right", "left")
@@ -49,9 +52,16 @@ mask_made_wide = partial(masks.window, length=4096)
 
 
 def gqa(*arguments, **settings):
-    names = ("shape", "dtype", "masking", "opset")
+    names = ("shape", "dtype", "masking", "opset", "oracle", "within")
     more = {n: settings.pop(n) for n in names if n in settings}
     return Variant(group_query(*arguments, **settings), GQA, padding=RIGHT, chunk=False, **more)
+
+
+def normed(epsilons=(1e-6, 1e-6), given=None, **settings):
+    """GroupQueryAttention that normalises the heads of query and key, which ONNX Runtime does not do on the CPU."""
+    more = {n: settings.pop(n) for n in ("dtype", "opset") if n in settings}
+    oracle = group_query(norm="outside", epsilons=epsilons, **settings)
+    return gqa(norm="inside", oracle=oracle, **(given or {}), **settings, **more)
 
 
 def mha(masking, padding=(), shape=EQUAL_HEADS, dtype=np.float32, **settings):
@@ -143,6 +153,13 @@ VARIANTS = {
     "gqa-softcap": gqa(softcap=1.5),
     "gqa-window": gqa(local_window_size=6),
     "gqa-scale": gqa(scale=0.35),
+    "gqa-not-causal": gqa(causal=0, masking=NEITHER),
+    "gqa-known-and-unused": gqa(smooth_softmax=-1, qk_output=0, k_quant_type="NONE", kv_cache_bit_width=0),
+    "gqa-norm": normed(),
+    "gqa-norm-packed": normed(packed=True),
+    "gqa-norm-epsilon": normed((0.5, 0.5), {"qk_norm_epsilon": 0.5}, rotary="none"),
+    "gqa-norm-epsilons": normed((0.5, 2.0), {"q_norm_epsilon": 0.5, "qk_norm_epsilon": 2.0}, packed=True),
+    "gqa-norm-float16": normed(dtype=np.float16, packed=True),
     "gqa-everything": gqa(positions=True, bias=bias_of_heads, masking=BOTH, softcap=2.0, scale=0.3),
     "gqa-one-kv-head": gqa(shape=Shape(4, 1)),
     "gqa-equal-heads": gqa(shape=EQUAL_HEADS),
@@ -195,6 +212,9 @@ VARIANTS = {
     "attention-behind-grouped": onnx(BOTH, RIGHT, mask=masks.padded, behind=decomposed.as_is),
     "attention-behind-no-mask": onnx(NEITHER, behind=decomposed.expand),
     "attention-float16": onnx(BOTH, RIGHT, mask=masks.padded, dtype=np.float16),
+    "attention-window": onnx(NEITHER, opset=25, left_window_size=5),
+    "attention-window-causal": onnx(CAUSAL, opset=25, left_window_size=4, is_causal=1, right_window_size=2),
+    "attention-window-right": onnx(CAUSAL, opset=25, left_window_size=0, right_window_size=0, four=True),
     "attention-opset-24": onnx(BOTH, RIGHT, mask=masks.padded, opset=24),
     # Scores beyond 10 magnify what rounding does.
     "scale none": parts(scale="none", within=2e-2),

@@ -86,7 +86,7 @@ fn cell(lab: &Lab, context: usize, threads: usize) -> Result<Cell> {
 fn prepare(lab: &Lab, cache: &Cache, context: usize, threads: usize, tokens: &mut Tokens) -> Result<Candidate> {
     let mut prepare = || {
         let mut layer = Layer::new(lab.runtime, &lab.shape, cache, Work::Store, threads)?;
-        let mut rows = Rows::new(&lab.shape, cache, context)?;
+        let mut rows = Rows::new(&lab.shape, cache, context + cache.free_rows(lab.shape.head_dim))?;
         layer.fill(&mut rows, cache.element())?;
         let mut shared = layer.shared(tokens, &mut rows, context)?;
         let mut past = Rows::new(&lab.shape, cache, context - 1)?;

@@ -57,7 +57,8 @@ pub struct Args {
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive, default_value = "1,2")]
     threads: Vec<usize>,
 
-    /// SparK's caches: share of pruned key channels, bits of the others, bits of values
+    /// SparK's caches: share of pruned key channels, bits of the others, bits of values, and, after a plus sign, keys kept
+    /// dense in free rows
     #[arg(
         long,
         value_name = "RATIO/BITS/BITS,...",

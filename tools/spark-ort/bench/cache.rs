@@ -29,6 +29,8 @@ pub struct Setting {
     ratio: f64,
     key_bits: u8,
     value_bits: u8,
+    /// Keys kept dense in the tail of a shared buffer.
+    recent: usize,
 }
 
 impl std::str::FromStr for Setting {
@@ -36,26 +38,33 @@ impl std::str::FromStr for Setting {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parse = || {
+            let (text, recent) = text.split_once('+').unwrap_or((text, "0"));
             let mut parts = text.split('/');
             let (ratio, key_bits, value_bits) = (parts.next()?, parts.next()?, parts.next()?);
             let (ratio, key_bits, value_bits) = (ratio.parse().ok()?, key_bits.parse().ok()?, value_bits.parse().ok()?);
-            parts.next().is_none().then_some(Self { ratio, key_bits, value_bits })
+            let recent = recent.parse().ok()?;
+            parts.next().is_none().then_some(Self { ratio, key_bits, value_bits, recent })
         };
-        parse().ok_or_else(|| "must be pruned share, key bits and value bits, such as 0.5/8/8".into())
+        parse().ok_or_else(|| {
+            "must be pruned share, key bits and value bits, such as 0.5/8/8, and may have recent keys: 0.5/8/8+64"
+                .into()
+        })
     }
 }
 
 impl std::fmt::Display for Setting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}/{}", self.ratio, self.key_bits, self.value_bits)
+        write!(f, "{}/{}/{}", self.ratio, self.key_bits, self.value_bits)?;
+        if self.recent > 0 { write!(f, "+{}", self.recent) } else { Ok(()) }
     }
 }
 
 impl Setting {
     pub fn rows(&self, head_dim: usize) -> Result<Rows> {
-        let &Self { ratio, key_bits, value_bits } = self;
+        let &Self { ratio, key_bits, value_bits, recent } = self;
         let options = Options { ratio, key_bits, value_bits, ..Options::default() };
-        Rows::new(&options, head_dim).with_context(|| format!("the setting {self} cannot be"))
+        let rows = Rows::new(&options, head_dim).with_context(|| format!("the setting {self} cannot be"))?;
+        Ok(Rows { tail_window: recent, ..rows })
     }
 }
 
@@ -132,6 +141,21 @@ impl Cache {
         }
     }
 
+    /// Keys kept dense in the tail of a shared buffer.
+    pub fn recent_keys(&self) -> usize {
+        match self {
+            Cache::Spark(_, rows) | Cache::SparkHalf(_, rows) => rows.tail_window,
+            Cache::Grouped(_) => 0,
+        }
+    }
+
+    /// Free rows that the tail of a shared buffer has room in.
+    pub fn free_rows(&self, head_dim: usize) -> usize {
+        // A float16 key each; in each of the two buffers the bytes of up to one may be left over.
+        let keys = if self.recent_keys() > 0 { self.recent_keys() + 2 } else { 0 };
+        (keys * 2 * head_dim).div_ceil(self.row_bytes(head_dim))
+    }
+
     /// Bytes of one token of one KV head.
     pub fn row_bytes(&self, head_dim: usize) -> usize {
         let elements: usize = self.widths(head_dim).iter().sum();
@@ -149,8 +173,10 @@ mod tests {
         for wrong in ["32", "8/32", "32/0", "9/2", "32/8/1", "a/b"] {
             assert!(wrong.parse::<Heads>().is_err(), "{wrong}");
         }
-        assert_eq!("0.5/8/4".parse(), Ok(Setting { ratio: 0.5, key_bits: 8, value_bits: 4 }));
-        for wrong in ["0.5", "0.5/8", "0.5/8/8/8", "x/8/8", "0.5/8/-1"] {
+        assert_eq!("0.5/8/4".parse(), Ok(Setting { ratio: 0.5, key_bits: 8, value_bits: 4, recent: 0 }));
+        let recent: Setting = "0.5/8/4+64".parse().unwrap();
+        assert_eq!((recent.recent, recent.to_string().as_str()), (64, "0.5/8/4+64"));
+        for wrong in ["0.5/8/8+", "0.5/8/8+x", "0.5/8+4", "0.5", "0.5/8", "0.5/8/8/8", "x/8/8", "0.5/8/-1"] {
             assert!(wrong.parse::<Setting>().is_err(), "{wrong}");
         }
         assert!("0.5/7/8".parse::<Setting>().unwrap().rows(128).is_err());

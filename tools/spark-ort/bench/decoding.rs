@@ -86,8 +86,15 @@ fn prepare(
     tokens: &mut Tokens,
 ) -> Result<(Layer, IoBinding)> {
     let mut layer = Layer::new(lab.runtime, &lab.shape, cache, Work::All, threads)?;
-    let mut rows = Rows::new(&lab.shape, cache, context)?;
+    let mut rows = Rows::new(&lab.shape, cache, context + cache.free_rows(lab.shape.head_dim))?;
     layer.fill(&mut rows, cache.element())?;
+    if cache.recent_keys() > 0 {
+        // Rows may be any; the tail has to hold the keys of the last ones.
+        let last = cache.recent_keys().min(context - 1);
+        let mut tokens = Tokens::random(&lab.shape, cache.element(), last)?;
+        let mut call = layer.shared(&mut tokens, &mut rows, context - 1)?;
+        layer.run(&mut call)?;
+    }
     let mut call = layer.shared(tokens, &mut rows, context)?;
     // The first call is slower than others.
     layer.run(&mut call)?;

@@ -46,10 +46,19 @@ pub fn layer(shape: &Shape, cache: &Cache, work: Work) -> Vec<u8> {
             attributes.push(int("kept_channels", rows.kept_channels));
             attributes.push(int("key_bits", rows.key_bits.into()));
             attributes.push(int("value_bits", rows.value_bits.into()));
+            if rows.tail_window > 0 {
+                attributes.push(int("tail_window", rows.tail_window));
+            }
             if work == Work::All {
                 graph.node.push(node("SparkAttention", DOMAIN, inputs.clone(), &["output"], attributes.clone()));
             }
-            graph.node.push(node("SparkPrune", DOMAIN, inputs, &["present_key", "present_value"], attributes));
+            let mut prune = node("SparkPrune", DOMAIN, inputs, &["present_key", "present_value"], attributes);
+            if rows.tail_window > 0 {
+                // It waits for the attention before it writes to the tail; without one any tensor will do.
+                prune.input.resize(12, String::new());
+                prune.input.push(if work == Work::All { "output" } else { "query" }.into());
+            }
+            graph.node.push(prune);
         }
         Cache::Grouped(stored) => {
             let outputs = ["output", "present_key", "present_value"];
@@ -63,7 +72,9 @@ pub fn layer(shape: &Shape, cache: &Cache, work: Work) -> Vec<u8> {
 
     let mut model = ModelProto::new();
     model.set_ir_version(8);
-    model.opset_import = [("", 17), (DOMAIN, 1), (CONTRIB, 1)].map(|(domain, version)| opset(domain, version)).into();
+    let version = if cache.recent_keys() > 0 { 2 } else { 1 };
+    model.opset_import =
+        [("", 17), (DOMAIN, version), (CONTRIB, 1)].map(|(domain, version)| opset(domain, version)).into();
     model.graph = MessageField::some(graph);
     model.write_to_bytes().expect("a message with all that it must have")
 }

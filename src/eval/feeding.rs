@@ -1,0 +1,85 @@
+//! Feeding a model a passage, as hosts do.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::passage::Passage;
+use crate::runtime::{Error, Model, Sequence};
+
+/// How a model gets a passage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Feeding {
+    /// Rows of buffers that past and present share, as ONNX Runtime GenAI has them; `None`: the cache grows by copies. A
+    /// model that cannot share buffers has a growing one in any case.
+    pub capacity: Option<usize>,
+    /// Tokens of the prompt that are read at once; `None`: all.
+    pub chunk: Option<usize>,
+}
+
+/// Gets the logits after each token that is fed, and the token that follows.
+pub type Seen<'s, E> = dyn FnMut(&[f32], i64) -> Result<(), E> + 's;
+
+/// What a passage took: the model's calls alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Timing {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Seconds for them.
+    pub prompt_seconds: f64,
+    /// Tokens fed one by one.
+    pub decoded_tokens: usize,
+    /// Seconds for them.
+    pub decode_seconds: f64,
+}
+
+impl Timing {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            prompt_seconds: self.prompt_seconds + other.prompt_seconds,
+            decoded_tokens: self.decoded_tokens + other.decoded_tokens,
+            decode_seconds: self.decode_seconds + other.decode_seconds,
+        }
+    }
+}
+
+impl Feeding {
+    /// Reads the prompt of a passage into a new sequence, and gives the time it took.
+    ///
+    /// # Errors
+    /// As [`Model::run`].
+    pub fn prompt(&self, model: &mut Model, prompt: &[i64]) -> Result<(Sequence, Timing), Error> {
+        let mut sequence = model.start(self.capacity)?;
+        let start = Instant::now();
+        for part in prompt.chunks(self.chunk.unwrap_or(usize::MAX)) {
+            model.run(&mut sequence, part)?;
+        }
+        let prompt_seconds = start.elapsed().as_secs_f64();
+        Ok((sequence, Timing { prompt_tokens: prompt.len(), prompt_seconds, ..Timing::default() }))
+    }
+
+    /// Reads the prompt, then the tokens that follow it one by one. `seen` gets the logits after each of the latter and
+    /// the token that follows. The logits after the prompt's last token are left out: where the prompt is read at once,
+    /// its attention is exact whatever the cache.
+    ///
+    /// # Errors
+    /// As [`Model::run`], or `seen`'s.
+    pub fn feed<E: From<Error>>(
+        &self,
+        model: &mut Model,
+        passage: &Passage,
+        seen: &mut Seen<'_, E>,
+    ) -> Result<Timing, E> {
+        let (mut sequence, mut timing) = self.prompt(model, &passage.prompt)?;
+        for pair in passage.next.windows(2) {
+            let start = Instant::now();
+            let logits = model.run(&mut sequence, &pair[..1])?;
+            timing.decode_seconds += start.elapsed().as_secs_f64();
+            timing.decoded_tokens += 1;
+            seen(&logits, pair[1])?;
+        }
+        Ok(timing)
+    }
+}

@@ -1,0 +1,62 @@
+//! Where the last keys are kept dense: in an input and output more of each layer, or in the tail of the buffer that past
+//! and present share.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::RewriteError;
+use super::options::Options;
+
+/// Keys that a GenAI folder keeps unless told otherwise: more bring little, and cost time.
+const DEFAULT: usize = 64;
+
+/// Where recent keys are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RecentIn {
+    /// In the buffer in a GenAI folder, in inputs elsewhere.
+    Auto,
+    /// In free rows of the buffer that past and present share: no host needs to know.
+    Buffer,
+    /// In an input and output more a layer, which the host feeds back.
+    Inputs,
+}
+
+/// Keys that are kept dense, in inputs or in the buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Recent {
+    pub(super) inputs: usize,
+    pub(super) buffer: usize,
+}
+
+impl Recent {
+    /// What `options` ask for. `folder`: of a GenAI folder; `shares_buffer`: past and present may be one buffer.
+    ///
+    /// # Errors
+    /// The model or its host has no such place, or there are too many.
+    pub(super) fn new(options: &Options, folder: bool, shares_buffer: bool) -> Result<Self, RewriteError> {
+        let in_buffer = match options.recent_in {
+            RecentIn::Auto => folder,
+            RecentIn::Buffer => true,
+            RecentIn::Inputs => false,
+        };
+        // Rows that lose nothing have nothing to gain.
+        let gains = options.ratio > 0.0 || options.key_bits < 16;
+        let count = options.recent.unwrap_or(if folder && in_buffer && shares_buffer && gains { DEFAULT } else { 0 });
+        if count > i32::MAX as usize {
+            return Err(RewriteError::option("--recent", format!("{count} is too many")));
+        }
+        if folder && !in_buffer && count > 0 {
+            let problem = "GenAI feeds no inputs but the caches it knows; --recent-in buffer needs none";
+            return Err(RewriteError::option("--recent-in", problem));
+        }
+        if in_buffer && !shares_buffer && count > 0 {
+            let problem = "past and present can share a buffer only where attention is given its lengths, as \
+                           GroupQueryAttention is; this model's is not";
+            return Err(RewriteError::option("--recent-in", problem));
+        }
+        Ok(match in_buffer {
+            true => Self { inputs: 0, buffer: count },
+            false => Self { inputs: count, buffer: 0 },
+        })
+    }
+}

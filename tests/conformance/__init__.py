@@ -1,1 +1,0 @@
-"""Conformance of the operators with docs/operators.md and docs/format.md: `python -m pytest tests/conformance`."""

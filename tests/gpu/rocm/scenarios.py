@@ -1,0 +1,290 @@
+"""What a process does on the ROCm execution provider. Each scenario runs in a process of its own, with an environment that
+says what its stand-in devices are like and which call fails:
+
+    python scenarios.py NAME [ARGUMENT...]
+
+It prints one line of JSON. Settings and random calls come from tests/operators.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import threading
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+from operators import cases, models
+from operators.reference import Settings
+
+PROVIDER = "ROCMExecutionProvider"
+BFLOAT16 = 16
+PAST = {"present_key": "past_key", "present_value": "past_value"}
+
+
+def note(text):
+    """A line among those that the stand-ins write."""
+    if os.environ.get("ROCM_SIM_TRACE"):
+        with open(os.environ["ROCM_SIM_TRACE"], "a") as trace:
+            trace.write(f"-- {text}\n")
+
+
+def session(model, provider=PROVIDER, profile=None, **options):
+    """A session on one provider alone, so that nothing can be placed elsewhere."""
+    given = ort.SessionOptions()
+    given.log_severity_level = 4
+    given.intra_op_num_threads = 1
+    if profile:
+        given.enable_profiling = True
+        given.profile_file_prefix = profile
+    given.register_custom_ops_library(models.library_path())
+    return ort.InferenceSession(model.SerializeToString(), given, providers=[(provider, options)])
+
+
+def on_device(array, device=0):
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", device)
+
+
+def layer(T="f32", C="u8", recent_window=0, rotary=1):
+    """Settings, model and the inputs that stay the same, of a layer whose cache is shared."""
+    s = Settings(4, 2, 64, 20, key_bits=8, value_bits=8, recent_window=recent_window, do_rotary=rotary)
+    names = ["query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "query_saliency"]
+    fixed = {"query_saliency": np.exp(np.random.default_rng(1).normal(size=(s.Hk, s.D))).astype(np.float32)}
+    if rotary:
+        names += ["cos_cache", "sin_cache"]
+        fixed |= cases.rotary_tables(s, models.DTYPES[T])
+    return s, models.spark(s, names, T, C, prune_outputs=("present_key", "present_value")), fixed
+
+
+def steps(s, T, prompt=20, decoded=6, batch=2):
+    """Tokens and lengths of a right-padded prompt, decoded tokens and a piece of several."""
+    rng = np.random.default_rng(3)
+    totals = np.zeros(batch, np.int32)
+    for length in [prompt, *[1] * decoded, 5]:
+        valid = length - 3 * np.arange(batch) % 7 if not totals.any() else np.full(batch, length)
+        totals = (totals + valid).astype(np.int32)
+        yield dict(cases.new_tokens(rng, s, T, batch, length), seqlens_k=totals - 1,
+                   total_sequence_length=np.array([length if length == prompt else totals.max()], np.int32))
+
+
+def decode(sess, s, T, C, fixed, device, capacity=64, batch=2, **more):
+    """Outputs of all steps, and the cache at the end; past and present are the same memory."""
+    place = (lambda x: on_device(x, device)) if device is not None else ort.OrtValue.ortvalue_from_numpy
+    # On the CPU, an OrtValue borrows the memory of its array.
+    arrays = models.empty_cache(s, batch, C, capacity)
+    cache = {n: place(x) for n, x in arrays.items()}
+    fixed = {n: place(x) for n, x in fixed.items()}
+    outputs = []
+    for i, step in enumerate(steps(s, T, batch=batch, **more)):
+        binding = sess.io_binding()
+        for name, value in {**step, **fixed, **cache}.items():
+            if isinstance(value, ort.OrtValue):
+                binding.bind_ortvalue_input(name, value)
+            elif device is None or "seq" in name:
+                binding.bind_cpu_input(name, value)
+            else:
+                step[name] = on_device(value, device)
+                binding.bind_ortvalue_input(name, step[name])
+        binding.bind_output("output", "cpu" if device is None else "cuda", device or 0)
+        for present, past in PAST.items():
+            binding.bind_ortvalue_output(present, cache[past])
+        note(f"run {i}")
+        sess.run_with_iobinding(binding)
+        note("done")
+        outputs.append(binding.get_outputs()[0].numpy().copy())
+    return outputs, {n: x.numpy().copy() for n, x in cache.items()}
+
+
+def worst(got, want):
+    """Greatest difference, relative to the greatest magnitude."""
+    return max(float(np.abs(g.astype(np.float64) - w).max() / np.abs(w).max()) for g, w in zip(got, want))
+
+
+def shared(T="f32", C="u8", device="0", batch="2"):
+    """Decoding with everything in device memory, compared with the CPU provider."""
+    device, batch = int(device), int(batch)
+    s, model, fixed = layer(T, C)
+    profile = os.path.join(os.environ["SCENARIO_FOLDER"], "profile")
+    sess = session(model, profile=profile, device_id=device)
+    got, rows = decode(sess, s, T, C, fixed, device, batch=batch)
+    with open(sess.end_profiling()) as file:
+        events = [e for e in json.load(file) if e.get("cat") == "Node"]
+    want, expected = decode(session(model, "CPUExecutionProvider"), s, T, C, fixed, None, batch=batch)
+    return {
+        "difference": worst(got, want),
+        "rows": [bool((rows[n].view(np.uint8) == expected[n].view(np.uint8)).all()) for n in rows],
+        "placed": sorted({(e["args"]["op_name"], e["args"]["provider"]) for e in events
+                          if e["name"].endswith("_kernel_time")}),
+    }
+
+
+def bfloat16(C="u8"):
+    """bfloat16 tensors on the GPU against the same numbers in float32 on the CPU."""
+    s = Settings(4, 2, 64, 20, key_bits=8, value_bits=8)
+    names = ["query", "key", "value", "past_key", "past_value"]
+    model = models.spark(s, names, "f32", "u8" if C == "u8" else "f16")
+    theirs = models.spark(s, names, "f32", "u8" if C == "u8" else "f32")
+    cut = lambda x: (np.ascontiguousarray(x).view(np.uint32) >> 16).astype(np.uint16)
+    wide = lambda x: (x.astype(np.uint32) << 16).view(np.float32)
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.name != "observed_saliency" and value.type.tensor_type.elem_type != TensorProto.UINT8:
+            value.type.tensor_type.elem_type = BFLOAT16
+    sess, cpu = session(model), session(theirs, "CPUExecutionProvider")
+    rng, result = np.random.default_rng(0), []
+    caches = [models.empty_cache(s, 1, "u8" if C == "u8" else each) for each in ("f16", "f32")]
+    for length in [12, 1, 1, 9]:
+        bits = {n: cut(x) for n, x in cases.new_tokens(rng, s, "f32", 1, length).items()}
+        binding = sess.io_binding()
+        values = {n: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(x, BFLOAT16) for n, x in bits.items()}
+        for n, x in caches[0].items():
+            x = np.ascontiguousarray(x)
+            values[n] = (ort.OrtValue.ortvalue_from_numpy(x) if C == "u8" else
+                         ort.OrtValue.ortvalue_from_numpy_with_onnx_type(x.view(np.uint16), BFLOAT16))
+        for n, x in values.items():
+            binding.bind_ortvalue_input(n, x)
+        names = [o.name for o in sess.get_outputs()]
+        for n in names:
+            binding.bind_output(n)
+        sess.run_with_iobinding(binding)
+        got = dict(zip(names, map(raw, binding.get_outputs())))
+        want = models.run(cpu, {**{n: wide(x) for n, x in bits.items()}, **caches[1]})
+        caches = [{p: got[n].view(caches[0][p].dtype) for n, p in PAST.items()}, {p: want[n] for n, p in PAST.items()}]
+        result.append({"difference": worst([wide(got["output"])], [want["output"]]),
+                       "rows": [bool((got[n].view(np.uint8) == want[n].view(np.uint8)).all()) for n in PAST]})
+    return result
+
+
+def raw(value):
+    """An OrtValue on the CPU as an array; bfloat16, which NumPy has not, as its bits."""
+    if "bfloat16" not in value.data_type():
+        return value.numpy()
+    import ctypes
+
+    shape = value.shape()
+    count = int(np.prod(shape))
+    return np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr())).reshape(shape).copy()
+
+
+# Sessions that live as long as the process.
+kept = []
+
+
+def plain(runs="2", **options):
+    """Runs of one layer with host arrays; the messages of those that fail."""
+    s, model, fixed = layer()
+    try:
+        sess = session(model, **options)
+    except Exception as error:
+        return {"session": str(error)}
+    kept.append(sess)
+    messages = []
+    feeds = {**fixed, **next(steps(s, "f32")), **models.empty_cache(s, 2, "u8", 64)}
+    for i in range(int(runs)):
+        note(f"run {i}")
+        try:
+            output = models.run(sess, feeds)["output"]
+            messages.append(None if np.isfinite(output).all() else "not finite")
+        except Exception as error:
+            messages.append(str(error))
+    return {"session": None, "runs": messages}
+
+
+def exact(runs="1"):
+    """The same with every piece of device memory taken by itself, not from a larger one."""
+    return plain(runs, arena_extend_strategy="kSameAsRequested")
+
+
+def sessions(devices="0,0"):
+    """Sessions one after the other on these devices, each run once, by threads that end."""
+    s, model, fixed = layer()
+    feeds = {**fixed, **next(steps(s, "f32")), **models.empty_cache(s, 2, "u8", 64)}
+    made = [session(model, device_id=int(d)) for d in devices.split(",")]
+    outputs = [None] * len(made)
+
+    def work(i):
+        outputs[i] = models.run(made[i], feeds)["output"]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(made))]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    return {"equal": all((o == outputs[0]).all() for o in outputs)}
+
+
+def load(path):
+    """A session of a model file; ONNX Runtime's log, on standard error, says where each node is placed."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 0
+    options.register_custom_ops_library(models.library_path())
+    kept.append(ort.InferenceSession(path, options, providers=[PROVIDER, "CPUExecutionProvider"]))
+
+
+def unchecked():
+    """Whether numbers on the device that the CPU provider refuses do what docs/rocm.md says."""
+    s = Settings(4, 2, 64, 20, key_bits=8, value_bits=8, do_rotary=1)
+    feeds = cases.call(0, s, "f32", "u8", B=2, L=3, P=9, mode="step", positions=True, saliency=True)
+    sess = session(models.spark(s, list(feeds), "f32", "u8"))
+
+    def same(**changes):
+        (one, two) = ([models.run(sess, {**feeds, n: x})[o] for o in ("output", *PAST)] for n, x in
+                      [(n, x) for n, pair in changes.items() for x in pair])
+        return all((a == b).all() for a, b in zip(one, two))
+
+    last = len(feeds["cos_cache"]) - 1
+    far = np.array([[last + 1, 2**63 - 1, 5], [-1, -(2**63), last]])
+    saliency = feeds["query_saliency"].copy()
+    ones = saliency.copy()
+    at = ([0, 0, 1, 1], [3, 9, 0, 63])
+    saliency[at], ones[at] = [0, np.nan, -1, np.inf], 1
+    return {"positions": same(position_ids=(far, np.clip(far, 0, last))), "saliency": same(query_saliency=(saliency, ones))}
+
+
+def addresses():
+    """Messages for device memory that starts at odd addresses, or is shared where it may not be."""
+    s, model, fixed = layer(rotary=0)
+    sess = session(model)
+    feeds = {**fixed, **next(steps(s, "f32")), **models.empty_cache(s, 2, "u8", 64)}
+    values = {n: on_device(x) for n, x in feeds.items() if "seq" not in n}
+    rows = {n: on_device(np.full(feeds[n].nbytes + 4096, 7, np.uint8)) for n in ("past_key", "past_value")}
+    query = on_device(np.zeros(feeds["query"].size + 16, np.float32))
+
+    def attempt(offsets=(), outputs=()):
+        offsets, binding = dict(offsets), sess.io_binding()
+        for name, value in values.items():
+            at = (rows[name].data_ptr() if name in rows else
+                  query.data_ptr() if name == "query" and name in offsets else value.data_ptr()) + offsets.get(name, 0)
+            binding.bind_input(name, "cuda", 0, feeds[name].dtype.type, feeds[name].shape, at)
+        for name in ("seqlens_k", "total_sequence_length"):
+            binding.bind_cpu_input(name, feeds[name])
+        for output in sess.get_outputs():
+            binding.bind_output(output.name, "cuda")
+        for name, (base, offset) in dict(outputs).items():
+            shape = feeds[PAST[name]].shape if name in PAST else feeds["query"].shape
+            kind = np.uint8 if name in PAST else np.float32
+            binding.bind_output(name, "cuda", 0, kind, shape, base.data_ptr() + offset)
+        try:
+            sess.run_with_iobinding(binding)
+            return None
+        except Exception as error:
+            return str(error)
+
+    return {
+        "right": attempt(),
+        "odd query": attempt({"query": 2}),
+        "odd past_key": attempt({"past_key": 1}),
+        "shared": attempt(outputs={"present_key": (rows["past_key"], 0)}),
+        "partly shared": attempt(outputs={"present_key": (rows["past_key"], 112)}),
+        "crossed": attempt(outputs={"present_key": (rows["past_value"], 0)}),
+        "output over query": attempt(outputs={"output": (values["query"], 0)}),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])), flush=True)
+    if os.environ.get("SCENARIO_ENDS_AT_ONCE"):
+        # ONNX Runtime ends the process when it puts streams of a device away that has failed.
+        os._exit(0)
+    kept.clear()

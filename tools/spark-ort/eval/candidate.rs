@@ -1,0 +1,100 @@
+//! The models of a comparison.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use spark_ort::onnx::Placement;
+use spark_ort::rewrite::{Calibration, Inspection, Options, Progress, RecentIn, inspect};
+use tempfile::TempDir;
+
+use super::setting::Setting;
+use crate::interrupt::Interrupt;
+use crate::model_files::model_file;
+use crate::progress::Steps;
+
+/// A model, ready to be opened.
+pub struct Candidate {
+    pub name: String,
+    pub kind: Kind,
+    /// The .onnx file.
+    pub file: PathBuf,
+    pub inspection: Inspection,
+    /// Where it is, if it goes away afterwards.
+    _folder: Option<TempDir>,
+}
+
+/// Where a row of figures comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The model that the others are compared with.
+    Original,
+    /// A model with SparK's operators.
+    Rewritten,
+}
+
+impl Candidate {
+    /// A model of the command line.
+    pub fn given(path: &Path, kind: Kind) -> Result<Self> {
+        let file = model_file(path)?;
+        let inspection = inspect(&file).with_context(|| format!("{} is not understood", file.display()))?;
+        let name = match kind {
+            Kind::Original => "original".into(),
+            Kind::Rewritten => path.display().to_string(),
+        };
+        Ok(Self { name, kind, file, inspection, _folder: None })
+    }
+}
+
+/// How to rewrite an original for the time of a measurement.
+pub struct Rewriter<'a> {
+    pub original: &'a Path,
+    /// Whether past and present will be one buffer, in whose free rows recent keys lie then.
+    pub in_buffer: bool,
+    pub calibrate: Calibration,
+    pub calibration_tokens: usize,
+    pub tokenizer: Option<PathBuf>,
+    pub threads: Option<usize>,
+    pub interrupt: &'a Interrupt,
+}
+
+impl Rewriter<'_> {
+    /// The original with these settings, in a temporary folder: as a GenAI folder has it if the original is one, else as
+    /// a file.
+    pub fn rewrite(&self, setting: &Setting) -> Result<Candidate> {
+        let mut options = Options {
+            calibrate: self.calibrate.clone(),
+            calibration_tokens: self.calibration_tokens,
+            tokenizer: self.tokenizer.clone(),
+            threads: self.threads,
+            recent_in: if self.in_buffer { RecentIn::Buffer } else { RecentIn::Inputs },
+            data: Placement::Link,
+            // The folder itself would bring its tokenizer and the operator library along, which this program is.
+            uniform_rows: self.original.join("genai_config.json").is_file(),
+            ..Options::default()
+        };
+        setting.apply(&mut options);
+        let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
+        let (source, file) = (model_file(self.original)?, folder.path().join("model.onnx"));
+        let mut shown = Shown { steps: Steps::default(), interrupt: self.interrupt };
+        let report = spark_ort::rewrite(&source, &file, &options, &mut shown);
+        let inspection = report.with_context(|| format!("the setting {setting}"))?.model;
+        Ok(Candidate { name: setting.to_string(), kind: Kind::Rewritten, file, inspection, _folder: Some(folder) })
+    }
+}
+
+struct Shown<'a> {
+    steps: Steps,
+    interrupt: &'a Interrupt,
+}
+
+impl Progress for Shown<'_> {
+    fn step(&mut self, what: &str, done: usize, total: usize) {
+        self.steps.show(what, done, total);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.interrupt.is_set()
+    }
+}

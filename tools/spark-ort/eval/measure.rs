@@ -1,0 +1,143 @@
+//! Models that read the same passages.
+
+use anyhow::{Context, Result};
+use spark_ort::eval::{LogitStore, Passage, Summary, Timing, TokenScore};
+use spark_ort::runtime::{self, Model, Options};
+
+use super::candidate::Candidate;
+use super::progress::{Progress, work};
+use super::report::Row;
+use super::texts::Text;
+use crate::interrupt::Interrupt;
+
+/// The original's predictions, and what is compared with them.
+pub struct Measurement<'a> {
+    texts: &'a [Text],
+    /// Of the original, passage by passage.
+    originals: LogitStore,
+    threads: Option<usize>,
+    interrupt: &'a Interrupt,
+    progress: Progress,
+}
+
+/// Why a passage ended early.
+enum Stop {
+    Interrupted,
+    Failed(anyhow::Error),
+}
+
+impl From<runtime::Error> for Stop {
+    fn from(error: runtime::Error) -> Self {
+        match error {
+            runtime::Error::Cancelled => Stop::Interrupted,
+            error => Stop::Failed(error.into()),
+        }
+    }
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        Stop::Failed(anyhow::Error::new(error).context("the temporary file of logits"))
+    }
+}
+
+impl<'a> Measurement<'a> {
+    /// Of so many models, the original among them.
+    pub fn new(texts: &'a [Text], models: usize, threads: Option<usize>, interrupt: &'a Interrupt) -> Result<Self> {
+        let each = |text: &Text| text.passages.iter().map(|p| work(p.prompt.len(), p.decoded())).sum::<usize>();
+        let total = texts.iter().map(each).sum::<usize>();
+        let originals = LogitStore::new().context("cannot create a temporary file")?;
+        Ok(Self { texts, originals, threads, interrupt, progress: Progress::new(total * models) })
+    }
+
+    /// Takes the bar away while `work` shows something of its own.
+    pub fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.progress.pause(work)
+    }
+
+    /// Keeps the original's predictions, with which the others are compared.
+    pub fn original(&mut self, original: &Candidate, rows: &mut Vec<Row>) -> Result<()> {
+        self.measure(original, rows, |originals, _, logits, token| {
+            originals.push(logits)?;
+            Ok(TokenScore::new(logits, logits, token))
+        })
+    }
+
+    /// Compares a model with the original, as far as that was read.
+    pub fn candidate(&mut self, candidate: &Candidate, rows: &mut Vec<Row>) -> Result<()> {
+        self.measure(candidate, rows, |originals, index, logits, token| {
+            let original = originals.row(index)?;
+            if original.len() != logits.len() {
+                let (name, [a, b]) = (&candidate.name, [original.len(), logits.len()]);
+                return Err(Stop::Failed(anyhow::anyhow!(
+                    "{name} has a vocabulary of {b} tokens, the original of {a}"
+                )));
+            }
+            Ok(TokenScore::new(&original, logits, token))
+        })
+    }
+
+    /// Lets a model read all passages. `score` gets the originals' predictions and, for each prediction, its number, the
+    /// logits and the token that follows.
+    fn measure(
+        &mut self,
+        candidate: &Candidate,
+        rows: &mut Vec<Row>,
+        score: impl Fn(&mut LogitStore, usize, &[f32], usize) -> Result<TokenScore, Stop>,
+    ) -> Result<()> {
+        if self.interrupt.is_set() {
+            return Ok(());
+        }
+        let options = Options { threads: self.threads };
+        let mut model = Model::open(&candidate.file, &candidate.inspection.interface, &options)?;
+        self.interrupt.watch(model.canceller());
+        let mut index = 0;
+        for text in self.texts {
+            self.progress.say(format!("{}: prompts of {} tokens", candidate.name, text.context));
+            let (mut scores, mut timing) = (Vec::new(), Timing::default());
+            let mut interrupted = false;
+            for passage in &text.passages {
+                match self.passage(&mut model, text, passage, &mut index, &score) {
+                    Ok((found, took)) => {
+                        scores.push(found);
+                        timing = timing.plus(took);
+                    }
+                    Err(Stop::Interrupted) => {
+                        interrupted = true;
+                        break;
+                    }
+                    Err(Stop::Failed(error)) => return Err(error.context(candidate.name.clone())),
+                }
+            }
+            if let Some(summary) = Summary::new(&scores) {
+                rows.push(Row::new(candidate, text, scores.len(), summary, timing));
+            }
+            if interrupted {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn passage(
+        &mut self,
+        model: &mut Model,
+        text: &Text,
+        passage: &Passage,
+        index: &mut usize,
+        score: &impl Fn(&mut LogitStore, usize, &[f32], usize) -> Result<TokenScore, Stop>,
+    ) -> Result<(Vec<TokenScore>, Timing), Stop> {
+        let (mut scores, mut reported) = (Vec::new(), false);
+        let (originals, progress) = (&mut self.originals, &mut self.progress);
+        let timing = text.feeding.feed(model, passage, &mut |logits, token| {
+            if !std::mem::replace(&mut reported, true) {
+                progress.add(work(passage.prompt.len(), 0));
+            }
+            scores.push(score(originals, *index, logits, token as usize)?);
+            *index += 1;
+            progress.add(work(0, 1));
+            Ok::<(), Stop>(())
+        })?;
+        Ok((scores, timing))
+    }
+}

@@ -1,0 +1,64 @@
+//! How far a measurement is, and how long it will take.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A decoded token takes about as long as so many of a prompt.
+const DECODED: usize = 8;
+
+/// A bar in a terminal, lines elsewhere. It counts tokens of prompts.
+pub struct Progress {
+    bar: ProgressBar,
+    total: usize,
+    done: usize,
+    start: Instant,
+}
+
+impl Progress {
+    /// Of so many tokens, by [`work`].
+    pub fn new(total: usize) -> Self {
+        let bar = ProgressBar::new(total as u64);
+        let style = ProgressStyle::with_template("{msg} {bar:30} {percent} % [{elapsed}, {eta} left]");
+        bar.set_style(style.expect("a constant"));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self { bar, total, done: 0, start: Instant::now() }
+    }
+
+    /// What is measured now.
+    pub fn say(&mut self, what: String) {
+        if self.bar.is_hidden() {
+            let left = match self.done {
+                0 => String::new(),
+                done => {
+                    let rate = self.start.elapsed().as_secs_f64() / done as f64;
+                    format!(", about {} s left", (rate * (self.total - done) as f64).round())
+                }
+            };
+            eprintln!("{what}{left} ...");
+        }
+        self.bar.set_message(what);
+    }
+
+    /// So much more is done.
+    pub fn add(&mut self, work: usize) {
+        self.done = (self.done + work).min(self.total);
+        self.bar.set_position(self.done as u64);
+    }
+
+    /// Takes the bar away while `work` shows something of its own.
+    pub fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.bar.suspend(work)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// What reading a prompt and decoding takes, in tokens of a prompt.
+pub fn work(prompt: usize, decoded: usize) -> usize {
+    prompt + decoded * DECODED
+}

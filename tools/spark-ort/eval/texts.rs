@@ -1,0 +1,50 @@
+//! What the models read.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use spark_ort::eval::{Feeding, Passage, passages};
+use spark_ort::runtime::{FolderSettings, Tokenizer};
+
+use super::Args;
+
+/// Passages of one length.
+pub struct Text {
+    /// Tokens of each prompt.
+    pub context: usize,
+    pub passages: Vec<Passage>,
+    pub feeding: Feeding,
+}
+
+/// More rows than are needed, where nothing says how many a shared buffer has.
+const SPARE_ROWS: usize = 512;
+
+/// The passages that a command line asks for, by the tokenizer beside `model` or the one that is named.
+pub fn read(args: &Args, model: &Path) -> Result<Vec<Text>> {
+    let path = args.tokenizer.clone().unwrap_or_else(|| model.with_file_name("tokenizer.json"));
+    let tokenizer = Tokenizer::open(&path).context("a text needs a tokenizer; --tokenizer names one")?;
+    let text = std::fs::read_to_string(&args.text).with_context(|| format!("cannot read {}", args.text.display()))?;
+    let prefix = tokenizer.encode("")?;
+    let tokens = tokenizer.encode(&text)?;
+    let tokens = tokens.strip_prefix(&prefix[..]).unwrap_or(&tokens);
+    let limit = FolderSettings::beside(model)?.context_length;
+    args.contexts.iter().map(|&context| of_length(args, tokens, &prefix, context, limit)).collect()
+}
+
+fn of_length(args: &Args, tokens: &[i64], prefix: &[i64], context: usize, limit: Option<usize>) -> Result<Text> {
+    let needed = context + args.decode;
+    if let Some(limit) = limit.filter(|limit| *limit < needed) {
+        bail!("--contexts {context} and --decode {} need {needed} tokens, the model's context is {limit}", args.decode);
+    }
+    if let Some(capacity) = args.capacity.filter(|capacity| *capacity < needed) {
+        bail!("--capacity {capacity} has no room for --contexts {context} and --decode {}", args.decode);
+    }
+    let passages = passages(tokens, prefix, context, args.decode, args.passages);
+    if passages.is_empty() {
+        let file = args.text.display();
+        bail!("{file} has {} tokens, too few for --contexts {context} and --decode {}", tokens.len(), args.decode);
+    }
+    let roomy = (needed + SPARE_ROWS).min(limit.unwrap_or(usize::MAX));
+    let capacity = args.shared_buffer.then(|| args.capacity.unwrap_or(roomy));
+    Ok(Text { context, passages, feeding: Feeding { capacity, chunk: args.chunk } })
+}
