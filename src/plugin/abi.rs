@@ -215,23 +215,23 @@ table! {
     /// What is used of OrtApi.
     Api {
         0 CreateStatus: fn(c_int, *const c_char) -> Status;
-        53 GetTensorMutableData: fn(*mut Value, *mut *mut c_void) -> Status;
-        63 GetDimensionsCount: fn(*const TensorInfo, *mut usize) -> Status;
-        64 GetDimensions: fn(*const TensorInfo, *mut i64, usize) -> Status;
-        67 GetTensorTypeAndShape: fn(*const Value, *mut *mut TensorInfo) -> Status;
-        74 MemoryInfoGetId: fn(*const MemoryInfo, *mut c_int) -> Status;
-        92 KernelContext_GetInput: fn(*const KernelContext, usize, *mut *const Value) -> Status;
-        93 KernelContext_GetOutput: fn(*mut KernelContext, usize, *const i64, usize, *mut *mut Value) -> Status;
-        96 ReleaseMemoryInfo: fn(*mut MemoryInfo);
-        101 ReleaseTensorTypeAndShapeInfo: fn(*mut TensorInfo);
-        195 KernelContext_GetGPUComputeStream: fn(*const KernelContext, *mut *mut c_void) -> Status;
-        301 GetKeyValuePairs: fn(*const KeyValuePairs, *mut *const *const c_char, *mut *const *const c_char, *mut usize);
-        310 HardwareDevice_Type: fn(*const HardwareDevice) -> c_int;
-        311 HardwareDevice_VendorId: fn(*const HardwareDevice) -> u32;
-        314 HardwareDevice_Metadata: fn(*const HardwareDevice) -> *const KeyValuePairs;
-        320 GetEpApi: fn() -> *const c_void;
-        321 GetTensorSizeInBytes: fn(*const Value, *mut usize) -> Status;
-        323 CreateMemoryInfo_V2: fn(
+        51 GetTensorMutableData: fn(*mut Value, *mut *mut c_void) -> Status;
+        61 GetDimensionsCount: fn(*const TensorInfo, *mut usize) -> Status;
+        62 GetDimensions: fn(*const TensorInfo, *mut i64, usize) -> Status;
+        65 GetTensorTypeAndShape: fn(*const Value, *mut *mut TensorInfo) -> Status;
+        72 MemoryInfoGetId: fn(*const MemoryInfo, *mut c_int) -> Status;
+        90 KernelContext_GetInput: fn(*const KernelContext, usize, *mut *const Value) -> Status;
+        91 KernelContext_GetOutput: fn(*mut KernelContext, usize, *const i64, usize, *mut *mut Value) -> Status;
+        94 ReleaseMemoryInfo: fn(*mut MemoryInfo);
+        99 ReleaseTensorTypeAndShapeInfo: fn(*mut TensorInfo);
+        193 KernelContext_GetGPUComputeStream: fn(*const KernelContext, *mut *mut c_void) -> Status;
+        298 GetKeyValuePairs: fn(*const KeyValuePairs, *mut *const *const c_char, *mut *const *const c_char, *mut usize);
+        307 HardwareDevice_Type: fn(*const HardwareDevice) -> c_int;
+        308 HardwareDevice_VendorId: fn(*const HardwareDevice) -> u32;
+        311 HardwareDevice_Metadata: fn(*const HardwareDevice) -> *const KeyValuePairs;
+        317 GetEpApi: fn() -> *const c_void;
+        318 GetTensorSizeInBytes: fn(*const Value, *mut usize) -> Status;
+        320 CreateMemoryInfo_V2: fn(
             *const c_char,
             OrtMemoryInfoDeviceType,
             u32,
@@ -241,13 +241,13 @@ table! {
             OrtAllocatorType,
             *mut *mut MemoryInfo
         ) -> Status;
-        324 MemoryInfoGetDeviceMemType: fn(*const MemoryInfo) -> c_int;
-        325 MemoryInfoGetVendorId: fn(*const MemoryInfo) -> u32;
-        347 Graph_GetNumNodes: fn(*const Graph, *mut usize) -> Status;
-        348 Graph_GetNodes: fn(*const Graph, *mut *const Node, usize) -> Status;
-        354 Node_GetDomain: fn(*const Node, *mut *const c_char) -> Status;
-        381 GetTensorData: fn(*const Value, *mut *const c_void) -> Status;
-        387 SyncStream_GetHandle: fn(*mut SyncStream) -> *mut c_void;
+        321 MemoryInfoGetDeviceMemType: fn(*const MemoryInfo) -> c_int;
+        322 MemoryInfoGetVendorId: fn(*const MemoryInfo) -> u32;
+        344 Graph_GetNumNodes: fn(*const Graph, *mut usize) -> Status;
+        345 Graph_GetNodes: fn(*const Graph, *mut *const Node, usize) -> Status;
+        351 Node_GetDomain: fn(*const Node, *mut *const c_char) -> Status;
+        378 GetTensorData: fn(*const Value, *mut *const c_void) -> Status;
+        384 SyncStream_GetHandle: fn(*mut SyncStream) -> *mut c_void;
     }
 }
 
