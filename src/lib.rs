@@ -1,5 +1,6 @@
 //! ONNX Runtime custom operators that store a LLaMA model's KV cache pruned by SparK (arXiv 2508.15212, AAAI 2026).
 //!
+//! - [`spec`]: the operators' schema.
 //! - [`mod@format`]: the bytes of a cache row.
 //! - [`method`]: which channels of a key are kept, and how much the others weighed.
 //! - [`call`]: what one call of an operator asks for: sizes, lengths and settings, validated.
@@ -27,6 +28,7 @@ pub mod operators;
 pub mod plugin;
 pub mod rewrite;
 pub mod runtime;
+pub mod spec;
 
 pub use library::RegisterCustomOps;
 pub use plugin::{CreateEpFactories, ReleaseEpFactory};

@@ -33,7 +33,7 @@ find_nvcc() {
         make_venv .venv-cuda tools/cuda.txt --no-deps
         nvcc=$(printf '%s' .venv-cuda/lib/python*/site-packages/nvidia/cu13/bin/nvcc)
     fi
-    command -v g++ >/dev/null || install_packages "nvcc needs a C++ compiler" g++
+    need_cxx nvcc
 }
 
 # The tests of the kernels and the timings, as programs in $built.
@@ -127,7 +127,7 @@ run() {
 
 rehearse() {
     need_python
-    command -v g++ >/dev/null || install_packages "The stand-in for the driver needs a C++ compiler" g++
+    need_cxx "The stand-in for the driver"
     programs
     local folder=$built/stand-in source
     say "$folder"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The main job on the bundled model: rewrite it, generate with the original and the rewritten one, compare.
+# The whole job on the bundled model: rewrite it, generate with the original and the rewritten model, compare.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 build
 venv
 spark_ort=$(dirname "$(library_path)")/spark-ort
-# The command line finds the ONNX Runtime of the active Python.
+# The command line takes ONNX Runtime from the active virtual environment.
 export VIRTUAL_ENV=$PWD/.venv
 original=graphs/genai-cpu-int4
 out=target/demo

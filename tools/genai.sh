@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# tools/genai.sh [CONTEXT...]: a LLaMA of 1.2 B parameters with random int4 weights in ONNX Runtime GenAI, original and
-# rewritten, with prompts of so many tokens (2048 and 8192 if none is named): tokens per second and peak memory.
+# tools/genai.sh [CONTEXT...]: tokens per second and peak memory of a LLaMA of 1.2 B parameters with random int4 weights in
+# ONNX Runtime GenAI, original and rewritten. CONTEXT is the number of prompt tokens; 2048 and 8192 by default.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -24,7 +24,7 @@ measure() {
     done
 }
 
-# rewrite NAME OPTION...: what calibration measures on random weights means nothing, but its result is in the model.
+# rewrite NAME OPTION...: calibrating random weights measures nothing, but costs what a calibrated model costs.
 rewrite() {
     local name=$1
     shift
@@ -37,7 +37,7 @@ rewrite spark-4 --ratio 0.7 --key-bits 4 --value-bits 4
 rm -f "$work"/*.json
 for context in "$@"; do
     say "$context tokens, and $NEW more"
-    # Next to each other, so that what else the machine does weighs on all alike.
+    # In turns, so that other load on the machine affects all alike.
     for name in llama-1b spark-8 spark-4; do
         measure "$name" "$context"
     done

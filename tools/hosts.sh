@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Other people's programs with the installed package. `tools/hosts.sh installed` is what `make test` runs: ONNX Runtime
-# GenAI, plain loops, the documentation. Without an argument Optimum, which needs torch, and all versions of ONNX
-# Runtime follow.
+# The installed package in other people's programs. `tools/hosts.sh installed`, which `make test` runs, covers ONNX Runtime
+# GenAI, plain loops and the documentation. Without an argument, Optimum (needs torch) and every version of ONNX Runtime
+# follow.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 [[ ${1:-} == "" || $1 == installed ]] || die "usage: $0 [installed]"
 
 venv
+need_cxx "The C++ example"
 say "models"
 .venv/bin/python -m tests.rewrite.exports.build
 make_installed .venv-hosts tests/package/requirements.txt --no-deps
@@ -16,7 +17,7 @@ cargo build --release --example plain_loop
 SPARK_ORT_RUST_EXAMPLE=$(dirname "$(library_path)")/examples/plain_loop
 export SPARK_ORT_RUST_EXAMPLE
 say "tests/package"
-# What is installed must find its way alone.
+# The installed package must find its library and ONNX Runtime by itself.
 unset SPARK_ORT_LIBRARY ORT_DYLIB_PATH
 .venv-hosts/bin/python -m pytest -q -rs tests/package
 [[ ${1:-} == "" ]] || exit 0

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# tools/rocm.sh [PYTEST OPTION...]: the operators on ONNX Runtime's genuine ROCm execution provider, which runs on stand-in
-# ROCm libraries that execute the kernels by emulation. No GPU is needed, and none is used. Without options: tests/gpu/rocm,
-# then the parts of tests/operators that say what kernels compute.
+# tools/rocm.sh [PYTEST OPTION...]: the operators on ONNX Runtime's own ROCm execution provider, over stand-in ROCm
+# libraries that emulate the kernels. No GPU is needed, and none is used. Without options it runs tests/gpu/rocm, then the
+# tests of tests/operators that check results.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-[[ $(uname -m) == x86_64 ]] || skip "the package of ONNX Runtime with the ROCm execution provider exists for x86_64 only"
+[[ $(uname -m) == x86_64 ]] || skip "the ONNX Runtime package with the ROCm execution provider exists for x86_64 only"
 need_python
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' ||
-    skip "that package exists for Python 3.11 and 3.12 only, this is $("$PYTHON" --version)"
+    skip "the ONNX Runtime package with ROCm exists for Python 3.11 and 3.12 only, this is $("$PYTHON" --version)"
 if ! command -v g++ >/dev/null || ! command -v readelf >/dev/null; then
     install_packages "The stand-in ROCm libraries need a C++ compiler" g++ binutils || skip "no C++ compiler"
 fi
@@ -20,14 +20,14 @@ set +e
 )
 status=$?
 set -e
-((status == 0)) || skip "the packages of tests/gpu/rocm/requirements.txt cannot be had here"
+((status == 0)) || skip "the packages of tests/gpu/rocm/requirements.txt cannot be installed here"
 python=$PWD/.venv-rocm/bin/python
 
 if [[ -z ${SPARK_ORT_LIBRARY:-} ]]; then
     build
     SPARK_ORT_LIBRARY=$(library_path)
 fi
-# What the stand-in device is.
+# The stand-in device is a gfx90a.
 grep -q 'amdgcn-amd-amdhsa--gfx90a' "$SPARK_ORT_LIBRARY" ||
     skip "$SPARK_ORT_LIBRARY carries no kernels for gfx90a: it was built without hipcc"
 
@@ -45,7 +45,7 @@ export SPARK_ORT_LIBRARY SPARK_TEST_EXPORTS=$exports
 PYTHONPATH=tests .venv/bin/python -m rewrite.prepare "$exports"
 
 export LD_LIBRARY_PATH=$simulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-# What the GPU is compared with is to compute in float32 too.
+# The CPU results that the GPU is compared with must be float32 too.
 export SPARK_ORT_CPU=portable
 export SPARK_EMULATION=$simulated/libspark_emulation.so SPARK_TEST_PROVIDER=ROCMExecutionProvider
 if (($# > 0)); then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the project's commands need before they can run. Run it as `tools/setup.sh build|venv|wheel|layer`, or source it for
-# its functions. It works in the project's folder, from wherever it is called.
+# What the project's commands need before they can run. Run it as `tools/setup.sh build|venv|wheel|layer`, or source it
+# for its functions. It changes to the project's folder, wherever it is called from.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,7 +21,8 @@ skip() {
     exit "$SKIPPED"
 }
 
-# install_packages REASON PACKAGE...: Debian packages, where this user may install them; otherwise says what is missing.
+# install_packages REASON PACKAGE...: installs Debian packages as root, and says so first. Any other user is told what to
+# install.
 install_packages() {
     local reason=$1
     shift
@@ -33,9 +34,9 @@ install_packages() {
         printf '%s. Run this, then the command again:\n    sudo apt-get install %s\n' "$reason" "$*" >&2
         return 1
     fi
-    say "$reason: installing $*"
+    say "$reason: installing $* (apt-get)"
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
-    # The second try is for a machine whose package lists are missing or stale.
+    # The second try is for a machine whose package lists are missing or out of date.
     "${apt[@]}" install --no-install-recommends "$@" ||
         { "${apt[@]}" update && "${apt[@]}" install --no-install-recommends "$@"; }
 }
@@ -44,6 +45,10 @@ need_rust() {
     command -v cargo >/dev/null || die "cargo is not on the PATH. Rust is needed: https://rustup.rs"
     # Cargo links with a C compiler, which a Rust toolchain does not bring along.
     command -v cc >/dev/null || install_packages "Rust needs a C linker" gcc libc6-dev
+}
+
+need_cxx() {
+    command -v c++ >/dev/null || install_packages "$1 needs a C++ compiler" g++
 }
 
 need_python() {
@@ -56,14 +61,14 @@ need_python() {
 }
 
 # make_venv FOLDER REQUIREMENTS [PIP OPTION...]: a virtual environment with exactly these packages. A stamp, written
-# last, records what the environment was made from: one that was interrupted or is out of date is made anew.
+# last, records what it was made from, so an interrupted or outdated environment is made again.
 make_venv() {
     local venv=$1 requirements=$2 stamp=$1/.made-from made_from
     shift 2
     need_python
     made_from=$({ "$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)' && cat "$requirements"; } | sha256sum)
     (
-        # Commands that run at once take turns.
+        # Commands that run at the same time take turns.
         flock 9
         if [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$made_from" ]]; then
             exit
@@ -79,7 +84,7 @@ make_venv() {
 
 venv() { make_venv .venv tools/requirements.txt; }
 
-# Where cargo puts the library: its configuration may name another folder than target.
+# Where cargo puts the library, which need not be target: cargo's configuration may name another folder.
 library_path() {
     cargo metadata --format-version 1 --no-deps |
         "$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["target_directory"] + "/release/libspark_ort.so")'

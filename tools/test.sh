@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must hold, in one command. A step that fails does not stop the ones that do not need it; the
-# summary at the end says what passed, failed and was skipped.
+# Everything that must hold, in one command. A failed step does not stop the steps that do not depend on it; the summary
+# at the end says what passed, what failed and what was skipped.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -43,7 +43,7 @@ finish() {
 }
 trap finish EXIT
 
-# needed NAME COMMAND...: a step without which the later ones make no sense.
+# needed NAME COMMAND...: a step that all later ones depend on.
 needed() {
     step "$@"
     [[ $outcome == passed ]] || exit 1
@@ -59,8 +59,8 @@ lints() {
     cargo clippy --all-targets -- -D warnings
 }
 
-# What is malformed goes to the kernels, and through ONNX Runtime to the library: valgrind sees reads and writes out of
-# bounds that happen to do no harm.
+# Malformed calls to the kernels, and to the library through ONNX Runtime: valgrind also sees accesses out of bounds that
+# happen to do no harm.
 memory() {
     command -v valgrind >/dev/null || install_packages "The memory check needs valgrind" valgrind ||
         skip "no valgrind on this machine"
@@ -71,25 +71,48 @@ import json, sys
 for message in map(json.loads, sys.stdin):
     if message.get("executable") and "test" in message["target"]["kind"]:
         print(message["executable"])'); do
-        # Fewer rounds: valgrind makes each many times slower.
+        # Fewer rounds, since valgrind makes each many times slower.
         SPARK_TEST_FEW=1 valgrind --error-exitcode=99 --quiet --suppressions=tests/operators/valgrind.supp \
             "$binary" --test-threads=1
     done
 }
 
-# The kernels are compiled for GPUs that need not be there.
+# Debian packages that this run will install, before it installs the first one.
+announce() {
+    local missing=()
+    command -v cc >/dev/null || missing+=("gcc libc6-dev (to link Rust programs)")
+    command -v c++ >/dev/null || missing+=("g++ (the emulated GPU, the C++ example)")
+    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || missing+=("python3-venv")
+    command -v hipcc >/dev/null || missing+=("hipcc (kernels for AMD GPUs, about 1 GB)")
+    command -v readelf >/dev/null || missing+=("binutils (symbols of the library)")
+    command -v valgrind >/dev/null || missing+=("valgrind (the memory check)")
+    ((${#missing[@]})) || return 0
+    if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
+        printf 'Will be installed by apt-get, each before the step that needs it:\n'
+    else
+        printf 'Missing; steps that need these are skipped or fail:\n'
+    fi
+    printf '    %s\n' "${missing[@]}"
+}
+
+cxx_at_hand() {
+    need_cxx "The emulated GPU" || skip "no C++ compiler on this machine: the GPU kernels are not tested"
+}
+
+# The kernels are compiled for GPUs that this machine need not have.
 hipcc_at_hand() {
     command -v hipcc >/dev/null || install_packages "Kernels for AMD GPUs need a compiler" hipcc ||
         skip "no hipcc on this machine: the library is built without kernels for GPUs"
 }
 
+announce
 needed "Rust" need_rust
 needed "Python packages" venv
 step "format: cargo fmt --check" format
 step "lints: cargo clippy" lints
 step "compiler for AMD GPUs: hipcc" hipcc_at_hand
 if [[ $outcome == passed ]]; then
-    # What the tests need; other builds take every processor that the compilers know.
+    # All that the tests need; other builds cover every processor that the compilers know.
     export SPARK_HIP_ARCHS=gfx90a
 fi
 needed "library: cargo build --release" cargo build --release
@@ -101,14 +124,19 @@ print(next(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.s
 export SPARK_ORT_LIBRARY ORT_DYLIB_PATH
 
 needed "models: tests/rewrite/exports" .venv/bin/python -m pytest -q -rs tests/rewrite/exports
+step "C++ compiler" cxx_at_hand
+if [[ $outcome == passed ]]; then
+    # Everything that the Rust tests need is there: none may skip itself.
+    export SPARK_TEST_REQUIRE=1
+fi
 step "Rust tests" cargo test --release
 step "operators against references: tests/operators" .venv/bin/python -m pytest -q -rs tests/operators
-# To float32 accuracy, which the fastest path has not for quantised rows.
+# To float32 accuracy, which the fastest path does not have for quantised rows.
 step "the same on the portable path" env SPARK_ORT_CPU=portable .venv/bin/python -m pytest -q -rs tests/operators
 step "rewriter and command line: tests/rewrite" .venv/bin/python -m pytest -q -rs tests/rewrite --ignore tests/rewrite/exports
 step "ONNX Runtime at hand: tests/onnxruntime" .venv/bin/python -m pytest -q -rs tests/onnxruntime
 step "installed package: GenAI, plain loops, documentation" tools/hosts.sh installed
-# The oldest that is supported, the last one with ROCm, the first minor version in which the library infers shapes.
+# The oldest supported version, the last one with ROCm, and the first in which the library infers shapes.
 for version in 1.18.1 1.22.2 1.24.4; do
     step "ONNX Runtime $version" tools/versions.sh "$version"
 done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# tools/versions.sh [VERSION...]: runs the library and rewritten exports in these versions of ONNX Runtime, each in a virtual environment of
-# its own with the packages of tests/onnxruntime/ort-VERSION.txt; by default in all that are there. The models and what
-# they must give come from the version of tools/requirements.txt.
+# tools/versions.sh [VERSION...]: runs the library and rewritten models in these versions of ONNX Runtime, by default in
+# every version that has a tests/onnxruntime/ort-VERSION.txt. Each version has a virtual environment of its own. The models
+# and the expected outputs come from the version of tools/requirements.txt.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -35,7 +35,7 @@ for version in "$@"; do
         printf 'skipped: %s\n' "$reason"
         continue
     fi
-    # Without their dependencies: ONNX Runtime's Python package imports only NumPy.
+    # No dependencies: ONNX Runtime's Python package imports only NumPy.
     make_venv ".venv-ort-$version" "tests/onnxruntime/ort-$version.txt" --no-deps
     python=.venv-ort-$version/bin/python
     "$python" tests/onnxruntime/replay.py "$SPARK_ORT_LIBRARY" "$cases" || failures=$((failures + 1))

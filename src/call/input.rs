@@ -2,7 +2,9 @@
 
 use thiserror::Error;
 
-/// An input of both operators, in the order of `docs/operators.md`.
+use crate::spec;
+
+/// An input of both operators, in the order of [`spec::ATTENTION.inputs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Input {
@@ -46,21 +48,7 @@ impl Input {
 
     /// Name in the operators' contract.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Query => "query",
-            Self::Key => "key",
-            Self::Value => "value",
-            Self::PastKey => "past_key",
-            Self::PastValue => "past_value",
-            Self::SeqlensK => "seqlens_k",
-            Self::TotalSequenceLength => "total_sequence_length",
-            Self::CosCache => "cos_cache",
-            Self::SinCache => "sin_cache",
-            Self::PositionIds => "position_ids",
-            Self::PastKeyRecent => "past_key_recent",
-            Self::QuerySaliency => "query_saliency",
-            Self::AttentionBias => "attention_bias",
-        }
+        spec::ATTENTION.inputs[self.index()].name
     }
 
     /// An error about this input.
@@ -102,5 +90,19 @@ impl CallError {
     /// An error about attribute `name`.
     pub fn attribute(name: &'static str, problem: impl Into<String>) -> Self {
         Self::Attribute { name, problem: problem.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_are_those_of_the_schema() {
+        assert_eq!(Input::ALL.len(), spec::ATTENTION.inputs.len());
+        for (place, input) in Input::ALL.into_iter().enumerate() {
+            assert_eq!(input.index(), place);
+            assert_eq!(input.name().replace('_', ""), format!("{input:?}").to_lowercase());
+        }
     }
 }

@@ -3,6 +3,7 @@
 use super::CallError;
 use crate::format::{Bits, LayoutError};
 use crate::method::Recovery;
+use crate::spec;
 
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,42 +88,111 @@ pub struct AttentionSettings {
     pub causal: bool,
 }
 
-/// The integer attribute `name`, `default` if absent.
-fn any_int(source: &impl Attributes, name: &'static str, default: Option<i64>) -> Result<i64, CallError> {
-    match source.get(name) {
-        Some(Attribute::Int(value)) => Ok(value),
-        Some(other) => Err(wrong_type(name, "an int", &other)),
-        None => default.ok_or_else(|| CallError::attribute(name, "is required")),
+/// The attributes of one node, read by their schema.
+struct Node<'s, S> {
+    source: &'s S,
+    version: i64,
+}
+
+impl<'s, S: Attributes> Node<'s, S> {
+    /// Checks what the node itself says of its version.
+    fn new(source: &'s S) -> Result<Self, CallError> {
+        let node = Self { source, version: *spec::VERSIONS.start() };
+        let version = node.any_int(&spec::VERSION)?;
+        spec::check_version(version).map_err(|problem| CallError::attribute(spec::VERSION.name, problem))?;
+        Ok(Self { source, version })
+    }
+
+    /// The attribute, `None` if the node lacks it.
+    fn get(&self, attribute: &spec::Attribute) -> Result<Option<Attribute>, CallError> {
+        let found = self.source.get(attribute.name);
+        if found.is_some() && attribute.since > self.version {
+            let (since, own) = (attribute.since, self.version);
+            let problem = format!(
+                "belongs to version {since} of {}, but the node is of version {own}: set its attribute `{}`, and import \
+                 that version",
+                spec::DOMAIN,
+                spec::VERSION.name
+            );
+            return Err(CallError::attribute(attribute.name, problem));
+        }
+        Ok(found)
+    }
+
+    /// An int attribute, whatever its value.
+    fn any_int(&self, attribute: &spec::Attribute) -> Result<i64, CallError> {
+        let spec::Value::Int { default, .. } = attribute.value else { unreachable!("{} is no int", attribute.name) };
+        match self.get(attribute)? {
+            Some(Attribute::Int(value)) => Ok(value),
+            Some(other) => Err(wrong_type(attribute.name, "an int", &other)),
+            None => default.ok_or_else(|| CallError::attribute(attribute.name, "is required")),
+        }
+    }
+
+    /// An int attribute in its range.
+    fn int(&self, attribute: &spec::Attribute) -> Result<i64, CallError> {
+        let spec::Value::Int { range, expected, .. } = attribute.value else {
+            unreachable!("{} is no int", attribute.name)
+        };
+        let value = self.any_int(attribute)?;
+        match range.contains(value) {
+            true => Ok(value),
+            false => Err(CallError::attribute(attribute.name, format!("{value} is not {expected}"))),
+        }
+    }
+
+    /// An int attribute whose range is of sizes.
+    fn size(&self, attribute: &spec::Attribute) -> Result<usize, CallError> {
+        let value = self.int(attribute)?;
+        usize::try_from(value).map_err(|_| CallError::attribute(attribute.name, format!("{value} is negative")))
+    }
+
+    fn flag(&self, attribute: &spec::Attribute) -> Result<bool, CallError> {
+        self.int(attribute).map(|value| value == 1)
+    }
+
+    fn bits(&self, attribute: &spec::Attribute) -> Result<Bits, CallError> {
+        let value = self.int(attribute)?;
+        Bits::new(value).ok_or_else(|| CallError::attribute(attribute.name, format!("{value} is no number of bits")))
+    }
+
+    fn float(&self, attribute: &spec::Attribute) -> Result<f32, CallError> {
+        let spec::Value::Float { default } = attribute.value else { unreachable!("{} is no float", attribute.name) };
+        match self.get(attribute)? {
+            None => Ok(default),
+            Some(Attribute::Float(x)) if x.is_finite() => Ok(x),
+            Some(other) => Err(wrong_type(attribute.name, "a finite float", &other)),
+        }
+    }
+
+    fn recovery(&self) -> Result<Recovery, CallError> {
+        let spec::Value::String { default, one_of } = spec::RECOVERY.value else { unreachable!("a string") };
+        let name = match self.get(&spec::RECOVERY)? {
+            None => default.to_owned(),
+            Some(Attribute::String(name)) => name,
+            Some(other) => return Err(wrong_type(spec::RECOVERY.name, &quoted(one_of), &other)),
+        };
+        match name.as_str() {
+            "mean" => Ok(Recovery::Mean),
+            "none" => Ok(Recovery::None),
+            _ => Err(wrong_type(spec::RECOVERY.name, &quoted(one_of), &Attribute::String(name))),
+        }
+    }
+
+    fn check_row_format(&self) -> Result<(), CallError> {
+        let format = self.any_int(&spec::ROW_FORMAT)?;
+        if spec::ROW_FORMATS.contains(&format) {
+            return Ok(());
+        }
+        let problem =
+            format!("{format} is not one that this library knows ({:?}); {}", spec::ROW_FORMATS, spec::update_hint());
+        Err(CallError::attribute(spec::ROW_FORMAT.name, problem))
     }
 }
 
-/// The integer attribute `name` if `valid`, `default` if absent.
-fn int(
-    source: &impl Attributes,
-    name: &'static str,
-    default: Option<i64>,
-    expected: &str,
-    valid: impl Fn(i64) -> bool,
-) -> Result<usize, CallError> {
-    let value = any_int(source, name, default)?;
-    match usize::try_from(value) {
-        // Far below what could overflow a product of sizes.
-        Ok(size) if value <= i32::MAX.into() && valid(value) => Ok(size),
-        _ => Err(CallError::attribute(name, format!("{value} is not {expected}"))),
-    }
-}
-
-fn flag(source: &impl Attributes, name: &'static str, default: i64) -> Result<bool, CallError> {
-    int(source, name, Some(default), "0 or 1", |v| v <= 1).map(|v| v == 1)
-}
-
-fn bits(source: &impl Attributes, name: &'static str) -> Result<Bits, CallError> {
-    let value = any_int(source, name, Some(16))?;
-    Bits::new(value).ok_or_else(|| CallError::attribute(name, format!("{value} is not 16, 8 or 4")))
-}
-
-fn row_bytes(source: &impl Attributes, name: &'static str) -> Result<usize, CallError> {
-    int(source, name, Some(0), "0 or a positive multiple of 4", |v| v % 4 == 0)
+/// The values of a string attribute, for errors: "mean" or "none".
+fn quoted(values: &[&str]) -> String {
+    values.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>().join(" or ")
 }
 
 impl Settings {
@@ -131,32 +201,27 @@ impl Settings {
     /// # Errors
     /// Names the attribute that is missing, of another type or out of range.
     pub fn read(source: &impl Attributes) -> Result<Self, CallError> {
-        let query_heads = int(source, "num_heads", None, "a positive number of heads", |v| v > 0)?;
-        let kv_heads = int(source, "kv_num_heads", None, "a positive number of heads", |v| v > 0)?;
+        let node = Node::new(source)?;
+        node.check_row_format()?;
+        let (query_heads, kv_heads) = (node.size(&spec::NUM_HEADS)?, node.size(&spec::KV_NUM_HEADS)?);
         if !query_heads.is_multiple_of(kv_heads) {
             let problem = format!("{query_heads} query heads cannot be shared evenly by kv_num_heads = {kv_heads}");
-            return Err(CallError::attribute("num_heads", problem));
+            return Err(CallError::attribute(spec::NUM_HEADS.name, problem));
         }
-        let recovery = match source.get("recovery") {
-            None => Recovery::Mean,
-            Some(Attribute::String(s)) if s == "mean" => Recovery::Mean,
-            Some(Attribute::String(s)) if s == "none" => Recovery::None,
-            Some(other) => return Err(wrong_type("recovery", "\"mean\" or \"none\"", &other)),
-        };
-        let interleaved = flag(source, "rotary_interleaved", 0)?;
+        let interleaved = node.flag(&spec::ROTARY_INTERLEAVED)?;
         let style = if interleaved { Rotary::Interleaved } else { Rotary::Halves };
         Ok(Self {
             query_heads,
             kv_heads,
-            kept_channels: int(source, "kept_channels", None, "a positive number of channels", |v| v > 0)?,
-            key_bits: bits(source, "key_bits")?,
-            value_bits: bits(source, "value_bits")?,
-            key_row_bytes: row_bytes(source, "key_row_bytes")?,
-            value_row_bytes: row_bytes(source, "value_row_bytes")?,
-            recovery,
-            recent_window: int(source, "recent_window", Some(0), "a number of keys", |_| true)?,
-            tail_window: int(source, "tail_window", Some(0), "a number of keys", |_| true)?,
-            rotary: flag(source, "do_rotary", 0)?.then_some(style),
+            kept_channels: node.size(&spec::KEPT_CHANNELS)?,
+            key_bits: node.bits(&spec::KEY_BITS)?,
+            value_bits: node.bits(&spec::VALUE_BITS)?,
+            key_row_bytes: node.size(&spec::KEY_ROW_BYTES)?,
+            value_row_bytes: node.size(&spec::VALUE_ROW_BYTES)?,
+            recovery: node.recovery()?,
+            recent_window: node.size(&spec::RECENT_WINDOW)?,
+            tail_window: node.size(&spec::TAIL_WINDOW)?,
+            rotary: node.flag(&spec::DO_ROTARY)?.then_some(style),
         })
     }
 }
@@ -177,10 +242,8 @@ impl PruneSettings {
     /// # Errors
     /// Names the attribute that is missing, of another type or out of range.
     pub fn read(source: &impl Attributes) -> Result<Self, CallError> {
-        Ok(Self {
-            common: Settings::read(source)?,
-            observation_window: int(source, "observation_window", Some(32), "a positive number of queries", |v| v > 0)?,
-        })
+        let observation_window = Node::new(source)?.size(&spec::OBSERVATION_WINDOW)?;
+        Ok(Self { common: Settings::read(source)?, observation_window })
     }
 }
 
@@ -190,19 +253,13 @@ impl AttentionSettings {
     /// # Errors
     /// Names the attribute that is missing, of another type or out of range.
     pub fn read(source: &impl Attributes) -> Result<Self, CallError> {
-        let float = |name| match source.get(name) {
-            None => Ok(0.0),
-            Some(Attribute::Float(x)) if x.is_finite() => Ok(x),
-            Some(other) => Err(wrong_type(name, "a finite float", &other)),
-        };
-        let window = any_int(source, "local_window_size", Some(-1))?;
+        let node = Node::new(source)?;
         Ok(Self {
             common: Settings::read(source)?,
-            scale: Some(float("scale")?).filter(|&s| s != 0.0),
-            // As in GroupQueryAttention, what is not positive means none.
-            softcap: Some(float("softcap")?).filter(|&s| s > 0.0),
-            window: usize::try_from(window).ok().filter(|&w| w > 0),
-            causal: flag(source, "causal", 1)?,
+            scale: Some(node.float(&spec::SCALE)?).filter(|&s| s != 0.0),
+            softcap: Some(node.float(&spec::SOFTCAP)?).filter(|&s| s > 0.0),
+            window: usize::try_from(node.int(&spec::LOCAL_WINDOW_SIZE)?).ok().filter(|&w| w > 0),
+            causal: node.flag(&spec::CAUSAL)?,
         })
     }
 }

@@ -7,7 +7,7 @@ use ndarray::s;
 
 use super::{Attention, Pool, Prune, Serial};
 use crate::element::Element;
-use crate::format::{TailLayout, read_dense_key, write_dense_key};
+use crate::format::{TailLayout, write_dense_key};
 use crate::method::Recovery;
 
 /// The tails of a call's shared buffers, to be read.
@@ -50,12 +50,13 @@ impl<T: Element> Attention<'_, T> {
         let (d, bytes) = (layout.head_dim(), layout.row_bytes());
         for (position, key) in positions.zip(keys.chunks_exact_mut(d)) {
             let row = &self.past_key[head][position * bytes..(position + 1) * bytes];
-            match tail.slots(position).find(|slot| layout.is_dense_key(slot, row)) {
-                Some(slot) => read_dense_key(slot, key),
-                None => {
-                    let scale = &self.scale[h * d..(h + 1) * d];
-                    layout.row(row).decode(scale, self.settings.common.recovery == Recovery::Mean, key);
-                }
+            let mut found = false;
+            for slot in tail.slots(position) {
+                found = found || layout.read_dense_key(slot, row, key);
+            }
+            if !found {
+                let scale = &self.scale[h * d..(h + 1) * d];
+                layout.row(row).decode(scale, self.settings.common.recovery == Recovery::Mean, key);
             }
         }
     }

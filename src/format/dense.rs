@@ -1,12 +1,10 @@
 //! Dense keys in the tail of a shared buffer: `D` float16, and nothing else.
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
-use super::packed::read_f16;
-use super::{Bits, KeyLayout, MAX_HEAD_DIM};
+use super::{Bits, KeyLayout};
 use crate::bits::bit;
-use crate::element::{finite, finite_f16};
+use crate::element::{F16_MAX, finite_f16};
 
 /// The least positive float16.
 const LEAST: f16 = f16::from_bits(1);
@@ -25,55 +23,69 @@ pub fn write_dense_key(key: &[f32], slot: &mut [u8]) {
     }
 }
 
-/// Reads `slot` into `key` (`D` channels), finite whatever the bytes.
-///
-/// # Panics
-/// If `slot` has another length than `2 * D`.
+/// Eight float16 from their bytes, NaN as 0 and infinity as the end of the range.
 #[inline(always)]
-pub fn read_dense_key(slot: &[u8], key: &mut [f32]) {
-    assert_eq!(slot.len(), 2 * key.len());
-    let mut halves = [f16::ZERO; MAX_HEAD_DIM];
-    let halves = &mut halves[..key.len()];
-    for (half, bytes) in halves.iter_mut().zip(slot.as_chunks::<2>().0) {
-        *half = f16::from_le_bytes(*bytes);
+fn halves(bytes: &[u8; 16]) -> [f32; 8] {
+    let mut halves = [0; 8];
+    for (half, bytes) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+        *half = u32::from(u16::from_le_bytes(*bytes));
     }
-    halves.convert_to_f32_slice(key);
-    key.iter_mut().for_each(|x| *x = finite(*x));
+    // Shifted into its place the number is too small by the difference of the exponents' biases, which is a factor.
+    const FACTOR: f32 = f32::from_bits((127 + 127 - 15) << 23);
+    halves.map(|half| {
+        let magnitude = half & 0x7fff;
+        let size = (f32::from_bits(magnitude << 13) * FACTOR).min(F16_MAX);
+        let size = if magnitude > 0x7c00 { 0.0 } else { size };
+        f32::from_bits(size.to_bits() | (half & 0x8000) << 16)
+    })
 }
 
 impl KeyLayout {
-    /// Whether the dense key in `slot` is the one that `row` was made from, as far as the row tells: its signs are the
-    /// row's, and with 16 bits the kept channels are. Other keys, and other bytes, pass with a probability of 2^-D or so.
+    /// Reads the dense key in `slot` into `key` (`D` channels), finite whatever the bytes, and says whether it is the one
+    /// that `row` was made from, as far as the row tells: its signs are the row's, and with 16 bits the kept channels are.
+    /// Other keys, and other bytes, pass with a probability of 2^-D or so.
     ///
     /// # Panics
     /// If a length is not what the layout says.
+    // Inlined always: it becomes instructions of the caller's vectors.
     #[inline(always)]
-    pub fn is_dense_key(&self, slot: &[u8], row: &[u8]) -> bool {
-        assert_eq!((slot.len(), row.len()), (2 * self.head_dim(), self.row_bytes()));
+    pub fn read_dense_key(&self, slot: &[u8], row: &[u8], key: &mut [f32]) -> bool {
+        let d = self.head_dim();
+        assert_eq!((slot.len(), row.len(), key.len()), (2 * d, self.row_bytes(), d));
         let (mask, rest) = row.split_at(self.mask_bytes());
-        let signs = &rest[..mask.len()];
         let whole = self.bits() == Bits::B16;
-        let mut differ = 0;
-        for ((slot, &mask), &signs) in slot.as_chunks::<16>().0.iter().zip(mask).zip(signs) {
-            let mut channels = [0; 8];
-            for (channel, bytes) in channels.iter_mut().zip(slot.as_chunks::<2>().0) {
-                *channel = i16::from_le_bytes(*bytes);
+        let mut differ = [0; 8];
+        let bytes = mask.iter().zip(&rest[..mask.len()]);
+        for ((slot, (&mask, &signs)), key) in slot.as_chunks::<16>().0.iter().zip(bytes).zip(key.as_chunks_mut::<8>().0)
+        {
+            *key = halves(slot);
+            let told = u32::from(if whole { !mask } else { 0xff });
+            for j in 0..8 {
+                // All bits, or none: of equal width as the numbers.
+                let negative = if key[j] <= 0.0 { u32::MAX } else { 0 };
+                let expected = if u32::from(signs) & 1 << j != 0 { u32::MAX } else { 0 };
+                differ[j] |= (negative ^ expected) & if told & 1 << j != 0 { u32::MAX } else { 0 };
             }
-            // A float16 is not positive where its bits, as an integer, are not.
-            let all = (0..8).fold(0, |byte, j| byte | u8::from(channels[j] <= 0) << j);
-            differ |= (all ^ signs) & if whole { !mask } else { 0xff };
         }
-        differ == 0 && (!whole || self.has_kept_channels(slot, row))
+        differ == [0; 8] && (!whole || self.has_kept_channels(slot, row))
     }
 
     /// Whether the kept channels of `row`, of 16 bits, are those of the dense key in `slot`.
     fn has_kept_channels(&self, slot: &[u8], row: &[u8]) -> bool {
-        let stored = (0..self.kept()).map(|n| read_f16(row, self.codes_at() + 2 * n));
-        let kept = (0..self.head_dim()).filter(|&j| bit(&row[..self.mask_bytes()], j));
-        stored.zip(kept).all(|(stored, j)| {
-            let dense = read_f16(slot, 2 * j);
-            dense == stored || stored == 0.0 && dense == LEAST.to_f32()
-        })
+        let codes = row[self.codes_at()..].as_chunks::<2>().0;
+        let mut kept = codes[..self.kept()].iter();
+        for (j, &dense) in slot.as_chunks::<2>().0.iter().enumerate() {
+            // Channels that are marked beyond the kept ones read as pruned.
+            if bit(&row[..self.mask_bytes()], j)
+                && let Some(&stored) = kept.next()
+            {
+                // Where the row has zero, a dense key may have the least positive number.
+                if dense != stored && !(stored == [0, 0] && dense == LEAST.to_le_bytes()) {
+                    return false;
+                }
+            }
+        }
+        true
     }
 }
 
@@ -82,6 +94,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::element::Element;
     use crate::format::PrunedKey;
     use crate::method::select;
 
@@ -109,11 +122,11 @@ mod tests {
         ) {
             let layout = KeyLayout::new(d, kept, bits, 0).unwrap();
             let [(row, slot), (other_row, other)] = [0, 1].map(|i| stored(&layout, &keys[i][..d]));
-            prop_assert!(layout.is_dense_key(&slot, &row) && layout.is_dense_key(&other, &other_row));
-            let same_signs = (0..d).all(|j| (keys[0][j] <= 0.0) == (keys[1][j] <= 0.0));
-            prop_assert!(!layout.is_dense_key(&other, &row) || same_signs);
             let mut read = vec![f32::NAN; d];
-            read_dense_key(&slot, &mut read);
+            prop_assert!(layout.read_dense_key(&other, &other_row, &mut read));
+            let same_signs = (0..d).all(|j| (keys[0][j] <= 0.0) == (keys[1][j] <= 0.0));
+            prop_assert!(!layout.read_dense_key(&other, &row, &mut read) || same_signs);
+            prop_assert!(layout.read_dense_key(&slot, &row, &mut read));
             for (read, key) in read.into_iter().zip(&keys[0][..d]) {
                 prop_assert!((read - key).abs() <= key.abs() / 2048.0 + 6e-8, "{} read as {}", key, read);
             }
@@ -128,14 +141,18 @@ mod tests {
             let (row, mut slot) = stored(&layout, &key);
             let turned = if key[j] <= 0.0 { 1.0 } else { -1.0 };
             slot[2 * j..2 * j + 2].copy_from_slice(&f16::from_f32(turned).to_le_bytes());
-            prop_assert!(!layout.is_dense_key(&slot, &row));
+            prop_assert!(!layout.read_dense_key(&slot, &row, &mut [0.0; 64]));
         }
 
-        #[test]
-        fn any_bytes_read_as_finite_numbers(slot in prop::collection::vec(any::<u8>(), 128)) {
-            let mut key = [f32::NAN; 64];
-            read_dense_key(&slot, &mut key);
-            prop_assert!(key.iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn every_float16_reads_as_it_is_or_finite() {
+        for bits in 0..=u16::MAX {
+            let [got, ..] = halves(&[bits.to_le_bytes(); 8].as_flattened().try_into().unwrap());
+            let expected = f16::from_bits(bits).finite();
+            assert_eq!(got.to_bits() & 0x7fff_ffff, expected.abs().to_bits(), "{bits:#x}");
+            assert!(got == expected);
         }
     }
 }

@@ -11,7 +11,7 @@ mod packed;
 mod tail;
 mod value;
 
-pub use dense::{read_dense_key, write_dense_key};
+pub use dense::write_dense_key;
 pub use key::{KeyRow, PrunedKey};
 pub use layout::{Bits, KeyLayout, LayoutError, MAX_HEAD_DIM, MIN_HEAD_DIM, ValueLayout};
 pub use tail::{Slot, Tail, TailBuffer, TailLayout};

@@ -93,16 +93,21 @@ impl TailLayout {
     pub fn write<'a>(&self, total: usize, wanted: usize, key: &'a mut [u8], value: &'a mut [u8]) -> Vec<&'a mut [u8]> {
         let kept = self.kept(key.len() / self.key_row);
         let count = wanted.min(kept).min(total);
-        let [mut keys, mut values] = [key, value].map(|free| {
-            let slots = if count == 0 { 0 } else { free.len() / self.slot_bytes };
-            free.rchunks_exact_mut(self.slot_bytes).take(slots.min(kept)).map(Some).collect::<Vec<_>>()
-        });
-        let slot = |position: usize| {
-            let Slot { buffer, from_end } = self.slots[position % kept];
-            let slots = if buffer == TailBuffer::Key { &mut keys } else { &mut values };
-            slots[from_end].take().expect("no two of the last positions share a slot")
-        };
-        (total - count..total).map(slot).collect()
+        // From the end of each buffer, one after the other.
+        let mut wanted: Vec<_> =
+            (total - count..total).map(|position| (self.slots[position % kept], position)).collect();
+        wanted.sort_unstable_by_key(|(slot, _)| slot.from_end);
+        let mut slots = Vec::with_capacity(count);
+        for (buffer, free) in [(TailBuffer::Key, key), (TailBuffer::Value, value)] {
+            let (mut rest, mut passed) = (free.rchunks_exact_mut(self.slot_bytes), 0);
+            for &(slot, position) in wanted.iter().filter(|(slot, _)| slot.buffer == buffer) {
+                let bytes = rest.nth(slot.from_end - passed).expect("as many slots are kept as lie in free rows");
+                slots.push((position, bytes));
+                passed = slot.from_end + 1;
+            }
+        }
+        slots.sort_unstable_by_key(|(position, _)| *position);
+        slots.into_iter().map(|(_, bytes)| bytes).collect()
     }
 }
 

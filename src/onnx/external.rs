@@ -1,7 +1,8 @@
 //! Data that a model keeps in files beside it: checked, linked or copied, never read.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -41,26 +42,23 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
     for tensor in tensors(model) {
         let entry = |key: &str| tensor.external_data.iter().find(|e| e.key() == key).map(|e| e.value());
         let location = entry("location").unwrap_or_default();
-        if location.is_empty()
-            || !Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
-        {
+        let Some(inside) = relative(location) else {
             return Err(FileError::Location {
                 model: path.into(),
                 tensor: tensor.name().into(),
                 location: location.into(),
             });
-        }
+        };
         let file = folder.join(location);
         let missing = || FileError::MissingData(file.clone(), path.into(), tensor.name().into());
-        let location: PathBuf = Path::new(location).components().filter(|c| *c != Component::CurDir).collect();
-        let have = match files.get(&location) {
+        let have = match files.get(&inside) {
             Some(&have) => have,
             None => match fs::metadata(&file) {
                 Ok(m) if m.is_file() => m.len(),
                 _ => return Err(missing()),
             },
         };
-        files.insert(location, have);
+        files.insert(inside, have);
         let number = |key: &'static str| match entry(key).map(|v| (v, v.trim().parse::<u64>())) {
             None => Ok(0),
             Some((_, Ok(number))) => Ok(number),
@@ -77,6 +75,41 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
     Ok(files.into_iter().map(|(location, bytes)| DataFile { location, bytes }).collect())
 }
 
+/// Where `model` says that it has data, as far as that is inside its folder; whether the files are there does not matter.
+pub fn data_locations(model: &ModelProto) -> Vec<PathBuf> {
+    let entries = tensors(model).into_iter().flat_map(|tensor| &tensor.external_data);
+    let mut found: Vec<_> = entries.filter(|e| e.key() == "location").filter_map(|e| relative(e.value())).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Makes `model` say that what it has in the data file `from` is in `to`.
+pub fn move_data(model: &mut ModelProto, from: &Path, to: &str) {
+    let mut rename = |tensor: &mut TensorProto| {
+        if tensor.data_location() == DataLocation::EXTERNAL {
+            let locations = tensor.external_data.iter_mut().filter(|e| e.key() == "location");
+            for entry in locations.filter(|e| relative(e.value()).is_some_and(|location| location == from)) {
+                entry.set_value(to.into());
+            }
+        }
+    };
+    if let Some(graph) = model.graph.as_mut() {
+        for_graph(graph, &mut rename);
+    }
+    for function in &mut model.functions {
+        function.node.iter_mut().flat_map(|n| &mut n.attribute).for_each(|a| for_attribute(a, &mut rename));
+    }
+}
+
+/// A location as a plain path inside the model's folder, `None` if it is none.
+fn relative(location: &str) -> Option<PathBuf> {
+    let components = || Path::new(location).components();
+    let is_inside = components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    let path: PathBuf = components().filter(|c| *c != Component::CurDir).collect();
+    (is_inside && path != Path::new("")).then_some(path)
+}
+
 impl DataFile {
     /// Brings the file from the folder `from` to the folder `to`.
     ///
@@ -87,7 +120,11 @@ impl DataFile {
     }
 }
 
-/// Brings the file `from` to the new file `to`.
+/// Brings the file `from` to the new file `to` and waits until it is on the disk. Its mode goes with it, as far as the
+/// user lets new files have it.
+///
+/// # Errors
+/// There is something at `to`, `from` is no file, or the file system says no.
 pub(crate) fn place(from: &Path, to: &Path, how: Placement) -> Result<(), FileError> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).map_err(FileError::io(folder))?;
@@ -97,8 +134,16 @@ pub(crate) fn place(from: &Path, to: &Path, how: Placement) -> Result<(), FileEr
     if how == Placement::Link && fs::hard_link(&from, to).is_ok() {
         return Ok(());
     }
-    fs::copy(&from, to).map_err(FileError::io(to))?;
-    Ok(())
+    // Not a pipe that nobody writes to, whatever has taken the file's place since it was looked at.
+    let options = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&from);
+    let mut source = options.map_err(FileError::io(&from))?;
+    let status = source.metadata().map_err(FileError::io(&from))?;
+    if !status.is_file() {
+        return Err(FileError::Io(from, std::io::Error::other("is no file")));
+    }
+    let target = File::options().write(true).create_new(true).mode(status.mode() & 0o777).open(to);
+    let mut target = target.map_err(FileError::io(to))?;
+    std::io::copy(&mut source, &mut target).and_then(|_| target.sync_all()).map_err(FileError::io(to))
 }
 
 /// Bytes that the elements of `tensor` take; 0 for a type that is not known.
@@ -142,4 +187,17 @@ fn in_graph<'m>(graph: &'m GraphProto, found: &mut Vec<&'m TensorProto>) {
 fn in_attribute<'m>(attribute: &'m AttributeProto, found: &mut Vec<&'m TensorProto>) {
     found.extend(attribute.t.as_ref().into_iter().chain(&attribute.tensors));
     attribute.g.iter().chain(&attribute.graphs).for_each(|g| in_graph(g, found));
+}
+
+fn for_graph(graph: &mut GraphProto, act: &mut dyn FnMut(&mut TensorProto)) {
+    graph.initializer.iter_mut().for_each(&mut *act);
+    for sparse in &mut graph.sparse_initializer {
+        sparse.values.as_mut().into_iter().chain(sparse.indices.as_mut()).for_each(&mut *act);
+    }
+    graph.node.iter_mut().flat_map(|n| &mut n.attribute).for_each(|a| for_attribute(a, act));
+}
+
+fn for_attribute(attribute: &mut AttributeProto, act: &mut dyn FnMut(&mut TensorProto)) {
+    attribute.t.as_mut().into_iter().chain(&mut attribute.tensors).for_each(&mut *act);
+    attribute.g.as_mut().into_iter().chain(&mut attribute.graphs).for_each(|g| for_graph(g, act));
 }

@@ -1,7 +1,8 @@
 //! Reading and writing `.onnx` files.
 
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::fs::{File, Metadata};
+use std::io::{BufReader, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use protobuf::{CodedInputStream, CodedOutputStream, Message};
@@ -72,11 +73,7 @@ impl FileError {
 /// # Errors
 /// The file cannot be read, or is not a whole ONNX model.
 pub fn read(path: &Path) -> Result<ModelProto, FileError> {
-    let file = File::open(path).map_err(FileError::io(path))?;
-    let length = file.metadata().map_err(FileError::io(path))?;
-    if length.is_dir() {
-        return Err(FileError::Io(path.into(), std::io::ErrorKind::IsADirectory.into()));
-    }
+    let file = open(path)?;
     let malformed = |e| FileError::Malformed(path.into(), e);
     let mut reader = BufReader::new(file);
     let mut input = CodedInputStream::from_buf_read(&mut reader);
@@ -87,6 +84,21 @@ pub fn read(path: &Path) -> Result<ModelProto, FileError> {
         return Err(FileError::NoGraph(path.into()));
     }
     Ok(model)
+}
+
+/// Opens the file `path` for reading: no pipe, which nobody may ever write to, and no device, which may have no end.
+pub(crate) fn open(path: &Path) -> Result<File, FileError> {
+    let io = |e: ErrorKind| FileError::Io(path.into(), e.into());
+    let check = |status: Metadata| match status.file_type() {
+        kind if kind.is_file() => Ok(()),
+        kind if kind.is_dir() => Err(io(ErrorKind::IsADirectory)),
+        _ => Err(FileError::Io(path.into(), std::io::Error::other("is a pipe, socket or device, not a file"))),
+    };
+    // To open a device can do something already.
+    check(std::fs::metadata(path).map_err(FileError::io(path))?)?;
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(FileError::io(path))?;
+    check(file.metadata().map_err(FileError::io(path))?)?;
+    Ok(file)
 }
 
 /// Writes `model` to the new file `path` and waits until it is on the disk.

@@ -25,7 +25,7 @@ pub fn onnx_opset(model: &proto::ModelProto) -> i64 {
 }
 
 pub(crate) use external::place;
-pub use external::{DataFile, Placement, data_files};
+pub use external::{DataFile, Placement, data_files, data_locations, move_data};
 pub(crate) use file::write_text;
 pub use file::{FileError, read, write};
 pub(crate) use index::reads;

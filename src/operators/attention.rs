@@ -1,6 +1,7 @@
 //! `SparkAttention`, the read path.
 
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
@@ -10,12 +11,13 @@ use super::node::{Failure, Node, guard};
 use super::output::attention_output;
 use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
-use super::{Container, Tensor, inputs, shape_inference};
+use super::{Container, Tensor, inputs, outputs, shape_inference, versions};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
 use crate::cpu::{Attention, Path, TailRows, attention};
 use crate::format::TailLayout;
+use crate::spec;
 
-pub(super) const NAME: &str = "SparkAttention";
+pub(super) const NAME: &str = spec::ATTENTION.name;
 
 /// `SparkAttention` for tensors of T and caches of C, on the CPU.
 pub struct SparkAttention<T, C>(PhantomData<(T, C)>);
@@ -33,12 +35,16 @@ impl<T: Tensor, C: Container> Operator for SparkAttention<T, C> {
         NAME
     }
 
+    fn versions(&self) -> RangeInclusive<u32> {
+        versions()
+    }
+
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs::<T, C>(Input::ALL.len())
+        inputs::<T, C>(&spec::ATTENTION)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        [OperatorOutput::required(T::into_tensor_element_type())]
+        outputs::<T, C>(&spec::ATTENTION)
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {

@@ -13,19 +13,20 @@ mod rocm;
 mod shape_inference;
 mod tensors;
 
+use std::ops::RangeInclusive;
+
 use half::{bf16, f16};
-use ort::operator::{OperatorDomain, OperatorInput};
+use ort::operator::{OperatorDomain, OperatorInput, OperatorOutput};
 use ort::value::{PrimitiveTensorElementType, TensorElementType};
 
 pub use attention::SparkAttention;
 pub(crate) use node::panic_message;
 pub use prune::SparkPrune;
 
-use crate::call::Input;
 use crate::element::Element;
+use crate::spec;
 
-/// The operators' domain.
-pub const DOMAIN: &str = "ai.spark";
+pub use crate::spec::DOMAIN;
 
 /// An element type T of the operators on the CPU.
 pub trait Tensor: Element + PrimitiveTensorElementType + std::fmt::Debug {}
@@ -58,14 +59,39 @@ pub fn domain() -> ort::Result<OperatorDomain> {
     rocm::add(domain)
 }
 
-/// The first `count` inputs with the types of T and C.
-fn inputs<T: PrimitiveTensorElementType, C: Container>(count: usize) -> impl Iterator<Item = OperatorInput> {
-    Input::ALL[..count].iter().map(|input| match input {
-        Input::Query => OperatorInput::required(T::into_tensor_element_type()),
-        Input::PastKey | Input::PastValue => OperatorInput::required(C::into_tensor_element_type()),
-        Input::SeqlensK | Input::TotalSequenceLength => OperatorInput::optional(TensorElementType::Int32),
-        Input::PositionIds => OperatorInput::optional(TensorElementType::Int64),
-        Input::QuerySaliency => OperatorInput::optional(TensorElementType::Float32),
-        _ => OperatorInput::optional(T::into_tensor_element_type()),
+/// Versions of the domain that the operators serve. ONNX Runtime holds models to the first one only, so that nodes say
+/// theirs themselves ([`spec::VERSION`]).
+fn versions() -> RangeInclusive<u32> {
+    let [first, last] = [spec::VERSIONS.start(), spec::VERSIONS.end()].map(|&v| v as u32);
+    first..=last
+}
+
+/// Inputs of `operator` with the types of T and C.
+fn inputs<T: PrimitiveTensorElementType, C: Container>(
+    operator: &spec::Operator,
+) -> impl Iterator<Item = OperatorInput> {
+    operator.inputs.iter().map(|input| match input.required {
+        true => OperatorInput::required(element::<T, C>(input.element)),
+        false => OperatorInput::optional(element::<T, C>(input.element)),
     })
+}
+
+/// Outputs of `operator` with the types of T and C.
+fn outputs<T: PrimitiveTensorElementType, C: Container>(
+    operator: &spec::Operator,
+) -> impl Iterator<Item = OperatorOutput> {
+    operator.outputs.iter().map(|output| match output.required {
+        true => OperatorOutput::required(element::<T, C>(output.element)),
+        false => OperatorOutput::optional(element::<T, C>(output.element)),
+    })
+}
+
+fn element<T: PrimitiveTensorElementType, C: Container>(element: spec::Type) -> TensorElementType {
+    match element {
+        spec::Type::T => T::into_tensor_element_type(),
+        spec::Type::C => C::into_tensor_element_type(),
+        spec::Type::Int32 => TensorElementType::Int32,
+        spec::Type::Int64 => TensorElementType::Int64,
+        spec::Type::Float32 => TensorElementType::Float32,
+    }
 }

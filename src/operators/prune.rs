@@ -1,32 +1,28 @@
 //! `SparkPrune`, the write path.
 
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 
 use ndarray::Dim;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
-use ort::value::{PrimitiveTensorElementType, TensorElementType};
 
 use super::node::{Failure, Node, guard};
 use super::output::{Output, PruneOutputs};
 use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
-use super::{Container, Tensor, inputs, shape_inference};
+use super::{Container, Tensor, inputs, outputs, shape_inference, versions};
 use crate::call::{CallError, Geometry, Input, Lengths, PruneSettings, Settings};
 use crate::cpu::{HeadRows, Path, Prune, grow, prune, recent_keys, write_tail};
 use crate::format::TailLayout;
+use crate::spec;
 
-pub(super) const NAME: &str = "SparkPrune";
+pub(super) const NAME: &str = spec::PRUNE.name;
 
-/// Inputs that are read.
+/// Inputs that are read. The one behind them, SparkAttention's output, only orders: what SparkAttention reads of a shared
+/// buffer's tail is not to be written before.
 pub(super) const INPUTS: usize = Input::QuerySaliency.index() + 1;
-
-/// The input behind them, which only orders: SparkAttention's output, of T and any shape. What SparkAttention reads of a
-/// shared buffer's tail is not to be written before.
-pub(super) fn after<T: PrimitiveTensorElementType>() -> OperatorInput {
-    OperatorInput::optional(T::into_tensor_element_type())
-}
 
 /// Checks that the input `after` is there where a tail may be written.
 pub(super) fn check_after(settings: &Settings, context: &ComputeContext) -> Result<(), Failure> {
@@ -36,17 +32,6 @@ pub(super) fn check_after(settings: &Settings, context: &ComputeContext) -> Resu
     let problem =
         format!("needs input {INPUTS} (after), the output of SparkAttention, which reads what is written here");
     Err(CallError::attribute("tail_window", problem).into())
-}
-
-/// The outputs with the types of T and C.
-pub(super) fn outputs<T: PrimitiveTensorElementType, C: Container>() -> [OperatorOutput; 4] {
-    let cache = C::into_tensor_element_type();
-    [
-        OperatorOutput::required(cache),
-        OperatorOutput::required(cache),
-        OperatorOutput::optional(T::into_tensor_element_type()),
-        OperatorOutput::optional(TensorElementType::Float32),
-    ]
 }
 
 /// `SparkPrune` for tensors of T and caches of C, on the CPU.
@@ -65,12 +50,16 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
         NAME
     }
 
+    fn versions(&self) -> RangeInclusive<u32> {
+        versions()
+    }
+
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs::<T, C>(INPUTS).chain([after::<T>()])
+        inputs::<T, C>(&spec::PRUNE)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        outputs::<T, C>()
+        outputs::<T, C>(&spec::PRUNE)
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {

@@ -7,7 +7,7 @@ use super::abi::{self, Graph, GraphSupportInfo, KernelRegistry, MemoryDevice, No
 use super::device::Device;
 use super::host::{Failure, Host, ok};
 use super::stream::{self, Streams};
-use crate::operators::DOMAIN;
+use crate::spec::DOMAIN;
 
 #[repr(C)]
 pub struct Ep {

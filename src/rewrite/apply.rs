@@ -13,9 +13,9 @@ use super::layer::Layer;
 use super::recent::Recent;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt, reads, remove_nodes, sort_nodes};
+use crate::spec;
 
-/// Domain of the operators.
-pub const DOMAIN: &str = "ai.spark";
+pub use crate::spec::DOMAIN;
 
 /// Tensors that one rewritten layer has beside those of the original.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,8 +84,7 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent) -> Result
     if !model.opset_import.iter().any(|o| o.domain() == DOMAIN) {
         let mut opset = OperatorSetIdProto::new();
         opset.set_domain(DOMAIN.into());
-        // tail_window came with version 2.
-        opset.set_version(if recent.buffer > 0 { 2 } else { 1 });
+        opset.set_version(if recent.buffer > 0 { spec::TAIL_WINDOW.since } else { *spec::VERSIONS.start() });
         model.opset_import.push(opset);
     }
     Ok(names)
@@ -136,7 +135,7 @@ fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [S
         Some(_) => builder.unique(format!("{}/SparkAttention/output", layer.name)),
         None => layer.output.clone(),
     };
-    let mut attention = node(&names.attention, "SparkAttention", DOMAIN, inputs.clone(), vec![output.clone()]);
+    let mut attention = node(&names.attention, spec::ATTENTION.name, DOMAIN, inputs.clone(), vec![output.clone()]);
     if tail {
         inputs.push(output.clone());
     }
@@ -144,7 +143,7 @@ fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [S
     for (index, name) in [12, 7, 10].into_iter().zip(optional).filter(|(_, name)| !name.is_empty()) {
         attention.input[index] = name;
     }
-    let mut prune = node(&names.prune, "SparkPrune", DOMAIN, inputs, layer.cache.present.to_vec());
+    let mut prune = node(&names.prune, spec::PRUNE.name, DOMAIN, inputs, layer.cache.present.to_vec());
     for node in [&mut attention, &mut prune] {
         set_attribute(node, "num_heads", Attribute::Int(layer.query_heads as i64));
         set_attribute(node, "kv_num_heads", Attribute::Int(layer.kv_heads as i64));
@@ -187,7 +186,7 @@ fn only_lengths_are_read(graph: &GraphProto, layers: &[Layer]) -> Result<(), Ref
 /// to the next layer. Otherwise it would do so after everything else, and keep the keys and values of all layers until then.
 fn store_early(graph: &mut GraphProto) {
     let read: HashSet<String> = graph.node.iter().flat_map(reads).map(str::to_string).collect();
-    let stores = |node: &NodeProto| node.is(DOMAIN, "SparkPrune") && node.output.iter().all(|o| !read.contains(o));
+    let stores = |node: &NodeProto| node.is(DOMAIN, spec::PRUNE.name) && node.output.iter().all(|o| !read.contains(o));
     let (stores, mut nodes): (Vec<_>, Vec<_>) = std::mem::take(&mut graph.node).into_iter().partition(stores);
     nodes.extend(stores.into_iter().rev());
     graph.node = nodes;

@@ -7,6 +7,7 @@ use super::options::CacheType;
 use super::rows::{ROW_FORMAT, Rows};
 use crate::onnx::proto::tensor_shape_proto::Dimension;
 use crate::onnx::proto::{GraphProto, ModelProto, StringStringEntryProto, ValueInfoProto};
+use crate::spec;
 
 /// Keys of metadata_props.
 pub const FORMAT_KEY: &str = "ai.spark.row_format";
@@ -68,9 +69,10 @@ fn nodes(graph: &mut GraphProto, names: &Names, version: &Version<'_>, saliency:
         set_attribute(node, "value_row_bytes", Attribute::Int(rows.value_row_bytes as i64));
         set_attribute(node, "recovery", Attribute::Text(rows.recovery.name()));
         set_attribute(node, "recent_window", Attribute::Int(rows.recent_window as i64));
-        node.attribute.retain(|a| a.name() != "tail_window");
+        node.attribute.retain(|a| ![spec::TAIL_WINDOW.name, spec::VERSION.name].contains(&a.name()));
         if rows.tail_window > 0 {
-            set_attribute(node, "tail_window", Attribute::Int(rows.tail_window as i64));
+            set_attribute(node, spec::VERSION.name, Attribute::Int(spec::TAIL_WINDOW.since));
+            set_attribute(node, spec::TAIL_WINDOW.name, Attribute::Int(rows.tail_window as i64));
         }
         let recent = rows.recent_window > 0;
         if recent {

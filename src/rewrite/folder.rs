@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::error::{Refusal, RewriteError};
 use super::options::Options;
+use super::publish::contains;
 use crate::onnx::{DataFile, FileError, Placement, place, write_text};
 
 /// File that makes a folder one of GenAI.
@@ -72,16 +73,20 @@ impl GenAiFolder {
     /// library, and the configuration that names it and says that a cache row has `row_width` elements.
     ///
     /// # Errors
-    /// The library is not found, or the file system says no.
+    /// The library is not found, a file of the model has the name of one that is made or lies in the `output`, which is
+    /// replaced, or the file system says no.
     pub fn fill(
         &self,
         folder: &Path,
+        output: &Path,
         data: &[DataFile],
         row_width: usize,
         options: &Options,
     ) -> Result<(), RewriteError> {
         let library = find_library(options.library.as_deref())?;
-        self.copy_others(Path::new(""), &mut Vec::new(), folder, data, options.data)?;
+        self.check_names(data)?;
+        let copies = Copies { to: folder, output, data, how: options.data };
+        self.copy_others(Path::new(""), &mut Vec::new(), &copies)?;
         // GenAI has a runtime of its own in the process, and a library file serves one: a link will not do.
         place(&library, &folder.join(LIBRARY), Placement::Copy)?;
         let mut config = self.config.clone();
@@ -98,15 +103,23 @@ impl GenAiFolder {
         Ok(write_text(&format!("{text}\n"), &folder.join(CONFIG))?)
     }
 
+    /// Refuses a model or data by the name of another file that the folder gets.
+    fn check_names(&self, data: &[DataFile]) -> Result<(), Refusal> {
+        let model = Path::new(&self.model);
+        let taken = [Path::new(LIBRARY), Path::new(CONFIG)];
+        let refuse = |place: &str, name: &Path| {
+            let found = format!("{}, the name of another file of the folder", name.display());
+            Err(Refusal::new(self.path.display().to_string(), format!("{place} of a name of its own"), found))
+        };
+        if taken.contains(&model) {
+            return refuse("a model", model);
+        }
+        let clash = |file: &&DataFile| taken.iter().chain([&model]).any(|name| file.location.starts_with(name));
+        data.iter().find(clash).map_or(Ok(()), |file| refuse("external data", &file.location))
+    }
+
     /// Copies what lies `inside` a folder of the model. `around` are the folders that one was reached by.
-    fn copy_others(
-        &self,
-        inside: &Path,
-        around: &mut Vec<PathBuf>,
-        to: &Path,
-        data: &[DataFile],
-        how: Placement,
-    ) -> Result<(), RewriteError> {
+    fn copy_others(&self, inside: &Path, around: &mut Vec<PathBuf>, copies: &Copies<'_>) -> Result<(), RewriteError> {
         let folder = self.path.join(inside);
         let real = fs::canonicalize(&folder).map_err(FileError::io(&folder))?;
         let odd = |path: &Path, found: &str| Refusal::new(path.display().to_string(), "a file or a folder", found);
@@ -114,6 +127,8 @@ impl GenAiFolder {
             return Err(odd(&folder, "a link to a folder around it").into());
         }
         around.push(real);
+        // Of what is made anew; an older library is not wanted.
+        let ours = [CONFIG, LIBRARY, &self.model].map(Path::new);
         for entry in fs::read_dir(&folder).map_err(FileError::io(&folder))? {
             let entry = entry.map_err(FileError::io(&folder))?;
             let relative = inside.join(entry.file_name());
@@ -127,17 +142,27 @@ impl GenAiFolder {
                 Err(e) => return Err(FileError::io(&from)(e).into()),
             };
             if kind.is_dir() {
-                self.copy_others(&relative, around, to, data, how)?;
+                self.copy_others(&relative, around, copies)?;
             } else if !kind.is_file() {
                 return Err(odd(&from, "a pipe, socket or device").into());
-            } else if relative != Path::new(CONFIG) && relative != Path::new(&self.model) {
-                let is_data = data.iter().any(|d| d.location == relative);
-                place(&from, &to.join(&relative), if is_data { how } else { Placement::Copy })?;
+            } else if contains(copies.output, &from) {
+                return Err(odd(&from, "a link into the output, which is replaced").into());
+            } else if !ours.contains(&relative.as_path()) {
+                let is_data = copies.data.iter().any(|d| d.location == relative);
+                place(&from, &copies.to.join(&relative), if is_data { copies.how } else { Placement::Copy })?;
             }
         }
         around.pop();
         Ok(())
     }
+}
+
+/// Where the files of a folder go, and how.
+struct Copies<'a> {
+    to: &'a Path,
+    output: &'a Path,
+    data: &'a [DataFile],
+    how: Placement,
 }
 
 fn read_config(path: &Path) -> Result<Value, RewriteError> {

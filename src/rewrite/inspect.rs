@@ -11,6 +11,7 @@ use super::rows::{ROW_FORMAT, Rows};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use crate::runtime::{CacheLayer, CachePair, Element, Interface};
+use crate::spec;
 
 /// A model's attention and cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,9 +41,13 @@ impl Inspection {
     /// It is neither rewritten nor one that could be, and why.
     pub fn new(model: &ModelProto) -> Result<Self, Refusal> {
         let graph = model.graph.as_ref().ok_or_else(|| Refusal::new("the model", "a graph", "none"))?;
-        let mut prunes: Vec<_> = graph.node.iter().filter(|n| n.is(DOMAIN, "SparkPrune")).collect();
+        let mut prunes: Vec<_> = graph.node.iter().filter(|n| n.is(DOMAIN, spec::PRUNE.name)).collect();
         // Nodes stand in the order in which they shall run, inputs in that of the layers.
         prunes.sort_by_key(|n| graph.input.iter().position(|i| Some(i.name()) == n.input_at(3)));
+        let import = model.opset_import.iter().find(|o| o.domain() == DOMAIN);
+        if let Some(Err(problem)) = import.map(|o| spec::check_version(o.version())) {
+            return Err(Refusal::new("the model", "operators that this version knows", problem));
+        }
         match prunes.is_empty() {
             true => original(graph, &find_layers(model)?),
             false => rewritten(model, graph, &prunes),

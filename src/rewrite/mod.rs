@@ -43,7 +43,7 @@ pub use rows::{ROW_FORMAT, Rows};
 use crate::onnx::{self, DataFile, FileError, Placement};
 use configure::{Version, configure};
 use folder::GenAiFolder;
-use publish::{Stage, check_data, parent, same_file};
+use publish::{PlacedData, Stage, contains, parent, same_file};
 use recent::Recent;
 
 /// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
@@ -57,6 +57,7 @@ pub fn rewrite(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Report, RewriteError> {
+    check_options(input, output, options)?;
     let stage = match options.dry_run {
         true => None,
         false => Some(Stage::new(input, output, options.force)?),
@@ -65,6 +66,7 @@ pub fn rewrite(
     let path = model_file(input)?;
     let mut model = onnx::read(&path)?;
     let data = onnx::data_files(&model, &path)?;
+    check_report(&path, output, &data, options)?;
     let layers = find_layers(&model)?;
     let mut options = options.clone();
     options.uniform_rows |= folder.is_some();
@@ -75,17 +77,18 @@ pub fn rewrite(
     let names = apply::apply(&mut model, &layers, recent)?;
     let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
 
+    let mut data_plan = Vec::new();
     let saliency = match &stage {
         Some(stage) => {
             let folder = folder.as_ref().map(|folder| (folder, configure::row_width(&layers[0], &rows)));
-            place_files(stage, &path, output, folder, &data, &options)?;
+            data_plan = place_files(stage, &path, output, folder, &data, &options)?;
             let measure = |tokens| {
                 let lossless = rows.lossless()?;
                 let observe =
                     Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
                 configure(&mut model, &layers, &names, &observe);
                 // Beside its data, and beside the settings of a folder.
-                let copy = stage.folder().join(".calibration.onnx");
+                let copy = stage.unused("calibration.onnx");
                 onnx::write(&model, &copy)?;
                 let saliency = calibrate::measure(&copy, &Inspection::new(&model)?, &names, tokens, &options, progress);
                 std::fs::remove_file(&copy).map_err(FileError::io(&copy))?;
@@ -110,18 +113,22 @@ pub fn rewrite(
         return Err(RewriteError::Cancelled);
     }
     progress.step("writing", 0, 1);
-    match &folder {
+    let left = match &folder {
         Some(folder) => {
-            onnx::write(&model, &stage.folder().join(&folder.model))?;
-            stage.publish_folder()?;
+            onnx::write(&model, &stage.made().join(&folder.model))?;
+            stage.publish_folder()?
         }
         None => {
-            const NAME: &str = ".model.onnx";
-            onnx::write(&model, &stage.folder().join(NAME))?;
-            stage.publish_file(NAME, &data, same_file(&parent(&path), &parent(output)))?;
+            for file in data_plan.iter().filter(|file| file.from != file.to) {
+                onnx::move_data(&mut model, &file.from, &file.to.to_string_lossy());
+            }
+            onnx::write(&model, &stage.file())?;
+            stage.publish_file(&data_plan)?
         }
-    }
-    Ok(report(Some(output.into())))
+    };
+    let mut report = report(Some(output.into()));
+    report.warnings.extend(left);
+    Ok(report)
 }
 
 /// The .onnx file of `model`, which is one, or a folder of GenAI.
@@ -144,7 +151,8 @@ pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
     Ok(Inspection::new(&onnx::read(&path)?)?)
 }
 
-/// Brings all files to the stage but the model itself. With a GenAI folder comes the width of the cache rows.
+/// Brings all files to the stage but the model itself, and says where the data of a single file goes. With a GenAI folder
+/// comes the width of the cache rows.
 fn place_files(
     stage: &Stage,
     path: &Path,
@@ -152,18 +160,56 @@ fn place_files(
     folder: Option<(&GenAiFolder, usize)>,
     data: &[DataFile],
     options: &Options,
-) -> Result<(), RewriteError> {
-    match folder {
-        Some((folder, row_width)) => folder.fill(stage.folder(), data, row_width, options),
-        None => {
-            let from = parent(path);
-            check_data(&from, output, data, options.force)?;
-            // In the folder of the original its data stays, and is beside the stage for calibration only.
-            let how = if same_file(&from, &parent(output)) { Placement::Link } else { options.data };
-            data.iter().try_for_each(|file| file.place(&from, stage.folder(), how))?;
-            Ok(())
+) -> Result<Vec<PlacedData>, RewriteError> {
+    let Some((folder, row_width)) = folder else {
+        let from = parent(path);
+        let plan = publish::plan(&from, output, data, options.force)?;
+        // In the folder of the original its data stays, and is beside the stage for calibration only.
+        let how = if same_file(&from, &parent(output)) { Placement::Link } else { options.data };
+        data.iter().try_for_each(|file| file.place(&from, &stage.made(), how))?;
+        return Ok(plan);
+    };
+    folder.fill(&stage.made(), output, data, row_width, options)?;
+    Ok(Vec::new())
+}
+
+/// Files that are the caller's and no part of the model must outlive an output that is replaced, and a report must not
+/// be written over what is read.
+fn check_options(input: &Path, output: &Path, options: &Options) -> Result<(), RewriteError> {
+    let text = match &options.calibrate {
+        Calibration::File(path) => Some(path),
+        _ => None,
+    };
+    let read =
+        [("--calibrate", text), ("--tokenizer", options.tokenizer.as_ref()), ("--library", options.library.as_ref())];
+    for (option, path) in read.iter().filter_map(|(option, path)| path.map(|path| (*option, path))) {
+        if contains(output, path) {
+            let problem = format!("{} lies in the output, which is replaced; copy it elsewhere", path.display());
+            return Err(RewriteError::option(option, problem));
         }
     }
+    let Some(report) = &options.report else { return Ok(()) };
+    let files = read.into_iter().filter_map(|(_, path)| path.map(PathBuf::as_path));
+    if contains(input, report) || contains(output, report) || files.into_iter().any(|file| same_file(file, report)) {
+        return Err(report_in_the_way(report));
+    }
+    Ok(())
+}
+
+/// The same of the model's data, there and where it goes.
+fn check_report(path: &Path, output: &Path, data: &[DataFile], options: &Options) -> Result<(), RewriteError> {
+    let Some(report) = &options.report else { return Ok(()) };
+    let places = [parent(path), parent(output)];
+    let mut files = places.iter().flat_map(|folder| data.iter().map(|file| folder.join(&file.location)));
+    match files.any(|file| contains(&file, report)) || same_file(path, report) {
+        true => Err(report_in_the_way(report)),
+        false => Ok(()),
+    }
+}
+
+fn report_in_the_way(report: &Path) -> RewriteError {
+    let problem = format!("{} is a file that is read or made; name another one", report.display());
+    RewriteError::option("--json", problem)
 }
 
 /// Above this ratio decoding suffers without recent keys.

@@ -37,6 +37,8 @@ pub struct Options {
     pub data: Placement,
     /// The operator library that a GenAI folder gets; `None`: the one beside the program.
     pub library: Option<PathBuf>,
+    /// Where the caller writes the report, which must be no file of the model.
+    pub report: Option<PathBuf>,
     /// Replace what is at the output path.
     pub force: bool,
     /// Only look whether and how the model can be rewritten.
@@ -61,6 +63,7 @@ impl Default for Options {
             tokenizer: None,
             data: Placement::Copy,
             library: None,
+            report: None,
             force: false,
             dry_run: false,
             threads: None,

@@ -34,13 +34,14 @@ def rotary_caches(dtype, length=64):
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
-def model(wiring, element, container):
+def model(wiring, element, container, version=1):
     """One layer, its optional inputs
     absent  left out, the list of inputs ends before them;
     gaps    left out, but query_saliency after them is there, and observed_saliency after an absent output;
     empty   all wired to initializers without elements;
     packed  likewise absent, and query, key and value in one tensor; packed-empty: likewise empty;
-    wired   all there;  shared: seqlens_k and total_sequence_length, past and present in the same memory.
+    wired   all there;  shared: seqlens_k and total_sequence_length, past and present in the same memory;
+    version absent, as version 2 of ai.spark.
     """
     element_type, dtype = TYPES[element]
     container_type, container_dtype = TYPES[container]
@@ -71,7 +72,7 @@ def model(wiring, element, container):
     empty = {name: f"no_{name}" for name in INPUTS[5:]}
     names = {name: name for name in INPUTS}
     outputs = ["present_key", "present_value"]
-    if wiring == "absent":
+    if wiring in ("absent", "version"):
         names |= absent
     elif wiring == "gaps":
         names |= absent | {"query_saliency": "query_saliency"}
@@ -102,7 +103,8 @@ def model(wiring, element, container):
             kept_channels=kept, key_bits=key_bits, value_bits=value_bits, do_rotary=int(wiring == "wired"),
             recent_window=RECENT if wiring == "wired" else 0, **attributes)
 
-    nodes = [node("SparkPrune", INPUTS[:12], outputs), node("SparkAttention", INPUTS, ["output"])]
+    of_version = {} if version == 1 else {"version": version, "row_format": 1}
+    nodes = [node("SparkPrune", INPUTS[:12], outputs, **of_version), node("SparkAttention", INPUTS, ["output"], **of_version)]
     fed = dict.fromkeys(name for each in nodes for name in each.input if name and name not in constants)
     graph = helper.make_graph(
         nodes, "layer",
@@ -111,7 +113,7 @@ def model(wiring, element, container):
         [numpy_helper.from_array(value, name) for name, value in constants.items()
          if any(name in each.input for each in nodes)])
     return helper.make_model(graph, ir_version=8, producer_name="tests/onnxruntime",
-                             opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.spark", 1)])
+                             opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.spark", version)])
 
 
 def inputs_of(model, steps):
@@ -150,10 +152,10 @@ def inputs_of(model, steps):
 
 
 def write(library, folder):
-    wirings = ["absent", "gaps", "empty", "packed", "packed-empty", "wired", "shared"]
+    wirings = ["absent", "gaps", "empty", "packed", "packed-empty", "wired", "shared", "version"]
     for wiring, element, container in itertools.product(wirings, ["f32", "f16"], ["same", "u8"]):
         case = pathlib.Path(folder, f"{wiring}-{element}-{container}")
-        made = model(wiring, element, element if container == "same" else container)
+        made = model(wiring, element, element if container == "same" else container, 2 if wiring == "version" else 1)
         steps = list(inputs_of(made, [24, 1, 1, 3, 1]))
         shared = wiring == "shared"
         results = replay.run(replay.load(made.SerializeToString(), library), steps, shared)
@@ -162,6 +164,7 @@ def write(library, folder):
             arrays |= {f"{i}/{kind}/{name}": value for i, step in enumerate(tensors) for name, value in step.items()}
         np.savez(case.with_suffix(".npz"), **arrays)
         onnx.save(made, case.with_suffix(".onnx"))
+    onnx.save(model("version", "f32", "f32", 3), pathlib.Path(folder, "unknown.refused"), format="protobuf")
 
 
 if __name__ == "__main__":

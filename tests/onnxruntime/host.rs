@@ -3,6 +3,9 @@
 //! `cargo build --release`; `make test` sees to both. Runs under valgrind too, so that whatever the glue does with a
 //! host's pointers is seen.
 
+#[macro_use]
+#[path = "../support/needs.rs"]
+mod needs;
 #[path = "../support/common.rs"]
 mod common;
 
@@ -29,22 +32,30 @@ fn root(path: &str) -> PathBuf {
 }
 
 /// ONNX Runtime, from ORT_DYLIB_PATH or the virtual environment that `make venv` creates.
-static ENVIRONMENT: LazyLock<Environment> = LazyLock::new(|| {
-    let found = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).or_else(|| {
+fn runtime() -> Option<PathBuf> {
+    std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).or_else(|| {
         let pythons = std::fs::read_dir(root(".venv/lib")).ok()?;
         let capi = pythons.flatten().map(|p| p.path().join("site-packages/onnxruntime/capi"));
         let files = capi.flat_map(|c| std::fs::read_dir(c).into_iter().flatten().flatten());
         files.map(|f| f.path()).find(|f| f.to_string_lossy().contains("libonnxruntime.so"))
-    });
-    let path = found.expect("no ONNX Runtime: set ORT_DYLIB_PATH to libonnxruntime.so, or run `make venv`");
-    ort::init_from(path).unwrap().build().unwrap()
-});
+    })
+}
+
+static ENVIRONMENT: LazyLock<Environment> =
+    LazyLock::new(|| ort::init_from(runtime().unwrap()).unwrap().build().unwrap());
 
 fn library() -> PathBuf {
-    let path =
-        std::env::var_os("SPARK_ORT_LIBRARY").map_or_else(|| root("target/release/libspark_ort.so"), PathBuf::from);
-    assert!(path.exists(), "{} is missing: run `cargo build --release`, or set SPARK_ORT_LIBRARY", path.display());
-    path
+    std::env::var_os("SPARK_ORT_LIBRARY").map_or_else(|| root("target/release/libspark_ort.so"), PathBuf::from)
+}
+
+fn at_hand() -> Result<(), &'static str> {
+    if runtime().is_none() {
+        return Err("no ONNX Runtime: set ORT_DYLIB_PATH to libonnxruntime.so, or run `make venv`");
+    }
+    match library().exists() {
+        true => Ok(()),
+        false => Err("no libspark_ort.so: run `cargo build --release`, or set SPARK_ORT_LIBRARY"),
+    }
 }
 
 /// A session on a test model, with the shared library's operators or this crate's.
@@ -207,11 +218,13 @@ where
 
 #[test]
 fn float32_from_the_library_and_from_the_crate() {
+    needs!(at_hand());
     both_ways::<f32, f32>("layer_f32.onnx");
 }
 
 #[test]
 fn float16_in_bytes_from_the_library_and_from_the_crate() {
+    needs!(at_hand());
     both_ways::<u8, f16>("layer_f16_u8.onnx");
 }
 
@@ -219,6 +232,7 @@ fn float16_in_bytes_from_the_library_and_from_the_crate() {
 /// finite outputs, and a session that still works afterwards.
 #[test]
 fn hostile_calls_are_refused_by_name_or_finite() {
+    needs!(at_hand());
     let mut session = session("layer_f16_u8.onnx", true);
     let (mut refused, mut taken) = (0, 0);
     for seed in 0..120 {
@@ -310,6 +324,7 @@ fn over<T: PrimitiveTensorElementType + std::fmt::Debug + 'static>(
 /// Decodes into buffers of a capacity, the same memory as past and as present, two sequences of unequal length.
 #[test]
 fn a_shared_buffer_is_written_in_place() {
+    needs!(at_hand());
     const CAPACITY: usize = 24;
     let mut session = session("layer_f32.onnx", true);
     let r = &mut Random(9);

@@ -1,6 +1,10 @@
 //! The driver of language models, on tiny ones with random weights: `GroupQueryAttention`, and this crate's operators
 //! with recent keys. Needs ONNX Runtime's shared library, as tests/onnxruntime/host.rs does.
 
+#[macro_use]
+#[path = "../support/needs.rs"]
+mod needs;
+
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -17,13 +21,20 @@ fn root(path: &str) -> PathBuf {
 }
 
 /// ONNX Runtime, from ORT_DYLIB_PATH or the virtual environment that `make venv` creates.
-static RUNTIME: LazyLock<&'static Runtime> = LazyLock::new(|| {
+static RUNTIME: LazyLock<Result<&'static Runtime, Error>> = LazyLock::new(|| {
     if std::env::var_os("ORT_DYLIB_PATH").is_none() && root(".venv").exists() {
         // SAFETY: every test comes here first, and Rust's own readers of the environment wait for this.
         unsafe { std::env::set_var("VIRTUAL_ENV", root(".venv")) };
     }
-    load().unwrap()
+    load()
 });
+
+fn at_hand() -> Result<(), &'static str> {
+    match &*RUNTIME {
+        Ok(_) => Ok(()),
+        Err(_) => Err("no ONNX Runtime: set ORT_DYLIB_PATH to libonnxruntime.so, or run `make venv`"),
+    }
+}
 
 fn pair(name: &str, width: usize) -> CachePair {
     let (past, present) = (format!("past_key_values.0.{name}"), format!("present.0.{name}"));
@@ -56,15 +67,18 @@ fn close(a: &[f32], b: &[f32]) -> bool {
 
 #[test]
 fn a_runtime_is_loaded_once() {
-    let version: Vec<u32> = RUNTIME.version().split('.').filter_map(|part| part.parse().ok()).collect();
+    needs!(at_hand());
+    let runtime = RUNTIME.as_ref().unwrap();
+    let version: Vec<u32> = runtime.version().split('.').filter_map(|part| part.parse().ok()).collect();
     assert!(version[0] == 1 && version[1] >= 18, "{version:?}");
-    assert!(RUNTIME.path().to_string_lossy().contains("libonnxruntime.so"), "{:?}", RUNTIME.path());
-    assert!(std::ptr::eq(*RUNTIME, load().unwrap()));
+    assert!(runtime.path().to_string_lossy().contains("libonnxruntime.so"), "{:?}", runtime.path());
+    assert!(std::ptr::eq(*runtime, load().unwrap()));
 }
 
 /// A prompt and 40 tokens, with one buffer and with a growing cache.
 #[test]
 fn a_shared_buffer_changes_nothing() {
+    needs!(at_hand());
     for pruned in [false, true] {
         let mut model = model(pruned);
         assert_eq!(model.vocabulary(), Some(VOCABULARY));
@@ -92,6 +106,7 @@ fn a_shared_buffer_changes_nothing() {
 
 #[test]
 fn tokens_may_come_at_once_or_one_by_one() {
+    needs!(at_hand());
     let mut model = model(false);
     let mut whole = model.start(None).unwrap();
     let all = model.run_all(&mut whole, &PROMPT).unwrap();
@@ -112,6 +127,7 @@ fn tokens_may_come_at_once_or_one_by_one() {
 
 #[test]
 fn other_outputs_can_be_asked_for() {
+    needs!(at_hand());
     let mut model = model(true);
     let mut sequence = model.start(Some(16)).unwrap();
     let outputs = model.run_with_outputs(&mut sequence, &PROMPT, &["saliency", "logits"]).unwrap();
@@ -128,6 +144,7 @@ fn other_outputs_can_be_asked_for() {
 
 #[test]
 fn calls_that_cannot_be_are_refused_and_leave_the_sequence() {
+    needs!(at_hand());
     let (mut model, other) = (model(false), self::model(false));
     let mut sequence = model.start(Some(12)).unwrap();
     let before = model.run(&mut sequence, &PROMPT).unwrap();
@@ -145,6 +162,7 @@ fn calls_that_cannot_be_are_refused_and_leave_the_sequence() {
 
 #[test]
 fn a_cancelled_call_returns_and_leaves_the_sequence() {
+    needs!(at_hand());
     let mut model = model(true);
     let mut sequence = model.start(None).unwrap();
     let canceller = model.canceller();
@@ -168,6 +186,7 @@ fn a_cancelled_call_returns_and_leaves_the_sequence() {
 
 #[test]
 fn models_that_cannot_be_driven_say_why() {
+    needs!(at_hand());
     let refused = |path: PathBuf, interface: &Interface| {
         let error = open(&path, interface).err().unwrap();
         let cause = std::error::Error::source(&error).map(|e| e.to_string()).unwrap_or_default();

@@ -106,19 +106,20 @@ def common_attributes(s):
         recent_window=s.recent_window,
         do_rotary=s.do_rotary,
         rotary_interleaved=s.rotary_interleaved,
-        **({"tail_window": s.tail_window} if s.tail_window else {}),
+        **({"version": 2, "tail_window": s.tail_window} if s.tail_window else {}),
     )
 
 
-def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), opset=17):
-    """ModelProto around nodes; `types` and `shapes` override by value name, a value without a shape has none."""
+def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), opset=17, version=1):
+    """ModelProto around nodes; `types` and `shapes` override by value name, a value without a shape has none.
+    `version` is that of ai.spark."""
     types, shapes = dict(types), dict(shapes)
 
     def info(name):
         return helper.make_tensor_value_info(name, types.get(name, input_type(name, T, C)), shapes.get(name))
 
     with_tail = any(a.name == "tail_window" for n in nodes for a in n.attribute)
-    domains = (("", opset), ("ai.spark", 2 if with_tail else 1), ("com.microsoft", 1))
+    domains = (("", opset), ("ai.spark", 2 if with_tail else version), ("com.microsoft", 1))
     opsets = [helper.make_opsetid(d, v) for d, v in domains]
     made = helper.make_graph(
         nodes,

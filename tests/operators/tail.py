@@ -46,6 +46,8 @@ def candidates(s, position, free):
 def is_key_of(s, dense, row):
     """Whether the dense key float64 `[D]` is that of a key row."""
     f = rows.key_fields(row, s.D, s.kept, s.key_bits)
+    # As it is read: NaN is 0.
+    dense = rows.finite(dense)
     negative = dense <= 0
     if s.key_bits != 16:
         return (negative == f.negative).all()

@@ -14,12 +14,13 @@ BOTH = ("SparkPrune", "SparkAttention")
 BASE = Settings(4, 2, 32, 10, key_bits=8, value_bits=8)
 
 
-def attempt(op, s, feeds, attributes, T="f32", C="u8"):
+def attempt(op, s, feeds, attributes, T="f32", C="u8", version=1):
     """Loads one node with these attributes and runs it on feeds."""
     outputs = ["output"] if op == "SparkAttention" else ["present_key", "present_value"]
     made = models.node(op, s, feeds, outputs, attributes, name="the_node")
     order = models.ATTENTION_INPUTS if op == "SparkAttention" else models.SHARED_INPUTS
-    return models.run(models.session(models.graph([made], [n for n in order if n in feeds], outputs, T, C)), feeds)
+    model = models.graph([made], [n for n in order if n in feeds], outputs, T, C, version=version)
+    return models.run(models.session(model), feeds)
 
 
 def attributes_of(op, s, without=(), **changed):

@@ -138,6 +138,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         tokenizer: args.tokenizer.clone(),
         data: args.data,
         library: args.library.clone(),
+        report: args.json.clone().filter(|path| path.as_os_str() != "-"),
         force: args.force,
         dry_run: args.dry_run,
         threads: args.threads,

@@ -1,6 +1,7 @@
 //! `SparkAttention` on a GPU.
 
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
@@ -9,10 +10,11 @@ use ort::operator::{
 use super::super::node::{Failure, Node, guard};
 use super::super::output::attention_output;
 use super::super::tensors::Inputs;
-use super::super::{Container, attention::NAME, shape_inference};
+use super::super::{Container, attention::NAME, outputs, shape_inference, versions};
 use super::{Call, Provider, Tensor, device_inputs};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
 use crate::hip::plan;
+use crate::spec;
 
 /// `SparkAttention` on provider P, for tensors of T and caches of C.
 pub(super) struct GpuAttention<P, T, C>(PhantomData<(P, T, C)>);
@@ -34,12 +36,16 @@ impl<P: Provider, T: Tensor, C: Container> Operator for GpuAttention<P, T, C> {
         Some(P::NAME)
     }
 
+    fn versions(&self) -> RangeInclusive<u32> {
+        versions()
+    }
+
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        device_inputs::<T, C>(Input::ALL.len())
+        device_inputs::<T, C>(&spec::ATTENTION)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        [OperatorOutput::required(T::into_tensor_element_type())]
+        outputs::<T, C>(&spec::ATTENTION)
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {

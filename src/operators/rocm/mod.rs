@@ -22,6 +22,7 @@ use super::{Container, inputs};
 use crate::call::{Geometry, Input, Lengths, Settings, positions};
 use crate::hip::Device;
 use crate::hip::plan::{self, Plan};
+use crate::spec;
 
 /// An execution provider whose nodes run on a GPU.
 trait Provider: Send + Sync + 'static {
@@ -113,9 +114,9 @@ fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
         .add(GpuAttention::<P, bf16, u8>::new())
 }
 
-/// The first `count` inputs: lengths on the CPU, the rest on the device.
-fn device_inputs<T: Tensor, C: Container>(count: usize) -> impl Iterator<Item = OperatorInput> {
-    inputs::<T, C>(count).zip(Input::ALL).map(|(declared, input)| match input {
+/// Inputs of `operator`: lengths on the CPU, the rest on the device.
+fn device_inputs<T: Tensor, C: Container>(operator: &spec::Operator) -> impl Iterator<Item = OperatorInput> {
+    inputs::<T, C>(operator).zip(Input::ALL).map(|(declared, input)| match input {
         Input::SeqlensK | Input::TotalSequenceLength => declared.memory_type(MemoryType::CPUInput),
         _ => declared,
     })

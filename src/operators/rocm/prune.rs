@@ -1,6 +1,7 @@
 //! `SparkPrune` on a GPU.
 
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
@@ -9,10 +10,11 @@ use ort::operator::{
 use super::super::node::{Failure, Node, guard};
 use super::super::output::{Output, PruneOutputs};
 use super::super::tensors::Inputs;
-use super::super::{Container, prune, shape_inference};
+use super::super::{Container, outputs, prune, shape_inference, versions};
 use super::{Call, Provider, Tensor, device_inputs};
 use crate::call::PruneSettings;
 use crate::hip::plan;
+use crate::spec;
 
 /// `SparkPrune` on provider P, for tensors of T and caches of C.
 pub(super) struct GpuPrune<P, T, C>(PhantomData<(P, T, C)>);
@@ -34,12 +36,16 @@ impl<P: Provider, T: Tensor, C: Container> Operator for GpuPrune<P, T, C> {
         Some(P::NAME)
     }
 
+    fn versions(&self) -> RangeInclusive<u32> {
+        versions()
+    }
+
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        device_inputs::<T, C>(prune::INPUTS).chain([prune::after::<T>()])
+        device_inputs::<T, C>(&spec::PRUNE)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        prune::outputs::<T, C>()
+        outputs::<T, C>(&spec::PRUNE)
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {

@@ -10,7 +10,7 @@ use super::Emulation;
 use crate::cuda::Cuda;
 
 /// Set to `cuda`: the NVIDIA GPU. Unset or empty: the emulation.
-const GPU_VARIABLE: &str = "SPARK_TEST_GPU";
+pub const GPU_VARIABLE: &str = "SPARK_TEST_GPU";
 
 /// What runs launches of kernels.
 pub trait Gpu: Sync {

@@ -20,6 +20,15 @@ mod nvidia;
 
 const SOURCES: [&str; 6] = ["fiber", "machine", "wave64", "wave32", "faults", "banks"];
 
+/// Whether there is a GPU to test on: a real one is asked for, or a compiler can build the emulated one.
+pub fn at_hand() -> Result<(), &'static str> {
+    let compiles = || std::process::Command::new(compiler(Path::new(".")).path()).arg("--version").output().is_ok();
+    if std::env::var_os(gpu::GPU_VARIABLE).is_some_and(|gpu| !gpu.is_empty()) || compiles() {
+        return Ok(());
+    }
+    Err("no C++ compiler: the emulated GPU cannot be built")
+}
+
 /// The compiled library, made at its first use. Its name follows from its sources, so that it is never out of date.
 pub fn library() -> PathBuf {
     let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("ops");
@@ -43,9 +52,9 @@ pub fn library() -> PathBuf {
     library
 }
 
-fn build_library(ops: &Path, folder: &Path, library: &Path) {
+fn compiler(folder: &Path) -> cc::Tool {
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let compiler = cc::Build::new()
+    cc::Build::new()
         .cpp(true)
         .std("c++17")
         .opt_level(1)
@@ -57,7 +66,11 @@ fn build_library(ops: &Path, folder: &Path, library: &Path) {
         .host(&host)
         .target(&host)
         .out_dir(folder)
-        .get_compiler();
+        .get_compiler()
+}
+
+fn build_library(ops: &Path, folder: &Path, library: &Path) {
+    let compiler = compiler(folder);
     let run = |command: &mut std::process::Command| {
         let output = command.output().unwrap_or_else(|e| panic!("a C++ compiler is needed: {command:?}: {e}"));
         let errors = String::from_utf8_lossy(&output.stderr);

@@ -12,6 +12,7 @@ use crate::prefill;
 /// Decoding and small chunks, by the decoding kernels and by those for prompts.
 #[test]
 fn attention_is_the_cpus() {
+    needs!(crate::emulation::at_hand());
     grid(|seed, scalar, wave, d, bits| {
         let r = &mut Random(seed);
         let most_new = r.pick(&[1, 1, 2, 3, 9, 24]);
@@ -37,6 +38,7 @@ fn attention_is_the_cpus() {
 /// Keys in pieces, some of which see nothing; few queries and many.
 #[test]
 fn pieces_of_a_long_cache_merge() {
+    needs!(crate::emulation::at_hand());
     for (n, scalar) in SCALARS.into_iter().cycle().take(18).enumerate() {
         let seed = 1000 + n as u64;
         let r = &mut Random(seed);
@@ -56,6 +58,7 @@ fn pieces_of_a_long_cache_merge() {
 /// Rows of arbitrary bytes give finite numbers, and no access beyond the call's memory.
 #[test]
 fn any_bytes_are_read_safely() {
+    needs!(crate::emulation::at_hand());
     grid(|seed, scalar, wave, d, bits| {
         if !seed.is_multiple_of(3) {
             return;
@@ -72,6 +75,7 @@ fn any_bytes_are_read_safely() {
 /// zero.
 #[test]
 fn values_may_differ_much_in_size() {
+    needs!(crate::emulation::at_hand());
     for seed in 2000..2032 {
         let r = &mut Random(seed);
         let (d, scalar) = (r.pick(&[64, 128]), SCALARS[seed as usize % 3]);

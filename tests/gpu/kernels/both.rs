@@ -12,6 +12,7 @@ use crate::pruning::{check_prune, present};
 /// Infinities and what is not a number, in every tensor.
 #[test]
 fn numbers_that_are_not_numbers() {
+    needs!(crate::emulation::at_hand());
     for seed in 0..36 {
         let (scalar, wave) = (SCALARS[seed as usize % 3], [64, 32][seed as usize % 2]);
         let r = &mut Random(seed);
@@ -34,6 +35,7 @@ fn numbers_that_are_not_numbers() {
 /// More sequences than one launch is told the lengths of.
 #[test]
 fn large_batches_take_several_launches() {
+    needs!(crate::emulation::at_hand());
     for (wave, new) in [(64, 1), (32, 10)] {
         let mut case = case(7, Scalar::F16, 32, (Bits::B8, Bits::B8), 12, 1);
         let settings = &case.prune.common;
@@ -62,6 +64,7 @@ fn large_batches_take_several_launches() {
 /// Positions that the host could not see to be wrong read no memory that is not the call's.
 #[test]
 fn wrong_positions_stay_within_the_caches() {
+    needs!(crate::emulation::at_hand());
     let mut case = case(3, Scalar::F16, 64, (Bits::B8, Bits::B8), 20, 3);
     for common in [&mut case.prune.common, &mut case.attention.common] {
         common.rotary = Some(Rotary::Halves);

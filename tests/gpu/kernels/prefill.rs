@@ -74,6 +74,7 @@ const HEADS_FIRST: Layout = Layout { query: QueryLayout::Heads, key_by_heads: tr
 /// Prompts and chunks after a cache, with everything that a call may have.
 #[test]
 fn prompts_are_the_cpus() {
+    needs!(crate::emulation::at_hand());
     let mut matrix = 0;
     for (n, d) in HEAD_DIMS.into_iter().cycle().take(54).enumerate() {
         let seed = 5000 + n as u64;
@@ -99,6 +100,7 @@ fn prompts_are_the_cpus() {
 /// queries of a block.
 #[test]
 fn tiles_may_be_ragged() {
+    needs!(crate::emulation::at_hand());
     for (n, new) in [17, 31, 32, 33, 63, 64, 65, 127, 128, 129].into_iter().enumerate() {
         for (past, scalar, d) in [(0, Scalar::F16, 64), (63, Scalar::F32, 128), (65, Scalar::F16, 256)] {
             let seed = 6000 + n as u64;
@@ -116,6 +118,7 @@ fn tiles_may_be_ragged() {
 /// Pieces of the keys for a chunk after a long cache, and the same in one piece.
 #[test]
 fn a_chunk_after_a_long_cache() {
+    needs!(crate::emulation::at_hand());
     for (scalar, group, new) in [(Scalar::F16, 4, 8), (Scalar::F32, 2, 20), (Scalar::Bf16, 1, 40)] {
         let case = chunk(7, scalar, 128, (Bits::B8, Bits::B8), group, 1700, new);
         let on_device = OnDevice::new(&case, scalar, HEADS_FIRST, true);
@@ -129,6 +132,7 @@ fn a_chunk_after_a_long_cache() {
 /// float16 in relation to its own, are not lost.
 #[test]
 fn small_weights_count() {
+    needs!(crate::emulation::at_hand());
     let (past, new, d) = (3000, 20, 32);
     let mut case = chunk(8, Scalar::F16, d, (Bits::B16, Bits::B16), 1, past, new);
     let key = KeyLayout::new(d, d, Bits::B16, 0).unwrap();
@@ -166,12 +170,14 @@ fn small_weights_count() {
 /// Lanes find their operands in LDS, and put keys and values there, without waiting for each other.
 #[test]
 fn banks_do_not_conflict() {
+    needs!(crate::emulation::at_hand());
     assert_eq!(Emulation::get().bank_conflicts(), 0);
 }
 
 /// A compute unit holds two blocks of what rows at hand take, and the plan fills it so.
 #[test]
 fn two_blocks_share_lds() {
+    needs!(crate::emulation::at_hand());
     let case = case(1, Scalar::F16, 128, (Bits::B8, Bits::B8), 8, 1);
     let plan_of = |scalar, d: usize, (kept, bits), past, new| {
         let mut settings = case.attention.clone();

@@ -123,6 +123,7 @@ pub fn check_prune(case: &Case, scalar: Scalar, device: &Device, layout: Layout,
 
 #[test]
 fn rows_are_the_cpus() {
+    needs!(crate::emulation::at_hand());
     grid(|seed, scalar, wave, d, bits| {
         let r = &mut Random(seed);
         let most_new = r.pick(&[1, 3, 9, 40]);
@@ -141,6 +142,7 @@ fn rows_are_the_cpus() {
 /// Few distinct numbers, so that scores are often equal: the lower channel stays.
 #[test]
 fn ties_are_broken_alike() {
+    needs!(crate::emulation::at_hand());
     for seed in 0..40 {
         let wave = [64, 32][seed as usize % 2];
         let r = &mut Random(seed);

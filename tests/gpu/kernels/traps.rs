@@ -32,11 +32,13 @@ fn spoilt(spoil: impl FnOnce(&mut Plan)) -> Result<(), String> {
 
 #[test]
 fn a_sound_plan_runs() {
+    needs!(crate::emulation::at_hand());
     spoilt(|_| ()).unwrap();
 }
 
 #[test]
 fn global_memory_out_of_bounds() {
+    needs!(crate::emulation::at_hand());
     let error =
         spoilt(|p| p.launches[0].call.output.data = p.launches[0].call.output.data.wrapping_byte_add(16)).unwrap_err();
     assert!(error.contains("global memory") && error.contains("spark_decode"), "{error}");
@@ -44,12 +46,14 @@ fn global_memory_out_of_bounds() {
 
 #[test]
 fn more_lds_than_asked_for() {
+    needs!(crate::emulation::at_hand());
     let error = spoilt(|p| p.launches[0].shared_bytes = 64).unwrap_err();
     assert!(error.contains("of LDS, of which the launch has 64"), "{error}");
 }
 
 #[test]
 fn no_such_kernel() {
+    needs!(crate::emulation::at_hand());
     let error = spoilt(|p| p.launches[0].kernel = "spark_nothing".into()).unwrap_err();
     assert!(error.contains("no kernel spark_nothing"), "{error}");
 }
@@ -63,6 +67,7 @@ fn fault(kernel: &str) -> Result<(), String> {
 
 #[test]
 fn faults_of_a_kernel() {
+    needs!(crate::emulation::at_hand());
     fault("fault_none").unwrap();
     for (kernel, expected) in [
         ("fault_unwritten", "reads LDS that nobody wrote, at byte 1024"),

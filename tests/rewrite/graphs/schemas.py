@@ -37,6 +37,8 @@ INTS = {
     "key_row_bytes": 0,
     "value_row_bytes": 0,
     "recent_window": 0,
+    "version": 1,
+    "row_format": 1,
     "tail_window": 0,
     "do_rotary": 0,
     "rotary_interleaved": 0,

@@ -107,14 +107,44 @@ def test_data_behind_a_link(tmp_path, same_folder, how):
 
 
 def test_other_data_in_the_way(tmp_path):
-    """Data of another model in OUT's folder is not replaced, unless --force says so."""
+    """Data of another model in OUT's folder is never replaced; with --force the new data gets another name."""
     source, data = external(tmp_path / "from")
     (tmp_path / "to").mkdir()
     other = tmp_path / "to" / data.name
     other.write_text("precious")
     check_refused(tmp_path, source, str(other), "exists", "--force", target=tmp_path / "to/out.onnx")
     rewrite(source, tmp_path / "to/out.onnx", *LOSSLESS, "--force")
-    assert other.read_bytes() == data.read_bytes()
+    assert other.read_text() == "precious"
+    assert other.with_name(f"{data.name}.2").read_bytes() == data.read_bytes()
+    check_same(source, tmp_path / "to/out.onnx")
+
+
+def test_data_of_the_replaced_model(tmp_path):
+    """Data that only the replaced model had goes with it; what a third model needs stays, and is said to."""
+    source, data = external(tmp_path / "from")
+    target, third = tmp_path / "to/out.onnx", tmp_path / "to/third.onnx"
+    place = target.parent / data.name
+    target.parent.mkdir()
+
+    def change():
+        data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+
+    rewrite(source, target, *LOSSLESS)
+    assert rewrite(source, target, *LOSSLESS, "--force")["warnings"] == rewrite(source, third, *OFF)["warnings"]
+    assert set(target.parent.iterdir()) == {target, third, place}
+    first = place.read_bytes()
+    change()
+    said = rewrite(source, target, *LOSSLESS, "--force")["warnings"]
+    assert any("third.onnx" in line and data.name in line for line in said)
+    assert place.read_bytes() == first
+    assert place.with_name(f"{data.name}.2").read_bytes() == data.read_bytes()
+    check_same(source, target)
+    third.unlink()
+    change()
+    rewrite(source, target, *LOSSLESS, "--force")
+    assert {path.name for path in target.parent.iterdir()} == {"out.onnx", data.name}
+    assert place.read_bytes() == data.read_bytes()
+    check_same(source, target)
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])

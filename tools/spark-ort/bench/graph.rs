@@ -47,6 +47,7 @@ pub fn layer(shape: &Shape, cache: &Cache, work: Work) -> Vec<u8> {
             attributes.push(int("key_bits", rows.key_bits.into()));
             attributes.push(int("value_bits", rows.value_bits.into()));
             if rows.tail_window > 0 {
+                attributes.push(int("version", 2));
                 attributes.push(int("tail_window", rows.tail_window));
             }
             if work == Work::All {

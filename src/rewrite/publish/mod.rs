@@ -1,0 +1,178 @@
+//! Output that appears whole or not at all, and that replaces nothing unless it is told to.
+
+mod check;
+mod data;
+mod rename;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::error::RewriteError;
+use crate::onnx::FileError;
+pub use check::{contains, parent, same_file};
+pub use data::{PlacedData, plan};
+
+/// A folder beside the output, on the same file system and its owner's alone, in which the output is made.
+pub struct Stage {
+    folder: TempDir,
+    output: PathBuf,
+    force: bool,
+}
+
+impl Stage {
+    /// Prepares to make `output`, a file or a folder, from the model at `input`.
+    ///
+    /// # Errors
+    /// Something is there and `force` is not given; input and output are, or lie in, one another; the output's folder is
+    /// missing or read-only.
+    pub fn new(input: &Path, output: &Path, force: bool) -> Result<Self, RewriteError> {
+        check::check(input, output, force)?;
+        let parent = parent(output);
+        if !parent.is_dir() {
+            return Err(RewriteError::Output(parent, "is no folder to write to; create it first".into()));
+        }
+        // Not named after the output, whose name may be as long as names can be.
+        let folder = tempfile::Builder::new().prefix(".spark-ort.").suffix(".partial").tempdir_in(&parent);
+        let stage = Self { folder: folder.map_err(FileError::io(&parent))?, output: output.to_path_buf(), force };
+        // Made with the mode that folders of this user have; the one around it is closed to others.
+        fs::create_dir(stage.made()).map_err(FileError::io(&stage.made()))?;
+        Ok(stage)
+    }
+
+    /// The folder to fill: that of the output, or of the data of an output that is a file.
+    pub fn made(&self) -> PathBuf {
+        self.folder.path().join("made")
+    }
+
+    /// A file of about this `name` in [`Self::made`] that is not there.
+    pub fn unused(&self, name: &str) -> PathBuf {
+        let names = (0u64..).map(|number| self.made().join(format!(".{number}.{name}")));
+        names.into_iter().find(|path| !check::is_there(path)).expect("there are more numbers than files")
+    }
+
+    /// Where to make an output that is a file.
+    pub fn file(&self) -> PathBuf {
+        self.folder.path().join("model.onnx")
+    }
+
+    /// Puts the folder in place as the output. What of the old one cannot be removed is said.
+    ///
+    /// # Errors
+    /// The file system says no, or something is there and nothing may be; nothing is changed then. If a folder that was
+    /// moved aside cannot be moved back, the error says where it is.
+    pub fn publish_folder(mut self) -> Result<Option<String>, RewriteError> {
+        let made = self.made();
+        sync(&made);
+        let replaced = match self.force {
+            true => self.replace_folder(&made)?,
+            false => {
+                rename::move_new(&made, &self.output).map_err(|e| in_the_way(&self.output, e))?;
+                false
+            }
+        };
+        sync(&parent(&self.output));
+        let stays = self.folder.path().display().to_string();
+        let removed = self.folder.close();
+        Ok(removed.err().filter(|_| replaced).map(|e| format!("the old folder is not removed whole ({e}): {stays}")))
+    }
+
+    /// Puts `made` at the output, whatever is there; whether something was.
+    fn replace_folder(&mut self, made: &Path) -> Result<bool, RewriteError> {
+        let output = self.output.clone();
+        let failed = |e| RewriteError::from(FileError::io(&output)(e));
+        match rename::exchange(made, &output) {
+            Ok(()) => return Ok(true),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return rename::move_new(made, &output).map(|()| false).map_err(|e| in_the_way(&output, e));
+            }
+            Err(e) if e.kind() == ErrorKind::Unsupported => {}
+            Err(e) => return Err(failed(e)),
+        }
+        // Without a way to exchange them, the old folder is moved aside, and back if the new one does not take its place.
+        let aside = self.folder.path().join("replaced");
+        let was_there = match fs::rename(&output, &aside) {
+            Err(e) if e.kind() == ErrorKind::NotFound => false,
+            moved => moved.map(|()| true).map_err(failed)?,
+        };
+        let Err(error) = fs::rename(made, &output) else { return Ok(was_there) };
+        if was_there && fs::rename(&aside, &output).is_err() {
+            self.folder.disable_cleanup(true);
+            let text = format!("cannot be replaced ({error}), nor put back; what was there is {}", aside.display());
+            return Err(RewriteError::Output(output, text));
+        }
+        Err(failed(error))
+    }
+
+    /// Puts the file that was made in place as the output, behind the `data` files that it has beside it; those are not
+    /// moved if they are there already. What of the old model cannot be removed is said.
+    ///
+    /// # Errors
+    /// The file system says no, or something is there and nothing may be; nothing is changed then. (Where another rewrite
+    /// to this output came first, data that it may have taken for its own stays.)
+    pub fn publish_file(self, data: &[PlacedData]) -> Result<Option<String>, RewriteError> {
+        if !self.force && check::is_there(&self.output) {
+            return Err(in_the_way(&self.output, ErrorKind::AlreadyExists.into()));
+        }
+        let folder = parent(&self.output);
+        let outdated = if self.force { data::outdated(&self.output, data) } else { Vec::new() };
+        let mut placed = Vec::new();
+        let result = self.place_data(data, &mut placed).and_then(|()| {
+            let file = self.file();
+            match self.force {
+                true => fs::rename(file, &self.output).map_err(|e| FileError::io(&self.output)(e).into()),
+                false => rename::move_new(&file, &self.output).map_err(|e| in_the_way(&self.output, e)),
+            }
+        });
+        if let Err(error) = result {
+            // Whoever put something in the way may have found this model's data at the place of its own.
+            if !matches!(error, RewriteError::Output(..)) {
+                placed.iter().for_each(|path| drop(fs::remove_file(path)));
+            }
+            return Err(error);
+        }
+        sync(&folder);
+        let removed = data::remove(&folder, &outdated);
+        // What is left lies in a folder that says what it is.
+        self.folder.close().ok();
+        Ok(removed.err())
+    }
+
+    fn place_data(&self, data: &[PlacedData], placed: &mut Vec<PathBuf>) -> Result<(), RewriteError> {
+        for file in data {
+            let (from, to) = (self.made().join(&file.from), parent(&self.output).join(&file.to));
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent).map_err(FileError::io(parent))?;
+            }
+            match rename::move_new(&from, &to) {
+                Ok(()) => placed.push(to),
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                    if !data::same_content(&from, &to).map_err(FileError::io(&to))? {
+                        return Err(in_the_way(&to, e));
+                    }
+                }
+                Err(e) => return Err(FileError::io(&to)(e).into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An error of putting something new at `path`.
+fn in_the_way(path: &Path, error: std::io::Error) -> RewriteError {
+    match error.kind() {
+        ErrorKind::AlreadyExists => {
+            RewriteError::Output(path.into(), "exists since this rewrite began; --force replaces it".into())
+        }
+        _ => FileError::io(path)(error).into(),
+    }
+}
+
+/// Makes the folder's entries durable, where the file system can.
+fn sync(folder: &Path) {
+    if let Ok(folder) = fs::File::open(folder) {
+        folder.sync_all().ok();
+    }
+}
