@@ -6,6 +6,7 @@
 
 pub mod abi;
 mod allocator;
+mod cuda_kernels;
 mod device;
 pub mod driver;
 mod ep;
@@ -22,6 +23,7 @@ use std::ffi::{CStr, c_char};
 use ort::sys::OrtApiBase;
 
 use abi::Status;
+pub use cuda_kernels::{CODE_VARIABLE, CudaKernels};
 pub use device::Device;
 use host::Host;
 

@@ -27,6 +27,7 @@ pub(super) struct Device {
 #[derive(Clone, Copy)]
 enum Kernels {
     Hip(&'static hip::Device),
+    Cuda(&'static plugin::CudaKernels),
 }
 
 impl Provider for Spark {
@@ -40,7 +41,7 @@ impl Provider for Spark {
         let of = unsafe { plugin::Device::of_memory(allocator.memory_info().ptr().cast()) }.map_err(Failure::Plugin)?;
         let kernels = match of.vendor() {
             Vendor::Amd => Kernels::Hip(hip::Device::get(of.ordinal())?),
-            Vendor::Nvidia => return Err(Failure::Plugin("not yet".into())),
+            Vendor::Nvidia => Kernels::Cuda(plugin::CudaKernels::get(of.ordinal()).map_err(Failure::Plugin)?),
         };
         Ok(Device { of, kernels })
     }
@@ -48,6 +49,7 @@ impl Provider for Spark {
     fn for_plan(device: Self::Device) -> plan::Device {
         match device.kernels {
             Kernels::Hip(kernels) => kernels.for_plan(),
+            Kernels::Cuda(kernels) => kernels.for_plan(),
         }
     }
 
@@ -67,9 +69,11 @@ impl Provider for Spark {
             match device.kernels {
                 // SAFETY: by this function's contract; the workspace is the stream's until the launches are queued, and
                 // what is queued there later comes after them.
-                Kernels::Hip(kernels) => unsafe { kernels.run(&plan, stream) },
+                Kernels::Hip(kernels) => unsafe { kernels.run(&plan, stream) }.map_err(Failure::Device),
+                // SAFETY: as above.
+                Kernels::Cuda(kernels) => unsafe { kernels.run(&plan, stream) }.map_err(Failure::Plugin),
             }
         });
-        Ok(launched.map_err(none)??)
+        launched.map_err(none)?
     }
 }

@@ -1,6 +1,6 @@
 //! What the provider asks of a GPU's driver: memory, copies, streams and events. One implementation a vendor.
 
-mod cuda;
+pub(super) mod cuda;
 mod hip;
 
 use std::ffi::{CStr, c_char, c_void};

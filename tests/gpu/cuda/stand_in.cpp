@@ -16,7 +16,7 @@ static_assert(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == 8);
 static_assert(CU_STREAM_NON_BLOCKING == 1 && CU_STREAM_CAPTURE_MODE_THREAD_LOCAL == 1);
 #else
 typedef enum { CUDA_SUCCESS = 0 } CUresult;
-typedef int CUdevice, CUdevice_attribute, CUfunction_attribute, CUstreamCaptureMode;
+typedef int CUdevice, CUdevice_attribute, CUfunction_attribute, CUstreamCaptureMode, CUstreamCaptureStatus;
 typedef unsigned long long CUdeviceptr, cuuint64_t;
 typedef struct CUctx_st* CUcontext;
 typedef struct CUmod_st* CUmodule;
@@ -33,6 +33,7 @@ typedef struct CUgraphExec_st* CUgraphExec;
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -77,6 +78,7 @@ constexpr size_t PAGE = 4096;
 
 char context; // of which the address is the handle
 thread_local bool current = false;
+thread_local std::vector<bool> pushed; // what was current before each cuCtxPushCurrent
 bool initialised = false;
 std::recursive_mutex lock;
 std::map<uintptr_t, size_t> memory; // begin and bytes
@@ -198,6 +200,23 @@ EXPORT CUresult cuCtxSetCurrent(CUcontext given) {
     current = true;
     return CUDA_SUCCESS;
 }
+EXPORT CUresult cuCtxPushCurrent_v2(CUcontext given) {
+    if (given != reinterpret_cast<CUcontext>(&context)) return complain(INVALID_CONTEXT, "an unknown context");
+    pushed.push_back(current);
+    current = true;
+    return CUDA_SUCCESS;
+}
+EXPORT CUresult cuCtxPopCurrent_v2(CUcontext* out) {
+    if (pushed.empty()) return complain(INVALID_CONTEXT, "more contexts are popped than were pushed");
+    *out = reinterpret_cast<CUcontext>(&context);
+    current = pushed.back();
+    pushed.pop_back();
+    return CUDA_SUCCESS;
+}
+EXPORT CUresult cuDeviceGetPCIBusId(char* name, int bytes, CUdevice) {
+    std::snprintf(name, size_t(bytes), "0000:01:00.0");
+    return CUDA_SUCCESS;
+}
 EXPORT CUresult cuCtxSynchronize() { return ready(); }
 
 EXPORT CUresult cuModuleLoadData(CUmodule* module, const void* image) {
@@ -243,6 +262,25 @@ EXPORT CUresult cuMemFree_v2(CUdeviceptr at) {
     memory.erase(range);
     return CUDA_SUCCESS;
 }
+EXPORT CUresult cuMemHostAlloc(void** out, size_t bytes, unsigned) {
+    *out = std::malloc(bytes);
+    return *out ? ready() : CUresult(2);
+}
+EXPORT CUresult cuMemFreeHost(void* at) {
+    std::free(at);
+    return CUDA_SUCCESS;
+}
+// Addresses of the host and of the device alike. A copy of a stream runs at once, as everything does.
+EXPORT CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    return queue(stream, [=] {
+        Open open;
+        for (CUdeviceptr at : {to, from}) {
+            if (within(at, 0) && !within(at, bytes)) return complain(INVALID_VALUE, "a copy out of bounds");
+        }
+        std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes);
+        return CUDA_SUCCESS;
+    });
+}
 EXPORT CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes) {
     if (CUresult error = ready(); error != CUDA_SUCCESS) return error;
     Open open;
@@ -286,6 +324,20 @@ EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned gr
 EXPORT CUresult cuStreamCreate(CUstream* stream, unsigned) {
     *stream = new CUstream_st;
     return ready();
+}
+EXPORT CUresult cuStreamDestroy_v2(CUstream stream) {
+    delete stream;
+    return CUDA_SUCCESS;
+}
+EXPORT CUresult cuStreamSynchronize(CUstream) { return ready(); }
+EXPORT CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return ready(); }
+EXPORT CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus* status) {
+    *status = CUstreamCaptureStatus(captured && stream == capturing ? 1 : 0);
+    return CUDA_SUCCESS;
+}
+EXPORT CUresult cuEventDestroy_v2(CUevent event) {
+    delete event;
+    return CUDA_SUCCESS;
 }
 EXPORT CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode) {
     if (CUresult error = ready(); error != CUDA_SUCCESS) return error;

@@ -1,5 +1,6 @@
-"""What a process does on the ROCm execution provider. Each scenario runs in a process of its own, with an environment that
-says what its stand-in devices are like and which call fails:
+"""What a process does on an execution provider with a GPU: SPARK_TEST_PROVIDER, ROCMExecutionProvider by default. Each
+scenario runs in a process of its own, with an environment that says what its stand-in devices are like and which call
+fails:
 
     python scenarios.py NAME [ARGUMENT...]
 
@@ -20,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from operators import cases, models
 from operators.reference import Settings
 
-PROVIDER = "ROCMExecutionProvider"
+PROVIDER = os.environ.get("SPARK_TEST_PROVIDER", "ROCMExecutionProvider")
 BFLOAT16 = 16
 PAST = {"present_key": "past_key", "present_value": "past_value"}
 
