@@ -12,9 +12,18 @@ from onnxruntime.capi import onnxruntime_inference_collection as collection
 
 NAME = "SparkExecutionProvider"
 
-ort.register_execution_provider_library("spark", os.environ["SPARK_ORT_LIBRARY"])
-DEVICES = [d for d in ort.get_ep_devices() if d.ep_name == NAME]
-VENDOR = DEVICES[0].device.vendor_id
+AMD = 0x1002
+DEVICES = []
+
+
+def register():
+    """Registers the library, and finds the provider's devices."""
+    ort.register_execution_provider_library("spark", os.environ["SPARK_ORT_LIBRARY"])
+    DEVICES[:] = [d for d in ort.get_ep_devices() if d.ep_name == NAME]
+
+
+register()
+VENDOR = DEVICES[0].device.vendor_id if DEVICES else AMD
 
 _make = collection.OrtDevice.make
 _session = ort.InferenceSession

@@ -42,7 +42,7 @@ typedef struct CUgraphExec_st* CUgraphExec;
 #include <string>
 #include <vector>
 
-#include "../../ops/call.h"
+#include "../../../ops/call.h"
 
 extern "C" void spark_emulation_allow(const void* begin, size_t bytes);
 extern "C" void spark_emulation_forbid(const void* begin);
