@@ -1,5 +1,5 @@
-//! Part of the package's build script: embeds the kernels' sources, from which hipRTC compiles them at run time, and, where
-//! a compiler for AMD GPUs is at hand, code objects.
+//! Part of the package's build script: embeds the kernels' sources, from which hipRTC and NVRTC compile them at run time,
+//! and, where compilers are at hand, code for AMD and NVIDIA GPUs. Makes Rust constants of `ops/limits.h`.
 //!
 //! SPARK_HIP_ARCHS lists processors ("gfx90a,gfx1100"; "none" for none), and then all must compile. Without it a release
 //! build takes those of [`DEFAULT_ARCHS`] that the compilers found know, and other builds none.
@@ -11,7 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Options that matter for what the kernels compute and how fast, at build time and at run time.
-const OPTIONS: [&str; 3] = ["-std=c++17", "-O3", "-w"];
+const HIP_OPTIONS: [&str; 3] = ["-std=c++17", "-O3", "-w"];
+/// Nothing is fused that the source does not fuse: masks must come out as on the CPU.
+const CUDA_OPTIONS: [&str; 3] = ["-std=c++17", "--fmad=false", "-w"];
+
+/// Code for A100 and H100; PTX of the last one serves newer GPUs.
+const CUDA_TARGETS: [&str; 3] =
+    ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
 
 /// Instinct MI200, MI300, and the Radeon generations RDNA 2 and RDNA 3.
 const DEFAULT_ARCHS: [&str; 4] = ["gfx90a", "gfx942", "gfx1030", "gfx1100"];
@@ -21,32 +27,85 @@ const MAIN: &str = "spark.hip";
 
 pub fn main() {
     println!("cargo::rerun-if-changed=ops");
-    for name in ["SPARK_HIP_ARCHS", "HIPCC", "ROCM_PATH"] {
+    for name in ["SPARK_HIP_ARCHS", "HIPCC", "ROCM_PATH", "SPARK_CUDA", "NVCC"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
     let ops = root.join("ops");
-    let mut text = format!("pub(super) static OPTIONS: &[&str] = &{OPTIONS:?};\n");
-    writeln!(text, "/// Name and content of the sources, the main one first.").unwrap();
+    let mut text = String::from("/// Name and content of the sources, the main one first.\n");
     writeln!(text, "pub(super) static SOURCES: &[(&str, &str)] = &[").unwrap();
     for name in sources(&ops) {
         writeln!(text, "    ({name:?}, include_str!({:?})),", ops.join(&name)).unwrap();
     }
-    writeln!(text, "];\n/// Processor and code object.").unwrap();
-    writeln!(text, "pub(super) static CODE_OBJECTS: &[(&str, &[u8])] = &[").unwrap();
+    writeln!(text, "];\npub(super) static HIP_OPTIONS: &[&str] = &{HIP_OPTIONS:?};").unwrap();
+    writeln!(text, "pub(super) static CUDA_OPTIONS: &[&str] = &{CUDA_OPTIONS:?};").unwrap();
+    writeln!(text, "/// Processor and code object.").unwrap();
+    writeln!(text, "pub(super) static HIP_CODE: &[(&str, &[u8])] = &[").unwrap();
     for (arch, object) in code_objects(&ops.join(MAIN), &out) {
         writeln!(text, "    ({arch:?}, include_bytes!({object:?})),").unwrap();
     }
-    writeln!(text, "];").unwrap();
-    fs::write(out.join("hip_code.rs"), text).expect("OUT_DIR is writable");
+    let fatbin = fatbin(&ops.join(MAIN), &out).map(|file| format!("Some(include_bytes!({file:?}))"));
+    writeln!(text, "];\n/// A fatbin.").unwrap();
+    writeln!(text, "pub(super) static CUDA_CODE: Option<&[u8]> = {};", fatbin.unwrap_or("None".into())).unwrap();
+    fs::write(out.join("kernels.rs"), text).expect("OUT_DIR is writable");
+    let limits = fs::read_to_string(ops.join("limits.h")).expect("ops/limits.h is there");
+    fs::write(out.join("limits.rs"), constants(&limits)).expect("OUT_DIR is writable");
+}
+
+/// The numbers that a header defines, as Rust constants.
+fn constants(header: &str) -> String {
+    let mut text = String::new();
+    for definition in header.lines().filter_map(|line| line.strip_prefix("#define SPARK_")) {
+        if let Some((name, value)) = definition.split_once(' ') {
+            let value: u32 = value.parse().unwrap_or_else(|_| panic!("ops/limits.h: {definition} is no number"));
+            writeln!(text, "pub const {name}: u32 = {value};").unwrap();
+        }
+    }
+    text
+}
+
+/// The kernels for NVIDIA GPUs. SPARK_CUDA=1 asks for them, 0 for none; without it a release build makes them where nvcc
+/// is on the PATH or NVCC names it.
+fn fatbin(main: &Path, out: &Path) -> Option<PathBuf> {
+    let asked = env::var("SPARK_CUDA").ok();
+    let wanted = match asked.as_deref() {
+        Some("1") => true,
+        Some(_) => false,
+        None => env::var("PROFILE").as_deref() == Ok("release"),
+    };
+    let nvcc = env::var_os("NVCC").map(PathBuf::from).or_else(|| on_path("nvcc")).filter(|_| wanted);
+    let Some(nvcc) = nvcc else {
+        assert!(asked.as_deref() != Some("1"), "SPARK_CUDA=1, but no nvcc is found: set NVCC");
+        return None;
+    };
+    let fatbin = out.join("spark.fatbin");
+    let mut command = Command::new(&nvcc);
+    command.args(CUDA_OPTIONS).args(CUDA_TARGETS.iter().flat_map(|target| ["-gencode", target]));
+    command.args(["-x", "cu", "-O3", "-fatbin", "-o"]).arg(&fatbin).arg(main);
+    let problem = match command.output() {
+        Ok(output) if output.status.success() => return Some(fatbin),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(e) => e.to_string(),
+    };
+    // Nobody asked for it: the library compiles the kernels when it needs them.
+    assert!(asked.is_none(), "{}: {problem}", nvcc.display());
+    println!("cargo::warning=no kernels for NVIDIA GPUs are built in: {}: {problem}", nvcc.display());
+    None
 }
 
 /// Names of the device sources in `ops`, the main one first.
 fn sources(ops: &Path) -> Vec<String> {
-    let files = fs::read_dir(ops).expect("ops is there").map(|f| f.expect("a file").file_name());
-    let names = files.map(|f| f.into_string().expect("a plain name"));
-    let mut names: Vec<_> = names.filter(|n| n.ends_with(".h") || n.ends_with(".hip")).collect();
+    let mut names = Vec::new();
+    for folder in ["", "device", "format"] {
+        for file in fs::read_dir(ops.join(folder)).expect("ops is there") {
+            let name = file.expect("a file").file_name().into_string().expect("a plain name");
+            // The emulation is for hosts.
+            if (name.ends_with(".h") || name.ends_with(".hip")) && name != "emulated.h" {
+                names.push(if folder.is_empty() { name } else { format!("{folder}/{name}") });
+            }
+        }
+    }
     names.sort_by_key(|n| (n != MAIN, n.clone()));
     assert_eq!(names.first().map(String::as_str), Some(MAIN), "ops/{MAIN} is there");
     names
@@ -121,7 +180,7 @@ fn on_path(program: &str) -> Option<PathBuf> {
 impl Compiler {
     fn compile(&self, main: &Path, arch: &str, object: &Path) -> Result<(), String> {
         let mut command = Command::new(&self.program);
-        command.args(self.options).args(OPTIONS).arg(format!("--offload-arch={arch}"));
+        command.args(self.options).args(HIP_OPTIONS).arg(format!("--offload-arch={arch}"));
         command.args(["-c", "--cuda-device-only", "--no-gpu-bundle-output", "-o"]).arg(object).arg(main);
         let output = command.output().map_err(|e| format!("{}: {e}", self.program.display()))?;
         match output.status.success() {

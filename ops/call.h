@@ -1,18 +1,12 @@
-// What a kernel is told: one structure, by value. src/hip/params.rs mirrors it; both sides assert its size and offsets.
+// What a kernel is told: one structure, by value. src/gpu/params.rs is the same in Rust; both
+// sides assert sizes and offsets.
 //
 // All pointers are device pointers, null where the call has no such tensor. They are aligned to 4 bytes at least.
 // Everything but the contents of tensors was validated on the host.
 #ifndef SPARK_CALL_H
 #define SPARK_CALL_H
 
-// Sequences whose lengths fit a call; larger batches take several launches.
-#define SPARK_MAX_SEQUENCES 64
-// T, the type of query, key, value and output.
-#define SPARK_FLOAT16 0
-#define SPARK_FLOAT32 1
-#define SPARK_BFLOAT16 2
-// Greatest head size.
-#define SPARK_MAX_HEAD_DIM 256
+#include "limits.h"
 
 // Tokens of T: channel j of head h of token i of sequence b is element b * batch + h * head + i * token + j.
 struct SparkTokens {
@@ -97,8 +91,15 @@ struct SparkCall {
     SparkSequence sequence[SPARK_MAX_SEQUENCES]; // of the launch
 };
 
-static_assert(sizeof(SparkTokens) == 32, "mirrored in src/hip/params.rs");
-static_assert(sizeof(SparkSequence) == 8, "mirrored in src/hip/params.rs");
-static_assert(sizeof(SparkCall) == 888, "mirrored in src/hip/params.rs");
+// src/gpu/params.rs asserts the same.
+static_assert(sizeof(SparkTokens) == 32, "size");
+static_assert(sizeof(SparkSequence) == 8, "size");
+static_assert(sizeof(SparkCall) == 888, "size");
+static_assert(__builtin_offsetof(SparkCall, past_key) == 128, "offset");
+static_assert(__builtin_offsetof(SparkCall, bias) == 216, "offset");
+static_assert(__builtin_offsetof(SparkCall, workspace) == 248, "offset");
+static_assert(__builtin_offsetof(SparkCall, new_tokens) == 260, "offset");
+static_assert(__builtin_offsetof(SparkCall, scale) == 344, "offset");
+static_assert(__builtin_offsetof(SparkCall, sequence) == 376, "offset");
 
 #endif

@@ -9,11 +9,12 @@
 #ifndef SPARK_DECODE_H
 #define SPARK_DECODE_H
 
-#include "row.h"
+#include "numbers.h"
+#include "format/v1.h"
 #include "scores.h"
 #include "states.h"
 
-SPARK_CONSTANT u32 DECODE_WAVES = 4;
+SPARK_CONSTANT u32 DECODE_WAVES = SPARK_BLOCK_WAVES;
 
 // Rows that a lane has under way.
 template <u32 COLUMNS>

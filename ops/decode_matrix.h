@@ -154,7 +154,7 @@ struct DecodeMatrix {
     }
 };
 
-// Whether registers have room for the sums: src/hip/plan chooses no others.
+// Whether registers have room for the sums: src/gpu/plan chooses no others.
 template <u32 OCTETS, u32 COLUMNS, u32 VALUE_BITS>
 SPARK_FN constexpr bool has_room() {
     return OCTETS < 16 || COLUMNS <= 4 || VALUE_BITS == 8;

@@ -5,8 +5,8 @@
 
 #include "tokens.h"
 
-SPARK_CONSTANT u32 GROW_THREADS = 256;
-SPARK_CONSTANT u32 GROW_WORDS = 4; // of a thread, side by side
+SPARK_CONSTANT u32 GROW_THREADS = SPARK_GROW_THREADS;
+SPARK_CONSTANT u32 GROW_WORDS = SPARK_GROW_WORDS; // of a thread, side by side
 
 // Blocks: x = block of words + blocks of a head * (KV head + Hk * (0: keys, 1: values)), z = sequence.
 SPARK_FN void grow_rows(const SparkCall& call) {

@@ -16,10 +16,10 @@
 #include "decode.h"
 
 // Keys of a product.
-SPARK_CONSTANT u32 MATRIX_KEYS = 16;
+SPARK_CONSTANT u32 MATRIX_KEYS = SPARK_MATRIX_KEYS;
 // LDS of a block, in words: a quad of selectors of codes and bytes of kept channels by a mask's byte, two of signs by a
 // sign plane's byte.
-SPARK_CONSTANT u32 MATRIX_TABLE_WORDS = 256 * 6;
+SPARK_CONSTANT u32 MATRIX_TABLE_WORDS = SPARK_MATRIX_TABLE_WORDS;
 
 template <u32 OCTETS, u32 BLOCKS, u32 KEY_BITS>
 struct MatrixKeys {

@@ -7,7 +7,7 @@
 SPARK_CONSTANT float F16_MAX = 65504.0f;
 SPARK_CONSTANT float FLOAT_MAX = 3.40282346638528859812e38f;
 // Not a score: what a masked key has instead, and the greatest of no scores.
-SPARK_CONSTANT float NO_SCORE = -__builtin_huge_valf();
+SPARK_CONSTANT float NO_SCORE = __builtin_bit_cast(float, 0xff800000u); // minus infinity, which NVRTC has no name for
 
 // NaN as 0, everything else limited to the float16 range.
 SPARK_FN float finite(float x) { return x == x ? least(greatest(x, -F16_MAX), F16_MAX) : 0.0f; }

@@ -56,11 +56,11 @@ typedef long long i64;
 #endif
 
 #if defined(SPARK_EMULATION)
-#include "emulation/device.h"
+#include "device/emulated.h"
 #elif defined(__CUDACC__)
-#include "device_cuda.h"
+#include "device/cuda.h"
 #else
-#include "device_hip.h"
+#include "device/hip.h"
 #endif
 
 // Masks must come out as on the CPU, so a product and a sum round twice unless `fused` says otherwise. (nvcc needs

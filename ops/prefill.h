@@ -12,7 +12,7 @@
 SPARK_CONSTANT u32 SIDE = 16;
 
 // For head sizes up to CHANNELS. LDS: queries, then keys or values, each row with a word behind it that spreads banks,
-// then probabilities, then what `Source` needs. src/hip/plan adds them up alike.
+// then probabilities, then what `Source` needs. src/gpu/plan adds them up alike.
 template <u32 CHANNELS>
 struct Prefill {
     SPARK_CONSTANT u32 QUERIES = CHANNELS > 128 ? 16 : 32;

@@ -33,7 +33,7 @@ struct Weights {
 };
 
 // For head sizes up to CHANNELS, the rest filled up with zeros. LDS: a tile of keys or values, KEYS * CHANNELS of E;
-// then what `Source` needs. src/hip/plan adds them up alike.
+// then what `Source` needs. src/gpu/plan adds them up alike.
 template <class E, u32 CHANNELS>
 struct MatrixPrefill {
     // What registers allow: fragments of 16 columns of a wave.

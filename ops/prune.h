@@ -3,10 +3,11 @@
 #ifndef SPARK_PRUNE_H
 #define SPARK_PRUNE_H
 
-#include "row.h"
+#include "numbers.h"
+#include "format/v1.h"
 #include "tokens.h"
 
-SPARK_CONSTANT u32 PRUNE_WAVES = 4;
+SPARK_CONSTANT u32 PRUNE_WAVES = SPARK_BLOCK_WAVES;
 SPARK_CONSTANT u32 MIN_OBSERVED = 8;
 // Channels that a lane holds: lane, lane + WAVE, ...
 SPARK_CONSTANT u32 CHUNKS = SPARK_MAX_HEAD_DIM / WAVE;

@@ -4,7 +4,7 @@
 
 #include "tokens.h"
 
-SPARK_CONSTANT u32 RECENT_THREADS = 256;
+SPARK_CONSTANT u32 RECENT_THREADS = SPARK_RECENT_THREADS;
 
 // Blocks: x = row of present_key_recent + rows * KV head, z = sequence. A thread a channel.
 SPARK_FN void write_recent(const SparkCall& call) {

@@ -5,7 +5,7 @@
 
 #include "tokens.h"
 
-SPARK_CONSTANT u32 SALIENCY_THREADS = 512;
+SPARK_CONSTANT u32 SALIENCY_THREADS = SPARK_SALIENCY_THREADS;
 
 // Blocks: x = KV head, z = sequence. LDS: a float a thread.
 SPARK_FN void observe(const SparkCall& call) {

@@ -4,10 +4,11 @@
 #ifndef SPARK_SOURCE_H
 #define SPARK_SOURCE_H
 
-#include "row.h"
+#include "numbers.h"
+#include "format/v1.h"
 #include "scores.h"
 
-SPARK_CONSTANT u32 PREFILL_THREADS = 256;
+SPARK_CONSTANT u32 PREFILL_THREADS = SPARK_PREFILL_THREADS;
 
 // What the fields of a row make may lie beyond float16's range.
 SPARK_FN float limited(float x) { return least(greatest(x, -F16_MAX), F16_MAX); }

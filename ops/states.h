@@ -44,7 +44,7 @@ SPARK_FN void write_result(const SparkCall& call, u32 head, u32 i, u32 split, u3
     }
 }
 
-SPARK_CONSTANT u32 MERGE_WAVES = 4;
+SPARK_CONSTANT u32 MERGE_WAVES = SPARK_BLOCK_WAVES;
 
 // Merges the states of a query into its output, a wave a query. Blocks: x = MERGE_WAVES queries (head, token), z =
 // sequence.

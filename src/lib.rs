@@ -5,7 +5,7 @@
 //! - [`method`]: which channels of a key are kept, and how much the others weighed.
 //! - [`call`]: what one call of an operator asks for: sizes, lengths and settings, validated.
 //! - [`cpu`]: the kernels, plain Rust.
-//! - [`hip`]: the kernels on a GPU, from `ops/`.
+//! - [`gpu`]: the kernels on a GPU, from `ops/`.
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
 //! - [`plugin`]: an execution provider for ONNX Runtime 1.24 and later, on AMD and NVIDIA GPUs.
 //! - [`onnx`]: models as files and graphs.
@@ -17,20 +17,20 @@ pub mod bits;
 pub mod call;
 pub mod cpu;
 pub mod element;
+mod entry_point;
 pub mod eval;
 pub mod format;
-pub mod hip;
-mod hosts;
-mod library;
+pub mod gpu;
 pub mod method;
 pub mod onnx;
 pub mod operators;
+mod ort_compat;
 pub mod plugin;
 pub mod rewrite;
 pub mod runtime;
 pub mod spec;
 
-pub use library::RegisterCustomOps;
+pub use entry_point::RegisterCustomOps;
 pub use plugin::{CreateEpFactories, ReleaseEpFactory};
 pub use rewrite::rewrite;
 

@@ -22,7 +22,7 @@ built=target/cuda
 
 # What the build is made from.
 sources() {
-    find Cargo.toml Cargo.lock build.rs src ops benches/cuda tests/support/common.rs tests/gpu/{cuda,emulation,kernels} \
+    find Cargo.toml Cargo.lock build.rs src ops benches/cuda tests/support tests/gpu/{cuda,emulation,kernels} \
         -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# tools/genai.sh [CONTEXT...]: tokens per second and peak memory of a LLaMA of 1.2 B parameters with random int4 weights in
-# ONNX Runtime GenAI, original and rewritten. CONTEXT is the number of prompt tokens; 2048 and 8192 by default.
+# tools/genai.sh [CONTEXT...]: tokens per second and peak memory of a LLaMA of 1.2 B parameters with random int4 weights
+# in ONNX Runtime GenAI, original and rewritten. CONTEXT is the number of prompt tokens; 2048 and 8192 by default.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # tools/gpu.sh FOLDER: the operators on SparkExecutionProvider in genuine ONNX Runtime on an NVIDIA GPU: the conformance tests, decoding in
 # shared buffers of device memory, a whole rewritten model. Writes FOLDER/gpu.json. Needs no network: Python ($PYTHON) with
-# onnxruntime 1.24 or later, onnx, numpy and pytest; target/release/libspark_ort.so, built here or carried along; nvcc, or
-# target/cuda/spark.fatbin ($SPARK_CUDA_CODE).
+# onnxruntime 1.24 or later, onnx, numpy and pytest; and target/release/libspark_ort.so, built with nvcc, here or where
+# it was carried from.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:?"usage: tools/gpu.sh FOLDER"}
@@ -11,16 +11,6 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export SPARK_ORT_LIBRARY=${SPARK_ORT_LIBRARY:-$PWD/target/release/libspark_ort.so}
 export SPARK_TEST_PROVIDER=SparkExecutionProvider SPARK_ORT_CPU=portable PYTHONDONTWRITEBYTECODE=1
-if [[ -z ${SPARK_CUDA_CODE:-} ]]; then
-    SPARK_CUDA_CODE=$PWD/target/cuda/spark.fatbin
-    nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-    if [[ -x $nvcc ]]; then
-        mkdir -p target/cuda
-        "$nvcc" -std=c++17 -O3 --fmad=false -fatbin -gencode arch=compute_90,code=sm_90 -x cu -o "$SPARK_CUDA_CODE" ops/spark.hip
-    fi
-fi
-export SPARK_CUDA_CODE
-
 # part NAME COMMAND...: a part that fails does not keep the others from running.
 part() {
     local name=$1 start=$SECONDS status=0

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# The installed package in other people's programs. `tools/hosts.sh installed`, which `make test` runs, covers ONNX Runtime
-# GenAI, plain loops and the documentation. Without an argument, Optimum (needs torch) and every version of ONNX Runtime
-# follow.
-# shellcheck source=tools/setup.sh
+# The installed package in other people's programs. `tools/hosts.sh installed`, which `make test` runs, covers ONNX
+# Runtime GenAI, plain loops and the documentation. Without an argument, Optimum (needs torch) and every version of ONNX
+# Runtime follow. shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 [[ ${1:-} == "" || $1 == installed ]] || die "usage: $0 [installed]"

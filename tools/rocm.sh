@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # tools/rocm.sh [PYTEST OPTION...]: the operators on ONNX Runtime's own ROCm execution provider, over stand-in ROCm
-# libraries that emulate the kernels. No GPU is needed, and none is used. Without options it runs tests/gpu/rocm, then the
-# tests of tests/operators that check results.
-# shellcheck source=tools/setup.sh
+# libraries that emulate the kernels. No GPU is needed, and none is used. Without options it runs tests/gpu/rocm, then
+# the tests of tests/operators that check results. shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 [[ $(uname -m) == x86_64 ]] || skip "the ONNX Runtime package with the ROCm execution provider exists for x86_64 only"

@@ -21,8 +21,8 @@ skip() {
     exit "$SKIPPED"
 }
 
-# install_packages REASON PACKAGE...: installs Debian packages as root, and says so first. Any other user is told what to
-# install.
+# install_packages REASON PACKAGE...: installs Debian packages as root, and says so first. Any other user is told what
+# to install.
 install_packages() {
     local reason=$1
     shift

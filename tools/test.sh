@@ -59,8 +59,8 @@ lints() {
     cargo clippy --all-targets -- -D warnings
 }
 
-# Malformed calls to the kernels, and to the library through ONNX Runtime: valgrind also sees accesses out of bounds that
-# happen to do no harm.
+# Malformed calls to the kernels, and to the library through ONNX Runtime: valgrind also sees accesses out of bounds
+# that happen to do no harm.
 memory() {
     command -v valgrind >/dev/null || install_packages "The memory check needs valgrind" valgrind ||
         skip "no valgrind on this machine"
@@ -110,6 +110,7 @@ needed "Rust" need_rust
 needed "Python packages" venv
 step "format: cargo fmt --check" format
 step "lints: cargo clippy" lints
+step "layout of the sources: tests/structure" .venv/bin/python -m pytest -q tests/structure
 step "compiler for AMD GPUs: hipcc" hipcc_at_hand
 if [[ $outcome == passed ]]; then
     # All that the tests need; other builds cover every processor that the compilers know.
@@ -133,7 +134,8 @@ step "Rust tests" cargo test --release
 step "operators against references: tests/operators" .venv/bin/python -m pytest -q -rs tests/operators
 # To float32 accuracy, which the fastest path does not have for quantised rows.
 step "the same on the portable path" env SPARK_ORT_CPU=portable .venv/bin/python -m pytest -q -rs tests/operators
-step "rewriter and command line: tests/rewrite" .venv/bin/python -m pytest -q -rs tests/rewrite --ignore tests/rewrite/exports
+step "rewriter and command line: tests/rewrite" \
+    .venv/bin/python -m pytest -q -rs tests/rewrite --ignore tests/rewrite/exports
 step "ONNX Runtime at hand: tests/onnxruntime" .venv/bin/python -m pytest -q -rs tests/onnxruntime
 step "installed package: GenAI, plain loops, documentation" tools/hosts.sh installed
 # The oldest supported version, the last one with ROCm, and the first in which the library infers shapes.
@@ -142,4 +144,5 @@ for version in 1.18.1 1.22.2 1.24.4; do
 done
 step "code for AMD GPUs: tests/gpu/device_code" .venv/bin/python -m pytest -q -rs tests/gpu/device_code
 step "ROCm execution provider: tests/gpu/rocm" tools/rocm.sh
+step "execution provider of our own, on stand-ins: tools/plugin.sh" tools/plugin.sh
 step "memory: valgrind on hostile calls" memory

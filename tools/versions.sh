@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # tools/versions.sh [VERSION...]: runs the library and rewritten models in these versions of ONNX Runtime, by default in
-# every version that has a tests/onnxruntime/ort-VERSION.txt. Each version has a virtual environment of its own. The models
-# and the expected outputs come from the version of tools/requirements.txt.
-# shellcheck source=tools/setup.sh
+# every version that has a tests/onnxruntime/ort-VERSION.txt. Each version has a virtual environment of its own. The
+# models and the expected outputs come from the version of tools/requirements.txt. shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 if (($# == 0)); then

@@ -6,7 +6,7 @@ use std::ptr::{null, null_mut};
 
 use half::f16;
 use spark_ort::call::Lengths;
-use spark_ort::hip::plan::{self, AttentionTensors, Inputs, Plan, PruneOutputs, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Inputs, Plan, PruneOutputs, Scalar};
 
 use crate::common::Random;
 use crate::cuda::Cuda;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::f16;
 use ndarray::{Array2, Array4};
 use spark_ort::call::{Lengths, Rotary};
-use spark_ort::cpu::{Attention, HeadRows, Path, Pool, Prune, Rotation, Tokens, attention, prune};
+use spark_ort::cpu::{Attention, HeadRows, InstructionSet, Pool, Prune, Rotation, Tokens, attention, prune};
 use spark_ort::method::channel_scale;
 
 use crate::layer::{Host, Layers};
@@ -88,7 +88,7 @@ pub fn output_difference(host: &Host, layers: &Layers) -> Result<f32, String> {
     let (past_key, past_value) = (slices(&key), slices(&value));
     let mut expected = Array4::zeros(call.query.dim());
     // The scalar path is slow where there are many queries, but they are dense and the others take them in float32 too.
-    let path = if *new > 1 { Path::Portable } else { Path::Scalar };
+    let path = if *new > 1 { InstructionSet::Portable } else { InstructionSet::Scalar };
     let attend = Attention {
         geometry: &geometry,
         lengths: &lengths,
@@ -132,7 +132,7 @@ pub fn differing_rows(host: &Host, layers: &Layers, tokens: usize) -> Result<usi
         scale: &call.scale,
     };
     let head_rows = keys.iter_mut().zip(&mut values).map(|(key, value)| HeadRows { key, value }).collect();
-    prune(&Threads, Path::chosen()?, &prune_call, head_rows, None);
+    prune(&Threads, InstructionSet::chosen()?, &prune_call, head_rows, None);
     // Mask and sign plane come before it.
     let a = key.head_dim() / 4;
     let same_key = |x: &[u8], y: &[u8]| {

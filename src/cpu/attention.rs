@@ -1,18 +1,14 @@
-//! The read path: recovery attention over cached rows, dense attention over the new tokens.
+//! A call of the read path: recovery attention over cached rows, dense attention over the new tokens.
 
 use std::ops::Range;
 
-use ndarray::{ArrayView4, ArrayViewMut4};
+use ndarray::ArrayView4;
 
-use super::fast::Fast;
-use super::scalar::Scalar;
-use super::schedule::{Queries, run};
-#[cfg(target_arch = "x86_64")]
-use super::vector::{Avx2, Avx512};
-use super::vector::{LANES, Portable};
-use super::{Path, Pool, TailRows, Tokens};
+use super::queries::Queries;
+use super::tokens::Tokens;
 use crate::call::{AttentionSettings, Geometry, Lengths};
 use crate::element::Element;
+use crate::format::TailLayout;
 
 /// One call of the read path.
 #[derive(Clone, Copy, Debug)]
@@ -39,27 +35,15 @@ pub struct Attention<'a, T> {
     pub bias: Option<ArrayView4<'a, T>>,
 }
 
-/// Writes the attention output of every query to `out`, `[B, Hq, L, D]`; zero for padding. Memory beside it is
-/// proportional to the new tokens, never to the cache.
-///
-/// # Panics
-/// If this processor cannot take `path`.
-pub fn attention<T: Element>(pool: &impl Pool, path: Path, call: &Attention<'_, T>, out: ArrayViewMut4<'_, T>) {
-    assert!(path.is_available(), "path {} on a processor that has not its instructions", path.name());
-    // Vectors hold whole groups of channels; other head sizes are rare.
-    let path = if call.geometry.head_dim().is_multiple_of(LANES) { path } else { Path::Scalar };
-    match path {
-        Path::Scalar => run(pool, call, &Scalar::new(call), out),
-        Path::Portable => run(pool, call, &Fast::<T, Portable>::new(call), out),
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => run(pool, call, &Fast::<T, Avx2>::new(call), out),
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => run(pool, call, &Fast::<T, Avx512<false>>::new(call), out),
-        #[cfg(target_arch = "x86_64")]
-        Path::Vnni => run(pool, call, &Fast::<T, Avx512<true>>::new(call), out),
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => unreachable!("not available"),
-    }
+/// The tails of a call's shared buffers, to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct TailRows<'a> {
+    /// Where keys lie in them.
+    pub layout: &'a TailLayout,
+    /// Free key rows of each (sequence, KV head), from the past length to the end of the buffer.
+    pub key: &'a [&'a [u8]],
+    /// Free value rows, likewise.
+    pub value: &'a [&'a [u8]],
 }
 
 impl<T: Element> Attention<'_, T> {

@@ -2,11 +2,11 @@
 
 use std::sync::Mutex;
 
-use super::Pool;
+use super::pool::Pool;
 use crate::call::{Geometry, Lengths};
 
-/// Copies the past rows of each (sequence, KV head) into `present` (`[B, Hk, S, row_bytes]` bytes), zeroes the rows that
-/// have no token, and returns where the rows of the valid new tokens go.
+/// Copies the past rows of each (sequence, KV head) into `present` (`[B, Hk, S, row_bytes]` bytes), zeroes the rows
+/// that have no token, and returns where the rows of the valid new tokens go.
 ///
 /// # Panics
 /// If the sizes disagree.

@@ -1,27 +1,33 @@
 //! The kernels on the CPU.
 //!
-//! [`prune()`] and [`attention()`] take views of a call's tensors and a [`Pool`] to spread work over. `schedule` shares out
-//! queries and keys, whatever [`Path`] then attends: `scalar` in plain Rust, or `fast` with the `vector`s of a processor.
+//! [`prune()`] and [`attention()`] take views of a call's tensors and a [`Pool`] to spread work over. `schedule` shares
+//! out queries and keys. `attend` gives each share to `reference`, the scalar oracle, or to an instruction set of
+//! `isa`: few queries to `decode`, many to `prefill`.
 
+mod attend;
 mod attention;
 mod cache;
-mod fast;
+mod decode;
+mod isa;
+mod kv_source;
 mod new_tokens;
-mod path;
 mod pool;
+mod prefill;
 mod prune;
-mod scalar;
+mod queries;
+mod query_block;
+mod reference;
 mod schedule;
 mod softmax;
 mod tail;
 mod tokens;
-mod vector;
 
-pub use attention::{Attention, attention};
+pub use attend::attention;
+pub use attention::{Attention, TailRows};
 pub use cache::grow;
-pub use path::{PATH_VARIABLE, Path};
+pub use isa::{CPU_VARIABLE, InstructionSet};
 pub use pool::{Pool, Serial};
 pub use prune::{HeadRows, Prune, prune, recent_keys};
 pub use softmax::SoftmaxState;
-pub use tail::{TailRows, write_tail};
+pub use tail::write_tail;
 pub use tokens::{Rotation, Tokens};

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use ndarray::Array2;
 
-use super::Attention;
+use super::attention::Attention;
 use crate::element::Element;
 
-/// Rotated keys, and values, of the new tokens of a call, in float32. They are made where they are needed, some at a time:
-/// all of a long prompt would be as large as its keys and values are.
+/// Rotated keys, and values, of the new tokens of a call, in float32. They are made where they are needed, some at a
+/// time: all of a long prompt would be as large as its keys and values are.
 pub(super) struct NewTokens<'a, 'c, T>(&'a Attention<'c, T>);
 
 impl<'a, 'c, T: Element> NewTokens<'a, 'c, T> {

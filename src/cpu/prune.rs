@@ -4,8 +4,10 @@ use std::sync::Mutex;
 
 use ndarray::{ArrayView4, ArrayViewMut3, ArrayViewMut4, s};
 
-use super::vector::{Vector, Work};
-use super::{Path, Pool, Tokens};
+use super::isa::InstructionSet;
+use super::isa::traits::{Isa, Work};
+use super::pool::Pool;
+use super::tokens::Tokens;
 use crate::call::{Geometry, Lengths, PruneSettings};
 use crate::element::Element;
 use crate::format::{KeyLayout, MAX_HEAD_DIM, PrunedKey};
@@ -40,14 +42,14 @@ pub struct HeadRows<'a> {
     pub value: &'a mut [u8],
 }
 
-/// Encodes the new tokens into `rows`, one entry for each (sequence, KV head) with the head varying fastest, and writes n
-/// of the call to `observed` (`[B, Hk, D]`), if wanted. Rows do not depend on `path`.
+/// Encodes the new tokens into `rows`, one entry for each (sequence, KV head) with the head varying fastest, and writes
+/// n of the call to `observed` (`[B, Hk, D]`), if wanted. Rows do not depend on `set`.
 ///
 /// # Panics
-/// If this processor cannot take `path`.
+/// If this processor has not the instructions of `set`.
 pub fn prune<T: Element>(
     pool: &impl Pool,
-    path: Path,
+    set: InstructionSet,
     call: &Prune<'_, T>,
     rows: Vec<HeadRows<'_>>,
     observed: Option<ArrayViewMut3<'_, f32>>,
@@ -70,7 +72,7 @@ pub fn prune<T: Element>(
     // Each piece is locked once, by the thread that works on it.
     pool.par_for(pieces.len(), &|n| {
         let piece = &mut *pieces[n].lock().unwrap();
-        path.run(Encode { call, saliency: &saliency[piece.head], piece });
+        set.run(Encode { call, saliency: &saliency[piece.head], piece });
     });
 }
 
@@ -93,7 +95,7 @@ impl<T: Element> Work for Encode<'_, '_, '_, T> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn with<V: Vector>(self) {
+    fn with<I: Isa>(self, _: I) {
         let Self { call, saliency, piece } = self;
         let Geometry { kv_heads, key, value, .. } = call.geometry;
         let (b, h) = (piece.head / kv_heads, piece.head % kv_heads);
@@ -119,10 +121,10 @@ fn saliencies<T: Element>(
 ) -> Vec<Vec<f32>> {
     let Geometry { batch, kv_heads, .. } = *call.geometry;
     let d = call.geometry.head_dim();
-    let few = |b: usize| call.lengths.new[b] < MIN_OBSERVED;
+    let too_few = |b: usize| call.lengths.new[b] < MIN_OBSERVED;
     let wanted = observed.is_some();
     let own: Vec<_> = (0..batch * kv_heads).map(|_| Mutex::new(Vec::new())).collect();
-    if wanted || !(0..batch).all(few) {
+    if wanted || !(0..batch).all(too_few) {
         pool.par_for(own.len(), &|head| {
             *own[head].lock().unwrap() = observe(call, head / kv_heads, head % kv_heads);
         });
@@ -137,7 +139,7 @@ fn saliencies<T: Element>(
     let typical = |h: usize| call.query_saliency.map_or(vec![1.0; d], |n| n[h * d..(h + 1) * d].to_vec());
     own.into_iter()
         .enumerate()
-        .map(|(head, n)| if few(head / kv_heads) { typical(head % kv_heads) } else { n })
+        .map(|(head, n)| if too_few(head / kv_heads) { typical(head % kv_heads) } else { n })
         .collect()
 }
 
@@ -170,8 +172,8 @@ fn encode_key(layout: &KeyLayout, recovery: Recovery, key: &[f32], saliency: &[f
     layout.encode(PrunedKey { key, mask, scale, recovery }, row);
 }
 
-/// Writes the last keys of every sequence after this call, dense, to `present` (`[B, Hk, W', D]`, W' at least the largest
-/// number of recent keys); `past` (`[B, Hk, Wp, D]`) holds those before it. Rows without a key are zero.
+/// Writes the last keys of every sequence after this call, dense, to `present` (`[B, Hk, W', D]`, W' at least the
+/// largest number of recent keys); `past` (`[B, Hk, Wp, D]`) holds those before it. Rows without a key are zero.
 ///
 /// # Panics
 /// If a past key is needed and `past` does not hold it.

@@ -6,14 +6,19 @@ use std::sync::Mutex;
 
 use ndarray::{ArrayViewMut, ArrayViewMut3, ArrayViewMut4, Axis, Dimension, RemoveAxis};
 
-use super::{Attention, Pool, SoftmaxState};
+use super::attention::Attention;
+use super::pool::Pool;
+use super::queries::Queries;
+use super::softmax::SoftmaxState;
 use crate::element::Element;
 use crate::format::MAX_HEAD_DIM;
 
 /// Queries that share one reading of the keys, about so many, where there are many.
 const QUERIES_PER_BLOCK: usize = 256;
-/// New tokens up to which all share one reading.
-const FEW_TOKENS: usize = 8;
+/// Fewest new tokens that share one reading; with more, large groups of query heads are cut to [`QUERIES_PER_BLOCK`].
+const LEAST_TOKENS_PER_BLOCK: usize = 8;
+/// New tokens from which on blocks count as large.
+const TOKENS_OF_LARGE_BLOCKS: usize = 9;
 /// Parts that keep any pool busy: with fewer blocks of queries, the keys of each are split.
 const MANY_PARTS: usize = 64;
 /// The same where blocks are large, and so is what their parts hold until they merge.
@@ -21,15 +26,7 @@ const MANY_LARGE_PARTS: usize = 16;
 /// Fewest keys worth a part of their own.
 const KEYS_PER_PART: usize = 1024;
 
-/// The queries of some new tokens of one sequence, of the heads that share one KV head.
-#[derive(Clone, Debug)]
-pub(super) struct Queries {
-    pub(super) sequence: usize,
-    pub(super) kv_head: usize,
-    pub(super) tokens: Range<usize>,
-}
-
-/// A way to attend: scalar, or with the vectors of some processor.
+/// A way to attend: the reference, or an instruction set.
 pub(super) trait Attend: Sync {
     /// What `queries` get from the keys at positions `keys`, token by token and within a token head by head.
     fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState>;
@@ -49,18 +46,18 @@ struct Part {
     states: Mutex<Vec<SoftmaxState>>,
 }
 
-/// Attends with every query of `call` to all keys that it sees, by `path`, and writes to `out`, `[B, Hq, L, D]`.
+/// Attends with every query of `call` to all keys that it sees, by `attend`, and writes to `out`, `[B, Hq, L, D]`.
 pub(super) fn run<T: Element>(
     pool: &impl Pool,
     call: &Attention<'_, T>,
-    path: &impl Attend,
+    attend: &impl Attend,
     out: ArrayViewMut4<'_, T>,
 ) {
     let blocks = blocks(call, out);
     let parts: Vec<_> = blocks.iter().flat_map(|b| b.parts.iter().map(move |p| (b, p))).collect();
     pool.par_for(parts.len(), &|n| {
         let (block, part) = parts[n];
-        let states = path.attend(&block.queries, part.keys.clone());
+        let states = attend.attend(&block.queries, part.keys.clone());
         if block.parts.len() == 1 {
             block.write(&states);
         } else {
@@ -78,10 +75,11 @@ pub(super) fn run<T: Element>(
     });
 }
 
-/// All queries in blocks, with the keys each block sees. Depends on the call only, so results do not depend on the pool.
+/// All queries in blocks, with the keys each block sees. Depends on the call only, so results do not depend on the
+/// pool.
 fn blocks<'o, T: Element>(call: &Attention<'_, T>, out: ArrayViewMut4<'o, T>) -> Vec<Block<'o, T>> {
     let mut blocks = Vec::new();
-    let size = FEW_TOKENS.max(QUERIES_PER_BLOCK / call.geometry.group());
+    let size = LEAST_TOKENS_PER_BLOCK.max(QUERIES_PER_BLOCK / call.geometry.group());
     for (sequence, heads) in entries(out).enumerate() {
         for (kv_head, group) in split(heads, Axis(0), call.geometry.group()).into_iter().enumerate() {
             for (n, out) in split(group, Axis(1), size).into_iter().enumerate() {
@@ -92,8 +90,8 @@ fn blocks<'o, T: Element>(call: &Attention<'_, T>, out: ArrayViewMut4<'o, T>) ->
             }
         }
     }
-    let many = if call.geometry.new > FEW_TOKENS { MANY_LARGE_PARTS } else { MANY_PARTS };
-    let most_parts = many.div_ceil(blocks.len().max(1));
+    let most = if call.geometry.new >= TOKENS_OF_LARGE_BLOCKS { MANY_LARGE_PARTS } else { MANY_PARTS };
+    let most_parts = most.div_ceil(blocks.len().max(1));
     for block in &mut blocks {
         let keys = call.keys(&block.queries);
         let size = KEYS_PER_PART.max(keys.len().div_ceil(most_parts));

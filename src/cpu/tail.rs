@@ -5,21 +5,12 @@ use std::sync::Mutex;
 
 use ndarray::s;
 
-use super::{Attention, Pool, Prune, Serial};
+use super::attention::Attention;
+use super::pool::{Pool, Serial};
+use super::prune::Prune;
 use crate::element::Element;
-use crate::format::{TailLayout, write_dense_key};
+use crate::format::write_dense_key;
 use crate::method::Recovery;
-
-/// The tails of a call's shared buffers, to be read.
-#[derive(Clone, Copy, Debug)]
-pub struct TailRows<'a> {
-    /// Where keys lie in them.
-    pub layout: &'a TailLayout,
-    /// Free key rows of each (sequence, KV head), from the past length to the end of the buffer.
-    pub key: &'a [&'a [u8]],
-    /// Free value rows, likewise.
-    pub value: &'a [&'a [u8]],
-}
 
 impl<T: Element> Attention<'_, T> {
     /// How many of the past keys of the (sequence, KV head) number `head`, the last ones, are read dense.
@@ -33,8 +24,8 @@ impl<T: Element> Attention<'_, T> {
         .min(self.lengths.past[b])
     }
 
-    /// Reads the past keys at `positions`, all of them recent ones, to `keys`, `[positions, D]`. A key that the tail has
-    /// lost is what its row says.
+    /// Reads the past keys at `positions`, all of them recent ones, to `keys`, `[positions, D]`. A key that the tail
+    /// has lost is what its row says.
     #[inline(always)]
     pub(super) fn read_recent(&self, head: usize, positions: Range<usize>, keys: &mut [f32]) {
         let (b, h) = (head / self.geometry.kv_heads, head % self.geometry.kv_heads);

@@ -1,11 +1,11 @@
-//! The tail of a shared buffer: recent keys, dense, in the rows that no token has taken yet. The page that describes it is
-//! the section of that name in `docs/format.md`.
+//! The tail of a shared buffer: recent keys, dense, in the rows that no token has taken yet. The page that describes it
+//! is the section of that name in `docs/format.md`.
 //!
-//! A slot holds one key of `D` float16. Slots fill the buffers of one (sequence, KV head) from their ends, some in the key
-//! buffer, some in the value buffer, and are numbered by the free rows that they need: as rows fill the buffer, the slots
-//! of the highest numbers go first. Nothing says which key a slot holds; whoever reads one asks the key's row.
+//! A slot holds one key of `D` float16. Slots fill the buffers of one (sequence, KV head) from their ends, some in the
+//! key buffer, some in the value buffer, and are numbered by the free rows that they need: as rows fill the buffer, the
+//! slots of the highest numbers go first. Nothing says which key a slot holds; whoever reads one asks the key's row.
 
-use super::{KeyLayout, ValueLayout};
+use super::v1::layout::{KeyLayout, ValueLayout};
 
 /// Where the slots of one (sequence, KV head) lie, and which of them a position takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +44,8 @@ impl TailLayout {
         let count = window.min(layout.fitting(capacity));
         let (mut keys, mut values) = (0, 0);
         layout.slots.extend((0..count).map(|_| {
-            // Number n of a buffer needs (n + 1) * slot_bytes / row_bytes free rows; of equal ones the key buffer's is first.
+            // Number n of a buffer needs (n + 1) * slot_bytes / row_bytes free rows; of equal ones the key buffer's is
+            // first.
             let (buffer, used) = match (keys + 1) * value_row <= (values + 1) * key_row {
                 true => (TailBuffer::Key, &mut keys),
                 false => (TailBuffer::Value, &mut values),
@@ -60,8 +61,9 @@ impl TailLayout {
         free * self.key_row / self.slot_bytes + free * self.value_row / self.slot_bytes
     }
 
-    /// Keys that are kept where `free` rows are: the window, or, where it does not fit, the greatest of its half, quarter
-    /// and so on that does. So it is the last keys that are kept, and slots keep their keys when the window is halved.
+    /// Keys that are kept where `free` rows are: the window, or, where it does not fit, the greatest of its half,
+    /// quarter and so on that does. So it is the last keys that are kept, and slots keep their keys when the window is
+    /// halved.
     pub fn kept(&self, free: usize) -> usize {
         let fitting = self.fitting(free);
         let mut kept = self.window;
@@ -71,8 +73,8 @@ impl TailLayout {
         kept
     }
 
-    /// Bytes of the slot `n` within `bytes` of one of the buffers that end where the buffer does; `None` if it does not lie
-    /// wholly within them.
+    /// Bytes of the slot `n` within `bytes` of one of the buffers that end where the buffer does; `None` if it does not
+    /// lie wholly within them.
     fn range(&self, slot: Slot, bytes: usize) -> Option<std::ops::Range<usize>> {
         let end = bytes.checked_sub(slot.from_end * self.slot_bytes)?;
         Some(end.checked_sub(self.slot_bytes)?..end)
@@ -88,8 +90,8 @@ impl TailLayout {
         Tail { layout: self, key, value, kept, before: Some(before).filter(|&before| before > kept && kept > 0) }
     }
 
-    /// Where the last keys before position `total` go in the free rows of `key` and `value` buffer after a call, in order
-    /// of their positions. There are at most `wanted` of them.
+    /// Where the last keys before position `total` go in the free rows of `key` and `value` buffer after a call, in
+    /// order of their positions. There are at most `wanted` of them.
     pub fn write<'a>(&self, total: usize, wanted: usize, key: &'a mut [u8], value: &'a mut [u8]) -> Vec<&'a mut [u8]> {
         let kept = self.kept(key.len() / self.key_row);
         let count = wanted.min(kept).min(total);
@@ -128,8 +130,8 @@ impl<'a> Tail<'a> {
         self.kept
     }
 
-    /// Slots that may hold the key at `position`: its own, and the one of the window before it was last halved, as long as
-    /// no row lies there.
+    /// Slots that may hold the key at `position`: its own, and the one of the window before it was last halved, as long
+    /// as no row lies there.
     ///
     /// # Panics
     /// If no key is kept.

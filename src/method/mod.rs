@@ -1,4 +1,4 @@
-//! The SparK method (arXiv 2508.15212, section 3; DESIGN section 3): query saliency, choice of kept channels, recovery.
+//! The SparK method (arXiv 2508.15212, section 3): query saliency, choice of kept channels, recovery.
 //!
 //! Plain functions on one head at a time; they know nothing of rows or tensors.
 

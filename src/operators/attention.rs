@@ -13,7 +13,7 @@ use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
 use super::{Container, Tensor, inputs, outputs, shape_inference, versions};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
-use crate::cpu::{Attention, Path, TailRows, attention};
+use crate::cpu::{Attention, InstructionSet, TailRows, attention};
 use crate::format::TailLayout;
 use crate::spec;
 
@@ -50,7 +50,7 @@ impl<T: Tensor, C: Container> Operator for SparkAttention<T, C> {
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
         let node = Node::new(NAME, context);
         let (settings, path) = node.guard(|| {
-            let path = Path::chosen().map_err(Failure::Process)?;
+            let path = InstructionSet::chosen().map_err(Failure::Process)?;
             Ok((AttentionSettings::read(context)?, path))
         })?;
         Ok(AttentionKernel { node, settings, path, types: PhantomData })
@@ -66,7 +66,7 @@ impl<T: Tensor, C: Container> Operator for SparkAttention<T, C> {
 pub struct AttentionKernel<T, C> {
     node: Node,
     settings: AttentionSettings,
-    path: Path,
+    path: InstructionSet,
     types: PhantomData<(T, C)>,
 }
 
@@ -79,7 +79,7 @@ impl<T: Tensor, C: Container> Kernel for AttentionKernel<T, C> {
 
 fn compute<T: Tensor, C: Container>(
     settings: &AttentionSettings,
-    path: Path,
+    path: InstructionSet,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
     let inputs = Inputs::new(context, Input::ALL.len())?;

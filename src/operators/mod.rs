@@ -1,5 +1,5 @@
 //! The operators as ONNX Runtime sees them: thin glue from its tensors and attributes to [`crate::call`] and
-//! [`crate::cpu`] or [`crate::hip`]. Their contract is `docs/operators.md`.
+//! [`crate::cpu`] or [`crate::gpu`]. Their contract is `docs/operators.md`.
 //!
 //! ONNX Runtime takes a custom operator with one element type per input, so each operator is registered under one name
 //! once for every execution provider and combination of T (float32, float16; bfloat16 on a GPU) and C (T, uint8).

@@ -6,8 +6,8 @@ use ort::operator::{KernelContext, ShapeInferenceContext};
 use ort::{Error, ErrorCode};
 
 use crate::call::{Attribute, Attributes, CallError};
-use crate::hip::HipError;
-use crate::hip::plan::PlanError;
+use crate::gpu::GpuError;
+use crate::gpu::plan::PlanError;
 
 /// Operator and node name, for errors.
 #[derive(Clone, Debug)]
@@ -59,13 +59,13 @@ pub(super) enum Failure {
     /// Of the process, such as its environment.
     Process(&'static str),
     /// Of a GPU.
-    Device(HipError),
+    Device(GpuError),
     /// Of the execution provider of this library.
     Plugin(String),
 }
 
-impl From<HipError> for Failure {
-    fn from(error: HipError) -> Self {
+impl From<GpuError> for Failure {
+    fn from(error: GpuError) -> Self {
         Self::Device(error)
     }
 }

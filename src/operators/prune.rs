@@ -14,7 +14,7 @@ use super::pool::OrtPool;
 use super::tensors::{Common, Inputs};
 use super::{Container, Tensor, inputs, outputs, shape_inference, versions};
 use crate::call::{CallError, Geometry, Input, Lengths, PruneSettings, Settings};
-use crate::cpu::{HeadRows, Path, Prune, grow, prune, recent_keys, write_tail};
+use crate::cpu::{HeadRows, InstructionSet, Prune, grow, prune, recent_keys, write_tail};
 use crate::format::TailLayout;
 use crate::spec;
 
@@ -65,7 +65,7 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
         let node = Node::new(NAME, context);
         let (settings, path) = node.guard(|| {
-            let path = Path::chosen().map_err(Failure::Process)?;
+            let path = InstructionSet::chosen().map_err(Failure::Process)?;
             Ok((PruneSettings::read(context)?, path))
         })?;
         Ok(PruneKernel { node, settings, path, types: PhantomData })
@@ -81,7 +81,7 @@ impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
 pub struct PruneKernel<T, C> {
     node: Node,
     settings: PruneSettings,
-    path: Path,
+    path: InstructionSet,
     types: PhantomData<(T, C)>,
 }
 
@@ -94,7 +94,7 @@ impl<T: Tensor, C: Container> Kernel for PruneKernel<T, C> {
 
 fn compute<T: Tensor, C: Container>(
     settings: &PruneSettings,
-    path: Path,
+    path: InstructionSet,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
     check_after(&settings.common, context)?;

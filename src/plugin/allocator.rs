@@ -20,7 +20,7 @@ pub struct Allocator {
 
 impl Allocator {
     /// An allocator of `pool`, whose memory ONNX Runtime knows by `info`.
-    pub fn new(host: &'static Host, pool: &'static Pool, info: *const MemoryInfo) -> *mut abi::Allocator {
+    pub fn create(host: &'static Host, pool: &'static Pool, info: *const MemoryInfo) -> *mut abi::Allocator {
         let abi = abi::Allocator {
             version: VERSION,
             Alloc: allocate,
@@ -34,14 +34,14 @@ impl Allocator {
     }
 
     /// # Safety
-    /// The allocator is of [`Allocator::new`] and is used no more.
+    /// The allocator is of [`Allocator::create`] and is used no more.
     pub unsafe fn release(this: *mut abi::Allocator) {
         // SAFETY: by this function's contract it is a whole box of this type.
         drop(unsafe { Box::from_raw(this.cast::<Self>()) });
     }
 
     /// # Safety
-    /// `this` is of [`Allocator::new`] and lives.
+    /// `this` is of [`Allocator::create`] and lives.
     unsafe fn of<'a>(this: *const abi::Allocator) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }

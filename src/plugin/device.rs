@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
-use super::driver::{Driver, Handle, Vendor};
+use super::driver::{Driver, Handle, Names, Vendor};
 use super::host::{Failure, Host};
 use super::pool::Pool;
 use super::workspace::Workspaces;

@@ -20,7 +20,7 @@ pub struct Ep {
 }
 
 impl Ep {
-    pub fn new(host: &'static Host, device: &'static Device, registry: *const KernelRegistry) -> *mut abi::Ep {
+    pub fn create(host: &'static Host, device: &'static Device, registry: *const KernelRegistry) -> *mut abi::Ep {
         let abi = abi::Ep {
             version: VERSION,
             GetName: name,
@@ -42,14 +42,14 @@ impl Ep {
     }
 
     /// # Safety
-    /// `this` is of [`Ep::new`] and is used no more.
+    /// `this` is of [`Ep::create`] and is used no more.
     pub unsafe fn release(this: *mut abi::Ep) {
         // SAFETY: by this function's contract.
         drop(unsafe { Box::from_raw(this.cast::<Self>()) });
     }
 
     /// # Safety
-    /// `this` is of [`Ep::new`] and lives.
+    /// `this` is of [`Ep::create`] and lives.
     unsafe fn of<'a>(this: *const abi::Ep) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }

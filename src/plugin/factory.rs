@@ -11,7 +11,7 @@ use super::abi::{
 };
 use super::allocator::Allocator;
 use super::device::Device;
-use super::driver::{Driver, Vendor};
+use super::driver::{Driver, Names, Vendor};
 use super::ep::Ep;
 use super::host::{Failure, Host, ok};
 use super::stream::{self, Streams};
@@ -48,7 +48,7 @@ impl Factory {
     ///
     /// # Errors
     /// If this machine has neither HIP nor the CUDA driver.
-    pub fn new(host: &'static Host) -> Result<*mut abi::Factory, Failure> {
+    pub fn create(host: &'static Host) -> Result<*mut abi::Factory, Failure> {
         let opened = Vendor::ALL.map(|vendor| (vendor, vendor.driver()));
         if let [(_, Err(amd)), (_, Err(nvidia))] = &opened {
             return Err(format!("no GPU driver on this machine. {amd}. The CUDA driver: {nvidia}").into());
@@ -83,7 +83,7 @@ impl Factory {
     /// Releases a factory and all memory that its devices keep.
     ///
     /// # Safety
-    /// `this` is of [`Factory::new`], and nothing made by it is left.
+    /// `this` is of [`Factory::create`], and nothing made by it is left.
     pub unsafe fn release(this: *mut abi::Factory) {
         // SAFETY: by this function's contract.
         let factory = unsafe { Box::from_raw(this.cast::<Self>()) };
@@ -104,7 +104,7 @@ impl Factory {
     }
 
     /// # Safety
-    /// `this` is of [`Factory::new`] and lives.
+    /// `this` is of [`Factory::create`] and lives.
     unsafe fn of<'a>(this: *const abi::Factory) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }
@@ -320,7 +320,7 @@ unsafe extern "system" fn create_ep(
         // SAFETY: the array has one entry, and the out pointer is valid.
         unsafe {
             let device = factory.device_of(*hardware).ok_or_else(|| "a device that was not offered".to_owned())?;
-            *ep = Ep::new(factory.host, device, factory.registry);
+            *ep = Ep::create(factory.host, device, factory.registry);
         }
         Ok(())
     })
@@ -349,7 +349,7 @@ unsafe extern "system" fn create_allocator(
                 true => &device.pinned,
                 false => &device.memory,
             };
-            *allocator = Allocator::new(host, pool, info);
+            *allocator = Allocator::create(host, pool, info);
         }
         Ok(())
     })
@@ -362,7 +362,7 @@ unsafe extern "system" fn release_allocator(_this: *mut abi::Factory, allocator:
 
 unsafe extern "system" fn create_transfer(this: *mut abi::Factory, transfer: *mut *mut abi::DataTransfer) -> Status {
     // SAFETY: ONNX Runtime passes what it was given, and the out pointer is valid.
-    unsafe { *transfer = Transfer::new(Factory::of(this).host) };
+    unsafe { *transfer = Transfer::create(Factory::of(this).host) };
     std::ptr::null_mut()
 }
 

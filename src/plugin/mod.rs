@@ -6,9 +6,8 @@
 
 pub mod abi;
 mod allocator;
-mod cuda_kernels;
 mod device;
-pub mod driver;
+mod driver;
 mod ep;
 mod factory;
 mod host;
@@ -23,7 +22,6 @@ use std::ffi::{CStr, c_char};
 use ort::sys::OrtApiBase;
 
 use abi::Status;
-pub use cuda_kernels::{CODE_VARIABLE, CudaKernels};
 pub use device::Device;
 use host::Host;
 
@@ -53,7 +51,7 @@ pub unsafe extern "C" fn CreateEpFactories(
         if room == 0 {
             return Err("ONNX Runtime has no room for a factory".to_owned().into());
         }
-        let factory = factory::Factory::new(host)?;
+        let factory = factory::Factory::create(host)?;
         // SAFETY: there is room for one, and the out pointer is valid.
         unsafe {
             *factories = factory;

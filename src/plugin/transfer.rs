@@ -17,14 +17,14 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    pub fn new(host: &'static Host) -> *mut abi::DataTransfer {
+    pub fn create(host: &'static Host) -> *mut abi::DataTransfer {
         let abi =
             abi::DataTransfer { version: VERSION, Release: release, CanCopy: can_copy, CopyTensors: copy_tensors };
         Box::into_raw(Box::new(Self { abi, host })).cast()
     }
 
     /// # Safety
-    /// `this` is of [`Transfer::new`] and lives.
+    /// `this` is of [`Transfer::create`] and lives.
     unsafe fn of<'a>(this: *const abi::DataTransfer) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }

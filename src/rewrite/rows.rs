@@ -6,7 +6,7 @@ use super::error::RewriteError;
 use super::options::{CacheType, Options, Recovery};
 use crate::format::{Bits, KeyLayout, ValueLayout};
 
-/// Number of the row format, DESIGN section 2.
+/// Number of the row format that docs/format.md describes.
 pub const ROW_FORMAT: u32 = 1;
 
 /// How a rewritten model stores its cache. Kept in its metadata.

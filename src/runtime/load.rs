@@ -13,7 +13,7 @@ use ort::sys::{ORT_API_VERSION, OrtApi, OrtApiBase};
 
 use super::error::{Error, Tried};
 use super::locate::places;
-use crate::hosts;
+use crate::ort_compat;
 
 /// The ONNX Runtime of this process.
 #[derive(Debug)]
@@ -161,7 +161,7 @@ fn file_of(function: *const std::ffi::c_void) -> Option<PathBuf> {
 impl Opened {
     fn into_runtime(self) -> Result<Runtime, Error> {
         let Self { api, version, path } = self;
-        if !ort::set_api(hosts::adapt(api, &version)) {
+        if !ort::set_api(ort_compat::adapt(api, &version)) {
             return Err(Error::OtherRuntime { path });
         }
         // What fails is returned as an error too, and warnings of the machine are none of a model's user's business.

@@ -1,5 +1,5 @@
-//! Nothing is read beyond the last row: behind it, here, lies memory that may not be touched. Valgrind sees as much, but
-//! knows no AVX-512.
+//! Nothing is read beyond the last row: behind it, here, lies memory that may not be touched. Valgrind sees as much,
+//! but knows no AVX-512.
 
 #![cfg(target_os = "linux")]
 
@@ -23,8 +23,8 @@ impl AtTheEnd {
         let page = 4096;
         let readable = bytes.len().next_multiple_of(page);
         let mapped = readable + page;
-        // SAFETY: new memory, of which no other Rust object knows; the bytes fit in what is writable until the last page is
-        // closed, which holds none of them.
+        // SAFETY: new memory, of which no other Rust object knows; the bytes fit in what is writable until the last
+        // page is closed, which holds none of them.
         unsafe {
             let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
             let start = libc::mmap(std::ptr::null_mut(), mapped, protection, flags, -1, 0);

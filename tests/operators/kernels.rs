@@ -10,7 +10,7 @@ use ndarray::{Array3, Array4, s};
 use proptest::prelude::*;
 use spark_ort::bits::bit;
 use spark_ort::call::Rotary;
-use spark_ort::cpu::{HeadRows, Path, Pool, Serial, grow, prune};
+use spark_ort::cpu::{HeadRows, InstructionSet, Pool, Serial, grow, prune};
 use spark_ort::format::Bits;
 use spark_ort::method::Recovery;
 
@@ -113,9 +113,9 @@ fn expected_attention(case: &Case) -> Array4<f64> {
 }
 
 /// Of float32; or of int16, a hundredth of what quantised rows have lost, some of them much.
-fn tolerance(path: Path, case: &Case) -> f64 {
+fn tolerance(path: InstructionSet, case: &Case) -> f64 {
     let quantised = case.prune.common.key_bits != Bits::B16 || case.prune.common.value_bits != Bits::B16;
-    if path == Path::Vnni && quantised { 1e-2 } else { 2e-5 }
+    if path == InstructionSet::Vnni && quantised { 1e-2 } else { 2e-5 }
 }
 
 /// What is odd about a row.
@@ -223,7 +223,7 @@ proptest! {
             prune(&Threads, path, &case.prune_call(), rows, Some(observed.view_mut()));
             (key, value)
         };
-        let (key, value) = pruned(Path::Scalar);
+        let (key, value) = pruned(InstructionSet::Scalar);
         for path in paths() {
             prop_assert!(pruned(path) == (key.clone(), value.clone()), "{:?} gives other rows", path);
         }

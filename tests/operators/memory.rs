@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Case, paths};
 use spark_ort::call::{Geometry, Lengths};
-use spark_ort::cpu::{Path, Serial};
+use spark_ort::cpu::{InstructionSet, Serial};
 
 struct Counting;
 
@@ -33,8 +33,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Most bytes that attention held at once, with `new` tokens after `past` ones: one sequence, D 64, one KV head and query head.
-fn peak(path: Path, past: usize, new: usize) -> usize {
+/// Most bytes that attention held at once, with `new` tokens after `past` ones: one sequence, D 64, one KV head and
+/// query head.
+fn peak(path: InstructionSet, past: usize, new: usize) -> usize {
     let seeds = (0..).map(|seed| Case::new(seed, 0, 0));
     let mut case = seeds.into_iter().find(|case| case.geometry.head_dim() == 64).unwrap();
     let (r, d) = (&mut common::Random(past as u64), case.geometry.head_dim());

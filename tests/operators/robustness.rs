@@ -1,5 +1,5 @@
-//! Whatever bytes, lengths, shapes and numbers a host hands over: an error, or a finite result, never a read or write out
-//! of bounds. `make test` runs this under valgrind too, which sees what a test alone would not.
+//! Whatever bytes, lengths, shapes and numbers a host hands over: an error, or a finite result, never a read or write
+//! out of bounds. `make test` runs this under valgrind too, which sees what a test alone would not.
 
 #[path = "../support/common.rs"]
 mod common;

@@ -14,7 +14,8 @@ from .command import binary_path, environment, rewrite, spark_ort
 
 SALIENCY = 11  # the input of both operators
 FEWER = ("--calibration-tokens", 1024)
-# Largest relative difference of a channel's saliency to optimum-fp32's: the order of sums; float16; activations of 8 bits.
+# Largest relative difference of a channel's saliency to optimum-fp32's: the order of sums; float16; activations of 8
+# bits.
 CLOSE = {"fp32": 1e-3, "fp16": 0.02, "int4": 0.05}
 
 

@@ -27,16 +27,16 @@ PROMPT, FORCED = TOKENS[0][:-STEPS], [TOKENS[0][-STEPS:]]
 PROMPTS = [TOKENS[0][:150], TOKENS[1][:97], TOKENS[3][:203]]
 BATCH_FORCED = [TOKENS[0][150:182], TOKENS[1][97:129], TOKENS[3][203:235]]
 
-# Bounds of (largest, median) difference of logits, which reach 22 with a standard deviation of 3; each is at least twice
-# what was measured. One channel in 64 set to zero makes 0.044 and 0.0035, values of 8 bits 0.043 and 0.0045.
+# Bounds of (largest, median) difference of logits, which reach 22 with a standard deviation of 3; each is at least
+# twice what was measured. One channel in 64 set to zero makes 0.044 and 0.0035, values of 8 bits 0.043 and 0.0045.
 #
 # fp32: rounding keys and values to float16 changes logits by up to 0.008. fp16: their cache is float16 anyway; logits
 # are rounded to steps of 0.0156, and the graph rounds what attention gives. int4: MatMulNBits rounds what it multiplies
 # to 8 bits, so that any change, be it the order of a sum, moves some of it by a step: here the original with its own
 # cache rounded is as far off.
 AS_BEFORE = {"fp32": (0.02, 2e-3), "fp16": (0.04, 5e-3), "int4": (0.6, 0.08)}
-# Where the original's cache is rounded as well, there is nothing but the order of sums, and a few numbers that this makes
-# round the other way.
+# Where the original's cache is rounded as well, there is nothing but the order of sums, and a few numbers that this
+# makes round the other way.
 ROUNDED = (2e-3, 4e-5)
 
 

@@ -4,7 +4,7 @@
 
 use ndarray::{Array2, Array4, ArrayView4};
 use spark_ort::call::{AttentionSettings, Geometry, Lengths, PruneSettings, QueryLayout, Rotary, Settings};
-use spark_ort::cpu::{Attention, Path, Prune, Rotation, Tokens};
+use spark_ort::cpu::{Attention, InstructionSet, Prune, Rotation, Tokens};
 use spark_ort::format::{Bits, KeyLayout, ValueLayout};
 use spark_ort::method::{Recovery, channel_scale};
 
@@ -211,7 +211,7 @@ impl Case {
     }
 
     /// The attention output, `[B, Hq, L, D]`.
-    pub fn attend(&self, pool: &impl spark_ort::cpu::Pool, path: Path) -> Array4<f32> {
+    pub fn attend(&self, pool: &impl spark_ort::cpu::Pool, path: InstructionSet) -> Array4<f32> {
         let key: Vec<_> = self.past_key.iter().map(|r| &r[..]).collect();
         let value: Vec<_> = self.past_value.iter().map(|r| &r[..]).collect();
         let mut out = Array4::from_elem(self.query.dim(), f32::NAN);
@@ -221,6 +221,6 @@ impl Case {
 }
 
 /// The paths that this processor can take.
-pub fn paths() -> impl Iterator<Item = Path> {
-    Path::ALL.into_iter().filter(|path| path.is_available())
+pub fn paths() -> impl Iterator<Item = InstructionSet> {
+    InstructionSet::ALL.into_iter().filter(|path| path.is_available())
 }

@@ -205,8 +205,8 @@ fn generate(task: &Task) -> Result<Generated> {
     generate_with(task, &task.model, &mut |_, _| Ok(()))
 }
 
-/// Continues the prompt of a task by a model; `seen` gets the logits before and the token after each choice, the one that
-/// ends the text too.
+/// Continues the prompt of a task by a model; `seen` gets the logits before and the token after each choice, the one
+/// that ends the text too.
 pub fn generate_with(
     task: &Task,
     source: &ModelSource,

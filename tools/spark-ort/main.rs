@@ -21,8 +21,8 @@ use clap::{Parser, Subcommand};
 
 /// Language models in ONNX whose KV cache is stored pruned.
 ///
-/// ONNX Runtime 1.18 or later is needed: that of the active Python (`pip install onnxruntime`), or the shared library that
-/// ORT_DYLIB_PATH names.
+/// ONNX Runtime 1.18 or later is needed: that of the active Python (`pip install onnxruntime`), or the shared library
+/// that ORT_DYLIB_PATH names.
 #[derive(Parser)]
 #[command(version, max_term_width = 110)]
 struct Cli {

@@ -75,8 +75,8 @@ impl Speller<'_> {
     }
 }
 
-/// The prompt of a command line: `text`, or what is in `file` (`-` for stdin) but for a newline at its end, which editors
-/// add.
+/// The prompt of a command line: `text`, or what is in `file` (`-` for stdin) but for a newline at its end, which
+/// editors add.
 pub fn read(text: Option<&str>, file: Option<&Path>) -> Result<String> {
     let Some(file) = file else {
         return Ok(text.unwrap_or_default().into());

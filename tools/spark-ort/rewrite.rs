@@ -14,9 +14,10 @@ use crate::report::write_json;
 
 /// Rewrite a model so that its KV cache is stored pruned
 ///
-/// Finds every attention layer, as GroupQueryAttention, MultiHeadAttention, ONNX Attention or MatMul and Softmax, and puts
-/// SparkAttention and SparkPrune in its place. Names of inputs and outputs stay; only the last dimension of the cache
-/// changes, so hosts feed present_* back as past_* as before. All layers are rewritten or none, and IN is never changed.
+/// Finds every attention layer, as GroupQueryAttention, MultiHeadAttention, ONNX Attention or MatMul and Softmax, and
+/// puts SparkAttention and SparkPrune in its place. Names of inputs and outputs stay; only the last dimension of the
+/// cache changes, so hosts feed present_* back as past_* as before. All layers are rewritten or none, and IN is never
+/// changed.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -53,7 +54,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Recovery::Mean)]
     recovery: Recovery,
 
-    /// Keep the last N keys dense as well; at least 16 are advised above ratio 0.6 [default: 64 in a GenAI folder, else 0]
+    /// Keep the last N keys dense as well; at least 16 are advised above ratio 0.6 [default: 64 in a GenAI folder, else
+    /// 0]
     #[arg(long, value_name = "N")]
     recent: Option<usize>,
 

@@ -13,7 +13,7 @@ use super::super::tensors::Inputs;
 use super::super::{Container, attention::NAME, outputs, shape_inference, versions};
 use super::{Call, Provider, Tensor, device_inputs};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
-use crate::hip::plan;
+use crate::gpu::{Device, plan};
 use crate::spec;
 
 /// `SparkAttention` on provider P, for tensors of T and caches of C.
@@ -60,11 +60,11 @@ impl<P: Provider, T: Tensor, C: Container> Operator for GpuAttention<P, T, C> {
 }
 
 /// The kernel of one node, without anything of any call.
-pub(super) struct AttentionKernel<P: Provider, T, C> {
+pub(super) struct AttentionKernel<P, T, C> {
     node: Node,
     settings: AttentionSettings,
-    device: P::Device,
-    types: PhantomData<(T, C)>,
+    device: &'static Device,
+    types: PhantomData<(P, T, C)>,
 }
 
 // The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
@@ -76,7 +76,7 @@ impl<P: Provider, T: Tensor, C: Container> Kernel for AttentionKernel<P, T, C> {
 
 fn compute<P: Provider, T: Tensor>(
     settings: &AttentionSettings,
-    device: P::Device,
+    device: &Device,
     container: usize,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
@@ -96,8 +96,8 @@ fn compute<P: Provider, T: Tensor>(
         bias_shape,
         output: output.address().cast(),
     };
-    let plan = plan::attention(&P::for_plan(device), &geometry, &lengths, settings, &inputs, &attention)?;
+    let plan = plan::attention(&device.for_plan(), &geometry, &lengths, settings, &inputs, &attention)?;
     // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps them
     // until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
-    unsafe { P::run(device, context, output.memory_info(), plan) }
+    unsafe { P::run(context, device, output.memory_info(), plan) }
 }

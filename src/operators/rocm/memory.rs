@@ -8,8 +8,8 @@ use ort::operator::ComputeContext;
 use ort::{AsPointer, Error};
 
 use super::super::node::Failure;
-use crate::hip::Device;
-use crate::hip::plan::Plan;
+use crate::gpu::Device;
+use crate::gpu::plan::Plan;
 
 /// Runs `plan` on the call's stream, with a workspace next to a tensor of `memory`.
 ///

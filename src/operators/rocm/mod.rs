@@ -1,4 +1,5 @@
-//! The operators on execution providers with a GPU: their device pointers, stream and memory, handed to [`crate::hip`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
+//! The operators on execution providers with a GPU: their device pointers, stream and memory, handed to
+//! [`crate::gpu`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
 //! device.
 
 mod attention;
@@ -20,8 +21,8 @@ use super::node::Failure;
 use super::tensors::Inputs;
 use super::{Container, inputs};
 use crate::call::{Geometry, Input, Lengths, Settings, positions};
-use crate::hip::Device;
-use crate::hip::plan::{self, Plan};
+use crate::gpu::plan::{self, Plan};
+use crate::gpu::{Device, Vendor};
 use crate::spec;
 
 /// An execution provider whose nodes run on a GPU.
@@ -29,22 +30,17 @@ trait Provider: Send + Sync + 'static {
     /// What ONNX Runtime calls it.
     const NAME: &'static str;
 
-    /// A device with the kernels loaded.
-    type Device: Copy + Send + Sync + 'static;
-
-    /// The device of a session that makes a kernel: what is wrong with it is found here, not in the first run.
-    fn device(context: &KernelContext<'_>) -> Result<Self::Device, Failure>;
-
-    /// What a plan must know of it.
-    fn for_plan(device: Self::Device) -> plan::Device;
+    /// The device of a session that makes a kernel, with our kernels loaded: what is wrong with it is found here, not in
+    /// the first run.
+    fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure>;
 
     /// Runs `plan` on the call's stream, with a workspace on the device of `memory`.
     ///
     /// # Safety
     /// As for [`Device::run`], the workspace aside.
     unsafe fn run(
-        device: Self::Device,
         context: &ComputeContext,
+        device: &Device,
         memory: &MemoryInfo<'_>,
         plan: Plan,
     ) -> Result<(), Failure>;
@@ -56,20 +52,14 @@ struct Rocm;
 impl Provider for Rocm {
     const NAME: &'static str = "ROCMExecutionProvider";
 
-    type Device = &'static Device;
-
-    fn device(context: &KernelContext<'_>) -> Result<Self::Device, Failure> {
+    fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
         let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
-        Ok(Device::get(ordinal)?)
-    }
-
-    fn for_plan(device: Self::Device) -> plan::Device {
-        device.for_plan()
+        Ok(Device::get(Vendor::Amd, ordinal)?)
     }
 
     unsafe fn run(
-        device: Self::Device,
         context: &ComputeContext,
+        device: &Device,
         memory: &MemoryInfo<'_>,
         plan: Plan,
     ) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use super::super::tensors::Inputs;
 use super::super::{Container, outputs, prune, shape_inference, versions};
 use super::{Call, Provider, Tensor, device_inputs};
 use crate::call::PruneSettings;
-use crate::hip::plan;
+use crate::gpu::{Device, plan};
 use crate::spec;
 
 /// `SparkPrune` on provider P, for tensors of T and caches of C.
@@ -60,11 +60,11 @@ impl<P: Provider, T: Tensor, C: Container> Operator for GpuPrune<P, T, C> {
 }
 
 /// The kernel of one node, without anything of any call.
-pub(super) struct PruneKernel<P: Provider, T, C> {
+pub(super) struct PruneKernel<P, T, C> {
     node: Node,
     settings: PruneSettings,
-    device: P::Device,
-    types: PhantomData<(T, C)>,
+    device: &'static Device,
+    types: PhantomData<(P, T, C)>,
 }
 
 // The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
@@ -76,7 +76,7 @@ impl<P: Provider, T: Tensor, C: Container> Kernel for PruneKernel<P, T, C> {
 
 fn compute<P: Provider, T: Tensor>(
     settings: &PruneSettings,
-    device: P::Device,
+    device: &Device,
     container: usize,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
@@ -91,8 +91,8 @@ fn compute<P: Provider, T: Tensor>(
         present_recent: address(&mut present.recent).cast(),
         observed_saliency: address(&mut present.observed).cast(),
     };
-    let plan = plan::prune(&P::for_plan(device), &geometry, &lengths, settings, &inputs, &outputs)?;
+    let plan = plan::prune(&device.for_plan(), &geometry, &lengths, settings, &inputs, &outputs)?;
     // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps them
     // until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
-    unsafe { P::run(device, context, present.key.memory_info(), plan) }
+    unsafe { P::run(context, device, present.key.memory_info(), plan) }
 }

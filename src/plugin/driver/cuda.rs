@@ -18,18 +18,11 @@ functions! {
         cuInit: (c_uint);
         cuDeviceGetCount: (*mut c_int);
         cuDeviceGet: (*mut c_int, c_int);
-        cuDeviceGetAttribute: (*mut c_int, c_int, c_int);
         cuDeviceGetPCIBusId: (*mut c_char, c_int, c_int);
         cuDevicePrimaryCtxRetain: (*mut Handle, c_int);
         cuCtxPushCurrent_v2: (Handle);
         cuCtxPopCurrent_v2: (*mut Handle);
         cuCtxSynchronize: ();
-        cuModuleLoadData: (*mut Handle, *const c_void);
-        cuModuleGetFunction: (*mut Handle, Handle, *const c_char);
-        cuFuncSetAttribute: (Handle, c_int, c_int);
-        cuLaunchKernel: (
-            Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void
-        );
         cuMemAlloc_v2: (*mut Address, usize);
         cuMemFree_v2: (Address);
         cuMemHostAlloc: (*mut *mut c_void, usize, c_uint);
@@ -38,7 +31,6 @@ functions! {
         cuStreamCreate: (*mut Handle, c_uint);
         cuStreamDestroy_v2: (Handle);
         cuStreamSynchronize: (Handle);
-        cuStreamIsCapturing: (Handle, *mut c_int);
         cuStreamWaitEvent: (Handle, Handle, c_uint);
         cuEventCreate: (*mut Handle, c_uint);
         cuEventDestroy_v2: (Handle);
@@ -49,7 +41,7 @@ functions! {
     }
 }
 
-pub(in crate::plugin) struct CudaDriver {
+struct CudaDriver {
     functions: Functions,
     /// Primary contexts by ordinal, retained for as long as the process lives.
     contexts: Mutex<BTreeMap<i32, usize>>,
@@ -63,7 +55,7 @@ pub(super) fn driver() -> Result<&'static dyn Driver, String> {
 
 impl CudaDriver {
     /// The driver, opened once for the process.
-    pub(in crate::plugin) fn get() -> Result<&'static Self, String> {
+    fn get() -> Result<&'static Self, String> {
         static DRIVER: OnceLock<Result<CudaDriver, String>> = OnceLock::new();
         DRIVER.get_or_init(Self::open).as_ref().map_err(Clone::clone)
     }
@@ -122,87 +114,6 @@ impl CudaDriver {
         // SAFETY: the out pointer is valid; what was pushed above is popped.
         unsafe { (self.functions.cuCtxPopCurrent_v2)(&mut popped) };
         self.check(code, what)
-    }
-}
-
-/// What it takes to run kernels.
-impl CudaDriver {
-    /// A CUdevice_attribute of device `ordinal`.
-    pub(in crate::plugin) fn attribute(&self, ordinal: i32, which: c_int) -> Result<u32, String> {
-        let (mut device, mut value) = (0, 0);
-        // SAFETY: the out pointers are valid, and the device is the driver's own.
-        unsafe {
-            let code = (self.functions.cuDeviceGet)(&mut device, ordinal);
-            self.check(code, || format!("cuDeviceGet({ordinal})"))?;
-            let code = (self.functions.cuDeviceGetAttribute)(&mut value, which, device);
-            self.check(code, || format!("cuDeviceGetAttribute({which})"))?;
-        }
-        u32::try_from(value).map_err(|_| format!("cuDeviceGetAttribute({which}) is {value}"))
-    }
-
-    /// Loads code on device `ordinal`.
-    ///
-    /// # Safety
-    /// `code` is a whole fatbin or cubin.
-    pub(in crate::plugin) unsafe fn load(&self, ordinal: i32, code: &[u8]) -> Result<Handle, String> {
-        let mut module = std::ptr::null_mut();
-        // SAFETY: by this function's contract; the driver copies the code.
-        let call = || unsafe { (self.functions.cuModuleLoadData)(&mut module, code.as_ptr().cast()) };
-        self.on(ordinal, call, || format!("cuModuleLoadData of {} bytes", code.len()))?;
-        Ok(module)
-    }
-
-    /// Kernel `name` of `module`, whose blocks may take `most_shared` bytes of shared memory.
-    pub(in crate::plugin) fn kernel(
-        &self,
-        (ordinal, module): (i32, Handle),
-        name: &CStr,
-        most_shared: u32,
-    ) -> Result<Handle, String> {
-        /// CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: more than 48 KiB are given only to who asked before.
-        const MAX_DYNAMIC_SHARED: c_int = 8;
-        let mut kernel = std::ptr::null_mut();
-        // SAFETY: the module was loaded by this driver and is never unloaded.
-        let call = || unsafe { (self.functions.cuModuleGetFunction)(&mut kernel, module, name.as_ptr()) };
-        self.on(ordinal, call, || format!("cuModuleGetFunction of {}", name.to_string_lossy()))?;
-        // SAFETY: the kernel is the driver's; the attribute takes a number.
-        let call = || unsafe { (self.functions.cuFuncSetAttribute)(kernel, MAX_DYNAMIC_SHARED, most_shared as c_int) };
-        self.on(ordinal, call, || format!("cuFuncSetAttribute, {most_shared} bytes of shared memory"))?;
-        Ok(kernel)
-    }
-
-    /// Queues a kernel that takes one argument.
-    ///
-    /// # Safety
-    /// `argument` points to what the kernel takes; what it reads and writes through pointers in it stays valid until the
-    /// stream has run it.
-    pub(in crate::plugin) unsafe fn launch(
-        &self,
-        (ordinal, kernel, name): (i32, Handle, &str),
-        (grid, block, shared_bytes): ([u32; 3], [u32; 3], u32),
-        stream: Handle,
-        argument: *const c_void,
-    ) -> Result<(), String> {
-        let mut arguments = [argument.cast_mut()];
-        let ([gx, gy, gz], [bx, by, bz]) = (grid, block);
-        // SAFETY: by this function's contract; the driver copies the argument before it returns.
-        let call = || unsafe {
-            let (arguments, none) = (arguments.as_mut_ptr(), std::ptr::null_mut());
-            (self.functions.cuLaunchKernel)(kernel, gx, gy, gz, bx, by, bz, shared_bytes, stream, arguments, none)
-        };
-        self.on(ordinal, call, || format!("cuLaunchKernel of {name} (grid {grid:?}, block {block:?})"))
-    }
-
-    /// Whether what is queued on `stream` is recorded into a graph, not run.
-    ///
-    /// # Safety
-    /// The stream is one of device `ordinal` that lives, or null.
-    pub(in crate::plugin) unsafe fn is_capturing(&self, ordinal: i32, stream: Handle) -> Result<bool, String> {
-        let mut status = 0;
-        // SAFETY: by this function's contract, and the out pointer is valid.
-        let call = || unsafe { (self.functions.cuStreamIsCapturing)(stream, &mut status) };
-        self.on(ordinal, call, || "cuStreamIsCapturing".into())?;
-        Ok(status != 0)
     }
 }
 

@@ -4,11 +4,13 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
 use super::{Driver, Handle, functions};
-use crate::hip::Hip;
+use crate::gpu::Hip;
 
 functions! {
     /// The functions of HIP beyond those that launch kernels.
     Functions {
+        hipGetDevice: (*mut c_int);
+        hipSetDevice: (c_int);
         hipGetDeviceCount: (*mut c_int);
         hipMalloc: (*mut *mut c_void, usize);
         hipFree: (*mut c_void);
@@ -49,9 +51,23 @@ pub(super) fn driver() -> Result<&'static dyn Driver, String> {
 }
 
 impl HipDriver {
+    fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<(), String> {
+        self.hip.check(code, call).map_err(|e| e.to_string())
+    }
+
     fn on(&self, ordinal: i32, call: impl FnOnce() -> c_int, what: impl FnOnce() -> String) -> Result<(), String> {
-        let _current = self.hip.on_device(ordinal).map_err(|e| e.to_string())?;
-        self.hip.check(call(), what).map_err(|e| e.to_string())
+        let mut previous = 0;
+        // SAFETY: the out pointer is valid.
+        self.check(unsafe { (self.functions.hipGetDevice)(&mut previous) }, || "hipGetDevice".into())?;
+        if previous == ordinal {
+            return self.check(call(), what);
+        }
+        // SAFETY: takes a number.
+        self.check(unsafe { (self.functions.hipSetDevice)(ordinal) }, || format!("hipSetDevice({ordinal})"))?;
+        let code = call();
+        // SAFETY: takes a number, of a device that was current before. There is nobody to tell of an error.
+        unsafe { (self.functions.hipSetDevice)(previous) };
+        self.check(code, what)
     }
 }
 
@@ -60,7 +76,7 @@ impl Driver for HipDriver {
         let mut count = 0;
         // SAFETY: the out pointer is valid.
         let code = unsafe { (self.functions.hipGetDeviceCount)(&mut count) };
-        self.hip.check(code, || "hipGetDeviceCount".into()).map_err(|e| e.to_string())?;
+        self.check(code, || "hipGetDeviceCount".into())?;
         Ok(count)
     }
 

@@ -1,53 +1,49 @@
 //! What the provider asks of a GPU's driver: memory, copies, streams and events. One implementation a vendor.
 
-pub(super) mod cuda;
+mod cuda;
 mod hip;
 
 use std::ffi::{CStr, c_char, c_void};
 
-/// An object of the driver: a stream or an event. A stream may be null, the default one.
-pub type Handle = *mut c_void;
+pub use crate::gpu::{Handle, Vendor};
 
-/// Who made a GPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Vendor {
-    /// AMD, by HIP.
-    Amd,
-    /// NVIDIA, by the CUDA driver.
-    Nvidia,
-}
-
-impl Vendor {
-    /// Both of them.
-    pub const ALL: [Self; 2] = [Self::Amd, Self::Nvidia];
+/// What ONNX Runtime must know of a vendor, and the vendor's driver.
+pub trait Names: Sized {
+    /// Every vendor.
+    const ALL: [Self; 2];
 
     /// The PCI vendor id.
-    pub fn id(self) -> u32 {
+    fn id(self) -> u32;
+
+    /// The vendor's name, what its device memory is called, and what its pinned memory is called. ONNX Runtime's own
+    /// providers use the same names.
+    fn names(self) -> (&'static CStr, &'static CStr, &'static CStr);
+
+    /// The driver, opened when this is first called.
+    ///
+    /// # Errors
+    /// If this machine has none.
+    fn driver(self) -> Result<&'static dyn Driver, String>;
+}
+
+impl Names for Vendor {
+    const ALL: [Self; 2] = [Self::Amd, Self::Nvidia];
+
+    fn id(self) -> u32 {
         match self {
             Self::Amd => 0x1002,
             Self::Nvidia => 0x10de,
         }
     }
 
-    /// The vendor with this PCI id.
-    pub fn of(id: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|vendor| vendor.id() == id)
-    }
-
-    /// The vendor's name, what its device memory is called, and what its pinned memory is called. ONNX Runtime's own
-    /// providers use the same names.
-    pub fn names(self) -> (&'static CStr, &'static CStr, &'static CStr) {
+    fn names(self) -> (&'static CStr, &'static CStr, &'static CStr) {
         match self {
             Self::Amd => (c"AMD", c"Hip", c"HipPinned"),
             Self::Nvidia => (c"NVIDIA", c"Cuda", c"CudaPinned"),
         }
     }
 
-    /// The driver, opened when this is first called.
-    ///
-    /// # Errors
-    /// If this machine has none.
-    pub fn driver(self) -> Result<&'static dyn Driver, String> {
+    fn driver(self) -> Result<&'static dyn Driver, String> {
         match self {
             Self::Amd => hip::driver(),
             Self::Nvidia => cuda::driver(),

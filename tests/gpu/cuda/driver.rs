@@ -50,7 +50,6 @@ driver! {
     cuCtxSynchronize: ();
     cuModuleLoadData: (*mut Handle, *const c_void);
     cuModuleGetFunction: (*mut Handle, Handle, *const c_char);
-    cuFuncSetAttribute: (Handle, c_int, c_int);
     cuMemAlloc_v2: (*mut Address, usize);
     cuMemFree_v2: (Address);
     cuMemcpyHtoD_v2: (Address, *const c_void, usize);

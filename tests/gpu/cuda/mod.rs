@@ -1,5 +1,5 @@
-//! NVIDIA's driver, opened at run time: what it takes to run plans on a GPU, for tests and timings. The library has no
-//! part of it: no execution provider of ONNX Runtime would call it.
+//! What tests and timings need of a CUDA GPU beside the library's own way to launch kernels: memory, streams, graphs,
+//! events. In ONNX Runtime these come from an execution provider.
 
 #![allow(dead_code)]
 
@@ -7,13 +7,11 @@ mod driver;
 pub mod graph;
 pub mod memory;
 
-use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
-use spark_ort::hip::params::Call;
-use spark_ort::hip::plan::{Device, Plan};
+use spark_ort::gpu::plan::{self, Plan};
+use spark_ort::gpu::{Device, Vendor};
 
 use driver::{Driver, Handle, POINTER_BYTES};
 use graph::Stream;
@@ -23,26 +21,19 @@ use memory::Buffer;
 pub const CODE_VARIABLE: &str = "SPARK_CUDA_CODE";
 
 /// Values of CUdevice_attribute.
-const WARP_SIZE: c_int = 10;
-const MULTIPROCESSOR_COUNT: c_int = 16;
 const L2_CACHE_SIZE: c_int = 38;
 const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
 const COMPUTE_CAPABILITY_MINOR: c_int = 76;
-const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_int = 97;
-/// Of CUfunction_attribute.
-const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
 
 /// Device 0 with the kernels loaded.
 pub struct Cuda {
     driver: Driver,
     context: Handle,
     properties: Properties,
-    module: Handle,
-    functions: Mutex<HashMap<String, Handle>>,
+    kernels: Device,
 }
 
-// SAFETY: handles of the driver may be used from any thread, once the context is made current there, and the map is
-// locked.
+// SAFETY: handles of the driver may be used from any thread, once the context is made current there.
 unsafe impl Send for Cuda {}
 // SAFETY: as above.
 unsafe impl Sync for Cuda {}
@@ -57,7 +48,7 @@ pub struct Properties {
     pub cuda: String,
     pub l2_bytes: usize,
     /// What plans must know.
-    pub for_plan: Device,
+    pub for_plan: plan::Device,
 }
 
 impl Cuda {
@@ -88,9 +79,10 @@ impl Cuda {
             driver.check(status, || "cuDevicePrimaryCtxRetain".into())?;
             driver.check((driver.cuCtxSetCurrent)(context), || "cuCtxSetCurrent".into())?;
         }
-        let properties = properties(&driver, device)?;
-        let module = load(&driver, code)?;
-        Ok(Self { driver, context, properties, module, functions: Mutex::default() })
+        let code = std::fs::read(code).map_err(|e| format!("{}: {e}", code.display()))?;
+        let kernels = Device::with_code(Vendor::Nvidia, 0, &code).map_err(|e| e.to_string())?;
+        let properties = properties(&driver, device, kernels.for_plan())?;
+        Ok(Self { driver, context, properties, kernels })
     }
 
     /// What device 0 is.
@@ -126,46 +118,8 @@ impl Cuda {
     /// # Errors
     /// Of the first launch that fails.
     pub unsafe fn queue(&self, plan: &Plan, stream: &Stream) -> Result<(), String> {
-        self.enter()?;
-        for launch in &plan.launches {
-            let function = self.function(&launch.kernel)?;
-            let call: *const Call = &launch.call;
-            let mut arguments = [call.cast_mut().cast::<c_void>()];
-            let (grid, block) = (launch.grid, launch.block);
-            // SAFETY: every kernel takes one Call, which the driver copies; the rest is this function's contract.
-            let status = unsafe {
-                (self.driver.cuLaunchKernel)(
-                    function,
-                    grid[0],
-                    grid[1],
-                    grid[2],
-                    block[0],
-                    block[1],
-                    block[2],
-                    launch.shared_bytes,
-                    stream.handle(),
-                    arguments.as_mut_ptr(),
-                    std::ptr::null_mut(),
-                )
-            };
-            self.driver.check(status, || format!("cuLaunchKernel of {} (grid {grid:?})", launch.kernel))?;
-        }
-        Ok(())
-    }
-
-    fn function(&self, name: &str) -> Result<Handle, String> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&function) = functions.get(name) {
-            return Ok(function);
-        }
-        let function = self.function_of(self.module, name)?;
-        // Blocks take more than 48 KB only if that was said before.
-        let most = self.properties.for_plan.shared_bytes as c_int;
-        // SAFETY: the function is one of the module's; the attribute takes a number.
-        let status = unsafe { (self.driver.cuFuncSetAttribute)(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, most) };
-        self.driver.check(status, || format!("cuFuncSetAttribute of {name}, {most} bytes of shared memory"))?;
-        functions.insert(name.to_owned(), function);
-        Ok(function)
+        // SAFETY: by this function's contract.
+        unsafe { self.kernels.queue(plan, stream.handle()) }.map_err(|e| e.to_string())
     }
 
     fn function_of(&self, module: Handle, name: &str) -> Result<Handle, String> {
@@ -216,7 +170,7 @@ impl Cuda {
 /// A loaded module.
 pub struct Module(Handle);
 
-fn properties(driver: &Driver, device: c_int) -> Result<Properties, String> {
+fn properties(driver: &Driver, device: c_int, for_plan: plan::Device) -> Result<Properties, String> {
     let attribute = |which: c_int| {
         let mut value = 0;
         // SAFETY: the out pointer is valid and the device is the driver's own.
@@ -238,30 +192,15 @@ fn properties(driver: &Driver, device: c_int) -> Result<Properties, String> {
         capability: format!("{}.{}", attribute(COMPUTE_CAPABILITY_MAJOR)?, attribute(COMPUTE_CAPABILITY_MINOR)?),
         cuda: format!("{}.{}", version / 1000, version % 1000 / 10),
         l2_bytes: attribute(L2_CACHE_SIZE)? as usize,
-        for_plan: Device {
-            wave_size: attribute(WARP_SIZE)?,
-            compute_units: attribute(MULTIPROCESSOR_COUNT)?,
-            shared_bytes: attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            matrix: false,
-        },
+        for_plan,
     })
 }
 
-/// Loads a fatbin on the current device.
+/// Loads a fatbin of nvcc's on the current device.
 fn load(driver: &Driver, file: &Path) -> Result<Handle, String> {
-    /// Magic, version (16 bits), bytes of the header (16 bits), bytes after it (64 bits).
-    const MAGIC: [u8; 4] = 0xba55_ed50_u32.to_le_bytes();
     let code = std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?;
-    let whole = code.len() >= 16 && code[..4] == MAGIC && {
-        let header = u16::from_le_bytes([code[6], code[7]]);
-        let rest = u64::from_le_bytes(code[8..16].try_into().expect("eight bytes"));
-        u64::from(header).checked_add(rest) == Some(code.len() as u64)
-    };
-    if !whole {
-        return Err(format!("{} is no whole fatbin", file.display()));
-    }
     let mut module = std::ptr::null_mut();
-    // SAFETY: the file begins as a fatbin does and has the length that its header says; the driver copies it.
+    // SAFETY: the file is what tools/cuda.sh made; the driver copies it.
     let status = unsafe { (driver.cuModuleLoadData)(&mut module, code.as_ptr().cast()) };
     driver.check(status, || format!("cuModuleLoadData of {}", file.display()))?;
     Ok(module)

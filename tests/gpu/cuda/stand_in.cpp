@@ -1,4 +1,4 @@
-// A stand-in for libcuda.so.1: the functions that tests/gpu/cuda calls, on a GPU that is the emulation of the kernels with
+// A stand-in for libcuda.so.1: the functions that src/gpu/cuda and tests/gpu/cuda call, on a GPU that is the emulation of the kernels with
 // waves of 32. It shows that the calls fit together, not that the kernels are right (the emulation does that without
 // it), nor any time: what would be left to try on a real GPU is then only what the GPU does.
 //
@@ -13,6 +13,7 @@ static_assert(CU_DEVICE_ATTRIBUTE_WARP_SIZE == 10 && CU_DEVICE_ATTRIBUTE_MULTIPR
 static_assert(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE == 38 && CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN == 97);
 static_assert(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR == 75 && CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR == 76);
 static_assert(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == 8);
+static_assert(CU_STREAM_CAPTURE_STATUS_NONE == 0 && CU_STREAM_CAPTURE_STATUS_ACTIVE == 1);
 static_assert(CU_STREAM_NON_BLOCKING == 1 && CU_STREAM_CAPTURE_MODE_THREAD_LOCAL == 1);
 #else
 typedef enum { CUDA_SUCCESS = 0 } CUresult;
@@ -77,8 +78,7 @@ constexpr unsigned MOST_SHARED_BYTES = 227 * 1024, MOST_THREADS = 1024;
 constexpr size_t PAGE = 4096;
 
 char context; // of which the address is the handle
-thread_local bool current = false;
-thread_local std::vector<bool> pushed; // what was current before each cuCtxPushCurrent
+thread_local std::vector<CUcontext> contexts; // the current one last
 bool initialised = false;
 std::recursive_mutex lock;
 std::map<uintptr_t, size_t> memory; // begin and bytes
@@ -113,7 +113,7 @@ bool within(CUdeviceptr at, size_t bytes) {
 // Runs now, or later where the stream is being captured.
 CUresult queue(CUstream stream, Work work) {
     std::lock_guard<std::recursive_mutex> guard(lock);
-    if (!current) return complain(INVALID_CONTEXT, "no context is current in this thread");
+    if (contexts.empty()) return complain(INVALID_CONTEXT, "no context is current in this thread");
     if (sticky != CUDA_SUCCESS) return sticky;
     if (captured && stream == capturing) {
         captured->works.push_back(std::move(work));
@@ -126,7 +126,7 @@ CUresult queue(CUstream stream, Work work) {
 // What only makes sense when nothing is captured.
 CUresult ready() {
     if (!initialised) return complain(NOT_INITIALIZED, "cuInit was not called");
-    if (!current) return complain(INVALID_CONTEXT, "no context is current in this thread");
+    if (contexts.empty()) return complain(INVALID_CONTEXT, "no context is current in this thread");
     if (captured) return complain(CAPTURE_UNSUPPORTED, "a call that a capture does not allow");
     return sticky;
 }
@@ -197,20 +197,19 @@ EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext* out, CUdevice) {
 }
 EXPORT CUresult cuCtxSetCurrent(CUcontext given) {
     if (given != reinterpret_cast<CUcontext>(&context)) return complain(INVALID_CONTEXT, "an unknown context");
-    current = true;
+    if (contexts.empty()) contexts.emplace_back();
+    contexts.back() = given;
     return CUDA_SUCCESS;
 }
 EXPORT CUresult cuCtxPushCurrent_v2(CUcontext given) {
     if (given != reinterpret_cast<CUcontext>(&context)) return complain(INVALID_CONTEXT, "an unknown context");
-    pushed.push_back(current);
-    current = true;
+    contexts.push_back(given);
     return CUDA_SUCCESS;
 }
-EXPORT CUresult cuCtxPopCurrent_v2(CUcontext* out) {
-    if (pushed.empty()) return complain(INVALID_CONTEXT, "more contexts are popped than were pushed");
-    *out = reinterpret_cast<CUcontext>(&context);
-    current = pushed.back();
-    pushed.pop_back();
+EXPORT CUresult cuCtxPopCurrent_v2(CUcontext* popped) {
+    if (contexts.empty()) return complain(INVALID_CONTEXT, "no context is current");
+    *popped = contexts.back();
+    contexts.pop_back();
     return CUDA_SUCCESS;
 }
 EXPORT CUresult cuDeviceGetPCIBusId(char* name, int bytes, CUdevice) {
@@ -221,8 +220,8 @@ EXPORT CUresult cuCtxSynchronize() { return ready(); }
 
 EXPORT CUresult cuModuleLoadData(CUmodule* module, const void* image) {
     if (CUresult error = ready(); error != CUDA_SUCCESS) return error;
-    const unsigned char magic[] = {0x50, 0xed, 0x55, 0xba};
-    if (std::memcmp(image, magic, sizeof magic) != 0) return INVALID_IMAGE;
+    const unsigned char fatbin[] = {0x50, 0xed, 0x55, 0xba}, cubin[] = {0x7f, 'E', 'L', 'F'};
+    if (std::memcmp(image, fatbin, 4) != 0 && std::memcmp(image, cubin, 4) != 0) return INVALID_IMAGE;
     *module = new CUmod_st;
     return CUDA_SUCCESS;
 }
@@ -331,10 +330,6 @@ EXPORT CUresult cuStreamDestroy_v2(CUstream stream) {
 }
 EXPORT CUresult cuStreamSynchronize(CUstream) { return ready(); }
 EXPORT CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return ready(); }
-EXPORT CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus* status) {
-    *status = CUstreamCaptureStatus(captured && stream == capturing ? 1 : 0);
-    return CUDA_SUCCESS;
-}
 EXPORT CUresult cuEventDestroy_v2(CUevent event) {
     delete event;
     return CUDA_SUCCESS;
@@ -351,6 +346,10 @@ EXPORT CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
     *graph = captured;
     captured = nullptr;
     return CUDA_SUCCESS;
+}
+EXPORT CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus* status) {
+    *status = CUstreamCaptureStatus(captured && stream == capturing ? 1 : 0);
+    return ready();
 }
 EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph, unsigned long long flags) {
     if (flags != 0) return INVALID_VALUE;

@@ -1,5 +1,7 @@
 """The kernels as NVIDIA GPUs get them, where nvcc is at hand: `tools/cuda.sh build` brings one."""
 
+import ctypes
+import ctypes.util
 import re
 import shutil
 import subprocess
@@ -35,3 +37,36 @@ def test_no_warnings_and_no_spills(arch: str, tmp_path: Path) -> None:
     for name, properties in found.items():
         numbers = [int(n) for n in re.findall(r"\d+", properties)]
         assert numbers == [0, 0, 0], f"{name}: {properties}"
+
+
+def nvrtc() -> ctypes.CDLL | None:
+    """The one that the loader finds, else that of .venv-cuda, if it has one."""
+    ours = ROOT.glob(".venv-cuda/lib/python*/site-packages/nvidia/cu13/lib/libnvrtc.so.13")
+    found = ctypes.util.find_library("nvrtc") or next(map(str, ours), None)
+    return ctypes.CDLL(found) if found else None
+
+
+def test_nvrtc_compiles_them() -> None:
+    """With names and options as src/gpu/rtc.rs gives them: no header but the project's own is there."""
+    library = nvrtc()
+    if library is None:
+        pytest.skip("no NVRTC here (nvidia-cuda-nvrtc on PyPI)")
+    ops = ROOT / "ops"
+    names = [str(p.relative_to(ops)) for p in [*ops.glob("*.h"), *ops.glob("format/*.h"), ops / "device/cuda.h"]]
+    strings = ctypes.c_char_p * len(names)
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    contents = strings(*[(ops / name).read_bytes() for name in names])
+    main = (ops / "spark.hip").read_bytes()
+    made = library.nvrtcCreateProgram(
+        ctypes.byref(program), main, b"spark.hip", len(names), contents, strings(*map(str.encode, names))
+    )
+    assert made == 0
+    # Without -w: there is nothing to warn of.
+    options = [b"-std=c++17", b"--fmad=false", b"--gpu-architecture=sm_90"]
+    status = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    assert library.nvrtcGetProgramLogSize(program, ctypes.byref(size)) == 0
+    log = ctypes.create_string_buffer(size.value)
+    assert library.nvrtcGetProgramLog(program, log) == 0
+    assert status == 0 and "error" not in log.value.decode(), log.value.decode()[:4000]
+    assert library.nvrtcGetCUBINSize(program, ctypes.byref(size)) == 0
+    assert size.value > 100_000

@@ -12,7 +12,7 @@ from .code_object import Kernel, instruction_words, kernels
 from .loops import assembly, blocks, kinds, turn
 
 SOURCES = Path(__file__).parents[3] / "ops"
-# Name, most threads, waves a SIMD that the cost model of src/hip/plan counts on.
+# Name, most threads, waves a SIMD that the cost model of src/gpu/plan counts on.
 DECLARED = {
     name: (int(threads), int(waves))
     for name, threads, waves in re.findall(
@@ -91,13 +91,13 @@ def test_resources(toolchain: str, arch: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_on_what_is_declared() -> None:
-    """`decode_blocks` and MATRIX_BLOCKS of src/hip/plan: a block has one wave on each SIMD."""
+    """`decode_blocks` and MATRIX_BLOCKS of src/gpu/plan: a block has one wave on each SIMD."""
     for name, (_, waves) in DECLARED.items():
         if decode := re.fullmatch(r"spark_decode_(quantised_)?(\d+)x(\d+)", name):
             octets, columns = int(decode[2]), int(decode[3])
             assert waves == (2 if columns > 4 or decode[1] and octets > 8 else 3), name
         if "_matrix_" in name:
-            assert waves == 2, f"{name}: MATRIX_BLOCKS of src/hip/plan"
+            assert waves == 2, f"{name}: MATRIX_BLOCKS of src/gpu/plan"
 
 
 # Vector instructions and products of a row pair, rounded up, that docs/performance.md derives the kernels' speed from.

@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::sync::OnceLock;
 
-use spark_ort::hip::plan::{Device, Plan};
+use spark_ort::gpu::plan::{Device, Plan};
 
 use super::Emulation;
 use crate::cuda::Cuda;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::Library;
-use spark_ort::hip::plan::{Device, Plan};
+use spark_ort::gpu::plan::{Device, Plan};
 
 use gpu::{Allocation, Gpu};
 
@@ -33,7 +33,7 @@ pub fn at_hand() -> Result<(), &'static str> {
 pub fn library() -> PathBuf {
     let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("ops");
     let mut hasher = DefaultHasher::new();
-    for folder in [ops.clone(), ops.join("emulation")] {
+    for folder in [ops.clone(), ops.join("emulation"), ops.join("device"), ops.join("format")] {
         let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
         files.sort();
         for file in files.iter().filter(|f| f.is_file()) {

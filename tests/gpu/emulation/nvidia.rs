@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use spark_ort::hip::plan::{Device, Plan};
+use spark_ort::gpu::plan::{Device, Plan};
 
 use super::gpu::{Allocation, Gpu};
 use crate::cuda::Cuda;

@@ -1,9 +1,9 @@
 //! `SparkAttention` against the CPU's.
 
 use half::f16;
-use spark_ort::cpu::{Path, Serial};
+use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::Bits;
-use spark_ort::hip::plan::Device;
+use spark_ort::gpu::plan::Device;
 
 use crate::common::Random;
 use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, grid};
@@ -92,7 +92,7 @@ fn values_may_differ_much_in_size() {
             }
         }
         let got = OnDevice::new(&case, scalar, Layout::random(r), true).attend(&device(64, 304)).unwrap();
-        let expected = case.attend(&Serial, Path::Scalar);
+        let expected = case.attend(&Serial, InstructionSet::Scalar);
         compare(scalar, &got, &expected).unwrap_or_else(|e| panic!("seed {seed}, D {d}, {bits:?}: {e}"));
     }
 }

@@ -1,9 +1,9 @@
 //! Calls of both operators that are wrong, or large.
 
 use spark_ort::call::{Geometry, Lengths, QueryLayout, Rotary};
-use spark_ort::cpu::{Path, Serial};
+use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::Bits;
-use spark_ort::hip::plan::Scalar;
+use spark_ort::gpu::plan::Scalar;
 
 use crate::common::Random;
 use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, round_tensors};
@@ -57,7 +57,7 @@ fn large_batches_take_several_launches() {
         let layout = Layout::random(r);
         check_prune(&case, Scalar::F16, &device(wave, 304), layout, false).unwrap();
         let got = OnDevice::new(&case, Scalar::F16, layout, true).attend(&device(wave, 304)).unwrap();
-        compare(Scalar::F16, &got, &case.attend(&Serial, Path::Scalar)).unwrap();
+        compare(Scalar::F16, &got, &case.attend(&Serial, InstructionSet::Scalar)).unwrap();
     }
 }
 

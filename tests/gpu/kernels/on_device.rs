@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use ndarray::{Array4, ArrayD, Axis, concatenate};
 use spark_ort::call::{Geometry, QueryLayout};
 use spark_ort::format::Bits;
-use spark_ort::hip::plan::{self, AttentionTensors, Device, Inputs, Plan, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Plan, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::gpu::{Memory, gpu};

@@ -4,7 +4,7 @@ use std::ptr::{null, null_mut};
 
 use spark_ort::call::{Geometry, Lengths};
 use spark_ort::format::{Bits, KeyLayout};
-use spark_ort::hip::plan::{self, AttentionTensors, Inputs, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Inputs, Scalar};
 
 use crate::on_device::{case, device};
 

@@ -4,9 +4,9 @@ use std::ptr::{null, null_mut};
 
 use ndarray::Array4;
 use spark_ort::call::{Geometry, Lengths, QueryLayout};
-use spark_ort::cpu::{Path, Serial};
+use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::{Bits, KeyLayout, ValueLayout};
-use spark_ort::hip::plan::{self, AttentionTensors, Device, Inputs, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::Emulation;
@@ -32,7 +32,7 @@ fn within(tolerance: f32, zero: f32, got: &Array4<f32>, expected: &Array4<f32>) 
 /// Compares the kernels' attention with the CPU's, and on matrix cores with the CPU's of what they multiply too.
 pub fn check(case: &Case, scalar: Scalar, device: &Device, on_device: &OnDevice) -> Result<(), String> {
     let got = on_device.attend(device)?;
-    let expected = case.attend(&Serial, Path::Scalar);
+    let expected = case.attend(&Serial, InstructionSet::Scalar);
     if !in_halves(case, scalar, device) {
         return compare(scalar, &got, &expected);
     }
@@ -44,7 +44,7 @@ pub fn check(case: &Case, scalar: Scalar, device: &Device, on_device: &OnDevice)
     within(2e-3 * larger + output, 1.0, &got, &expected)?;
     // Of the same operands there remain the rounding of the weights, each by a 2048th at most, and of the output.
     let (tolerance, zero) = if scalar == Scalar::F16 { (1e-3, 0.5) } else { (8e-3, 0.05) };
-    within(tolerance, zero, &got, &in_float16(case).attend(&Serial, Path::Scalar))
+    within(tolerance, zero, &got, &in_float16(case).attend(&Serial, InstructionSet::Scalar))
 }
 
 /// A call of one sequence with `past` and `new` tokens, each of one KV head.

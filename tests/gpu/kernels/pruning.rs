@@ -3,9 +3,9 @@
 use std::ptr::null_mut;
 
 use ndarray::{Array3, Array4};
-use spark_ort::cpu::{HeadRows, Path, Serial, grow, prune, recent_keys};
+use spark_ort::cpu::{HeadRows, InstructionSet, Serial, grow, prune, recent_keys};
 use spark_ort::format::{Bits, KeyLayout};
-use spark_ort::hip::plan::{self, Device, PruneOutputs, Scalar};
+use spark_ort::gpu::plan::{self, Device, PruneOutputs, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::gpu::{Memory, gpu};
@@ -44,7 +44,7 @@ fn expected_present(case: &Case, scalar: Scalar, shared: bool) -> Present {
         let mut keys = new_rows(&case.past_key, key, g.key.row_bytes());
         let mut values = new_rows(&case.past_value, value, g.value.row_bytes());
         let head_rows = keys.iter_mut().zip(&mut values).map(|(key, value)| HeadRows { key, value }).collect();
-        prune(&Serial, Path::Scalar, &case.prune_call(), head_rows, Some(observed.view_mut()));
+        prune(&Serial, InstructionSet::Scalar, &case.prune_call(), head_rows, Some(observed.view_mut()));
         for (present, new, bytes) in [(key, keys, g.key.row_bytes()), (value, values, g.value.row_bytes())] {
             for (h, new) in new.iter().enumerate() {
                 let at = (h * rows + lengths.past[h / g.kv_heads]) * bytes;

@@ -4,8 +4,8 @@ use std::ptr::null;
 
 use spark_ort::call::{Lengths, QueryLayout};
 use spark_ort::format::Bits;
-use spark_ort::hip::params::Call;
-use spark_ort::hip::plan::{self, AttentionTensors, Launch, Plan, Scalar};
+use spark_ort::gpu::params::Call;
+use spark_ort::gpu::plan::{self, AttentionTensors, Launch, Plan, Scalar};
 
 use crate::emulation::Emulation;
 use crate::emulation::gpu::{Gpu, Memory};

@@ -1,5 +1,5 @@
-// Device and pinned memory. Device memory can be touched by kernels and copies only: for everybody else it is protected,
-// so that a host that dereferences a device pointer crashes here as well.
+// Device and pinned memory. Device memory can be touched by kernels and copies only: for everybody else it is
+// protected, so that a host that dereferences a device pointer crashes here as well.
 #include "sim.h"
 
 #include <sys/mman.h>

@@ -1,5 +1,5 @@
-// Code objects and launches. A code object is read as far as a loader reads it: it must be for the device's processor and
-// hold the kernels asked for. What runs is the emulation of the kernel of that name.
+// Code objects and launches. A code object is read as far as a loader reads it: it must be for the device's processor
+// and hold the kernels asked for. What runs is the emulation of the kernel of that name.
 #include "sim.h"
 
 #include <elf.h>

@@ -1,5 +1,5 @@
-// The stand-in HIP runtime: device memory is host memory, a stream is a queue that runs when something waits for it, and
-// kernels run in the emulation library. What a program must not do on a real GPU fails here too: device memory is
+// The stand-in HIP runtime: device memory is host memory, a stream is a queue that runs when something waits for it,
+// and kernels run in the emulation library. What a program must not do on a real GPU fails here too: device memory is
 // protected while nothing runs on the "device", and queued work runs as late as the rules of streams allow.
 //
 // Environment:

@@ -9,16 +9,16 @@ use spark_ort::runtime::load;
 
 use super::cache::{Heads, Setting};
 use super::lab::Lab;
-use super::layer::Shape;
 use super::machine::Machine;
 use super::rounds::Budget;
+use super::shape::Shape;
 use super::{append, decoding, positive, prefill};
 use crate::report::write_json;
 
 /// Measure one attention layer beside ONNX Runtime's GroupQueryAttention with float32, float16, int8 and int4 caches
 ///
-/// Runs one-layer models with random inputs in this process and in turns, and shows medians. Each call finds nothing in the
-/// processor's caches, as in a model of many layers. Past and present are one buffer, bound before. Needs no model.
+/// Runs one-layer models with random inputs in this process and in turns, and shows medians. Each call finds nothing in
+/// the processor's caches, as in a model of many layers. Past and present are one buffer, bound before. Needs no model.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -57,8 +57,8 @@ pub struct Args {
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive, default_value = "1,2")]
     threads: Vec<usize>,
 
-    /// SparK's caches: share of pruned key channels, bits of the others, bits of values, and, after a plus sign, keys kept
-    /// dense in free rows
+    /// SparK's caches: share of pruned key channels, bits of the others, bits of values, and, after a plus sign, keys
+    /// kept dense in free rows
     #[arg(
         long,
         value_name = "RATIO/BITS/BITS,...",

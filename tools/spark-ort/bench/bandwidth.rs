@@ -35,8 +35,8 @@ impl Memory {
     }
 }
 
-/// Reads four stretches at a time into eight sums each: then neither additions nor the start of a stretch's next page keep
-/// memory waiting.
+/// Reads four stretches at a time into eight sums each: then neither additions nor the start of a stretch's next page
+/// keep memory waiting.
 fn sum(numbers: &[u64]) -> u64 {
     let (left, right) = numbers.split_at(numbers.len() / 2);
     let [(a, b), (c, d)] = [left, right].map(|half| half.split_at(half.len() / 2));

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::cache::Cache;
 use super::figures::{self, Ratios, milliseconds, percent};
 use super::lab::{Lab, title};
-use super::layer::{Layer, Rows, Work};
+use super::layer::{Layer, Rows};
+use super::shape::Work;
 use super::tokens::Tokens;
 use crate::report::Table;
 

@@ -10,7 +10,7 @@ use spark_ort::onnx::proto::{
 use spark_ort::operators::DOMAIN;
 
 use super::cache::{Cache, Stored};
-use super::layer::{Shape, Work};
+use super::shape::{Shape, Work};
 
 /// Domain of GroupQueryAttention.
 const CONTRIB: &str = "com.microsoft";
@@ -150,8 +150,8 @@ fn text(name: &str, value: &str) -> AttributeProto {
     attribute
 }
 
-/// Makes the cache of `attention` one of codes: value = code * scale. One constant scale, by which four standard deviations
-/// of normal inputs fit, is a little faster than one a channel.
+/// Makes the cache of `attention` one of codes: value = code * scale. One constant scale, by which four standard
+/// deviations of normal inputs fit, is a little faster than one a channel.
 fn quantise(graph: &mut GraphProto, attention: &mut NodeProto, stored: Stored) {
     let (bits, greatest) = if stored == Stored::Int4 { (4, 7.0) } else { (8, 127.0) };
     // Inputs 7 to 11 are absent: rotation, positions, bias, sink.

@@ -7,8 +7,8 @@ use spark_ort::runtime::Runtime;
 
 use super::bandwidth::Memory;
 use super::cache::{Cache, Setting};
-use super::layer::Shape;
 use super::rounds::{Budget, Samples, median};
+use super::shape::Shape;
 use crate::progress::Steps;
 
 /// Where layers are measured.
@@ -57,8 +57,8 @@ impl Lab {
         }
     }
 
-    /// Times candidates as a model of many layers runs them: with nothing of theirs in the processor's caches. Also gives
-    /// the bytes per second at which `threads` threads read memory meanwhile.
+    /// Times candidates as a model of many layers runs them: with nothing of theirs in the processor's caches. Also
+    /// gives the bytes per second at which `threads` threads read memory meanwhile.
     pub fn time_cold(
         &self,
         what: &str,

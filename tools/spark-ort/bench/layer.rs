@@ -9,33 +9,10 @@ use ort::session::{IoBinding, Session};
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType};
 use spark_ort::runtime::Runtime;
 
-use super::cache::{Cache, Heads};
+use super::cache::Cache;
 use super::graph;
+use super::shape::{Shape, Work};
 use super::tokens::{Tokens, zeros};
-
-/// Sizes that all layers of a run have in common.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct Shape {
-    pub heads: Heads,
-    pub head_dim: usize,
-    pub batch: usize,
-}
-
-impl Shape {
-    /// Bytes that a token adds to `cache`.
-    pub fn bytes_per_token(&self, cache: &Cache) -> usize {
-        self.heads.kv * cache.row_bytes(self.head_dim)
-    }
-}
-
-/// What a layer does.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Work {
-    /// Attend and store.
-    All,
-    /// Only store, which GroupQueryAttention cannot.
-    Store,
-}
 
 /// Key and value rows, `[B, Hk, capacity, width]`.
 pub struct Rows {
@@ -93,8 +70,8 @@ impl Layer {
         Ok(Self { session, shape: *shape, work, memory })
     }
 
-    /// Fills `rows` with what the layer itself stores of random tokens. Those of a short prompt are repeated: where a row
-    /// comes from has no influence on the time to read it.
+    /// Fills `rows` with what the layer itself stores of random tokens. Those of a short prompt are repeated: where a
+    /// row comes from has no influence on the time to read it.
     pub fn fill(&mut self, rows: &mut Rows, element: TensorElementType) -> Result<()> {
         let count = rows.capacity.min(512);
         let mut tokens = Tokens::random(&self.shape, element, count)?;
@@ -156,6 +133,7 @@ fn element_type(tensor: &DynValue) -> TensorElementType {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cache::{Heads, Setting};
     use super::*;
 
     /// ONNX Runtime, from ORT_DYLIB_PATH or the virtual environment that `make venv` creates.
@@ -197,7 +175,7 @@ mod tests {
         let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
         assert!(expected.iter().all(|x| length(x) > 0.5));
         let spark = |setting: &str| {
-            let setting: super::super::cache::Setting = setting.parse().unwrap();
+            let setting: Setting = setting.parse().unwrap();
             Cache::Spark(setting, setting.rows(32).unwrap())
         };
         let [_, half, byte, nibble] = Cache::GROUPED;

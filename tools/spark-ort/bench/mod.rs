@@ -13,6 +13,7 @@ pub mod machine;
 mod model;
 mod prefill;
 mod rounds;
+pub mod shape;
 mod tokens;
 
 use std::process::ExitCode;

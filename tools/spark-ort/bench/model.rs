@@ -19,8 +19,8 @@ use crate::report::{Statistics, Table, bytes, write_json};
 
 /// Measure a model beside its rewritten self: speed of prompt and decoding, cache, peak memory
 ///
-/// Both read the same random tokens, whatever they predict. One is in memory at a time; they take turns, and medians are
-/// shown. Ctrl-C ends it and still shows what there is.
+/// Both read the same random tokens, whatever they predict. One is in memory at a time; they take turns, and medians
+/// are shown. Ctrl-C ends it and still shows what there is.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:

@@ -48,8 +48,8 @@ impl Samples {
         median(self.of(candidate).iter().copied())
     }
 
-    /// How many times as long as `candidate` `other` takes: the median over rounds, within which the machine changes less
-    /// than from first to last.
+    /// How many times as long as `candidate` `other` takes: the median over rounds, within which the machine changes
+    /// less than from first to last.
     pub fn ratio(&self, other: usize, candidate: usize) -> f64 {
         median(self.of(other).iter().zip(self.of(candidate)).map(|(other, own)| other / own))
     }

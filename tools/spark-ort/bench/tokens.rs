@@ -7,7 +7,7 @@ use ort::value::{DynTensor, DynValue, TensorElementType};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::layer::Shape;
+use super::shape::Shape;
 
 /// Query, key and value of new tokens, and room for the output; several layers may use them.
 pub struct Tokens {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
-use spark_ort::cpu::{PATH_VARIABLE, Path as CpuPath};
+use spark_ort::cpu::{CPU_VARIABLE, InstructionSet};
 use spark_ort::rewrite::find_library;
 use spark_ort::runtime::load;
 
@@ -102,7 +102,7 @@ impl Findings {
                 processor: processor(),
                 cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
                 features: features(),
-                path: CpuPath::chosen().map(CpuPath::name),
+                path: InstructionSet::chosen().map(InstructionSet::name),
             },
             onnxruntime: runtime.map_err(|e| e.to_string()).map(|runtime| Runtime {
                 version: runtime.version().into(),
@@ -135,7 +135,7 @@ impl Findings {
         line(
             "kernels",
             match self.cpu.path {
-                Ok(path) => format!("{path} ({PATH_VARIABLE} names others)"),
+                Ok(path) => format!("{path} ({CPU_VARIABLE} names others)"),
                 Err(problem) => format!("PROBLEM: {problem}"),
             },
         );
@@ -178,10 +178,35 @@ fn features() -> Vec<(&'static str, bool)> {
     macro_rules! ask {
         ($($name:tt)*) => { vec![$(($name, std::arch::is_x86_feature_detected!($name))),*] };
     }
-    ask!("avx" "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi2" "avx512vnni")
+    ask!(
+        "avx" "avx2" "fma" "f16c" "bmi2" "popcnt"
+        "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vbmi2" "avx512vnni"
+    )
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn features() -> Vec<(&'static str, bool)> {
     Vec::new()
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernels_ask_for_is_shown() {
+        let kernels = [
+            include_str!("../../../src/cpu/isa/x86_64/avx2.rs"),
+            include_str!("../../../src/cpu/isa/x86_64/avx512/vector.rs"),
+            include_str!("../../../src/cpu/isa/x86_64/avx512_vnni/mod.rs"),
+        ];
+        let shown: Vec<_> = features().into_iter().map(|(name, _)| name).collect();
+        for source in kernels {
+            let asked: Vec<_> = source.split("is_x86_feature_detected!(\"").skip(1).collect();
+            assert!(!asked.is_empty());
+            for name in asked.iter().map(|rest| rest.split('"').next().unwrap_or_default()) {
+                assert!(shown.contains(&name), "{name}");
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use spark_ort::runtime::Runtime;
 
 use crate::bench::cache::{Cache, Heads, Setting};
 use crate::bench::graph;
-use crate::bench::layer::{Shape, Work};
+use crate::bench::shape::{Shape, Work};
 
 const SHAPE: Shape = Shape { heads: Heads { query: 4, kv: 2 }, head_dim: 64, batch: 1 };
 

@@ -60,8 +60,8 @@ pub struct Rewriter<'a> {
 }
 
 impl Rewriter<'_> {
-    /// The original with these settings, in a temporary folder: as a GenAI folder has it if the original is one, else as
-    /// a file.
+    /// The original with these settings, in a temporary folder: as a GenAI folder has it if the original is one, else
+    /// as a file.
     pub fn rewrite(&self, setting: &Setting) -> Result<Candidate> {
         let mut options = Options {
             calibrate: self.calibrate.clone(),

@@ -77,8 +77,8 @@ impl<'a> Measurement<'a> {
         })
     }
 
-    /// Lets a model read all passages. `score` gets the originals' predictions and, for each prediction, its number, the
-    /// logits and the token that follows.
+    /// Lets a model read all passages. `score` gets the originals' predictions and, for each prediction, its number,
+    /// the logits and the token that follows.
     fn measure(
         &mut self,
         candidate: &Candidate,

@@ -23,9 +23,10 @@ use setting::Setting;
 
 /// Measure what a compressed cache costs a model: loss, KL divergence, agreement, bytes and speed
 ///
-/// Each model reads prompts of a text and then the tokens that really follow, one by one, as in production; its predictions
-/// are compared with the original's, whose cache is complete. Intervals are of 95 % confidence, by a bootstrap over blocks
-/// of 16 tokens. Speed is that of this machine while it measures. Ctrl-C ends it and still shows what there is.
+/// Each model reads prompts of a text and then the tokens that really follow, one by one, as in production; its
+/// predictions are compared with the original's, whose cache is complete. Intervals are of 95 % confidence, by a
+/// bootstrap over blocks of 16 tokens. Speed is that of this machine while it measures. Ctrl-C ends it and still shows
+/// what there is.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:

@@ -1,0 +1,94 @@
+// Primitives on NVIDIA GPUs, for nvcc and NVRTC: no header of CUDA is needed.
+#ifndef SPARK_DEVICE_CUDA_H
+#define SPARK_DEVICE_CUDA_H
+
+#define SPARK_FN __device__ __forceinline__
+#define SPARK_CONSTANT static constexpr
+// A multiprocessor has four SIMDs of 512 registers a lane, as compute units have, and a kernel is given multiples of
+// eight, up to 255. The most threads follow: as many as registers suffice for.
+#define SPARK_KERNEL(name, threads, waves)                                                                             \
+    extern "C" __global__ void __maxnreg__((waves) > 2 ? 512 / (waves) / 8 * 8 : 255)                                  \
+        name(const __grid_constant__ SparkCall call)
+#define SPARK_UNROLL _Pragma("unroll")
+#define SPARK_ROLLED _Pragma("unroll 1")
+
+SPARK_CONSTANT u32 WAVE = 32;
+// Tensor cores have registers of their own kind.
+#define SPARK_NO_MATRIX
+
+SPARK_FN u32 thread() { return threadIdx.x; }
+SPARK_FN u32 block_x() { return blockIdx.x; }
+SPARK_FN u32 block_z() { return blockIdx.z; }
+SPARK_FN u32 lane() { return threadIdx.x % WAVE; }
+SPARK_FN u32 wave() { return threadIdx.x / WAVE; }
+SPARK_FN u32 same(u32 x) { return x; }
+
+template <class V>
+SPARK_FN V load(const V* p) {
+    return *p;
+}
+template <class V>
+SPARK_FN void store(V* p, V v) {
+    *p = v;
+}
+// Vector loads need their own alignment here, which rows do not have.
+template <u32 N>
+SPARK_FN void load_words(const void* p, u32 (&w)[N]) {
+    SPARK_UNROLL
+    for (u32 i = 0; i < N; ++i) w[i] = ((const u32*)p)[i];
+}
+template <u32 N>
+SPARK_FN void store_words(void* p, const u32 (&w)[N]) {
+    SPARK_UNROLL
+    for (u32 i = 0; i < N; ++i) ((u32*)p)[i] = w[i];
+}
+
+extern __shared__ __align__(16) u32 spark_shared[];
+
+template <class V>
+struct Shared {
+    u32 at; // byte offset
+    SPARK_FN explicit Shared(u32 byte) : at(byte) {}
+    SPARK_FN V load(u32 i) const { return ((const V*)((const u8*)spark_shared + at))[i]; }
+    SPARK_FN void store(u32 i, V v) const { ((V*)((u8*)spark_shared + at))[i] = v; }
+};
+
+SPARK_FN u64 vote(bool b) { return __ballot_sync(0xffffffffu, b); }
+SPARK_FN u32 rank_in(u64 mask) { return __popc((u32)mask & ((1u << lane()) - 1)); }
+SPARK_FN u32 bits_of(float x) { return __float_as_uint(x); }
+SPARK_FN float float_of(u32 x) { return __uint_as_float(x); }
+SPARK_FN u32 shuffle_xor(u32 v, u32 mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+SPARK_FN float shuffle_xor(float v, u32 mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+SPARK_FN void wave_barrier() { __syncwarp(); }
+SPARK_FN void block_barrier() { __syncthreads(); }
+
+SPARK_FN u32 anew(u32 x) { return x; }
+SPARK_FN u32 popcount(u32 x) { return __popc(x); }
+SPARK_FN u32 popcount(u64 x) { return __popcll(x); }
+// The low word of (high:low) >> shift, shift below 32.
+SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return __funnelshift_r(low, high, shift); }
+
+SPARK_FN float half_to_float(u16 h) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+    return x;
+}
+SPARK_FN u16 float_to_half(float x) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
+SPARK_FN float least(float a, float b) { return fminf(a, b); }
+SPARK_FN float greatest(float a, float b) { return fmaxf(a, b); }
+SPARK_FN float fused(float a, float b, float c) { return fmaf(a, b, c); }
+SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
+    float sum = 0.0f;
+    SPARK_UNROLL
+    for (u32 k = 0; k < 8; ++k) sum = fused(a[k], b[k], sum);
+    return sum;
+}
+SPARK_FN float exp2_of(float x) { return exp2f(x); }
+SPARK_FN float round_even(float x) { return rintf(x); }
+SPARK_FN float sqrt_of(float x) { return __fsqrt_rn(x); }
+
+#endif

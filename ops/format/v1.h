@@ -1,0 +1,165 @@
+// Row format 1, as docs/format.md has it: where fields lie, and eight channels of a row at a time.
+#ifndef SPARK_FORMAT_V1_H
+#define SPARK_FORMAT_V1_H
+
+#ifndef SPARK_NUMBERS_H
+#error "include numbers.h before: compilers at run time know no parent folders"
+#endif
+
+SPARK_CONSTANT u32 VALUE_GROUP = 32;
+
+SPARK_FN u32 code_bytes(u32 bits, u32 n) { return bits == 16 ? 2 * n : bits == 8 ? n : (n + 1) / 2; }
+
+struct KeyLayout {
+    u32 mask_bytes; // of the keep mask, and of the sign plane after it
+    u32 scalars_at; // float16 a, then zero, or m and step
+    u32 codes_at;
+    u32 words; // that hold fields; a row may be longer
+
+    SPARK_FN explicit KeyLayout(const SparkCall& call)
+        : mask_bytes(call.head_dim / 8), scalars_at(2 * mask_bytes),
+          codes_at(scalars_at + (call.key_bits == 16 ? 4 : 6)),
+          words((codes_at + code_bytes(call.key_bits, call.kept) + 3) / 4) {}
+};
+
+struct ValueLayout {
+    u32 codes_at;
+    u32 words;
+
+    SPARK_FN explicit ValueLayout(const SparkCall& call)
+        : codes_at(call.value_bits == 16  ? 0
+                   : call.value_bits == 8 ? 4
+                                          : 4 * (call.head_dim / VALUE_GROUP)),
+          words((codes_at + code_bytes(call.value_bits, call.head_dim) + 3) / 4) {}
+};
+
+SPARK_CONSTANT u32 KEY_SLACK_WORDS = SPARK_KEY_SLACK_WORDS;
+
+// Eight channels of a key row that lies in LDS from byte `row` on: kept ones as stored, pruned ones by their sign and a.
+// In units of c where keys are quantised, else `scales` is c of the head, in LDS.
+template <u32 OCTETS>
+struct KeyReader {
+    u32 octet;
+    u32 below[OCTETS / 4 > 0 ? OCTETS / 4 : 1]; // of the mask's words, the channels before the octet
+
+    SPARK_FN explicit KeyReader(u32 octet) : octet(octet) {
+        SPARK_UNROLL
+        for (u32 w = 0; w < OCTETS / 4; ++w) {
+            below[w] = w < octet / 4 ? 0xffffffffu : w == octet / 4 ? (1u << 8 * (octet % 4)) - 1 : 0;
+        }
+    }
+
+    SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, const Shared<float>& scales,
+                       float (&x)[8]) const {
+        const Shared<u32> words(row);
+        const Shared<u16> halves(row);
+        const Shared<u8> bytes(row);
+        u32 slot = 0;
+        SPARK_UNROLL
+        for (u32 w = 0; w < OCTETS / 4; ++w) slot += popcount(words.load(w) & below[w]);
+        u32 mask = bytes.load(octet);
+        const u32 signs = bytes.load(layout.mask_bytes + octet);
+        if (slot + popcount(mask) > call.kept) {
+            // Bytes of a host may mark more channels than there are slots: those read as pruned.
+            SPARK_NOTE("rare");
+            slot = slot < call.kept ? slot : call.kept;
+            u32 room = call.kept - slot, first = 0;
+            for (u32 k = 0; k < 8; ++k) {
+                if ((mask >> k & 1) && room > 0) {
+                    first |= 1u << k;
+                    room -= 1;
+                }
+            }
+            mask = first;
+        }
+        const float a = call.recover ? finite_half(halves.load(layout.scalars_at / 2)) : 0.0f;
+        if (call.key_bits == 16) {
+            SPARK_NOTE("key16");
+            u32 at = layout.codes_at / 2 + slot;
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) {
+                const float kept = finite_half(halves.load(at));
+                const bool keep = mask >> k & 1;
+                at += keep;
+                const float lost = float_of(bits_of(a * scales.load(8 * octet + k)) ^ (signs >> k) << 31);
+                x[k] = keep ? kept : lost;
+            }
+            return;
+        }
+        SPARK_NOTE("quantised keys");
+        const float m = finite_half(halves.load(layout.scalars_at / 2 + 1));
+        const float step = finite_half(halves.load(layout.scalars_at / 2 + 2));
+        const u32 bits = call.key_bits, bit = 8 * layout.codes_at + bits * slot, word = bit / 32;
+        // The next eight codes in (high:low).
+        const u32 w0 = words.load(word), w1 = words.load(word + 1);
+        u32 low = funnel_right(w1, w0, bit % 32), high = 0;
+        if (bits == 8) {
+            SPARK_NOTE("key8");
+            high = funnel_right(words.load(word + 2), w1, bit % 32);
+        }
+        const u32 code = (1u << bits) - 1;
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) {
+            const bool keep = mask >> k & 1;
+            const float kept = fused(step, (float)(low & code), m);
+            const u32 shift = keep ? bits : 0;
+            low = funnel_right(high, low, shift);
+            high >>= shift;
+            x[k] = float_of(bits_of(keep ? kept : a) ^ (signs >> k) << 31);
+        }
+    }
+};
+
+// Zeroes `words` words of LDS from byte `row` on, by one wave.
+SPARK_FN void clear_row(u32 row, u32 words) {
+    const Shared<u32> to(row);
+    for (u32 i = lane(); i < words; i += WAVE) to.store(i, 0);
+    wave_barrier();
+}
+
+// Eight channels of a value row, loaded in `fetch` and decoded in `read`, so that several rows can be under way.
+struct ValueOctet {
+    u32 words[4];
+    u32 pair; // float16 scale, float16 minimum
+
+    SPARK_FN void fetch(const SparkCall& call, const ValueLayout& layout, const void* row, u32 octet) {
+        const u8* codes = (const u8*)row + layout.codes_at;
+        if (call.value_bits == 16) {
+            SPARK_NOTE("value16");
+            load_words(codes + 16 * octet, words);
+            pair = 0;
+        } else if (call.value_bits == 8) {
+            SPARK_NOTE("value8");
+            u32 w[2];
+            load_words(codes + 8 * octet, w);
+            words[0] = w[0];
+            words[1] = w[1];
+            pair = load((const u32*)row);
+        } else {
+            SPARK_NOTE("value4");
+            words[0] = load((const u32*)(codes + 4 * octet));
+            pair = load((const u32*)row + octet / 4);
+        }
+    }
+
+    SPARK_FN void read(const SparkCall& call, float (&v)[8]) const {
+        if (call.value_bits == 16) {
+            SPARK_NOTE("value16");
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) v[k] = finite_half(words[k / 2] >> 16 * (k % 2) & 0xffff);
+            return;
+        }
+        const float scale = finite_half(pair & 0xffff), minimum = finite_half(pair >> 16);
+        if (call.value_bits == 8) {
+            SPARK_NOTE("value8");
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) v[k] = fused(scale, (float)(words[k / 4] >> 8 * (k % 4) & 0xff), minimum);
+        } else {
+            SPARK_NOTE("value4");
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) v[k] = fused(scale, (float)(words[0] >> 4 * k & 0xf), minimum);
+        }
+    }
+};
+
+#endif

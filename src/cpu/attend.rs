@@ -1,0 +1,75 @@
+//! Attention on an instruction set: few queries read rows as they are, for many tiles of rows are decoded first.
+
+use std::ops::Range;
+
+use ndarray::ArrayViewMut4;
+
+use super::attention::Attention;
+use super::isa::InstructionSet;
+use super::isa::traits::{Isa, Work};
+use super::isa::vector::LANES;
+use super::kv_source::KvSource;
+use super::pool::Pool;
+use super::queries::Queries;
+use super::query_block::QueryBlock;
+use super::reference::Reference;
+use super::schedule::{Attend, run};
+use super::softmax::SoftmaxState;
+use super::{decode, prefill};
+use crate::element::Element;
+
+/// Queries of a block up to which rows are read as they are.
+const MOST_DECODE_QUERIES: usize = 16;
+
+/// Writes the attention output of every query to `out`, `[B, Hq, L, D]`; zero for padding. Memory beside it is
+/// proportional to the new tokens, never to the cache.
+///
+/// # Panics
+/// If this processor has not the instructions of `set`.
+pub fn attention<T: Element>(
+    pool: &impl Pool,
+    set: InstructionSet,
+    call: &Attention<'_, T>,
+    out: ArrayViewMut4<'_, T>,
+) {
+    // Vectors hold whole groups of channels; other head sizes are rare.
+    if set == InstructionSet::Scalar || !call.geometry.head_dim().is_multiple_of(LANES) {
+        assert!(set.is_available(), "this processor has no {}", set.name());
+        return run(pool, call, &Reference::new(call), out);
+    }
+    set.with(Call { pool, call, out });
+}
+
+/// A call to be done with an instruction set.
+struct Call<'s, 'c, 'o, P, T> {
+    pool: &'s P,
+    call: &'s Attention<'c, T>,
+    out: ArrayViewMut4<'o, T>,
+}
+
+impl<P: Pool, T: Element> Work for Call<'_, '_, '_, P, T> {
+    type Output = ();
+
+    fn with<I: Isa>(self, isa: I) {
+        let Self { pool, call, out } = self;
+        let scratch = prefill::driver::ScratchPool::default();
+        run(pool, call, &OnIsa { isa, source: KvSource::new(call), scratch }, out);
+    }
+}
+
+/// One call on an instruction set.
+struct OnIsa<'a, 'c, T, I> {
+    isa: I,
+    source: KvSource<'a, 'c, T>,
+    scratch: prefill::driver::ScratchPool,
+}
+
+impl<T: Element, I: Isa> Attend for OnIsa<'_, '_, T, I> {
+    fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
+        let block = QueryBlock::new(self.source.call, queries);
+        match block.items.len() {
+            0..=MOST_DECODE_QUERIES => decode::driver::attend(self.isa, &self.source, &block, keys),
+            _ => prefill::driver::attend(self.isa, &self.source, &self.scratch, &block, keys),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Software prefetch: rows come in too many strides, and too fast, for a processor to foresee them all.
+
+use crate::cpu::isa::vector::Vector;
+
+/// Bytes of keys, and of values, from those that are read to those that are asked for: both together fill half of a
+/// core's nearest cache or more, and take long enough to read for memory to answer.
+const DISTANCE: usize = 12 << 10;
+
+/// Key and value rows that are read one after the other, a chunk's keys first and then its values. Some of the values
+/// are asked for along with keys, which take longer to read, so that memory is asked evenly.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Prefetch<'a> {
+    key: Rows<'a>,
+    value: Rows<'a>,
+}
+
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    rows: &'a [u8],
+    bytes: usize,
+}
+
+impl<'a> Prefetch<'a> {
+    /// Of `key` and `value` rows and the bytes that each takes.
+    pub(super) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize)) -> Self {
+        let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes });
+        Self { key, value }
+    }
+
+    /// Asks for what follows the key row number `n`.
+    #[inline(always)]
+    pub(in crate::cpu) fn at_key<V: Vector>(&self, v: V, n: usize) {
+        self.key.prefetch(v, n, 0, self.key.lines());
+        self.value.prefetch(v, n, 0, self.value.lines() / 2);
+    }
+
+    /// Asks for what follows the value row number `n`.
+    #[inline(always)]
+    pub(in crate::cpu) fn at_value<V: Vector>(&self, v: V, n: usize) {
+        self.value.prefetch(v, n, self.value.lines() / 2, self.value.lines());
+    }
+}
+
+impl Rows<'_> {
+    /// Cache lines that a row takes, more or less.
+    #[inline(always)]
+    fn lines(&self) -> usize {
+        self.bytes.div_ceil(64)
+    }
+
+    /// Asks for lines number `first` to `last` of the row that is [`DISTANCE`] beyond number `n`; nothing happens if it
+    /// is not there.
+    #[inline(always)]
+    fn prefetch<V: Vector>(&self, v: V, n: usize, first: usize, last: usize) {
+        let at = |line: usize| self.rows.as_ptr().wrapping_add(n * self.bytes + DISTANCE + 64 * line);
+        // The branches of a loop over one or two lines cost more than asking for a line too many.
+        v.prefetch(at(first));
+        if last > first + 1 {
+            v.prefetch(at(first + 1));
+            if last > first + 2 {
+                for line in first + 2..last {
+                    v.prefetch(at(line));
+                }
+            }
+        }
+    }
+}

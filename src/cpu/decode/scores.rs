@@ -1,0 +1,87 @@
+//! From products to weights.
+
+use std::ops::Range;
+
+use crate::cpu::attention::Attention;
+use crate::cpu::isa::vector::{LANES, Vector};
+use crate::element::Element;
+
+/// Turns products of a query and the keys at positions `keys` into scores, in place: scaled, masked (minus infinity
+/// where the query sees nothing), and what the attributes ask for. What follows them in the last block becomes minus
+/// infinity too. Returns the greatest.
+#[inline(always)]
+fn finish<T: Element, V: Vector>(
+    v: V,
+    call: &Attention<'_, T>,
+    (b, head, i): (usize, usize, usize),
+    keys: Range<usize>,
+    products: &mut [[f32; LANES]],
+) -> f32 {
+    let count = keys.len();
+    let seen = call.seen_by(b, i);
+    let flat = products.as_flattened_mut();
+    flat[count..].fill(f32::NEG_INFINITY);
+    let first = seen.start.clamp(keys.start, keys.end) - keys.start;
+    let last = seen.end.clamp(keys.start + first, keys.end) - keys.start;
+    if !call.plain_scores() {
+        for (at, score) in flat[first..last].iter_mut().enumerate() {
+            *score = call.score(*score, (b, head, i, keys.start + first + at)).unwrap_or(f32::NEG_INFINITY);
+        }
+    }
+    let plain = call.plain_scores();
+    let (scale, low, high) = (v.splat(call.score_scale()), v.splat(f32::MIN), v.splat(f32::MAX));
+    let mut greatest = v.splat(f32::NEG_INFINITY);
+    for (block, scores) in products.iter_mut().enumerate() {
+        let mut x = v.load(scores);
+        if plain {
+            x = v.min(v.max(v.mul(x, scale), low), high);
+        }
+        let from = block * LANES;
+        if first > from || last < from + LANES {
+            let bits = |to: usize| ((1u32 << to.saturating_sub(from).min(LANES)) - 1) as u16;
+            x = v.select(bits(last) & !bits(first), x, v.splat(f32::NEG_INFINITY));
+        }
+        v.store(x, scores);
+        greatest = v.max(greatest, x);
+    }
+    v.greatest(greatest)
+}
+
+/// Turns `scores` into `e^(score - max)`, in place, and returns their sum.
+#[inline(always)]
+fn weights<V: Vector>(v: V, scores: &mut [[f32; LANES]], max: f32) -> f32 {
+    let mut sum = v.splat(0.0);
+    let shift = v.splat(-max);
+    for scores in scores {
+        let p = v.exp(v.add(v.load(scores), shift));
+        sum = v.add(sum, p);
+        v.store(p, scores);
+    }
+    v.sums([sum])[0]
+}
+
+/// Turns products of a query and the keys at positions `keys` into weights, in place, and adds them to what was found
+/// before: greatest score `max` and `sum` of weights. Returns what earlier weighted sums are to be multiplied by.
+#[inline(always)]
+pub(super) fn to_weights<T: Element, V: Vector>(
+    v: V,
+    call: &Attention<'_, T>,
+    query: (usize, usize, usize),
+    keys: Range<usize>,
+    products: &mut [[f32; LANES]],
+    (max, sum): (&mut f32, &mut f32),
+) -> f32 {
+    let mut rescale = 1.0;
+    let greatest = finish(v, call, query, keys, products);
+    if greatest == f32::NEG_INFINITY {
+        products.as_flattened_mut().fill(0.0);
+        return rescale;
+    }
+    if greatest > *max {
+        rescale = (*max - greatest).exp();
+        *sum *= rescale;
+        *max = greatest;
+    }
+    *sum += weights(v, products, *max);
+    rescale
+}

@@ -1,0 +1,177 @@
+//! Sums and maxima over lanes of many vectors at once, and words of many rows as vectors.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use crate::cpu::decode::chunk::CHUNK;
+
+/// Rows whose numbers share vectors, a lane each.
+pub(in crate::cpu::isa::x86_64) const ROWS: usize = 16;
+
+/// The sums of neighbours among the lanes of `a`, then of `b`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in crate::cpu::isa::x86_64) fn sum_pairs(a: __m512, b: __m512) -> __m512 {
+    let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    _mm512_add_ps(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+}
+
+/// In each quarter, the sums of the lanes of that quarter of each of up to four vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in crate::cpu::isa::x86_64) fn sum_within_quarters(x: &[__m512]) -> __m512 {
+    let mut four = [_mm512_setzero_ps(); 4];
+    four[..x.len()].copy_from_slice(x);
+    let [a, b, c, d] = four;
+    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd))
+}
+
+/// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a
+/// lane. Not filled at first: that would take as long as reading many rows.
+#[repr(C, align(64))]
+pub(in crate::cpu::isa::x86_64) struct RowSums([[[MaybeUninit<f32>; 16]; CHUNK]; 2]);
+
+impl RowSums {
+    #[inline(always)]
+    pub(in crate::cpu::isa::x86_64) const fn uninit() -> Self {
+        Self([[[MaybeUninit::uninit(); 16]; CHUNK]; 2])
+    }
+
+    /// Sets those of a row and the `four`th four heads.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in crate::cpu::isa::x86_64) fn set(&mut self, four: usize, row: usize, sums: __m512) {
+        // SAFETY: memory is written through a reference to an array of the size and alignment that the instruction
+        // takes.
+        unsafe { _mm512_store_ps(self.0[four][row].as_mut_ptr().cast(), sums) };
+    }
+
+    /// The sums of all lanes of the `four`th four heads, a vector each, and the `group`th sixteen rows, a lane each.
+    ///
+    /// # Safety
+    /// They have been set.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in crate::cpu::isa::x86_64) unsafe fn by_head(&self, four: usize, group: usize) -> [__m512; 4] {
+        let rows: &[[MaybeUninit<f32>; 16]; ROWS] = self.0[four][group * ROWS..].first_chunk().expect("sixteen rows");
+        let mut by_row = [_mm512_setzero_ps(); 4];
+        for (m, by_row) in by_row.iter_mut().enumerate() {
+            // Every fourth row together, so that in the end all are in order.
+            let mut quarters = [_mm512_setzero_ps(); 4];
+            for (n, quarter) in quarters.iter_mut().enumerate() {
+                // SAFETY: by this function's contract; memory is read through a reference to an array of the size that
+                // the instruction takes.
+                *quarter = unsafe { _mm512_load_ps(rows[4 * n + m].as_ptr().cast()) };
+            }
+            *by_row = sum_across_quarters(quarters);
+        }
+        transpose(by_row)
+    }
+}
+
+/// Functions that reduce the lanes of each vector to one number by an instruction: four vectors at once.
+macro_rules! reduce {
+    ($(#[$doc:meta])* $name:ident, $wide:ident, $half:ident, $quarter:ident) => {
+        $(#[$doc])*
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+        pub(in crate::cpu::isa::x86_64) fn $name<const N: usize>(x: [__m512; N]) -> [f32; N] {
+            let mut reduced = [0.0; N];
+            for (reduced, x) in reduced.chunks_mut(4).zip(x.chunks(4)) {
+                let mut four = [_mm512_setzero_ps(); 4];
+                four[..x.len()].copy_from_slice(x);
+                let [a, b, c, d] = four;
+                let ab = $wide(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let cd = $wide(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
+                let quarters = $wide(low, _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd));
+                let halves = $half(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps::<1>(quarters));
+                let all = $quarter(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+                let mut numbers = [0.0; 4];
+                // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
+                unsafe { _mm_storeu_ps(numbers.as_mut_ptr(), all) };
+                reduced.copy_from_slice(&numbers[..reduced.len()]);
+            }
+            reduced
+        }
+    };
+}
+
+reduce!(
+    /// The sum of the lanes of each.
+    sum_each,
+    _mm512_add_ps,
+    _mm256_add_ps,
+    _mm_add_ps
+);
+reduce!(
+    /// The greatest lane of each.
+    greatest_each,
+    _mm512_max_ps,
+    _mm256_max_ps,
+    _mm_max_ps
+);
+
+/// In quarter `n`, the sum of the quarters of `x[n]`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in crate::cpu::isa::x86_64) fn sum_across_quarters(x: [__m512; 4]) -> __m512 {
+    let [a, b, c, d] = x;
+    let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
+    let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0b01_00_01_00>(c, d), _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d));
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd), _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd))
+}
+
+/// Within each quarter, lane `m` of `x[n]` as lane `n` of the vector `m`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in crate::cpu::isa::x86_64) fn transpose(x: [__m512; 4]) -> [__m512; 4] {
+    let [a, b, c, d] = x;
+    let (ab, ab_high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let (cd, cd_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    [
+        _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd),
+        _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd),
+        _mm512_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high),
+        _mm512_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high),
+    ]
+}
+
+/// Quarter `m` of `x[n]` as quarter `n` of the vector `m`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in crate::cpu::isa::x86_64) fn transpose_quarters(x: [__m512i; 4]) -> [__m512i; 4] {
+    let [a, b, c, d] = x;
+    let (ab, ab_high) = (_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b));
+    let (cd, cd_high) = (_mm512_shuffle_i32x4::<0b01_00_01_00>(c, d), _mm512_shuffle_i32x4::<0b11_10_11_10>(c, d));
+    [
+        _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd),
+        _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd),
+        _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_high, cd_high),
+        _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_high, cd_high),
+    ]
+}
+
+/// The first four words of sixteen rows, `stride` bytes apart from `first` on: a vector a word, a lane a row.
+///
+/// # Safety
+/// 16 bytes can be read from each row's beginning on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in crate::cpu::isa::x86_64) unsafe fn first_words(first: *const u8, stride: usize) -> [__m512i; 4] {
+    let mut rows = [_mm512_setzero_ps(); 4];
+    for (n, rows) in rows.iter_mut().enumerate() {
+        // SAFETY: by this function's contract.
+        unsafe {
+            let row = |m: usize| _mm_loadu_ps(first.add((4 * m + n) * stride).cast());
+            let low = _mm512_castps128_ps512(row(0));
+            let low = _mm512_insertf32x4::<1>(low, row(1));
+            let low = _mm512_insertf32x4::<2>(low, row(2));
+            *rows = _mm512_insertf32x4::<3>(low, row(3));
+        }
+    }
+    transpose(rows).map(|x| _mm512_castps_si512(x))
+}

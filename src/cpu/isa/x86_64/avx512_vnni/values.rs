@@ -1,0 +1,155 @@
+//! Weighted sums of value rows.
+
+use std::arch::x86_64::*;
+
+use super::weights::{Group, ScaledWeights, ValueRows};
+use super::words::{self, CHANNELS, dot};
+use crate::cpu::decode::chunk::{ByKey, HeadLanes};
+use crate::cpu::decode::prefetch::Prefetch;
+use crate::cpu::isa::vector::LANES;
+use crate::cpu::isa::x86_64::avx512::reduce::transpose_quarters;
+use crate::cpu::isa::x86_64::avx512::vector::Avx512;
+use crate::format::v1::layout::{Bits, ValueLayout};
+
+/// Blocks of channels added to at once.
+const BLOCKS: usize = CHANNELS / LANES;
+
+/// Whether [`add_rows`] reads rows of `layout`.
+pub(super) fn takes(layout: &ValueLayout) -> bool {
+    layout.bits() != Bits::B16 && words::takes(layout.head_dim())
+}
+
+/// Adds the values of the `count` first of `rows` times their `weights` to `sums`, one entry a block of channels, with
+/// 4 bits the even and the odd channels of a group apart, as `decode::values::add_rows` does. For quantised values;
+/// `scaled` is room for their weights.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
+)]
+pub(super) fn add_rows<const H: usize>(
+    v: Avx512,
+    layout: &ValueLayout,
+    (rows, count): (&[u8], usize),
+    prefetch: &Prefetch,
+    weights: &ByKey<H>,
+    scaled: &mut ScaledWeights<H>,
+    sums: &mut [HeadLanes<H>],
+) {
+    let rows = ValueRows::new(v, layout, rows, count, prefetch);
+    let groups = scaled.weigh(&rows, weights);
+    for (part, sums) in sums.as_chunks_mut::<BLOCKS>().0.iter_mut().enumerate() {
+        match (layout.bits(), H) {
+            (Bits::B8, 8) => (0..2).for_each(|n| bytes::<H, 4>(&rows, part, &groups[0], 4 * n, sums)),
+            (Bits::B8, _) => bytes::<H, H>(&rows, part, &groups[0], 0, sums),
+            (_, 8) => (0..2).for_each(|n| nibbles::<H, 4>(&rows, part, &groups[2 * part..], 4 * n, sums)),
+            _ => nibbles::<H, H>(&rows, part, &groups[2 * part..], 0, sums),
+        }
+    }
+}
+
+/// Adds up bytes of 64 channels, the `part`th, for `N` queries from number `first` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,fma,avx2")]
+fn bytes<const H: usize, const N: usize>(
+    rows: &ValueRows,
+    part: usize,
+    group: &Group<H>,
+    first: usize,
+    sums: &mut [HeadLanes<H>; BLOCKS],
+) {
+    assert!((part + 1) * CHANNELS <= rows.layout.head_dim());
+    let at = rows.layout.codes_at() + part * CHANNELS;
+    let pairs = group.pairs::<N>(first);
+    let zero = _mm512_setzero_si512();
+    let mut lanes = [[zero; BLOCKS]; N];
+    for n in 0..rows.count.div_ceil(2) {
+        if part == 0 && first == 0 {
+            rows.prefetch(n);
+        }
+        // A last key without a second has it twice, once with no weight.
+        // SAFETY: a row has this many codes.
+        let (a, b) = unsafe {
+            let codes = |key: usize| _mm512_loadu_si512(rows.at(key).add(at).cast());
+            (codes(2 * n), codes(2 * n + 1))
+        };
+        // In each quarter, the codes of four channels in words, those of both keys beside each other.
+        let (low, high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+        let blocks = [
+            _mm512_unpacklo_epi8(low, zero),
+            _mm512_unpackhi_epi8(low, zero),
+            _mm512_unpacklo_epi8(high, zero),
+            _mm512_unpackhi_epi8(high, zero),
+        ];
+        for (lanes, pairs) in lanes.iter_mut().zip(pairs) {
+            let weights = _mm512_set1_epi32(pairs[n]);
+            for (lanes, codes) in lanes.iter_mut().zip(blocks) {
+                *lanes = dot(*lanes, codes, weights);
+            }
+        }
+    }
+    for (h, lanes) in lanes.into_iter().enumerate() {
+        for (sums, lanes) in sums.iter_mut().zip(transpose_quarters(lanes)) {
+            group.add(first + h, lanes, sums);
+        }
+    }
+}
+
+/// Adds up nibbles of 64 channels, the `part`th, that have two `groups`, for `N` queries from number `first` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,fma,avx2")]
+fn nibbles<const H: usize, const N: usize>(
+    rows: &ValueRows,
+    part: usize,
+    groups: &[Group<H>],
+    first: usize,
+    sums: &mut [HeadLanes<H>; BLOCKS],
+) {
+    assert!((part + 1) * CHANNELS <= rows.layout.head_dim());
+    let at = rows.layout.codes_at() + part * CHANNELS / 2;
+    let groups: &[Group<H>; 2] = groups.first_chunk().expect("two of 32 channels");
+    let pairs = [groups[0].pairs::<N>(first), groups[1].pairs::<N>(first)];
+    // SAFETY: memory is read through references to arrays of the sizes that the instructions take.
+    let places = unsafe {
+        [_mm512_loadu_si512(NIBBLE_PAIRS[0].as_ptr().cast()), _mm512_loadu_si512(NIBBLE_PAIRS[1].as_ptr().cast())]
+    };
+    let mut lanes = [[[_mm512_setzero_si512(); 2]; N]; 2];
+    for n in 0..rows.count.div_ceil(2) {
+        if part == 0 && first == 0 {
+            rows.prefetch(n);
+        }
+        // A last key without a second has it twice, once with no weight.
+        // SAFETY: a row has this many codes.
+        let both = unsafe {
+            let codes = |key: usize| _mm256_loadu_si256(rows.at(key).add(at).cast());
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(codes(2 * n)), codes(2 * n + 1))
+        };
+        for ((lanes, pairs), places) in lanes.iter_mut().zip(pairs).zip(places) {
+            let codes = _mm512_maskz_permutexvar_epi8(0x5555_5555_5555_5555, places, both);
+            let blocks = [_mm512_and_si512(codes, _mm512_set1_epi16(0x0f)), _mm512_srli_epi16::<4>(codes)];
+            for (lanes, pairs) in lanes.iter_mut().zip(pairs) {
+                let weights = _mm512_set1_epi32(pairs[n]);
+                for (lanes, codes) in lanes.iter_mut().zip(blocks) {
+                    *lanes = dot(*lanes, codes, weights);
+                }
+            }
+        }
+    }
+    for ((group, lanes), sums) in groups.iter().zip(lanes).zip(sums.as_chunks_mut::<2>().0) {
+        for (h, lanes) in lanes.into_iter().enumerate() {
+            for (sums, lanes) in sums.iter_mut().zip(lanes) {
+                group.add(first + h, lanes, sums);
+            }
+        }
+    }
+}
+
+/// Where a lane's two bytes lie in a vector that holds 32 bytes of either key, for each group of channels.
+const NIBBLE_PAIRS: [[u8; CHANNELS]; 2] = {
+    let mut at = [[0; CHANNELS]; 2];
+    let mut j = 0;
+    while j < CHANNELS / 2 {
+        at[j / LANES][j % LANES * 4] = j as u8;
+        at[j / LANES][j % LANES * 4 + 2] = (CHANNELS / 2 + j) as u8;
+        j += 1;
+    }
+    at
+};

@@ -1,0 +1,7 @@
+//! Instruction sets of x86-64.
+
+pub(super) mod avx2;
+pub(super) mod avx512;
+pub(super) mod avx512_vnni;
+mod nibbles;
+mod prefetch;

@@ -1,0 +1,70 @@
+//! Where the keys and values of a call lie: cached rows, the dense recent window, or the new tokens.
+
+use std::ops::Range;
+
+use super::attention::Attention;
+use super::decode::kernels::KeyRows;
+use super::new_tokens::NewTokens;
+use super::query_block::QueryBlock;
+use crate::element::Element;
+use crate::method::Recovery;
+
+/// The keys and values of one call.
+pub(super) struct KvSource<'a, 'c, T> {
+    pub(super) call: &'a Attention<'c, T>,
+    pub(super) new: NewTokens<'a, 'c, T>,
+}
+
+/// Keys between two positions that lie in the same place.
+pub(super) enum Place {
+    /// Key and value rows.
+    Rows,
+    /// Dense keys and value rows, of the recent window.
+    Recent,
+    /// Dense keys and values of the call.
+    New,
+}
+
+impl<'a, 'c, T: Element> KvSource<'a, 'c, T> {
+    pub(super) fn new(call: &'a Attention<'c, T>) -> Self {
+        Self { call, new: NewTokens::new(call) }
+    }
+
+    /// `keys` of the (sequence, KV head) number `head`, in pieces of at most `size` that each lie in one place.
+    pub(super) fn pieces(
+        &self,
+        head: usize,
+        keys: Range<usize>,
+        size: usize,
+    ) -> impl Iterator<Item = (Place, Range<usize>)> {
+        let past = self.call.lengths.past[head / self.call.geometry.kv_heads];
+        let recent = self.call.recent_keys(head);
+        let mut from = keys.start;
+        std::iter::from_fn(move || {
+            if from >= keys.end {
+                return None;
+            }
+            let (place, end) = match from {
+                _ if from < past - recent => (Place::Rows, past - recent),
+                _ if from < past => (Place::Recent, past),
+                _ => (Place::New, usize::MAX),
+            };
+            let piece = from..keys.end.min(end).min(from + size);
+            from = piece.end;
+            Some((place, piece))
+        })
+    }
+
+    /// Dense keys of the recent window at `positions`, `[positions, D]`.
+    #[inline(always)]
+    pub(super) fn recent(&self, block: &QueryBlock, positions: Range<usize>) -> Vec<f32> {
+        let mut keys = vec![0.0; positions.len() * self.call.geometry.head_dim()];
+        self.call.read_recent(block.head, positions, &mut keys);
+        keys
+    }
+
+    /// How key rows are to be read.
+    pub(super) fn key_rows(&self) -> KeyRows<'a> {
+        KeyRows { layout: &self.call.geometry.key, recover: self.call.settings.common.recovery == Recovery::Mean }
+    }
+}

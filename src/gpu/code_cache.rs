@@ -1,0 +1,173 @@
+//! Compiled kernels kept on disk, so that a device is compiled for once.
+//!
+//! A file is a code object after a header: magic, key, length, SHA-256 of the code. The key, which also names the file, is
+//! the SHA-256 of all that the code depends on. Code from here runs on a GPU with the user's rights, so the folder and the
+//! file must be the user's own and writable by nobody else. A file is written beside its place, then renamed. Whatever
+//! is not right is not an error: kernels are then compiled anew.
+
+use std::fs::{self, DirBuilder, File, Metadata};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::sources::SOURCES;
+
+const MAGIC: &[u8; 16] = b"spark-ort gpu 1\n";
+const HEADER: usize = 16 + 32 + 8 + 32;
+/// No code object of ours comes near.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// The place of one architecture's kernels.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    path: PathBuf,
+    key: [u8; 32],
+}
+
+impl Entry {
+    /// The place for `arch`, compiled by `compiler`, whose name says version and options; `None` if the user has no
+    /// folder for caches. That is a `folder` of $XDG_CACHE_HOME/spark-ort, or of ~/.cache/spark-ort.
+    pub(super) fn new(folder: &str, arch: &str, compiler: &str) -> Option<Self> {
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+        let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+        Some(Self::within(&caches.join("spark-ort").join(folder), arch, compiler))
+    }
+
+    fn within(folder: &Path, arch: &str, compiler: &str) -> Self {
+        let mut hash = Sha256::new();
+        let mut add = |part: &[u8]| {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        };
+        add(arch.as_bytes());
+        add(compiler.as_bytes());
+        for (name, content) in SOURCES {
+            add(name.as_bytes());
+            add(content.as_bytes());
+        }
+        let key: [u8; 32] = hash.finalize().into();
+        let name: String = key.iter().map(|b| format!("{b:02x}")).collect();
+        Self { path: folder.join(format!("{name}.co")), key }
+    }
+
+    /// The code, `None` if there is none that can be trusted and that `is_code`.
+    pub(super) fn read(&self, is_code: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let own = |m: &Metadata| {
+            // SAFETY: takes nothing and cannot fail.
+            let user = unsafe { libc::geteuid() };
+            m.uid() == user && m.mode() & 0o022 == 0
+        };
+        let folder = fs::metadata(self.path.parent()?).ok()?;
+        let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(&self.path);
+        let mut file: File = file.ok()?;
+        let metadata = file.metadata().ok()?;
+        if !own(&folder) || !own(&metadata) || !metadata.is_file() || metadata.len() > MOST_BYTES {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).ok()?;
+        let (header, code) = bytes.split_at_checked(HEADER)?;
+        let right = header == self.header(code) && is_code(code);
+        right.then(|| code.to_vec())
+    }
+
+    /// Keeps `code`.
+    ///
+    /// # Errors
+    /// If it cannot be written; nothing half-written stays.
+    pub(super) fn write(&self, code: &[u8]) -> std::io::Result<()> {
+        let folder = self.path.parent().expect("a file has a folder");
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        // Readable by the user alone, as tempfile makes it.
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&self.header(code))?;
+        file.write_all(code)?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path)?;
+        Ok(())
+    }
+
+    /// Forgets a code object that a device refused.
+    pub(super) fn remove(&self) {
+        // If that fails, the next write replaces it.
+        fs::remove_file(&self.path).ok();
+    }
+
+    fn header(&self, code: &[u8]) -> Vec<u8> {
+        [&MAGIC[..], &self.key, &(code.len() as u64).to_le_bytes(), &Sha256::digest(code)].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn is_code(code: &[u8]) -> bool {
+        code.starts_with(b"\x7fELF")
+    }
+
+    fn code() -> Vec<u8> {
+        let mut code = vec![7; 500];
+        code[..4].copy_from_slice(b"\x7fELF");
+        code
+    }
+
+    #[test]
+    fn what_is_written_is_read_by_its_key_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("deep/hip");
+        let entry = Entry::within(&place, "gfx90a", "7");
+        assert_eq!(entry.read(is_code), None);
+        entry.write(&code()).unwrap();
+        assert_eq!(entry.read(is_code), Some(code()));
+        assert_eq!(Entry::within(&place, "gfx90a:xnack-", "7").read(is_code), None);
+        assert_eq!(Entry::within(&place, "gfx90a", "8").read(is_code), None);
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
+        assert_eq!(fs::metadata(&place).unwrap().mode() & 0o777, 0o700);
+        entry.remove();
+        assert_eq!(entry.read(is_code), None);
+    }
+
+    #[test]
+    fn damage_of_any_byte_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = Entry::within(folder.path(), "gfx90a", "7");
+        entry.write(&code()).unwrap();
+        let whole = fs::read(&entry.path).unwrap();
+        for at in [0, 15, 16, 47, 48, 55, 56, 87, 88, whole.len() - 1] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&entry.path, bytes).unwrap();
+            assert_eq!(entry.read(is_code), None, "byte {at}");
+        }
+        for length in [0, 20, HEADER, whole.len() - 1] {
+            fs::write(&entry.path, &whole[..length]).unwrap();
+            assert_eq!(entry.read(is_code), None, "{length} bytes");
+        }
+        fs::write(&entry.path, &whole).unwrap();
+        assert_eq!(entry.read(is_code), Some(code()));
+    }
+
+    #[test]
+    fn what_others_may_write_is_not_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = Entry::within(folder.path(), "gfx90a", "7");
+        entry.write(&code()).unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        mode(&entry.path, 0o622);
+        assert_eq!(entry.read(is_code), None);
+        mode(&entry.path, 0o600);
+        mode(folder.path(), 0o777);
+        assert_eq!(entry.read(is_code), None);
+        mode(folder.path(), 0o700);
+        assert_eq!(entry.read(is_code), Some(code()));
+        let elsewhere = folder.path().join("elsewhere");
+        fs::rename(&entry.path, &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &entry.path).unwrap();
+        assert_eq!(entry.read(is_code), None);
+    }
+}

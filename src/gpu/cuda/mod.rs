@@ -1,0 +1,6 @@
+//! NVIDIA GPUs, by the CUDA driver.
+
+mod code;
+mod driver;
+
+pub(super) use driver::Cuda;

@@ -1,0 +1,190 @@
+//! A device with its kernels loaded, once for the process.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::CString;
+use std::sync::{Mutex, PoisonError};
+
+use super::code_cache::Entry;
+use super::cuda::Cuda;
+use super::error::GpuError;
+use super::hip::Hip;
+use super::plan::{self, Plan};
+use super::runtime::{Current, Handle, KernelLaunch, Properties, Runtime, Vendor};
+
+/// A device that kernels can be launched on.
+#[derive(Debug)]
+pub struct Device {
+    runtime: &'static dyn Runtime,
+    ordinal: i32,
+    properties: Properties,
+    module: Handle,
+    functions: Mutex<HashMap<String, Handle>>,
+}
+
+// SAFETY: handles of the drivers may be used from any thread, and the map is locked.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+fn runtime(vendor: Vendor) -> Result<&'static dyn Runtime, GpuError> {
+    Ok(match vendor {
+        Vendor::Amd => Hip::get()?,
+        Vendor::Nvidia => Cuda::get()?,
+    })
+}
+
+impl Device {
+    /// Device `ordinal` of `vendor` with the kernels loaded. The first call may compile them, which takes up to a minute.
+    ///
+    /// # Errors
+    /// If there is no driver, no such device, or no way to have kernels for it; a later call tries again.
+    pub fn get(vendor: Vendor, ordinal: i32) -> Result<&'static Self, GpuError> {
+        static DEVICES: Mutex<BTreeMap<(Vendor, i32), &'static Device>> = Mutex::new(BTreeMap::new());
+        let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&device) = devices.get(&(vendor, ordinal)) {
+            return Ok(device);
+        }
+        let device = Self::new(runtime(vendor)?, ordinal, load)?;
+        // Kept for as long as the process lives: sessions refer to it.
+        let device = Box::leak(Box::new(device));
+        devices.insert((vendor, ordinal), device);
+        Ok(device)
+    }
+
+    /// Device `ordinal` of `vendor` with the kernels in `code`, for whoever has compiled them.
+    ///
+    /// # Errors
+    /// If there is no driver, no such device, or `code` is none for it.
+    pub fn with_code(vendor: Vendor, ordinal: i32, code: &[u8]) -> Result<Self, GpuError> {
+        let given = |runtime: &dyn Runtime, ordinal, arch: &str| match runtime.code().is_code(code) {
+            true => runtime.load(code),
+            false => Err(GpuError::Device { ordinal, problem: format!("{} bytes are no code for {arch}", code.len()) }),
+        };
+        Self::new(runtime(vendor)?, ordinal, given)
+    }
+
+    fn new(
+        runtime: &'static dyn Runtime,
+        ordinal: i32,
+        load: impl FnOnce(&dyn Runtime, i32, &str) -> Result<Handle, GpuError>,
+    ) -> Result<Self, GpuError> {
+        let _current = Current::new(runtime, ordinal)?;
+        let properties = runtime.properties(ordinal)?;
+        let module = load(runtime, ordinal, &properties.arch)?;
+        Ok(Self { runtime, ordinal, properties, module, functions: Mutex::default() })
+    }
+
+    /// What the device is.
+    pub fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    /// What a plan must know of the device.
+    pub fn for_plan(&self) -> plan::Device {
+        self.properties.for_plan
+    }
+
+    /// Queues all launches of `plan` on `stream`, a hipStream_t, a CUstream or null, and waits for none of them.
+    ///
+    /// # Safety
+    /// As for [`Device::queue`].
+    ///
+    /// # Errors
+    /// If the stream is being captured, or as for [`Device::queue`].
+    pub unsafe fn run(&self, plan: &Plan, stream: Handle) -> Result<(), GpuError> {
+        if plan.launches.is_empty() {
+            return Ok(());
+        }
+        let current = Current::new(self.runtime, self.ordinal)?;
+        // SAFETY: by this function's contract.
+        if unsafe { self.runtime.is_capturing(stream)? } {
+            return Err(GpuError::Capturing);
+        }
+        drop(current);
+        // SAFETY: by this function's contract.
+        unsafe { self.queue(plan, stream) }
+    }
+
+    /// As [`Device::run`], also while `stream` is being captured: the graph holds the lengths that `plan` was made for.
+    ///
+    /// # Safety
+    /// The pointers in the plan's calls are device pointers to tensors of the sizes that the plan was made for, or null
+    /// where it may be, and stay valid until the stream has run what is queued. `stream` is one of this device.
+    ///
+    /// # Errors
+    /// If a kernel cannot be found or launched; those before it stay queued.
+    pub unsafe fn queue(&self, plan: &Plan, stream: Handle) -> Result<(), GpuError> {
+        if plan.launches.is_empty() {
+            return Ok(());
+        }
+        let _current = Current::new(self.runtime, self.ordinal)?;
+        for launch in &plan.launches {
+            let launch = KernelLaunch {
+                name: &launch.kernel,
+                function: self.function(&launch.kernel)?,
+                grid: launch.grid,
+                block: launch.block,
+                shared_bytes: launch.shared_bytes,
+                argument: &launch.call,
+            };
+            // SAFETY: the kernel is one of this runtime's, its device is current; the rest is this function's contract.
+            unsafe { self.runtime.launch(&launch, stream)? };
+        }
+        Ok(())
+    }
+
+    fn function(&self, name: &str) -> Result<Handle, GpuError> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&function) = functions.get(name) {
+            return Ok(function);
+        }
+        let text = CString::new(name).expect("names of kernels have no zero byte");
+        let function = self.runtime.function(self.module, &text, self.properties.for_plan.shared_bytes)?;
+        functions.insert(name.to_owned(), function);
+        Ok(function)
+    }
+}
+
+/// Loads the kernels for `arch` on the current device: carried, compiled earlier, or compiled now.
+fn load(runtime: &dyn Runtime, ordinal: i32, arch: &str) -> Result<Handle, GpuError> {
+    let code = runtime.code();
+    let mut problem = String::new();
+    if let Some(carried) = code.carried(arch) {
+        match runtime.load(carried) {
+            Ok(module) => return Ok(module),
+            // The processor is right, so this is the driver's format or features; a compiler of its own may do better.
+            Err(e) => problem = format!("{e}, and "),
+        }
+    }
+    let cache = Entry::new(code.folder(), arch, &code.compiler()?);
+    if let Some((cache, code)) = cache.as_ref().and_then(|c| Some((c, c.read(|bytes| code.is_code(bytes))?))) {
+        match runtime.load(&code) {
+            Ok(module) => return Ok(module),
+            Err(_) => cache.remove(),
+        }
+    }
+    let compiled = code.compile(arch).map_err(|e| {
+        let (carried, advice) = code.advice(arch);
+        GpuError::NoKernels { ordinal, arch: arch.to_owned(), carried, problem: problem + &e, advice }
+    })?;
+    let module = runtime.load(&compiled)?;
+    if let Some(cache) = cache {
+        // A cache that cannot be written costs time, nothing else.
+        cache.write(&compiled).ok();
+    }
+    Ok(module)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_with_or_without_a_driver() {
+        let message = |vendor| Device::get(vendor, 1000).unwrap_err().to_string();
+        let hip = message(Vendor::Amd);
+        assert!(hip.starts_with("no HIP runtime: ") || hip.contains(" failed: hipError"), "{hip}");
+        let cuda = message(Vendor::Nvidia);
+        assert!(cuda.starts_with("no CUDA driver: ") || cuda.contains(" failed: CUDA_ERROR"), "{cuda}");
+    }
+}

@@ -1,0 +1,210 @@
+//! The read path.
+//!
+//! # Cost model
+//! Decoding reads every cached row once. What bounds it is the memory's bandwidth or the instructions that decode rows,
+//! whichever is slower (`docs/performance.md` counts both); either way every compute unit must be busy to the end.
+//! - *Bytes in flight.* A memory of bandwidth W and latency t needs W * t bytes under way: 5.3 TB/s and 0.8 us are 4.2
+//!   MB, 14 KB for each of the 304 compute units of an MI300X (1.6 TB/s: 13 KB for each of the 104 of one die of an
+//!   MI250). A wave asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries on
+//!   matrix cores that is 16 rows or 3.8 KB, and 8 waves, 2 blocks, have 30 KB under way.
+//! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, or where
+//!   quantised rows of more than 64 channels go through matrix cores, which [`decode_blocks`] says and
+//!   `tests/gpu/device_code` checks in the code objects; LDS allows more.
+//! - *Splitting.* Blocks are (queries of a KV head) x (sequences). Where that is less than the device takes at once,
+//!   the keys of a sequence are cut into pieces, as many as still fit in one round: a second, partly filled round would
+//!   cost more than longer pieces. A piece costs a state of D + 2 floats a query, written and read once;
+//!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes.
+//! - *Prefill* is bound by multiply-adds, on matrix cores where there are any (`ops/prefill_matrix.h` has their cost
+//!   model). Two blocks a compute unit, where LDS has room for them, so that one's matrix instructions hide what the
+//!   other decodes. It is cut only where there are few blocks, that is for chunks of few tokens after a long cache.
+
+use super::tensors::base;
+use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launch, row_words, sequences};
+use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
+use crate::gpu::limits::{
+    BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, PREFILL_THREADS,
+};
+use crate::gpu::params::{Call, Tokens};
+
+/// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one
+/// of each block.
+fn decode_blocks(octets: u32, columns: u32, matrix: bool) -> u32 {
+    if columns > 4 || matrix && octets > 8 { 2 } else { 3 }
+}
+/// Blocks of a prefill kernel likewise, without matrix cores: LDS holds one. With them registers allow two.
+const PREFILL_BLOCKS: u32 = 1;
+const MATRIX_BLOCKS: u32 = 2;
+/// Fewest keys of a piece.
+const MIN_DECODE_KEYS: u32 = 256;
+const MIN_PREFILL_KEYS: u32 = 512;
+/// Keys of a piece are a multiple, so that tiles are whole.
+const PIECE: u32 = 64;
+/// Most (token, head) pairs of a KV head that the decoding kernels take; they decode rows anew for every eight.
+const MOST_DECODE_COLUMNS: u32 = 16;
+
+/// A kernel that attends, and what it takes at once.
+struct Attend {
+    kernel: String,
+    /// (token, head) pairs of a block.
+    columns: u32,
+    threads: u32,
+    shared_bytes: u32,
+    /// Blocks of a compute unit.
+    resident: u32,
+    min_keys: u32,
+}
+
+impl Attend {
+    fn new(device: &Device, call: &Call, key_words: u32) -> Self {
+        let pairs = u64::from(call.group) * u64::from(call.new_tokens);
+        match (pairs > MOST_DECODE_COLUMNS.into(), device.matrix) {
+            (false, _) => Self::decode(device, call, key_words, pairs),
+            (true, false) => Self::prefill(call, key_words),
+            (true, true) => Self::matrix_prefill(device, call, key_words),
+        }
+    }
+
+    /// `Prefill` of `ops/prefill.h`.
+    fn prefill(call: &Call, key_words: u32) -> Self {
+        let d = call.head_dim;
+        let (channels, columns) = if d > 128 { (256, 16) } else { (128, 32) };
+        let words = 2 * columns * (d + 1) + columns * (columns + 1) + source_words(d, columns, key_words);
+        Self {
+            kernel: format!("spark_prefill_{channels}"),
+            columns,
+            threads: PREFILL_THREADS,
+            shared_bytes: 4 * words,
+            resident: PREFILL_BLOCKS,
+            min_keys: MIN_PREFILL_KEYS,
+        }
+    }
+
+    /// `MatrixPrefill` of `ops/prefill_matrix.h`.
+    fn matrix_prefill(device: &Device, call: &Call, key_words: u32) -> Self {
+        let d = call.head_dim;
+        let channels = d.next_power_of_two().max(64);
+        let (element, bytes) = if call.scalar == FLOAT32 { ("f32", 4) } else { ("f16", 2) };
+        let fragments = if bytes * channels > 256 { 1 } else { 2 };
+        let keys = 32 * fragments;
+        let shared_bytes = keys * channels * bytes + 4 * source_words(d, keys, key_words);
+        Self {
+            kernel: format!("spark_prefill_matrix_{element}_{channels}"),
+            columns: 64 * fragments,
+            threads: PREFILL_THREADS,
+            shared_bytes,
+            resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
+            min_keys: MIN_PREFILL_KEYS,
+        }
+    }
+
+    /// `decode` of `ops/decode.h`, and `decode_quantised` of `ops/decode_matrix.h` for quantised rows on matrix cores.
+    fn decode(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
+        let (d, wave) = (call.head_dim, device.wave_size);
+        let octets = (d / 8).next_power_of_two().max(8);
+        let matrix = device.matrix && call.key_bits < 16 && call.value_bits < 16 && octets <= 16;
+        let columns = match pairs {
+            0..=1 => 1,
+            // Registers have no room for the sums of more.
+            _ if matrix && octets == 16 && call.value_bits == 4 => 4,
+            2..=4 => 4,
+            _ => 8,
+        };
+        let states = BLOCK_WAVES / 2 * columns * (d + 2);
+        let words = if matrix {
+            let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
+            let tiles = MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS);
+            // Behind the queries the tables and the waves' rows, which give way to the states of all waves.
+            columns * d + tiles.max(2 * states)
+        } else {
+            let tile = wave / octets * if columns > 1 { 2 } else { 4 };
+            let setup = (columns + 1) * d;
+            setup.max(BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS)).max(states)
+        };
+        let shared_bytes = 4 * (d + words);
+        Self {
+            kernel: format!("spark_decode_{}{octets}x{columns}", if matrix { "quantised_" } else { "" }),
+            columns,
+            threads: BLOCK_WAVES * wave,
+            shared_bytes,
+            resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
+            min_keys: MIN_DECODE_KEYS,
+        }
+    }
+}
+
+/// Words of LDS that `Source` of `ops/source.h` takes for tiles of `keys` keys.
+fn source_words(head_dim: u32, keys: u32, key_words: u32) -> u32 {
+    head_dim + keys * key_words + KEY_SLACK_WORDS
+}
+
+/// The read path of one call.
+///
+/// # Errors
+/// If the call is too large for the device.
+pub fn attention(
+    device: &Device,
+    geometry: &Geometry,
+    lengths: &Lengths,
+    settings: &AttentionSettings,
+    inputs: &Inputs,
+    tensors: &AttentionTensors,
+) -> Result<Plan, PlanError> {
+    let wave = check_wave(device)?;
+    let &Geometry { batch, new, query_heads, kv_heads, layout, .. } = geometry;
+    let d = geometry.head_dim();
+    let mut call = base(geometry, lengths, &settings.common, inputs)?;
+    let (head, token) = match layout {
+        QueryLayout::Heads => (new * d, d),
+        _ => (d, query_heads * d),
+    };
+    let batch_stride = (query_heads * new * d) as i64;
+    call.output = Tokens { data: tensors.output, batch: batch_stride, head: head as i64, token: token as i64 };
+    call.scale = settings.scale.unwrap_or_else(|| 1.0 / (d as f32).sqrt());
+    call.softcap = settings.softcap.unwrap_or(0.0);
+    call.causal = settings.causal.into();
+    // A window beyond all keys is none.
+    call.window = settings.window.map_or(0, |w| u32::try_from(w).unwrap_or(0));
+    if !tensors.bias.is_null() {
+        let [batches, heads, rows, columns] = tensors.bias_shape.map(|n| n as i64);
+        call.bias = tensors.bias;
+        call.bias_batch = if batches == 1 { 0 } else { heads * rows * columns };
+        call.bias_head = if heads == 1 { 0 } else { rows * columns };
+        call.bias_token = columns;
+    }
+    let mut plan = Plan::default();
+    if new == 0 {
+        return Ok(plan);
+    }
+    let attend = Attend::new(device, &call, row_words(geometry).0);
+    let pairs = u64::from(call.group) * new as u64;
+    for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
+        let mut call = sequences(&call, lengths, first);
+        let blocks = pairs.div_ceil(attend.columns.into()) * kv_heads as u64;
+        (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
+        let states = call.sequences as usize * query_heads * new * call.splits as usize;
+        let splits = u64::from(call.splits);
+        let Attend { kernel, threads, shared_bytes, .. } = &attend;
+        plan.launches.push(launch(device, kernel.clone(), blocks * splits, *threads, *shared_bytes, call)?);
+        if call.splits > 1 {
+            plan.workspace_bytes = plan.workspace_bytes.max(states * (d + 2) * 4);
+            let queries = (query_heads * new) as u64;
+            let blocks = queries.div_ceil(BLOCK_WAVES.into());
+            plan.launches.push(launch(device, "spark_merge".into(), blocks, BLOCK_WAVES * wave, 0, call)?);
+        }
+    }
+    Ok(plan)
+}
+
+/// Pieces that the keys of a sequence are cut into, and keys of a piece, for a launch of `blocks` blocks a sequence.
+fn pieces(device: &Device, attend: &Attend, call: &Call, blocks: u64) -> (u32, u32) {
+    let keys = call.sequence[..call.sequences as usize].iter().filter(|s| s.valid > 0).map(|s| {
+        let first = if call.window > 0 { (s.past + 1).saturating_sub(call.window) } else { 0 };
+        s.past + s.valid - first
+    });
+    let keys = keys.max().unwrap_or(0).max(1);
+    let at_once = u64::from(device.compute_units.max(1)) * u64::from(attend.resident);
+    let wanted = at_once / (blocks * u64::from(call.sequences)).max(1);
+    let wanted = wanted.clamp(1, u64::from(keys.div_ceil(attend.min_keys))) as u32;
+    let split_keys = keys.div_ceil(wanted).next_multiple_of(PIECE);
+    (keys.div_ceil(split_keys), split_keys)
+}

@@ -1,0 +1,141 @@
+//! Which kernels a call launches, how large, and what each is told. Pure: no device is touched, no memory read.
+
+mod attention;
+mod prune;
+mod tensors;
+
+use std::ffi::c_void;
+
+use thiserror::Error;
+
+use super::limits::MAX_SEQUENCES;
+use super::params::{Call, Sequence};
+use crate::call::{Geometry, Lengths};
+
+pub use attention::attention;
+pub use prune::prune;
+pub use tensors::{AttentionTensors, Inputs, PruneOutputs, Scalar};
+
+/// What a plan must know of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Lanes of a wave: 64 or 32.
+    pub wave_size: u32,
+    /// Compute units.
+    pub compute_units: u32,
+    /// Bytes of LDS that a block may use.
+    pub shared_bytes: u32,
+    /// Whether its code has the kernels for matrix cores instead of those without.
+    pub matrix: bool,
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Name in the code object.
+    pub kernel: String,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of LDS, requested at launch.
+    pub shared_bytes: u32,
+    /// The kernel's argument; its workspace is null until [`Plan::set_workspace`].
+    pub call: Call,
+}
+
+/// The launches of a call, in order, on one stream. A call without tokens may have none.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Bytes of device memory to give to [`Plan::set_workspace`], aligned to 16; 0: none is needed.
+    pub workspace_bytes: usize,
+    /// In order.
+    pub launches: Vec<Launch>,
+}
+
+impl Plan {
+    /// Tells all launches where their workspace lies.
+    pub fn set_workspace(&mut self, workspace: *mut c_void) {
+        self.launches.iter_mut().for_each(|l| l.call.workspace = workspace);
+    }
+}
+
+/// Why a call cannot be planned.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// Waves of this size are not supported.
+    #[error("the device has waves of {0} lanes; the kernels are for 64 and 32")]
+    WaveSize(u32),
+    /// The call does not fit 32-bit sizes or a launch.
+    #[error("{what} of {size} is more than a kernel can take; make the batch or the prompt smaller")]
+    TooLarge {
+        /// what is too large
+        what: &'static str,
+        /// how large it is
+        size: usize,
+    },
+    /// A row does not fit the LDS of the device.
+    #[error("{kernel} needs {needed} bytes of LDS, the device has {given}")]
+    Shared {
+        /// the kernel
+        kernel: String,
+        /// bytes needed
+        needed: u32,
+        /// bytes that a block may use
+        given: u32,
+    },
+}
+
+/// `size` in 32 bits.
+fn narrow(what: &'static str, size: usize) -> Result<u32, PlanError> {
+    u32::try_from(size).ok().filter(|&n| n <= i32::MAX as u32).ok_or(PlanError::TooLarge { what, size })
+}
+
+/// Words that the fields of a key row and of a value row take, as `KeyLayout` and `ValueLayout` of `ops/format/v1.h` count.
+fn row_words(geometry: &Geometry) -> (u32, u32) {
+    let Geometry { key, value, .. } = geometry;
+    let key = key.codes_at() + key.bits().bytes(key.kept());
+    let value = value.codes_at() + value.bits().bytes(value.head_dim());
+    (key.div_ceil(4) as u32, value.div_ceil(4) as u32)
+}
+
+/// `call` for the sequences from `first` on, as many as fit.
+fn sequences(call: &Call, lengths: &Lengths, first: usize) -> Call {
+    let mut call = *call;
+    let last = lengths.past.len().min(first + MAX_SEQUENCES as usize);
+    call.first_sequence = first as u32;
+    call.sequences = (last - first) as u32;
+    let pairs = lengths.past[first..last].iter().zip(&lengths.new[first..last]);
+    for (sequence, (&past, &valid)) in call.sequence.iter_mut().zip(pairs) {
+        *sequence = Sequence { past: past as u32, valid: valid as u32 };
+    }
+    call
+}
+
+/// A launch of `blocks` blocks for each sequence of `call`.
+fn launch(
+    device: &Device,
+    kernel: String,
+    blocks: u64,
+    threads: u32,
+    shared_bytes: u32,
+    call: Call,
+) -> Result<Launch, PlanError> {
+    if shared_bytes > device.shared_bytes {
+        return Err(PlanError::Shared { kernel, needed: shared_bytes, given: device.shared_bytes });
+    }
+    // HIP counts threads in 32 bits.
+    match u32::try_from(blocks) {
+        Ok(x) if u64::from(x) * u64::from(threads) <= u64::from(i32::MAX as u32) => {
+            Ok(Launch { kernel, grid: [x, 1, call.sequences], block: [threads, 1, 1], shared_bytes, call })
+        }
+        _ => Err(PlanError::TooLarge { what: "a launch", size: usize::try_from(blocks).unwrap_or(usize::MAX) }),
+    }
+}
+
+fn check_wave(device: &Device) -> Result<u32, PlanError> {
+    match device.wave_size {
+        wave @ (32 | 64) => Ok(wave),
+        other => Err(PlanError::WaveSize(other)),
+    }
+}

@@ -1,0 +1,41 @@
+"""What does not follow the rules of test_structure.py yet."""
+
+OUT_OF_PLACE = {
+    "instruction sets": [],
+    "bit widths": [
+        "src/cpu/decode/kernels.rs",
+        "src/cpu/decode/keys.rs",
+        "src/cpu/decode/values.rs",
+        "src/gpu/plan/tensors.rs",
+    ],
+    "execution providers": [],
+    "source operators": ["src/onnx/evaluate/attention.rs", "src/rewrite/context.rs", "src/rewrite/layer.rs"],
+}
+CYCLES = {
+    "src": [
+        ("onnx::evaluate::attention", "onnx::evaluate::shapes"),
+        ("operators::output", "operators::tensors"),
+        ("rewrite::context", "rewrite::mask", "rewrite::mask::causality"),
+        ("rewrite::options", "rewrite::recent"),
+    ],
+    "tools/spark-ort": [("compare", "generate"), ("eval", "eval::measure", "eval::report", "eval::texts")],
+}
+LONG_FILES = []
+LONG_FUNCTIONS = [
+    "benches/cuda/measure.rs: measure",
+    "src/cpu/isa/x86_64/avx512_vnni/inner_loop.rs: multiply_and_make",
+    "src/onnx/evaluate/operators.rs: one",
+    "src/onnx/evaluate/shapes.rs: infer",
+    "src/rewrite/patterns/attention.rs: check",
+]
+# How many lines of a folder may be longer than 120 columns.
+LONG_LINES = {"src": 70, "tools": 20, "tests": 60, "examples": 8, "python": 1, "ops": 22}
+NO_SAFETY_SECTION = [
+    "src/cpu/decode/key_kernels.rs",
+    "src/cpu/isa/x86_64/avx512_vnni/keys.rs",
+    "src/cpu/isa/x86_64/avx512_vnni/magnitudes.rs",
+    "src/cpu/prefill/tile.rs",
+    "src/gpu/cuda/driver.rs",
+    "src/gpu/hip/driver.rs",
+    "src/ort_compat.rs",
+]
