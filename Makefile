@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm test-plugin cuda bench-genai clean
+.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm test-plugin cuda bench-genai eval fuzz clean
 
 help:
 	@echo 'make demo           rewrite a bundled model, generate with it and with the original, compare them'
@@ -11,9 +11,11 @@ help:
 	@echo 'make cuda           the kernels on an NVIDIA GPU: checked against the CPU, timed'
 	@echo 'make test-hosts     the package in GenAI, plain loops, Optimum (torch: several GB) and all ONNX Runtime versions'
 	@echo 'make bench-genai    a LLaMA of 1.2 B parameters in ONNX Runtime GenAI, original and rewritten, at 2k and 8k tokens'
+	@echo 'make eval           what compressed caches cost a real model, which SPARK_EVAL_MODEL names, beside rivals'
 	@echo 'make wheel          a Python wheel for any Linux with glibc 2.28 or later'
 	@echo 'make build          target/release/libspark_ort.so and target/release/spark-ort'
 	@echo 'make venv           .venv, the Python packages of tools/requirements.txt'
+	@echo 'make fuzz           mutants of model files, configurations, rows and calls for an hour, or SECONDS_OF_FUZZING=N'
 	@echo 'make clean          remove target, .venv, .venv-* and caches'
 
 build:
@@ -50,8 +52,14 @@ cuda:
 test-hosts:
 	@tools/hosts.sh
 
+eval:
+	@tools/eval.sh
+
 bench-genai:
 	@tools/genai.sh
+
+fuzz:
+	@tools/fuzz.sh
 
 clean:
 	rm -rf target .venv .venv.lock .venv-* .pytest_cache

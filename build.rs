@@ -15,5 +15,7 @@ fn main() {
         .customize(Customize::default().lite_runtime(true))
         .cargo_out_dir("onnx")
         .run_from_script();
+    // ONNX Runtime unloads libraries of operators; what threads and lazy statics leave would leak each time.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     ops::main();
 }

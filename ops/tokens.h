@@ -18,7 +18,12 @@ struct Sequence {
 // last row, a negative one their first.
 SPARK_FN u32 position(const SparkCall& call, const Sequence& s, u32 i) {
     i64 p = (i64)s.past + i;
-    if (call.position_ids) p = load(call.position_ids + (i64)s.index * call.new_tokens + i);
+    if (call.position_ids) {
+        // By words: NVIDIA GPUs fault on eight bytes that are aligned to four, which is all that a call promises.
+        u32 words[2];
+        load_words(call.position_ids + (i64)s.index * call.new_tokens + i, words);
+        p = (i64)((u64)words[1] << 32 | words[0]);
+    }
     const i64 last = (i64)call.positions - 1;
     p = p < last ? p : last;
     return (u32)(p > 0 ? p : 0);

@@ -10,8 +10,8 @@ use crate::runtime::{Error, Model, Sequence};
 /// How a model gets a passage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Feeding {
-    /// Rows of buffers that past and present share, as ONNX Runtime GenAI has them; `None`: the cache grows by copies. A
-    /// model that cannot share buffers has a growing one in any case.
+    /// Rows of buffers that past and present share, as ONNX Runtime GenAI has them; `None`: the cache grows by
+    /// copies. A model that cannot share buffers has a growing one in any case.
     pub capacity: Option<usize>,
     /// Tokens of the prompt that are read at once; `None`: all.
     pub chunk: Option<usize>,
@@ -60,9 +60,9 @@ impl Feeding {
         Ok((sequence, Timing { prompt_tokens: prompt.len(), prompt_seconds, ..Timing::default() }))
     }
 
-    /// Reads the prompt, then the tokens that follow it one by one. `seen` gets the logits after each of the latter and
-    /// the token that follows. The logits after the prompt's last token are left out: where the prompt is read at once,
-    /// its attention is exact whatever the cache.
+    /// Reads the prompt, then the tokens that follow it one by one. `seen` gets the logits after each of the latter
+    /// and the token that follows. The logits after the prompt's last token are left out: where the prompt is read at
+    /// once, its attention is exact whatever the cache.
     ///
     /// # Errors
     /// As [`Model::run`], or `seen`'s.

@@ -1,21 +1,26 @@
 //! What a compressed cache costs a language model, measured.
 //!
-//! A model reads a prompt and then the tokens that really follow it, one by one, as in production (teacher forcing). Its
-//! predictions are compared with those of the original model, whose cache is complete.
+//! A model reads a prompt and then the tokens that really follow it, one by one, as in production (teacher forcing).
+//! Its predictions are compared with those of the original model, whose cache is complete.
 //!
 //! - [`Passage`]: a prompt and the tokens that follow it in a text.
 //! - [`Feeding`]: how a model gets them: chunks of the prompt, and the kind of cache.
 //! - [`LogitStore`]: the original's predictions, on disk.
+//! - [`Task`]: generated prompts whose answers lie within them.
+//! - [`rivals`]: other ways to make a cache smaller.
 //! - [`TokenScore`] and [`Summary`]: how predictions differ, token by token and as estimates with confidence intervals.
 
 mod feeding;
 mod logits;
 mod passage;
+pub mod rivals;
 mod score;
 mod statistics;
+mod tasks;
 
 pub use feeding::{Feeding, Seen, Timing};
 pub use logits::LogitStore;
 pub use passage::{Passage, passages};
 pub use score::{Summary, TokenScore, divergence};
 pub use statistics::Estimate;
+pub use tasks::Task;

@@ -16,9 +16,9 @@ impl Passage {
     }
 }
 
-/// At most `count` passages of `context` tokens and `decode` more, spread evenly over the tokens of a text. They do not
-/// overlap, so there are fewer where the text is short, and none where it is too short for one. Each prompt begins with
-/// `prefix`, the tokens that the tokenizer puts before every text, which count as part of the context.
+/// At most `count` passages of `context` tokens and `decode` more, spread evenly over the tokens of a text. They do
+/// not overlap, so there are fewer where the text is short, and none where it is too short for one. Each prompt
+/// begins with `prefix`, the tokens that the tokenizer puts before every text, which count as part of the context.
 pub fn passages(text: &[i64], prefix: &[i64], context: usize, decode: usize, count: usize) -> Vec<Passage> {
     let Some(body) = context.checked_sub(prefix.len()).filter(|body| *body > 0) else { return Vec::new() };
     let length = body + decode + 1;

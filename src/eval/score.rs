@@ -16,6 +16,8 @@ pub struct TokenScore {
     pub divergence: f64,
     /// Whether both find the same token the likeliest.
     pub agrees: bool,
+    /// Whether the token that follows is the one that the model finds the likeliest.
+    pub foresees: bool,
 }
 
 impl TokenScore {
@@ -27,6 +29,7 @@ impl TokenScore {
             original_loss: loss(original),
             divergence: divergence(original, logits),
             agrees: greedy(original) == greedy(logits),
+            foresees: greedy(logits) == Some(token),
         }
     }
 }
@@ -46,6 +49,8 @@ pub struct Summary {
     pub divergence_p99: Estimate,
     /// Share of next tokens that are the original's.
     pub agreement: Estimate,
+    /// Share of passages of which every token is foreseen: of tasks, those that are answered.
+    pub answered: Estimate,
 }
 
 impl Summary {
@@ -65,9 +70,17 @@ impl Summary {
             loss_increase: of(|s| s.loss - s.original_loss, mean),
             divergence: of(|s| s.divergence, mean),
             divergence_p99: of(|s| s.divergence, |values| percentile(values, 0.99)),
+            answered: answered(passages),
             agreement: of(|s| f64::from(u8::from(s.agrees)), mean),
         })
     }
+}
+
+fn answered(passages: &[Vec<TokenScore>]) -> Estimate {
+    // Each passage by itself, as independent of the others.
+    let values =
+        passages.iter().filter(|p| !p.is_empty()).map(|p| vec![f64::from(u8::from(p.iter().all(|s| s.foresees)))]);
+    bootstrap(&values.collect::<Vec<_>>(), mean)
 }
 
 /// Log of the sum of exponentials.

@@ -21,8 +21,8 @@ const BLOCK: usize = 16;
 /// Samples that are drawn anew.
 const DRAWS: usize = 1000;
 
-/// A statistic of all values, with its interval by a block bootstrap. There is at least one value. The draws are the same
-/// in every run.
+/// A statistic of all values, with its interval by a block bootstrap. There is at least one value. The draws are the
+/// same in every run.
 pub fn bootstrap(series: &[Vec<f64>], statistic: fn(&mut [f64]) -> f64) -> Estimate {
     let blocks: Vec<&[f64]> = series.iter().flat_map(|values| values.chunks(BLOCK)).collect();
     let mut all = blocks.concat();

@@ -60,10 +60,14 @@ impl Entry {
             m.uid() == user && m.mode() & 0o022 == 0
         };
         let folder = fs::metadata(self.path.parent()?).ok()?;
-        let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(&self.path);
-        let mut file: File = file.ok()?;
+        if !own(&folder) {
+            return None;
+        }
+        // Not a pipe or device, to open which waits or does something.
+        let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
+        let mut file: File = fs::OpenOptions::new().read(true).custom_flags(flags).open(&self.path).ok()?;
         let metadata = file.metadata().ok()?;
-        if !own(&folder) || !own(&metadata) || !metadata.is_file() || metadata.len() > MOST_BYTES {
+        if !own(&metadata) || !metadata.is_file() || metadata.len() > MOST_BYTES {
             return None;
         }
         let mut bytes = Vec::new();

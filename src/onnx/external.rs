@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::FileError;
 use super::proto::tensor_proto::DataLocation;
 use super::proto::{AttributeProto, GraphProto, ModelProto, TensorProto};
+use crate::files;
 
 /// A data file of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,13 +135,8 @@ pub(crate) fn place(from: &Path, to: &Path, how: Placement) -> Result<(), FileEr
     if how == Placement::Link && fs::hard_link(&from, to).is_ok() {
         return Ok(());
     }
-    // Not a pipe that nobody writes to, whatever has taken the file's place since it was looked at.
-    let options = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&from);
-    let mut source = options.map_err(FileError::io(&from))?;
+    let mut source = files::open(&from).map_err(FileError::io(&from))?;
     let status = source.metadata().map_err(FileError::io(&from))?;
-    if !status.is_file() {
-        return Err(FileError::Io(from, std::io::Error::other("is no file")));
-    }
     let target = File::options().write(true).create_new(true).mode(status.mode() & 0o777).open(to);
     let mut target = target.map_err(FileError::io(to))?;
     std::io::copy(&mut source, &mut target).and_then(|_| target.sync_all()).map_err(FileError::io(to))

@@ -1,13 +1,17 @@
 //! Reading and writing `.onnx` files.
 
-use std::fs::{File, Metadata};
-use std::io::{BufReader, BufWriter, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use protobuf::{CodedInputStream, CodedOutputStream, Message};
 
+use super::measure;
 use super::proto::ModelProto;
+use crate::files;
+
+/// Bytes that a model may take in memory beside twice those of its file.
+const MOST_MEMORY: u64 = 512 << 20;
 
 /// Why a model file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +22,9 @@ pub enum FileError {
     /// Not protobuf, or cut short.
     #[error("{0} is not an ONNX model, or is cut short: {1}")]
     Malformed(PathBuf, protobuf::Error),
+    /// Takes too much memory for its size.
+    #[error("{0} is not read: its more than {1} MB in memory are many times its size, as of no model that is in use")]
+    TooLarge(PathBuf, u64),
     /// Protobuf, but no model.
     #[error("{0} is not an ONNX model: it has no graph")]
     NoGraph(PathBuf),
@@ -73,9 +80,17 @@ impl FileError {
 /// # Errors
 /// The file cannot be read, or is not a whole ONNX model.
 pub fn read(path: &Path) -> Result<ModelProto, FileError> {
-    let file = open(path)?;
+    let io = || FileError::io(path);
+    let file = files::open(path).map_err(io())?;
+    let bytes = file.metadata().map_err(io())?.len();
     let malformed = |e| FileError::Malformed(path.into(), e);
     let mut reader = BufReader::new(file);
+    let most = MOST_MEMORY.saturating_add(bytes.saturating_mul(2));
+    let memory = measure::memory(&mut reader, bytes, most).map_err(io())?;
+    if memory > most {
+        return Err(FileError::TooLarge(path.into(), memory >> 20));
+    }
+    reader.rewind().map_err(io())?;
     let mut input = CodedInputStream::from_buf_read(&mut reader);
     let mut model = ModelProto::new();
     model.merge_from(&mut input).map_err(malformed)?;
@@ -84,21 +99,6 @@ pub fn read(path: &Path) -> Result<ModelProto, FileError> {
         return Err(FileError::NoGraph(path.into()));
     }
     Ok(model)
-}
-
-/// Opens the file `path` for reading: no pipe, which nobody may ever write to, and no device, which may have no end.
-pub(crate) fn open(path: &Path) -> Result<File, FileError> {
-    let io = |e: ErrorKind| FileError::Io(path.into(), e.into());
-    let check = |status: Metadata| match status.file_type() {
-        kind if kind.is_file() => Ok(()),
-        kind if kind.is_dir() => Err(io(ErrorKind::IsADirectory)),
-        _ => Err(FileError::Io(path.into(), std::io::Error::other("is a pipe, socket or device, not a file"))),
-    };
-    // To open a device can do something already.
-    check(std::fs::metadata(path).map_err(FileError::io(path))?)?;
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(FileError::io(path))?;
-    check(file.metadata().map_err(FileError::io(path))?)?;
-    Ok(file)
 }
 
 /// Writes `model` to the new file `path` and waits until it is on the disk.

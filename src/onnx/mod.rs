@@ -6,6 +6,7 @@ pub mod evaluate;
 mod external;
 mod file;
 mod index;
+mod measure;
 mod node;
 mod prune;
 

@@ -57,11 +57,15 @@ impl Allocator {
     }
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn allocate(this: *mut abi::Allocator, bytes: usize) -> *mut c_void {
     // SAFETY: ONNX Runtime passes what it was given.
     unsafe { Allocator::of(this) }.allocate(bytes, std::ptr::null_mut())
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn allocate_on_stream(
     this: *mut abi::Allocator,
     bytes: usize,
@@ -77,6 +81,8 @@ unsafe extern "system" fn allocate_on_stream(
     this.allocate(bytes, handle)
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn free(this: *mut abi::Allocator, memory: *mut c_void) {
     // SAFETY: ONNX Runtime passes what it was given.
     let this = unsafe { Allocator::of(this) };
@@ -84,6 +90,8 @@ unsafe extern "system" fn free(this: *mut abi::Allocator, memory: *mut c_void) {
     let _ = catch_unwind(AssertUnwindSafe(|| this.pool.free(memory)));
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn info_of(this: *const abi::Allocator) -> *const MemoryInfo {
     // SAFETY: ONNX Runtime passes what it was given.
     unsafe { Allocator::of(this) }.info

@@ -56,11 +56,16 @@ impl Ep {
     }
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn name(_this: *const abi::Ep) -> *const c_char {
     NAME.as_ptr()
 }
 
 /// Takes the nodes of the operators' domain whose types and version have a kernel for this provider.
+///
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn capability(
     this: *mut abi::Ep,
     graph: *const Graph,
@@ -99,12 +104,17 @@ unsafe fn claim(host: &Host, node: *const Node, support: *mut GraphSupportInfo) 
 }
 
 /// Where ONNX Runtime waits for the device, faults of kernels become the run's error: it only logs what streams say.
+///
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn on_run_end(this: *mut abi::Ep, _options: *const RunOptions, synchronize: bool) -> Status {
     // SAFETY: ONNX Runtime passes what it was given.
     let &Ep { host, device, ref streams, .. } = unsafe { Ep::of(this) };
     host.answer(|| if synchronize { Ok(streams.synchronize(device)?) } else { Ok(()) })
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn create_stream(
     this: *mut abi::Ep,
     memory: *const MemoryDevice,
@@ -127,6 +137,8 @@ unsafe extern "system" fn create_stream(
     })
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn kernel_registry(this: *mut abi::Ep, registry: *mut *const KernelRegistry) -> Status {
     // SAFETY: ONNX Runtime passes what it was given, and the out pointer is valid.
     unsafe { *registry = Ep::of(this).registry };

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::{Mutex, PoisonError};
 
-use ort::sys::{OrtAllocatorType, OrtDeviceMemoryType, OrtHardwareDeviceType, OrtMemoryInfoDeviceType};
+use ort::sys::OrtDeviceMemoryType;
 
 use super::abi::{
     self, EpDevice, HardwareDevice, KernelRegistry, KeyValuePairs, Logger, MemoryDevice, MemoryInfo, SessionOptions,
@@ -13,34 +13,29 @@ use super::allocator::Allocator;
 use super::device::Device;
 use super::driver::{Driver, Names, Vendor};
 use super::ep::Ep;
-use super::host::{Failure, Host, ok};
+use super::host::{Failure, Host};
 use super::stream::{self, Streams};
 use super::transfer::Transfer;
 use super::{NAME, memcpy};
-
-/// By which number ONNX Runtime knows a device's memory: `ordinal`, the driver's (the default), or `listed`, the place in
-/// ONNX Runtime's list of all hardware, CPUs included, as AMDGPUExecutionProvider numbers it. Providers share memory and
-/// streams only where the numbers agree.
-pub const MEMORY_IDS: &str = "SPARK_ORT_MEMORY_IDS";
 
 /// The factory of a registration.
 #[repr(C)]
 pub struct Factory {
     abi: abi::Factory,
-    host: &'static Host,
-    drivers: Vec<(Vendor, &'static dyn Driver)>,
+    pub(super) host: &'static Host,
+    pub(super) drivers: Vec<(Vendor, &'static dyn Driver)>,
     registry: *mut KernelRegistry,
-    offered: Mutex<Vec<Offered>>,
+    pub(super) offered: Mutex<Vec<Offered>>,
 }
 
 /// A device that ONNX Runtime was told of.
-struct Offered {
-    hardware: *const HardwareDevice,
+pub(super) struct Offered {
+    pub(super) hardware: *const HardwareDevice,
     /// Whether `hardware` was made here: ONNX Runtime had not found it.
-    made: bool,
-    device: &'static Device,
+    pub(super) made: bool,
+    pub(super) device: &'static Device,
     /// Of device memory, and of pinned memory.
-    infos: [*mut MemoryInfo; 2],
+    pub(super) infos: [*mut MemoryInfo; 2],
 }
 
 impl Factory {
@@ -110,132 +105,6 @@ impl Factory {
         unsafe { &*this.cast::<Self>() }
     }
 
-    /// Tells ONNX Runtime of every device of the drivers, `found` being what it has found itself.
-    fn offer(&self, found: &[*const HardwareDevice], room: usize) -> Result<Vec<*mut EpDevice>, Failure> {
-        let listed = match std::env::var(MEMORY_IDS).as_deref() {
-            Ok("listed") => true,
-            Ok("ordinal" | "") | Err(_) => false,
-            Ok(other) => return Err(format!("{MEMORY_IDS} is {other:?}, it may be 'ordinal' or 'listed'").into()),
-        };
-        let mut devices = Vec::new();
-        let mut free: Vec<(usize, *const HardwareDevice)> = found.iter().copied().enumerate().collect();
-        for &(vendor, driver) in &self.drivers {
-            // A driver without devices is no reason to go without the other's.
-            for ordinal in 0..driver.devices().unwrap_or(0) {
-                if devices.len() == room {
-                    return Ok(devices);
-                }
-                let known = self.find(&mut free, vendor, driver.pci(ordinal));
-                let memory_id = match known {
-                    Some((place, _)) if listed => place as i32,
-                    _ => ordinal,
-                };
-                let device = Device::offer(driver, vendor, ordinal, memory_id);
-                devices.push(self.offer_device(device, known.map(|(_, hardware)| hardware))?);
-            }
-        }
-        Ok(devices)
-    }
-
-    /// Takes the GPU of `vendor` at `pci` out of what ONNX Runtime found, or, where it does not say where they are, the
-    /// first one.
-    fn find(
-        &self,
-        free: &mut Vec<(usize, *const HardwareDevice)>,
-        vendor: Vendor,
-        pci: Option<String>,
-    ) -> Option<(usize, *const HardwareDevice)> {
-        let api = &self.host.api;
-        let candidate = |hardware: *const HardwareDevice| {
-            // SAFETY: the device is ONNX Runtime's.
-            let (kind, id) = unsafe { ((api.HardwareDevice_Type)(hardware), (api.HardwareDevice_VendorId)(hardware)) };
-            let address = || self.metadata(hardware, "pci_bus_id");
-            kind == OrtHardwareDeviceType::OrtHardwareDeviceType_GPU as i32
-                && id == vendor.id()
-                && pci.as_ref().is_none_or(|pci| address().is_none_or(|address| address == *pci))
-        };
-        let at = free.iter().position(|&(_, hardware)| candidate(hardware))?;
-        Some(free.remove(at))
-    }
-
-    /// What ONNX Runtime says about a device under `wanted`, in lower case.
-    fn metadata(&self, hardware: *const HardwareDevice, wanted: &str) -> Option<String> {
-        let (mut keys, mut values, mut count) = (std::ptr::null(), std::ptr::null(), 0);
-        // SAFETY: the device is ONNX Runtime's, the out pointers are valid, and both arrays have `count` C strings that
-        // live as long as the device.
-        unsafe {
-            let pairs = (self.host.api.HardwareDevice_Metadata)(hardware);
-            if pairs.is_null() {
-                return None;
-            }
-            (self.host.api.GetKeyValuePairs)(pairs, &mut keys, &mut values, &mut count);
-            let at = (0..count).find(|&i| CStr::from_ptr(*keys.add(i)).to_bytes() == wanted.as_bytes())?;
-            Some(CStr::from_ptr(*values.add(at)).to_string_lossy().to_lowercase())
-        }
-    }
-
-    fn offer_device(
-        &self,
-        device: &'static Device,
-        known: Option<*const HardwareDevice>,
-    ) -> Result<*mut EpDevice, Failure> {
-        let host = self.host;
-        let (vendor_name, memory_name, pinned_name) = device.vendor.names();
-        let made = known.is_none();
-        let hardware = match known {
-            Some(hardware) => hardware,
-            None => {
-                let mut hardware = std::ptr::null_mut();
-                let (gpu, id) = (OrtHardwareDeviceType::OrtHardwareDeviceType_GPU, device.ordinal as u32);
-                // SAFETY: ONNX Runtime copies the name, and the out pointer is valid.
-                ok(unsafe {
-                    (host.ep.CreateHardwareDevice)(
-                        gpu,
-                        device.vendor.id(),
-                        id,
-                        vendor_name.as_ptr(),
-                        std::ptr::null(),
-                        &mut hardware,
-                    )
-                })?;
-                hardware.cast_const()
-            }
-        };
-        let info = |name: &CStr, kind| {
-            let mut info = std::ptr::null_mut();
-            // SAFETY: ONNX Runtime copies the name, and the out pointer is valid.
-            ok(unsafe {
-                (host.api.CreateMemoryInfo_V2)(
-                    name.as_ptr(),
-                    OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_GPU,
-                    device.vendor.id(),
-                    device.memory_id,
-                    kind,
-                    0,
-                    OrtAllocatorType::OrtDeviceAllocator,
-                    &mut info,
-                )
-            })
-            .map(|()| info)
-        };
-        let infos = [
-            info(memory_name, OrtDeviceMemoryType::OrtDeviceMemoryType_DEFAULT)?,
-            info(pinned_name, OrtDeviceMemoryType::OrtDeviceMemoryType_HOST_ACCESSIBLE)?,
-        ];
-        let mut offered = std::ptr::null_mut();
-        // SAFETY: the factory and what was made above live until the factory is released; the out pointer is valid.
-        unsafe {
-            let factory = std::ptr::from_ref(self).cast_mut().cast();
-            ok((host.ep.CreateEpDevice)(factory, hardware, std::ptr::null(), std::ptr::null(), &mut offered))?;
-            for info in infos {
-                ok((host.ep.EpDevice_AddAllocatorInfo)(offered, info))?;
-            }
-        }
-        let mut all = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(Offered { hardware, made, device, infos });
-        Ok(offered)
-    }
-
     fn device_of(&self, hardware: *const HardwareDevice) -> Option<&'static Device> {
         let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
         offered.iter().find(|offered| offered.hardware == hardware).map(|offered| offered.device)
@@ -258,15 +127,22 @@ fn keep_loaded() {
     }
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn name(_this: *const abi::Factory) -> *const c_char {
     NAME.as_ptr()
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn vendor(_this: *const abi::Factory) -> *const c_char {
     c"SparK-ORT".as_ptr()
 }
 
 /// Of the devices, where they are all of one vendor.
+///
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn vendor_id(this: *const abi::Factory) -> u32 {
     // SAFETY: ONNX Runtime passes what it was given.
     let factory = unsafe { Factory::of(this) };
@@ -275,10 +151,14 @@ unsafe extern "system" fn vendor_id(this: *const abi::Factory) -> u32 {
     vendors.next().map_or(0, |(vendor, _)| vendor.id())
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn version(_this: *const abi::Factory) -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn supported_devices(
     this: *mut abi::Factory,
     found: *const *const HardwareDevice,
@@ -302,6 +182,8 @@ unsafe extern "system" fn supported_devices(
     })
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn create_ep(
     this: *mut abi::Factory,
     hardware: *const *const HardwareDevice,
@@ -326,11 +208,15 @@ unsafe extern "system" fn create_ep(
     })
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn release_ep(_this: *mut abi::Factory, ep: *mut abi::Ep) {
     // SAFETY: ONNX Runtime passes what `create_ep` made, for the last time.
     unsafe { Ep::release(ep) };
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn create_allocator(
     this: *mut abi::Factory,
     info: *const MemoryInfo,
@@ -355,22 +241,31 @@ unsafe extern "system" fn create_allocator(
     })
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn release_allocator(_this: *mut abi::Factory, allocator: *mut abi::Allocator) {
     // SAFETY: ONNX Runtime passes what `create_allocator` made, for the last time.
     unsafe { Allocator::release(allocator) };
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn create_transfer(this: *mut abi::Factory, transfer: *mut *mut abi::DataTransfer) -> Status {
     // SAFETY: ONNX Runtime passes what it was given, and the out pointer is valid.
     unsafe { *transfer = Transfer::create(Factory::of(this).host) };
     std::ptr::null_mut()
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn is_stream_aware(_this: *const abi::Factory) -> bool {
     true
 }
 
 /// A stream of no session.
+///
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn create_stream(
     this: *mut abi::Factory,
     memory: *const MemoryDevice,

@@ -63,6 +63,8 @@ struct Memcpy {
     host: &'static Host,
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn create(
     state: *mut c_void,
     _info: *const KernelInfo,
@@ -83,11 +85,15 @@ unsafe extern "system" fn create(
     std::ptr::null_mut()
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn release(this: *mut abi::Kernel) {
     // SAFETY: ONNX Runtime passes what it was given, for the last time.
     drop(unsafe { Box::from_raw(this.cast::<Memcpy>()) });
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn compute(this: *mut abi::Kernel, context: *mut KernelContext) -> Status {
     // SAFETY: ONNX Runtime passes what it was given.
     let host = unsafe { &*this.cast::<Memcpy>() }.host;

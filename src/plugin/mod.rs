@@ -7,6 +7,7 @@
 pub mod abi;
 mod allocator;
 mod device;
+mod discovery;
 mod driver;
 mod ep;
 mod factory;

@@ -133,7 +133,7 @@ mod tests {
     fn sizes_are_rounded_by_an_eighth_at_most() {
         for bytes in [0, 1, 255, 256, 257, 4096, 5000, 1 << 20, (1 << 20) + 1, 123_456_789] {
             let got = rounded(bytes);
-            assert!(got >= bytes.max(1) && got % 256 == 0, "{bytes}: {got}");
+            assert!(got >= bytes.max(1) && got.is_multiple_of(256), "{bytes}: {got}");
             assert!(got <= bytes + (bytes / 8).max(256), "{bytes}: {got}");
         }
         assert_eq!(rounded(usize::MAX), usize::MAX);

@@ -65,6 +65,8 @@ impl Stream {
     }
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn release(this: *mut abi::Stream) {
     // SAFETY: ONNX Runtime passes what it was given, for the last time.
     let stream = unsafe { Box::from_raw(this.cast::<Stream>()) };
@@ -79,11 +81,15 @@ unsafe extern "system" fn release(this: *mut abi::Stream) {
     }));
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn handle_of(this: *mut abi::Stream) -> *mut c_void {
     // SAFETY: ONNX Runtime passes what it was given.
     unsafe { Stream::of(this) }.handle
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn create_notification(
     this: *mut abi::Stream,
     notification: *mut *mut abi::Notification,
@@ -106,6 +112,8 @@ unsafe extern "system" fn create_notification(
     })
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn flush(this: *mut abi::Stream) -> Status {
     // SAFETY: ONNX Runtime passes what it was given.
     let &Stream { host, device, handle, .. } = unsafe { Stream::of(this) };
@@ -113,6 +121,8 @@ unsafe extern "system" fn flush(this: *mut abi::Stream) -> Status {
     host.answer(|| Ok(unsafe { device.driver.synchronize_stream(device.ordinal, handle) }?))
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn on_run_end(_this: *mut abi::Stream) -> Status {
     std::ptr::null_mut()
 }
@@ -135,6 +145,8 @@ impl Notification {
     }
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn release_notification(this: *mut abi::Notification) {
     // SAFETY: ONNX Runtime passes what it was given, for the last time.
     let notification = unsafe { Box::from_raw(this.cast::<Notification>()) };
@@ -143,6 +155,8 @@ unsafe extern "system" fn release_notification(this: *mut abi::Notification) {
     let _ = catch_unwind(AssertUnwindSafe(|| unsafe { device.driver.destroy_event(device.ordinal, event) }));
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn activate(this: *mut abi::Notification) -> Status {
     // SAFETY: ONNX Runtime passes what it was given.
     let &Notification { host, device, stream, event, .. } = unsafe { Notification::of(this) };
@@ -150,6 +164,8 @@ unsafe extern "system" fn activate(this: *mut abi::Notification) -> Status {
     host.answer(|| Ok(unsafe { device.driver.record(device.ordinal, event, stream) }?))
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn wait_on_device(this: *mut abi::Notification, consumer: *mut SyncStream) -> Status {
     // SAFETY: ONNX Runtime passes what it was given.
     let &Notification { host, device, event, .. } = unsafe { Notification::of(this) };
@@ -164,6 +180,8 @@ unsafe extern "system" fn wait_on_device(this: *mut abi::Notification, consumer:
     })
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn wait_on_host(this: *mut abi::Notification) -> Status {
     // SAFETY: ONNX Runtime passes what it was given.
     let &Notification { host, device, event, .. } = unsafe { Notification::of(this) };

@@ -31,11 +31,15 @@ impl Transfer {
     }
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn release(this: *mut abi::DataTransfer) {
     // SAFETY: ONNX Runtime passes what it was given, for the last time.
     drop(unsafe { Box::from_raw(this.cast::<Transfer>()) });
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn can_copy(
     this: *const abi::DataTransfer,
     from: *const MemoryDevice,
@@ -52,6 +56,8 @@ unsafe extern "system" fn can_copy(
     }
 }
 
+/// # Safety
+/// For ONNX Runtime alone, with what it was given.
 unsafe extern "system" fn copy_tensors(
     this: *mut abi::DataTransfer,
     from: *const *const Value,

@@ -11,6 +11,7 @@ use super::error::RewriteError;
 use super::inspect::Inspection;
 use super::options::{Calibration, Options};
 use super::progress::Progress;
+use crate::files;
 use crate::runtime::{FolderSettings, Model, Options as RunOptions, Tokenizer};
 
 /// Tokens read at once.
@@ -51,10 +52,12 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
             Ok(tokenizer) => (SAMPLE.to_string(), "the bundled sample".to_string(), tokenizer),
             // One that was named must be there.
             Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("--tokenizer", e.to_string())),
-            Err(_) => return Ok(Some(Tokens::Random(most))),
+            Err(crate::runtime::Error::NoTokenizer { .. }) => return Ok(Some(Tokens::Random(most))),
+            Err(e) => return Err(problem(format!("{e}; mend it, or say random"))),
         },
         Calibration::File(path) => {
-            let text = std::fs::read_to_string(path).map_err(|e| problem(format!("{}: {e}", path.display())))?;
+            let text =
+                files::read_text(path, files::MOST_TEXT).map_err(|e| problem(format!("{}: {e}", path.display())))?;
             let tokenizer = tokenizer().map_err(|e| {
                 problem(format!("a text needs a tokenizer: {e}; name one with --tokenizer, or say random"))
             })?;

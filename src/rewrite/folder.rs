@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::error::{Refusal, RewriteError};
 use super::options::Options;
 use super::publish::contains;
+use crate::files;
 use crate::onnx::{DataFile, FileError, Placement, place, write_text};
 
 /// File that makes a folder one of GenAI.
@@ -47,8 +48,14 @@ impl GenAiFolder {
             }
         }
         let model = decoder_file(&file, &config)?;
-        if let Some(other) = decoder["session_options"]["custom_ops_library"].as_str() {
-            let found = format!("custom_ops_library {other}: GenAI loads one library only");
+        let session = &decoder["session_options"];
+        if !session.is_null() && !session.is_object() {
+            let found = format!("model.decoder.session_options: {}", brief(session));
+            return Err(refuse("an object of options", found).into());
+        }
+        let other = &session["custom_ops_library"];
+        if !other.is_null() {
+            let found = format!("custom_ops_library {}: GenAI loads one library only", brief(other));
             return Err(refuse("no custom operators yet", found).into());
         }
         Ok(Self { path: path.to_path_buf(), config, model })
@@ -171,14 +178,20 @@ fn read_config(path: &Path) -> Result<Value, RewriteError> {
         let found = format!("no {CONFIG} in it; of other folders name the .onnx file itself");
         return Err(Refusal::new(path.display().to_string(), "a folder of ONNX Runtime GenAI", found).into());
     }
-    let text = fs::read_to_string(&file).map_err(FileError::io(&file))?;
+    let text = files::read_text(&file, files::MOST_JSON).map_err(FileError::io(&file))?;
     Ok(serde_json::from_str(&text).map_err(|e| Refusal::new(file.display().to_string(), "JSON", e.to_string()))?)
+}
+
+/// A value as JSON, of which a long one is cut.
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    text.char_indices().nth(80).map_or(text.clone(), |(end, _)| format!("{} ...", &text[..end]))
 }
 
 /// model.decoder.filename: a plain name, so that nothing outside the folder is meant.
 fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
     let name = config["model"]["decoder"]["filename"].as_str().unwrap_or_default();
-    match Path::new(name).file_name().is_some_and(|n| n == name) {
+    match Path::new(name).file_name().is_some_and(|n| n == name) && !name.contains('\0') {
         true => Ok(name.to_string()),
         false => {
             let expected = "model.decoder.filename, a file in this folder";

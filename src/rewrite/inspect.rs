@@ -96,7 +96,7 @@ fn pair(
 }
 
 fn total(layers: &[CacheLayer], bytes: impl Fn(&CacheLayer) -> usize) -> usize {
-    layers.iter().map(|l| l.kv_heads * bytes(l)).sum()
+    layers.iter().fold(0, |sum, l| sum.saturating_add(l.kv_heads.saturating_mul(bytes(l))))
 }
 
 fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal> {
@@ -120,6 +120,9 @@ fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal>
     })
 }
 
+/// Largest size or number that a rewritten model may state: products of a few of them are still numbers.
+const MOST: usize = 1 << 20;
+
 fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> Result<Inspection, Refusal> {
     let entry = |key: &str| model.metadata_props.iter().find(|p| p.key() == key).map(|p| p.value());
     let metadata =
@@ -134,6 +137,9 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
     }
     let rows: Rows =
         serde_json::from_str(entry(ROWS_KEY).unwrap_or_default()).map_err(|e| metadata(ROWS_KEY, e.to_string()))?;
+    if [rows.head_dim, rows.recent_window, rows.tail_window].into_iter().any(|size| size > MOST) {
+        return Err(metadata(ROWS_KEY, "sizes beyond those of models".into()));
+    }
     let source = serde_json::from_value(entry(SOURCE_KEY).unwrap_or_default().into())
         .map_err(|e| metadata(SOURCE_KEY, e.to_string()))?;
     let mut layers = Vec::new();
@@ -141,7 +147,7 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
     let mut original_bytes = 0;
     for node in prunes {
         let number = |name: &str| {
-            let value = node.int(name).and_then(|v| usize::try_from(v).ok()).filter(|v| *v > 0);
+            let value = node.int(name).and_then(|v| usize::try_from(v).ok()).filter(|v| (1..=MOST).contains(v));
             value.ok_or_else(|| Refusal::new(node.title(), format!("attribute {name}"), "none"))
         };
         let wired = |names: &[String], index: usize, role: &str| {

@@ -122,6 +122,7 @@ pub(super) fn element_type(element: Element) -> TensorElementType {
         Element::Float32 => TensorElementType::Float32,
         Element::Float16 => TensorElementType::Float16,
         Element::Uint8 => TensorElementType::Uint8,
+        Element::Int8 => TensorElementType::Int8,
     }
 }
 

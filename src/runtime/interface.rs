@@ -12,6 +12,8 @@ pub enum Element {
     Float16,
     /// ONNX UINT8
     Uint8,
+    /// ONNX INT8, which only ONNX Runtime's own quantised caches have
+    Int8,
 }
 
 impl Element {
@@ -20,7 +22,7 @@ impl Element {
         match self {
             Element::Float32 => 4,
             Element::Float16 => 2,
-            Element::Uint8 => 1,
+            Element::Uint8 | Element::Int8 => 1,
         }
     }
 }

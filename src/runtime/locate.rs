@@ -4,9 +4,13 @@
 //! Pythons on the PATH; else what the system's loader finds.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 /// Names that the system's loader is asked for.
 const SYSTEM: [&str; 2] = ["libonnxruntime.so", "libonnxruntime.so.1"];
@@ -21,6 +25,12 @@ spec = find_spec('onnxruntime')
 for folder in (spec.submodule_search_locations or []) if spec else []:
     print(folder)
 ";
+
+/// How long a Python has to say where its package is.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Bytes of its answer that are read.
+const MOST_ANSWER: u64 = 1 << 16;
 
 /// A place to look, and the library there or why there is none.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,14 +76,36 @@ pub(super) fn places(variable: impl Fn(&str) -> Option<OsString>) -> impl Iterat
 
 /// The library in the `onnxruntime` package of a Python.
 fn package(python: &Path) -> Result<PathBuf, String> {
-    let output = Command::new(python).args(["-c", FIND_PACKAGE]).stdin(Stdio::null()).stderr(Stdio::null()).output();
-    let output = output.map_err(|e| format!("it cannot be run: {e}"))?;
-    if !output.status.success() {
-        return Err(format!("it failed with {}", output.status));
+    let mut command = Command::new(python);
+    command.args(["-c", FIND_PACKAGE]).stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| format!("it cannot be run: {e}"))?;
+    let (sender, receiver) = channel();
+    let stdout = child.stdout.take();
+    // Whatever else has the pipe open may keep it open.
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        stdout.map(|pipe| pipe.take(MOST_ANSWER).read_to_end(&mut text));
+        sender.send(text).ok();
+    });
+    let answer = receiver.recv_timeout(PATIENCE);
+    // It has nothing more to say, or has had its time.
+    let begin = Instant::now();
+    let status = loop {
+        match child.try_wait().map_err(|e| format!("it cannot be run: {e}"))? {
+            Some(status) => break status,
+            None if answer.is_err() || begin.elapsed() > PATIENCE => {
+                child.kill().and_then(|()| child.wait()).ok();
+                return Err(format!("it did not answer in {} s", PATIENCE.as_secs()));
+            }
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    if !status.success() {
+        return Err(format!("it failed with {status}"));
     }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let folder = Path::new(text.lines().next().ok_or("not installed")?);
-    library_in(&folder.join("capi"))
+    let answer = answer.map_err(|_| format!("it did not answer in {} s", PATIENCE.as_secs()))?;
+    let line = answer.split(|&byte| byte == b'\n').next().filter(|line| !line.is_empty()).ok_or("not installed")?;
+    library_in(&Path::new(OsStr::from_bytes(line)).join("capi"))
 }
 
 /// `libonnxruntime.so` or `libonnxruntime.so.1.2.3` in a folder.

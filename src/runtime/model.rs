@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use half::f16;
 use ndarray::{Array2, ArrayD};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
@@ -103,10 +104,10 @@ impl Model {
         Ok(Array2::from_shape_vec(shape, logits.rows_from(0)?).expect("as many as the shape says"))
     }
 
-    /// Extends a sequence by tokens; the float32 outputs of these names, in that order.
+    /// Extends a sequence by tokens; the outputs of these names as float32, in that order.
     ///
     /// # Errors
-    /// As [`Self::run`], and if there is no such output, if it is the cache's or if it is not float32.
+    /// As [`Self::run`], and if there is no such output, if it is the cache's or if it is neither float32 nor float16.
     pub fn run_with_outputs(
         &mut self,
         sequence: &mut Sequence,
@@ -114,7 +115,11 @@ impl Model {
         names: &[&str],
     ) -> Result<Vec<ArrayD<f32>>, Error> {
         let outputs = self.call(sequence, tokens, names)?;
-        outputs.iter().map(|value| Ok(value.try_extract_array::<f32>()?.into_owned())).collect()
+        let float32 = |value: &DynValue| match value.try_extract_array::<f16>() {
+            Ok(values) => Ok(values.mapv(f16::to_f32)),
+            Err(_) => Ok(value.try_extract_array::<f32>()?.into_owned()),
+        };
+        outputs.iter().map(float32).collect()
     }
 
     fn logits(&mut self, sequence: &mut Sequence, tokens: &[i64]) -> Result<Logits, Error> {

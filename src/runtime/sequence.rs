@@ -1,14 +1,16 @@
 //! The cache of one sequence of tokens.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use half::f16;
 use ort::memory::MemoryInfo;
 use ort::session::{IoBinding, SessionOutputs};
 use ort::value::{DynValue, ValueType};
 
 use super::error::Error;
 use super::feeds::zeros;
-use super::interface::{CachePair, Interface};
+use super::interface::{CachePair, Element, Interface};
 
 /// The cache of one sequence, made by [`super::Model::start`] and extended by that model's calls. A call that fails or
 /// is cancelled leaves it as it was.
@@ -78,6 +80,59 @@ impl Sequence {
         self.slots.iter().map(bytes).sum()
     }
 
+    /// Another sequence of the same model and kind, with `length` tokens whose rows are all zero, for
+    /// [`Self::write_rows`].
+    ///
+    /// # Errors
+    /// The buffers have no room for so many, or there is not enough memory.
+    pub fn blank(&self, length: usize) -> Result<Self, Error> {
+        let mut other = Self::new(&self.interface, self.capacity)?;
+        if let Some(capacity) = other.capacity.filter(|capacity| length > *capacity) {
+            return Err(Error::Full { capacity, needed: length });
+        }
+        for slot in other.slots.iter_mut().filter(|slot| !slot.shared && slot.holds_all) {
+            slot.value = zeros(slot.kv_heads, length, &slot.pair)?;
+        }
+        other.length = length;
+        Ok(other)
+    }
+
+    /// Rows of a cache tensor as float32, `[rows, width]`. Tensors count as in [`Interface::pairs`].
+    ///
+    /// # Errors
+    /// The tensor holds bytes.
+    ///
+    /// # Panics
+    /// If there is no such tensor, KV head or row.
+    pub fn read_rows(&self, tensor: usize, head: usize, rows: Range<usize>) -> Result<Vec<f32>, Error> {
+        let slot = &self.slots[tensor];
+        let place = slot.elements(head, &rows, self.length);
+        Ok(match slot.pair.element {
+            Element::Float16 => slot.value.try_extract_tensor::<f16>()?.1[place].iter().map(|x| x.to_f32()).collect(),
+            _ => slot.value.try_extract_tensor::<f32>()?.1[place].to_vec(),
+        })
+    }
+
+    /// Puts rows of float32, `[rows, width]`, into a cache tensor, from row `first` on.
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`].
+    ///
+    /// # Panics
+    /// As [`Self::read_rows`].
+    pub fn write_rows(&mut self, tensor: usize, head: usize, first: usize, values: &[f32]) -> Result<(), Error> {
+        let slot = &mut self.slots[tensor];
+        let place = slot.elements(head, &(first..first + values.len() / slot.pair.width), self.length);
+        match slot.pair.element {
+            Element::Float16 => {
+                let held = &mut slot.value.try_extract_tensor_mut::<f16>()?.1[place];
+                held.iter_mut().zip(values).for_each(|(held, value)| *held = f16::from_f32(*value));
+            }
+            _ => slot.value.try_extract_tensor_mut::<f32>()?.1[place].copy_from_slice(values),
+        }
+        Ok(())
+    }
+
     /// Whether a model of this interface may extend it by `new` tokens.
     pub(super) fn check(&self, interface: &Arc<Interface>, new: usize) -> Result<(), Error> {
         if !Arc::ptr_eq(&self.interface, interface) {
@@ -121,6 +176,17 @@ impl Sequence {
         }
         self.length = length;
         Ok(())
+    }
+}
+
+impl Slot {
+    /// Where the rows of a KV head lie in the tensor, of a sequence of `length` tokens.
+    fn elements(&self, head: usize, rows: &Range<usize>, length: usize) -> Range<usize> {
+        let all = shape(&self.value)[2] as usize;
+        let held = if self.holds_all { length } else { all };
+        assert!(head < self.kv_heads && rows.end <= held, "rows {rows:?} of head {head}, where {held} are held");
+        let start = (head * all + rows.start) * self.pair.width;
+        start..start + rows.len() * self.pair.width
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::error::Error;
+use crate::files;
 
 /// What is known of a model from the files in its folder. Where several say something, the first wins:
 /// `genai_config.json`, `generation_config.json`, `config.json`.
@@ -54,7 +55,7 @@ impl FolderSettings {
 
 /// The contents of a JSON file; None if there is no such file.
 fn read_json(path: &Path) -> Result<Option<Value>, Error> {
-    let text = match std::fs::read(path) {
+    let text = match files::read(path, files::MOST_JSON) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Error::Read { path: path.into(), source }),

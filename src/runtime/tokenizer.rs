@@ -1,8 +1,10 @@
 //! Text to tokens and back, as `tokenizer.json` says.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use super::error::Error;
+use crate::files;
 
 /// A model's tokenizer.
 pub struct Tokenizer(tokenizers::Tokenizer);
@@ -17,7 +19,9 @@ impl Tokenizer {
             return Err(Error::NoTokenizer { path: path.into() });
         }
         let malformed = |e: tokenizers::Error| Error::Malformed { path: path.into(), problem: e.to_string() };
-        tokenizers::Tokenizer::from_file(path).map(Self).map_err(malformed)
+        let text = files::read(path, files::MOST_TOKENIZER);
+        let text = text.map_err(|source| Error::Read { path: path.into(), source })?;
+        guarded(|| tokenizers::Tokenizer::from_bytes(&text)).map(Self).map_err(malformed)
     }
 
     /// The tokenizer in the folder of a model.
@@ -33,7 +37,7 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer has no token for some of it.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, Error> {
-        let encoding = self.0.encode_fast(text, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        let encoding = guarded(|| self.0.encode_fast(text, true)).map_err(|e| Error::Tokenizer(e.to_string()))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
@@ -43,7 +47,7 @@ impl Tokenizer {
     /// If a token is not one.
     pub fn decode(&self, tokens: &[i64]) -> Result<String, Error> {
         let ids = tokens.iter().map(|&token| id(token)).collect::<Result<Vec<_>, _>>()?;
-        self.0.decode(&ids, true).map_err(|e| Error::Tokenizer(e.to_string()))
+        guarded(|| self.0.decode(&ids, true)).map_err(|e| Error::Tokenizer(e.to_string()))
     }
 
     /// The text of tokens that come one by one.
@@ -70,9 +74,17 @@ impl TextStream<'_> {
     /// # Errors
     /// If the token is not one.
     pub fn push(&mut self, token: i64) -> Result<String, Error> {
-        let text = self.0.step(id(token)?).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        let id = id(token)?;
+        let text = guarded(|| self.0.step(id)).map_err(|e| Error::Tokenizer(e.to_string()))?;
         Ok(text.unwrap_or_default())
     }
+}
+
+/// What `act` answers; a panic of the tokenizers' own is an error like others of a file that they do not understand.
+fn guarded<T>(act: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    // What a panic may leave half done is read again, but nothing but the tokenizer's own text depends on it.
+    std::panic::catch_unwind(AssertUnwindSafe(act))
+        .unwrap_or_else(|_| Err("it makes the tokenizer library panic, which means a file with contradictions".into()))
 }
 
 fn id(token: i64) -> Result<u32, Error> {

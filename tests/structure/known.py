@@ -20,16 +20,18 @@ CYCLES = {
     ],
     "tools/spark-ort": [("compare", "generate"), ("eval", "eval::measure", "eval::report", "eval::texts")],
 }
-LONG_FILES = []
+LONG_FILES = ["src/rewrite/context.rs"]
 LONG_FUNCTIONS = [
     "benches/cuda/measure.rs: measure",
     "src/cpu/isa/x86_64/avx512_vnni/inner_loop.rs: multiply_and_make",
     "src/onnx/evaluate/operators.rs: one",
     "src/onnx/evaluate/shapes.rs: infer",
+    "src/rewrite/mod.rs: rewrite",
     "src/rewrite/patterns/attention.rs: check",
+    "src/rewrite/source/onnx_attention.rs: check",
 ]
 # How many lines of a folder may be longer than 120 columns.
-LONG_LINES = {"src": 70, "tools": 20, "tests": 60, "examples": 8, "python": 1, "ops": 22}
+LONG_LINES = {"src": 110, "tools": 30, "tests": 80, "examples": 8, "python": 3, "ops": 22}
 NO_SAFETY_SECTION = [
     "src/cpu/decode/key_kernels.rs",
     "src/cpu/isa/x86_64/avx512_vnni/keys.rs",

@@ -14,6 +14,7 @@ use crate::model_files::ModelSource;
 use crate::output::Output;
 use crate::prompt::{self, Spelling};
 use crate::report::{Statistics, write_json};
+use crate::terminal::note;
 
 /// Continue a prompt, and say how fast and how large the cache was
 ///
@@ -130,13 +131,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let interrupted = match &original {
         Some(original) => {
             let report = compare::run(&task, original)?;
-            eprint!("{}", report.lines());
+            note(&report.lines());
             write(args, &report)?;
             report.interrupted()
         }
         None => {
             let report = generate(&task)?;
-            eprint!("{}", report.statistics.lines());
+            note(&report.statistics.lines());
             write(args, &report)?;
             report.statistics.interrupted
         }
@@ -174,7 +175,7 @@ fn task(args: &Args, model: ModelSource, original: Option<&ModelSource>) -> Resu
             bail!("the prompt has {} tokens, and the model's context of {context} leaves no room", prompt.len());
         };
         if room < max_new_tokens {
-            eprintln!("note: {room} new tokens at most, the model's context is {context} tokens");
+            note(&format!("note: {room} new tokens at most, the model's context is {context} tokens\n"));
             max_new_tokens = room;
         }
     }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::model_files::model_file;
+use crate::terminal::{pass_on, show};
 
 /// Say what a model's attention and cache are like, rewritten or not
 ///
@@ -27,8 +28,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let inspection = spark_ort::rewrite::inspect(&model_file(&args.model)?)?;
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&inspection)?),
-        false => print!("{inspection}"),
+        true => pass_on(&format!("{}\n", serde_json::to_string_pretty(&inspection)?))?,
+        false => show(&inspection.to_string())?,
     }
     Ok(ExitCode::SUCCESS)
 }

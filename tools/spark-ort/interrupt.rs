@@ -1,4 +1,4 @@
-//! Ctrl-C.
+//! Ctrl-C, and other signals that ask a program to end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,18 @@ pub const EXIT_CODE: u8 = 130;
 #[derive(Clone, Default)]
 pub struct Interrupt(Arc<State>);
 
+/// Has `act` done at Ctrl-C, SIGTERM, and SIGHUP unless that is ignored, as `nohup` does. Once per process.
+pub fn on_signals(act: impl FnMut() + Send + 'static) -> Result<()> {
+    // SAFETY: it only asks, and sets what was set before; no handler of this program is there yet.
+    let hangup = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    ctrlc::set_handler(act).context("cannot handle Ctrl-C")?;
+    if hangup == libc::SIG_IGN {
+        // SAFETY: to ignore a signal runs no code.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    }
+    Ok(())
+}
+
 #[derive(Default)]
 struct State {
     interrupted: AtomicBool,
@@ -24,7 +36,7 @@ impl Interrupt {
     pub fn install() -> Result<Self> {
         let interrupt = Self::default();
         let handler = interrupt.clone();
-        ctrlc::set_handler(move || handler.interrupt()).context("cannot handle Ctrl-C")?;
+        on_signals(move || handler.interrupt())?;
         Ok(interrupt)
     }
 

@@ -14,6 +14,7 @@ mod progress;
 mod prompt;
 mod report;
 mod rewrite;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -54,18 +55,30 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command.run() {
+    // Said below, as other errors are.
+    std::panic::set_hook(Box::new(|_| {}));
+    match guarded(|| Cli::parse().command.run()) {
         Ok(code) => code,
         // Whoever reads the output has seen enough, such as `head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            terminal::note(&format!("error: {error}\n"));
             for cause in error.chain().skip(1) {
-                eprintln!("  caused by: {cause}");
+                terminal::note(&format!("  caused by: {cause}\n"));
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// What `act` answers; a panic is an error that asks for a report.
+fn guarded(act: impl FnOnce() -> anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+    let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+    answer.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(anyhow::anyhow!("a fault of this program, please report it: {text}"))
+    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -30,7 +30,7 @@ impl<'a> Output<'a> {
         self.write("\n")?;
         // Statistics follow.
         if self.shown && std::io::stdout().is_terminal() {
-            eprintln!();
+            crate::terminal::note("\n");
         }
         Ok(self.text)
     }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::terminal::{note, plain};
+
 /// Shown until it is dropped.
 pub struct Progress(ProgressBar);
 
@@ -12,11 +14,11 @@ impl Progress {
     pub fn start(what: String) -> Self {
         let bar = ProgressBar::new_spinner();
         if bar.is_hidden() {
-            eprintln!("{what} ...");
+            note(&format!("{what} ...\n"));
             return Self(bar);
         }
         bar.set_style(ProgressStyle::with_template("{spinner} {msg} [{elapsed}]").expect("a constant"));
-        bar.set_message(what);
+        bar.set_message(plain(&what));
         bar.enable_steady_tick(Duration::from_millis(100));
         Self(bar)
     }
@@ -41,7 +43,7 @@ impl Steps {
             self.finish();
             let bar = ProgressBar::new(total as u64);
             if bar.is_hidden() {
-                eprintln!("{what} ...");
+                note(&format!("{what} ...\n"));
             } else {
                 bar.set_style(
                     ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} [{elapsed}]").expect("a constant"),

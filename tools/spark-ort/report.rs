@@ -120,9 +120,7 @@ pub fn write_json(path: &Path, report: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(report)?;
     text.push('\n');
     match path.to_str() {
-        Some("-") => {
-            std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()).context("cannot write to stdout")
-        }
+        Some("-") => crate::terminal::pass_on(&text),
         _ => std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display())),
     }
 }

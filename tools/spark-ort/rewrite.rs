@@ -11,6 +11,7 @@ use spark_ort::rewrite::{CacheType, Calibration, Options, Progress, RecentIn, Re
 
 use crate::progress::Steps;
 use crate::report::write_json;
+use crate::terminal::{note, show};
 
 /// Rewrite a model so that its KV cache is stored pruned
 ///
@@ -148,19 +149,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let cancelled = Arc::new(AtomicBool::new(false));
     let handler = cancelled.clone();
     // The work ends at its next step and removes what it began.
-    ctrlc::set_handler(move || handler.store(true, Ordering::SeqCst))?;
+    crate::interrupt::on_signals(move || handler.store(true, Ordering::SeqCst))?;
     let mut progress = Shown { steps: Steps::default(), cancelled };
     let report = spark_ort::rewrite(&args.input, &args.output, &options, &mut progress);
     drop(progress);
     if matches!(report, Err(spark_ort::rewrite::RewriteError::Cancelled)) {
-        eprintln!("cancelled, nothing was written");
+        note("cancelled, nothing was written\n");
         return Ok(ExitCode::from(crate::interrupt::EXIT_CODE));
     }
     let report = report?;
     match &args.json {
         Some(path) if path.as_os_str() == "-" => write_json(path, &report)?,
         other => {
-            print!("{report}");
+            show(&report.to_string())?;
             other.iter().try_for_each(|path| write_json(path, &report))?;
         }
     }

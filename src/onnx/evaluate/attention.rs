@@ -36,7 +36,7 @@ fn output(node: &NodeProto, inputs: &Inputs<'_>, of_heads: &str, of_kv_heads: &s
         ([_, _, _, size], Some(value)) if value.shape.len() == 4 => *size = value.shape[3],
         ([_, _, width], Some(value)) => {
             *width = match value.shape[..] {
-                [_, _, wide] => wide / heads(of_kv_heads)? * heads(of_heads)?,
+                [_, _, wide] => (wide / heads(of_kv_heads)?).saturating_mul(heads(of_heads)?),
                 [_, _, _, size] => size.saturating_mul(heads(of_heads)?),
                 _ => return Err(format!("a value of rank {}", value.shape.len())),
             }
@@ -44,7 +44,7 @@ fn output(node: &NodeProto, inputs: &Inputs<'_>, of_heads: &str, of_kv_heads: &s
         // Query, key and value in one.
         ([_, _, width], None) => {
             let (heads, kv_heads) = (heads(of_heads)?, heads(of_kv_heads)?);
-            *width = *width / (heads + 2 * kv_heads) * heads;
+            *width = (*width / (heads + 2 * kv_heads)).saturating_mul(heads);
         }
         _ => return Err(format!("a query of rank {}", query.shape.len())),
     }

@@ -9,18 +9,22 @@ mod operators;
 mod shapes;
 mod value;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::{Index, NodeExt};
+use value::MOST_DIMENSIONS;
 pub use value::{Value, kinds};
+
+/// Elements that an evaluator keeps at most, or the constants of a graph: 128 MB.
+const MOST_KEPT: usize = 16 << 20;
 
 type Answer = Result<Rc<Value>, Rc<str>>;
 
 /// The constants of a graph that were read so far. Evaluators of one graph may share them.
 #[derive(Clone, Default)]
-pub struct Constants(Rc<RefCell<HashMap<String, Answer>>>);
+pub struct Constants(Rc<RefCell<HashMap<String, Answer>>>, Rc<Cell<usize>>);
 
 impl Constants {
     /// The value of `name`, `None` if it is no initializer and no Constant of a tensor.
@@ -32,7 +36,15 @@ impl Constants {
             Some(node) => node.tensor("value").filter(|_| node.is_onnx("Constant"))?,
             None => index.initializer(name)?,
         };
-        let value: Answer = Value::constant(tensor).map(Rc::new).map_err(Into::into);
+        let mut value = Value::constant(tensor);
+        if let Ok(value) = &mut value {
+            let kept = self.1.get() + value.known_elements();
+            match kept > MOST_KEPT {
+                true => value.data = None,
+                false => self.1.set(kept),
+            }
+        }
+        let value: Answer = value.map(Rc::new).map_err(Into::into);
         self.0.borrow_mut().insert(name.to_string(), value.clone());
         Some(value)
     }
@@ -40,7 +52,9 @@ impl Constants {
     /// Forgets those of more than `most` elements.
     pub fn forget(&self, most: usize) {
         let small = |v: &Answer| v.as_ref().map_or(true, |v| v.data.as_ref().is_none_or(|d| d.len() <= most));
-        self.0.borrow_mut().retain(|_, value| small(value));
+        let mut known = self.0.borrow_mut();
+        known.retain(|_, value| small(value));
+        self.1.set(known.values().flatten().map(|value| value.known_elements()).sum());
     }
 }
 
@@ -49,12 +63,14 @@ pub struct Evaluator<'g> {
     index: &'g Index<'g>,
     constants: Constants,
     values: HashMap<String, Answer>,
+    /// Elements of `values`.
+    kept: usize,
 }
 
 impl<'g> Evaluator<'g> {
     /// Nothing given yet.
     pub fn new(index: &'g Index<'g>, constants: &Constants) -> Self {
-        Self { index, constants: constants.clone(), values: HashMap::new() }
+        Self { index, constants: constants.clone(), values: HashMap::new(), kept: 0 }
     }
 
     /// Gives the value of `tensor`, a graph input or any other. What was evaluated before stays as it was.
@@ -94,7 +110,8 @@ impl<'g> Evaluator<'g> {
                 .collect();
             let outputs = inputs.and_then(|inputs| {
                 let inputs: Vec<Option<&Value>> = inputs.iter().map(|i| i.as_deref()).collect();
-                operators::evaluate(node, &inputs).map_err(|e| format!("{}: {e}", node.title()).into())
+                let outputs = operators::evaluate(node, &inputs).and_then(|values| self.affordable(values));
+                outputs.map_err(|e| format!("{}: {e}", node.title()).into())
             });
             for (o, name) in node.output.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
                 let value = match &outputs {
@@ -109,6 +126,19 @@ impl<'g> Evaluator<'g> {
             }
         }
         self.known(tensor).expect("the stack is empty")
+    }
+
+    /// `values`, if they are few enough to be kept.
+    fn affordable(&mut self, values: Vec<Value>) -> Result<Vec<Value>, String> {
+        if let Some(value) = values.iter().find(|value| value.shape.len() > MOST_DIMENSIONS) {
+            return Err(format!("a tensor of {} dimensions", value.shape.len()));
+        }
+        let more: usize = values.iter().map(Value::known_elements).sum();
+        if self.kept + more > MOST_KEPT {
+            return Err(format!("more than {MOST_KEPT} elements of masks and shapes in all"));
+        }
+        self.kept += more;
+        Ok(values)
     }
 
     /// The value of `name` if it was given, evaluated, or is a constant.

@@ -3,7 +3,7 @@
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice, concatenate};
 
 use super::shapes::{self, axis_of, broadcast};
-use super::value::{Value, kinds};
+use super::value::{MOST_DIMENSIONS, Value, kinds};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
@@ -25,6 +25,7 @@ fn vector(values: impl IntoIterator<Item = f64>) -> ArrayD<f64> {
 }
 
 fn reshaped(data: &ArrayD<f64>, shape: &[usize]) -> Result<ArrayD<f64>, String> {
+    bounded(shape.to_vec())?;
     ArrayD::from_shape_vec(IxDyn(shape), data.iter().copied().collect()).map_err(|e| e.to_string())
 }
 
@@ -220,7 +221,11 @@ fn one(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option<Value>, String> {
 }
 
 fn bounded(shape: Vec<usize>) -> Result<Vec<usize>, String> {
-    match shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) {
+    if shape.len() > MOST_DIMENSIONS {
+        return Err(format!("a tensor of {} dimensions", shape.len()));
+    }
+    // A dimension of 0 makes no other one harmless: arrays are refused whose other dimensions have no product.
+    match shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1))) {
         Some(n) if n <= MOST_ELEMENTS => Ok(shape),
         _ => Err(format!("a tensor of shape {shape:?}")),
     }
@@ -234,7 +239,10 @@ fn broadcast_to(data: &ArrayD<f64>, shape: &[usize]) -> Result<ArrayD<f64>, Stri
 }
 
 fn join(axis: usize, parts: &[ArrayViewD<'_, f64>]) -> Result<ArrayD<f64>, String> {
-    let total: usize = parts.iter().map(|p| p.len()).sum();
+    if parts.iter().any(|part| part.ndim() != parts[0].ndim()) {
+        return Err("parts of different rank".into());
+    }
+    let total = parts.iter().fold(0usize, |n, p| n.saturating_add(p.len()));
     bounded(vec![total])?;
     concatenate(Axis(axis), parts).map_err(|e| e.to_string())
 }

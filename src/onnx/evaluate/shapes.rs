@@ -3,7 +3,7 @@
 use ndarray::Slice;
 
 use super::attention;
-use super::value::{Value, kinds};
+use super::value::{MOST_DIMENSIONS, Value, kinds};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
@@ -52,6 +52,7 @@ pub(super) fn rearranged(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option
     let x = need(inputs, 0)?;
     let rank = x.shape.len();
     let argument = |name: &str| match inputs.get(1).copied().flatten() {
+        Some(v) if v.known_elements() > MOST_DIMENSIONS => Err(format!("{name} of {} elements", v.known_elements())),
         Some(v) => v.data.as_ref().map(|_| v.ints()).transpose(),
         None => Ok(Some(node.ints(name).unwrap_or_default().to_vec())),
     };
@@ -63,7 +64,8 @@ pub(super) fn rearranged(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option
         "Flatten" => {
             let axis = node.int("axis").unwrap_or(1);
             let axis = (if axis < 0 { axis + rank as i64 } else { axis }).clamp(0, rank as i64) as usize;
-            Ok(Some(vec![x.shape[..axis].iter().product(), x.shape[axis..].iter().product()]))
+            let product = |dims: &[usize]| dims.iter().fold(1usize, |n, &d| n.saturating_mul(d));
+            Ok(Some(vec![product(&x.shape[..axis]), product(&x.shape[axis..])]))
         }
         "Squeeze" => {
             let Some(axes) = argument("axes")? else { return Ok(None) };
@@ -73,6 +75,9 @@ pub(super) fn rearranged(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option
         }
         _ => {
             let Some(axes) = argument("axes")? else { return Ok(None) };
+            if axes.len() > MOST_DIMENSIONS {
+                return Err(format!("{} axes", axes.len()));
+            }
             let rank = rank + axes.len();
             let axes = axes.iter().map(|&a| axis_of(a, rank)).collect::<Result<Vec<_>, _>>()?;
             let mut left = x.shape.iter();
@@ -112,6 +117,9 @@ pub(super) fn expanded(inputs: &Inputs<'_>) -> Result<Option<Vec<usize>>, String
     if wanted.data.is_none() {
         return Ok(None);
     }
+    if wanted.known_elements() > MOST_DIMENSIONS {
+        return Err(format!("a shape of {} dimensions", wanted.known_elements()));
+    }
     let wanted = wanted.ints()?.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
     broadcast(&[&x.shape, &wanted.map_err(|e| e.to_string())?]).map(Some)
 }
@@ -129,6 +137,9 @@ pub(super) fn slices(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<(usize
     let steps = argument(4, "steps")?.unwrap_or_else(|| vec![1; starts.len()]);
     if [ends.len(), axes.len(), steps.len()] != [starts.len(); 3] {
         return Err("starts, ends, axes and steps differ in number".into());
+    }
+    if starts.len() > MOST_DIMENSIONS {
+        return Err(format!("{} slices", starts.len()));
     }
     let mut result = Vec::new();
     for i in 0..starts.len() {
@@ -238,7 +249,8 @@ pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>,
             let mut shape = x.shape.clone();
             shape[axis] = 0;
             for part in inputs.iter().flatten() {
-                shape[axis] += part.shape.get(axis).ok_or("parts of different rank")?;
+                let size = part.shape.get(axis).ok_or("parts of different rank")?;
+                shape[axis] = shape[axis].saturating_add(*size);
             }
             shaped(shape)
         }

@@ -9,6 +9,9 @@ use crate::onnx::proto::tensor_proto::{DataLocation, DataType};
 /// Largest tensor whose elements are followed.
 const MOST_ELEMENTS: usize = 8 << 20;
 
+/// Most dimensions of a tensor; ONNX Runtime's operators take fewer.
+pub(super) const MOST_DIMENSIONS: usize = 64;
+
 /// A tensor of which at least the shape is known.
 ///
 /// Elements are float64, whatever the type: exact for the lengths and positions that shapes and masks are made of.
@@ -31,6 +34,11 @@ impl Value {
     /// A tensor of which only the shape is known.
     pub fn shaped(kind: i32, shape: Vec<usize>) -> Self {
         Self { kind, shape, data: None }
+    }
+
+    /// How many elements are known.
+    pub(super) fn known_elements(&self) -> usize {
+        self.data.as_ref().map_or(0, ArrayD::len)
     }
 
     /// Elements in order, or what is not known.
@@ -60,8 +68,12 @@ impl Value {
             .map(|&d| usize::try_from(d))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| format!("'{}' has the shape {:?}", tensor.name(), tensor.dims))?;
+        if shape.len() > MOST_DIMENSIONS {
+            return Err(format!("'{}' has {} dimensions", tensor.name(), shape.len()));
+        }
         let kind = tensor.data_type();
-        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        // A dimension of 0 makes no other one harmless.
+        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
         if tensor.data_location() == DataLocation::EXTERNAL || count.is_none_or(|n| n > MOST_ELEMENTS) {
             return Ok(Self::shaped(kind, shape));
         }

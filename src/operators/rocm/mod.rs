@@ -14,9 +14,6 @@ use ort::memory::{MemoryInfo, MemoryType};
 use ort::operator::{ComputeContext, KernelContext, OperatorDomain, OperatorInput};
 use ort::value::PrimitiveTensorElementType;
 
-use attention::GpuAttention;
-use prune::GpuPrune;
-
 use super::node::Failure;
 use super::tensors::Inputs;
 use super::{Container, inputs};
@@ -57,6 +54,8 @@ impl Provider for Rocm {
         Ok(Device::get(Vendor::Amd, ordinal)?)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn run(
         context: &ComputeContext,
         device: &Device,
@@ -90,18 +89,18 @@ pub(super) fn add(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
 
 fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
     domain
-        .add(GpuPrune::<P, f32, f32>::new())?
-        .add(GpuPrune::<P, f32, u8>::new())?
-        .add(GpuPrune::<P, f16, f16>::new())?
-        .add(GpuPrune::<P, f16, u8>::new())?
-        .add(GpuPrune::<P, bf16, bf16>::new())?
-        .add(GpuPrune::<P, bf16, u8>::new())?
-        .add(GpuAttention::<P, f32, f32>::new())?
-        .add(GpuAttention::<P, f32, u8>::new())?
-        .add(GpuAttention::<P, f16, f16>::new())?
-        .add(GpuAttention::<P, f16, u8>::new())?
-        .add(GpuAttention::<P, bf16, bf16>::new())?
-        .add(GpuAttention::<P, bf16, u8>::new())
+        .add(prune::GpuPrune::<P, f32, f32>::new())?
+        .add(prune::GpuPrune::<P, f32, u8>::new())?
+        .add(prune::GpuPrune::<P, f16, f16>::new())?
+        .add(prune::GpuPrune::<P, f16, u8>::new())?
+        .add(prune::GpuPrune::<P, bf16, bf16>::new())?
+        .add(prune::GpuPrune::<P, bf16, u8>::new())?
+        .add(attention::GpuAttention::<P, f32, f32>::new())?
+        .add(attention::GpuAttention::<P, f32, u8>::new())?
+        .add(attention::GpuAttention::<P, f16, f16>::new())?
+        .add(attention::GpuAttention::<P, f16, u8>::new())?
+        .add(attention::GpuAttention::<P, bf16, bf16>::new())?
+        .add(attention::GpuAttention::<P, bf16, u8>::new())
 }
 
 /// Inputs of `operator`: lengths on the CPU, the rest on the device.

@@ -23,6 +23,8 @@ impl Provider for Spark {
         Ok(Device::get(of.vendor(), of.ordinal())?)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn run(
         context: &ComputeContext,
         device: &Device,

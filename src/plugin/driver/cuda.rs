@@ -146,6 +146,8 @@ impl Driver for CudaDriver {
         Ok(memory as *mut c_void)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn free(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuMemFree_v2)(memory as Address) }, || "cuMemFree".into())
@@ -161,11 +163,15 @@ impl Driver for CudaDriver {
         Ok(memory)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn free_pinned(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuMemFreeHost)(memory) }, || "cuMemFreeHost".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn copy(
         &self,
         ordinal: i32,
@@ -189,11 +195,15 @@ impl Driver for CudaDriver {
         Ok(stream)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn destroy_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuStreamDestroy_v2)(stream) }, || "cuStreamDestroy".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn synchronize_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuStreamSynchronize)(stream) }, || "cuStreamSynchronize".into())
@@ -214,22 +224,30 @@ impl Driver for CudaDriver {
         Ok(event)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn destroy_event(&self, ordinal: i32, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuEventDestroy_v2)(event) }, || "cuEventDestroy".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn record(&self, ordinal: i32, event: Handle, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuEventRecord)(event, stream) }, || "cuEventRecord".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn wait(&self, ordinal: i32, stream: Handle, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         let call = || unsafe { (self.functions.cuStreamWaitEvent)(stream, event, 0) };
         self.on(ordinal, call, || "cuStreamWaitEvent".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn synchronize_event(&self, ordinal: i32, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuEventSynchronize)(event) }, || "cuEventSynchronize".into())

@@ -96,6 +96,8 @@ impl Driver for HipDriver {
         Ok(memory)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn free(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipFree)(memory) }, || "hipFree".into())
@@ -109,11 +111,15 @@ impl Driver for HipDriver {
         Ok(memory)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn free_pinned(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipHostFree)(memory) }, || "hipHostFree".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn copy(
         &self,
         ordinal: i32,
@@ -139,11 +145,15 @@ impl Driver for HipDriver {
         Ok(stream)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn destroy_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipStreamDestroy)(stream) }, || "hipStreamDestroy".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn synchronize_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipStreamSynchronize)(stream) }, || "hipStreamSynchronize".into())
@@ -164,22 +174,30 @@ impl Driver for HipDriver {
         Ok(event)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn destroy_event(&self, ordinal: i32, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipEventDestroy)(event) }, || "hipEventDestroy".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn record(&self, ordinal: i32, event: Handle, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipEventRecord)(event, stream) }, || "hipEventRecord".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn wait(&self, ordinal: i32, stream: Handle, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         let call = || unsafe { (self.functions.hipStreamWaitEvent)(stream, event, 0) };
         self.on(ordinal, call, || "hipStreamWaitEvent".into())
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn synchronize_event(&self, ordinal: i32, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipEventSynchronize)(event) }, || "hipEventSynchronize".into())

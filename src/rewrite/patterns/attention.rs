@@ -85,7 +85,7 @@ impl Pattern for Attention {
             query_heads,
             kv_heads,
             head_dim,
-            scale: node.float("scale").unwrap_or(0.0),
+            scale: super::given_scale(node)?,
             softcap,
             window,
             causal: masking.causal || is_causal,

@@ -95,7 +95,7 @@ impl Pattern for Decomposed {
             query_heads,
             kv_heads,
             head_dim,
-            scale: (scores.scale * query_scale * key_scale) as f32,
+            scale: super::usable_scale(qk, scores.scale * query_scale * key_scale)?,
             softcap: 0.0,
             window: -1,
             causal: masking.causal,

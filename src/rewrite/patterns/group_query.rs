@@ -55,7 +55,7 @@ impl Pattern for GroupQuery {
             query_heads,
             kv_heads,
             head_dim,
-            scale: node.float("scale").unwrap_or(0.0),
+            scale: super::given_scale_or_default(node)?,
             softcap: node.float("softcap").unwrap_or(0.0),
             window,
             causal: node.int("causal") != Some(0),

@@ -43,6 +43,28 @@ pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Re
     Ok(None)
 }
 
+/// The scale that `node` gives, 0 if it gives none, which stands for `1 / sqrt(D)`.
+fn given_scale(node: &NodeProto) -> Result<f32, Refusal> {
+    node.float("scale").map_or(Ok(0.0), |scale| usable_scale(node, scale.into()))
+}
+
+/// The same of com.microsoft's operators, to which a scale of 0 is none.
+fn given_scale_or_default(node: &NodeProto) -> Result<f32, Refusal> {
+    if node.float("scale") == Some(0.0) { Ok(0.0) } else { given_scale(node) }
+}
+
+/// `scale` as SparkAttention takes it.
+///
+/// # Errors
+/// It is 0, which there stands for another one, or no number, also after rounding.
+fn usable_scale(node: &NodeProto, scale: f64) -> Result<f32, Refusal> {
+    let rounded = scale as f32;
+    match rounded.is_finite() && rounded != 0.0 {
+        true => Ok(rounded),
+        false => Err(Refusal::new(node.title(), "a scale of scores that is a number other than 0", format!("{scale}"))),
+    }
+}
+
 /// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones.
 ///
 /// # Errors

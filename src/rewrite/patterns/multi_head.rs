@@ -82,7 +82,7 @@ impl Pattern for MultiHead {
             query_heads,
             kv_heads,
             head_dim,
-            scale: node.float("scale").unwrap_or(0.0),
+            scale: super::given_scale_or_default(node)?,
             softcap: 0.0,
             window: -1,
             causal: masking.causal || unidirectional,

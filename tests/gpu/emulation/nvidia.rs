@@ -21,7 +21,9 @@ struct Guarded {
 
 impl Gpu for Cuda {
     fn device(&self, wanted: &Device) -> Device {
-        Device { wave_size: self.properties().for_plan.wave_size, ..*wanted }
+        // Kernels for matrix cores are for the AMD GPUs that have them.
+        let own = self.properties().for_plan;
+        Device { wave_size: own.wave_size, matrix: own.matrix, ..*wanted }
     }
 
     fn allocate(&'static self, bytes: &[u8]) -> Box<dyn Allocation> {

@@ -13,6 +13,7 @@ use spark_ort::rewrite::find_library;
 use spark_ort::runtime::load;
 
 use crate::bench::machine::processor;
+use crate::terminal::{pass_on, show};
 
 /// Say what this machine has: ONNX Runtime, the processor's instructions, AMD GPUs, and whether the library works
 ///
@@ -78,8 +79,8 @@ struct Library {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let findings = Findings::new(args.library.as_deref());
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&findings)?),
-        false => print!("{}", findings.lines()),
+        true => pass_on(&format!("{}\n", serde_json::to_string_pretty(&findings)?))?,
+        false => show(&findings.lines())?,
     }
     Ok(if findings.works() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

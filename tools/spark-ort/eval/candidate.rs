@@ -32,6 +32,12 @@ pub enum Kind {
     Original,
     /// A model with SparK's operators.
     Rewritten,
+    /// The original with ONNX Runtime's own quantised cache.
+    #[serde(rename = "onnxruntime")]
+    OnnxRuntime,
+    /// The original, whose cache is rewritten between calls: bytes are counted, not saved.
+    #[serde(rename = "dense simulation")]
+    Simulated,
 }
 
 impl Candidate {
@@ -41,9 +47,14 @@ impl Candidate {
         let inspection = inspect(&file).with_context(|| format!("{} is not understood", file.display()))?;
         let name = match kind {
             Kind::Original => "original".into(),
-            Kind::Rewritten => path.display().to_string(),
+            _ => path.display().to_string(),
         };
         Ok(Self { name, kind, file, inspection, _folder: None })
+    }
+
+    /// A model that goes away with its folder.
+    pub fn temporary(name: String, kind: Kind, file: PathBuf, inspection: Inspection, folder: TempDir) -> Self {
+        Self { name, kind, file, inspection, _folder: Some(folder) }
     }
 }
 
@@ -80,7 +91,7 @@ impl Rewriter<'_> {
         let mut shown = Shown { steps: Steps::default(), interrupt: self.interrupt };
         let report = spark_ort::rewrite(&source, &file, &options, &mut shown);
         let inspection = report.with_context(|| format!("the setting {setting}"))?.model;
-        Ok(Candidate { name: setting.to_string(), kind: Kind::Rewritten, file, inspection, _folder: Some(folder) })
+        Ok(Candidate::temporary(setting.to_string(), Kind::Rewritten, file, inspection, folder))
     }
 }
 

@@ -6,22 +6,22 @@ use spark_ort::runtime::{self, Model, Options};
 
 use super::candidate::Candidate;
 use super::progress::{Progress, work};
-use super::report::Row;
+use super::report::{Described, Row};
 use super::texts::Text;
 use crate::interrupt::Interrupt;
 
 /// The original's predictions, and what is compared with them.
 pub struct Measurement<'a> {
-    texts: &'a [Text],
+    pub texts: &'a [Text],
     /// Of the original, passage by passage.
-    originals: LogitStore,
-    threads: Option<usize>,
-    interrupt: &'a Interrupt,
-    progress: Progress,
+    pub originals: LogitStore,
+    pub threads: Option<usize>,
+    pub interrupt: &'a Interrupt,
+    pub progress: Progress,
 }
 
 /// Why a passage ended early.
-enum Stop {
+pub enum Stop {
     Interrupted,
     Failed(anyhow::Error),
 }
@@ -41,13 +41,31 @@ impl From<std::io::Error> for Stop {
     }
 }
 
+/// A prediction beside the original's with this number.
+pub fn compared(originals: &LogitStore, index: usize, logits: &[f32], token: i64) -> Result<TokenScore, Stop> {
+    let original = originals.row(index)?;
+    if original.len() != logits.len() {
+        let [a, b] = [original.len(), logits.len()];
+        return Err(Stop::Failed(anyhow::anyhow!("its vocabulary has {b} tokens, the original's {a}")));
+    }
+    Ok(TokenScore::new(&original, logits, token as usize))
+}
+
 impl<'a> Measurement<'a> {
-    /// Of so many models, the original among them.
-    pub fn new(texts: &'a [Text], models: usize, threads: Option<usize>, interrupt: &'a Interrupt) -> Result<Self> {
+    /// Of so many models, the original among them, and so many simulated rivals.
+    pub fn new(
+        texts: &'a [Text],
+        models: usize,
+        simulated: usize,
+        threads: Option<usize>,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self> {
         let each = |text: &Text| text.passages.iter().map(|p| work(p.prompt.len(), p.decoded())).sum::<usize>();
-        let total = texts.iter().map(each).sum::<usize>();
+        let decoded = |text: &Text| text.passages.iter().map(|p| work(0, p.decoded())).sum::<usize>();
+        let total = texts.iter().map(each).sum::<usize>() * models;
+        let total = total + texts.iter().map(decoded).sum::<usize>() * simulated;
         let originals = LogitStore::new().context("cannot create a temporary file")?;
-        Ok(Self { texts, originals, threads, interrupt, progress: Progress::new(total * models) })
+        Ok(Self { texts, originals, threads, interrupt, progress: Progress::new(total) })
     }
 
     /// Takes the bar away while `work` shows something of its own.
@@ -66,14 +84,7 @@ impl<'a> Measurement<'a> {
     /// Compares a model with the original, as far as that was read.
     pub fn candidate(&mut self, candidate: &Candidate, rows: &mut Vec<Row>) -> Result<()> {
         self.measure(candidate, rows, |originals, index, logits, token| {
-            let original = originals.row(index)?;
-            if original.len() != logits.len() {
-                let (name, [a, b]) = (&candidate.name, [original.len(), logits.len()]);
-                return Err(Stop::Failed(anyhow::anyhow!(
-                    "{name} has a vocabulary of {b} tokens, the original of {a}"
-                )));
-            }
-            Ok(TokenScore::new(&original, logits, token))
+            compared(originals, index, logits, token as i64)
         })
     }
 
@@ -93,7 +104,7 @@ impl<'a> Measurement<'a> {
         self.interrupt.watch(model.canceller());
         let mut index = 0;
         for text in self.texts {
-            self.progress.say(format!("{}: prompts of {} tokens", candidate.name, text.context));
+            self.progress.say(format!("{}: {}", candidate.name, text.title()));
             let (mut scores, mut timing) = (Vec::new(), Timing::default());
             let mut interrupted = false;
             for passage in &text.passages {
@@ -110,7 +121,7 @@ impl<'a> Measurement<'a> {
                 }
             }
             if let Some(summary) = Summary::new(&scores) {
-                rows.push(Row::new(candidate, text, scores.len(), summary, timing));
+                rows.push(Row::new(Described::candidate(candidate), text, scores.len(), summary, timing));
             }
             if interrupted {
                 return Ok(());

@@ -4,6 +4,7 @@ mod candidate;
 mod measure;
 mod progress;
 mod report;
+mod rivals;
 mod setting;
 mod texts;
 
@@ -11,6 +12,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use spark_ort::eval::Task;
+use spark_ort::eval::rivals::Rival;
 use spark_ort::rewrite::{Calibration, RewriteError};
 use spark_ort::runtime::load;
 
@@ -34,7 +37,10 @@ Examples:
     spark-ort eval llama/ --settings 0.5/8/8,0.7/4/4,0.7/4/4+64 --text novel.txt
 
   A model that was rewritten before, as ONNX Runtime GenAI runs it, prompts in chunks of 512 tokens:
-    spark-ort eval llama/ llama-spark/ --text novel.txt --shared-buffer --chunk 512")]
+    spark-ort eval llama/ llama-spark/ --text novel.txt --shared-buffer --chunk 512
+
+  The default beside everything else that makes caches smaller:
+    spark-ort eval llama/ --settings 0.5/8/8+64 --rivals all --text novel.txt --shared-buffer")]
 pub struct Args {
     /// The model with a complete cache: an .onnx file, an ONNX Runtime GenAI folder, or a folder with one .onnx file
     original: PathBuf,
@@ -46,6 +52,12 @@ pub struct Args {
     /// values, and how many recent keys stay dense: in free rows of a shared buffer, else as inputs
     #[arg(long, value_name = "RATIO/BITS/BITS[+RECENT],...", value_delimiter = ',')]
     settings: Vec<Setting>,
+
+    /// Other ways to make the cache smaller, on the original: int8, int4, hadamard4, hadamard3, oscar4, oscar3,
+    /// oscar2, think0.5, snapkv0.5 (simulated), ort-int8, ort-int4 (ONNX Runtime's own), or all; +N keeps N recent
+    /// tokens dense
+    #[arg(long, value_name = "NAME[+RECENT],...|all", value_delimiter = ',')]
+    rivals: Vec<Rivals>,
 
     /// The text to read
     #[arg(long, value_name = "FILE")]
@@ -62,6 +74,14 @@ pub struct Args {
     /// Passages of the text for each length, as far as it has so many that do not overlap
     #[arg(long, value_name = "N", default_value_t = 4)]
     passages: usize,
+
+    /// Tasks whose answers lie in the prompt: how many are answered
+    #[arg(long, value_name = "TASK,...", value_enum, value_delimiter = ',')]
+    tasks: Vec<Task>,
+
+    /// Prompts of each task and length
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    samples: usize,
 
     /// Keep past and present in one buffer of fixed size, as ONNX Runtime GenAI does, where a model allows it
     #[arg(long)]
@@ -96,6 +116,18 @@ pub struct Args {
     json: Option<PathBuf>,
 }
 
+/// One rival, or all.
+#[derive(Clone)]
+struct Rivals(Vec<Rival>);
+
+impl std::str::FromStr for Rivals {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(if text == "all" { Rival::all() } else { vec![text.parse()?] }))
+    }
+}
+
 pub fn run(args: &Args) -> Result<ExitCode> {
     check(args)?;
     let original = Candidate::given(&args.original, Kind::Original)?;
@@ -113,6 +145,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         chunk: args.chunk,
         threads: args.threads,
         rows: Vec::new(),
+        absent: Vec::new(),
         interrupted: false,
     };
     let outcome = measure_all(args, &original, &given, &texts, &interrupt, &mut report);
@@ -153,8 +186,10 @@ fn measure_all(
         threads: args.threads,
         interrupt,
     };
-    let candidates = 1 + given.len() + args.settings.len();
-    let mut measurement = Measurement::new(texts, candidates, args.threads, interrupt)?;
+    let rivals = args.rivals.iter().flat_map(|rivals| rivals.0.clone()).collect::<Vec<_>>();
+    let simulated = rivals.iter().filter(|rival| rival.is_simulated()).count();
+    let models = 1 + given.len() + args.settings.len() + rivals.len() - simulated;
+    let mut measurement = Measurement::new(texts, models, simulated, args.threads, interrupt)?;
     measurement.original(original, &mut report.rows)?;
     for model in given {
         measurement.candidate(model, &mut report.rows)?;
@@ -166,7 +201,7 @@ fn measure_all(
         let candidate = measurement.pause(|| rewriter.rewrite(setting))?;
         measurement.candidate(&candidate, &mut report.rows)?;
     }
-    Ok(())
+    rivals::measure(&mut measurement, original, &rivals, report)
 }
 
 fn check(args: &Args) -> Result<()> {
@@ -175,6 +210,7 @@ fn check(args: &Args) -> Result<()> {
         ("--chunk", args.chunk),
         ("--decode", Some(args.decode)),
         ("--passages", Some(args.passages)),
+        ("--samples", Some(args.samples)),
         ("--contexts", args.contexts.iter().min().copied()),
     ];
     if let Some((option, _)) = at_least_one.into_iter().find(|(_, value)| *value == Some(0)) {

@@ -46,6 +46,11 @@ impl Progress {
         self.bar.set_position(self.done as u64);
     }
 
+    /// So many tokens more are decoded.
+    pub fn add_decoded(&mut self, tokens: usize) {
+        self.add(work(0, tokens));
+    }
+
     /// Takes the bar away while `work` shows something of its own.
     pub fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
         self.bar.suspend(work)

@@ -3,11 +3,24 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use spark_ort::eval::{Estimate, Summary, Timing};
+use spark_ort::eval::rivals::Rival;
+use spark_ort::eval::{Estimate, Summary, Task, Timing};
 
 use super::candidate::{Candidate, Kind};
 use super::texts::Text;
 use crate::report::Table;
+
+/// Below a table with simulated rivals.
+const SIMULATED: &str = "
+* dense simulation: the original's cache is rewritten between calls. Bytes are what the rival would store, with dense
+  elements as float16; the first 4 tokens and the last N of +N stay dense and are not counted. What a rival needs to know
+  of queries is taken from each prompt itself.
+";
+
+/// Below a table with ONNX Runtime's own caches.
+const NATIVE: &str = "
+ort-int8, ort-int4: ONNX Runtime's own cache, a scale for each channel, calibrated on the first prompt.
+";
 
 /// All of a measurement.
 #[derive(Serialize)]
@@ -24,27 +37,80 @@ pub struct Report {
     pub chunk: Option<usize>,
     pub threads: Option<usize>,
     pub rows: Vec<Row>,
+    /// Rivals that cannot be measured with this model or ONNX Runtime.
+    pub absent: Vec<Absent>,
     pub interrupted: bool,
 }
 
-/// A model with prompts of one length.
+/// What could not be measured, and why.
 #[derive(Serialize)]
-pub struct Row {
+pub struct Absent {
+    pub name: String,
+    pub why: String,
+}
+
+/// What is measured.
+#[derive(Clone, Serialize)]
+pub struct Described {
     pub name: String,
     pub kind: Kind,
-    /// Tokens of a prompt.
-    pub context: usize,
-    pub passages: usize,
     /// Share of pruned key channels and bits, if it is rewritten.
     pub ratio: Option<f64>,
     pub key_bits: Option<u8>,
     pub value_bits: Option<u8>,
     /// What each token adds to the cache.
-    pub bytes_per_token: usize,
+    pub bytes_per_token: f64,
     /// The same as a share of the original's.
     pub share: f64,
-    /// Dense keys beside the rows, whose bytes do not grow.
+    /// Dense rows beside, whose bytes do not grow. Those in free rows of a shared buffer take none.
     pub recent_bytes: usize,
+    /// Whether past and present may be one buffer.
+    pub shares_buffer: bool,
+}
+
+impl Described {
+    pub fn candidate(candidate: &Candidate) -> Self {
+        let inspection = &candidate.inspection;
+        let rows = inspection.rows.as_ref();
+        Self {
+            name: candidate.name.clone(),
+            kind: candidate.kind,
+            ratio: rows.map(|rows| rows.ratio),
+            key_bits: rows.map(|rows| rows.key_bits),
+            value_bits: rows.map(|rows| rows.value_bits),
+            bytes_per_token: inspection.bytes_per_token as f64,
+            share: inspection.bytes_per_token as f64 / inspection.original_bytes_per_token as f64,
+            recent_bytes: inspection.recent_bytes,
+            shares_buffer: inspection.interface.shares_buffer,
+        }
+    }
+
+    pub fn rival(rival: &Rival, original: &Candidate) -> Self {
+        let inspection = &original.inspection;
+        let bytes_per_token = rival.bytes_per_token(&inspection.interface);
+        Self {
+            name: rival.to_string(),
+            kind: Kind::Simulated,
+            ratio: None,
+            key_bits: None,
+            value_bits: None,
+            bytes_per_token,
+            share: bytes_per_token / inspection.original_bytes_per_token as f64,
+            recent_bytes: rival.dense_bytes(&inspection.interface),
+            shares_buffer: inspection.interface.shares_buffer,
+        }
+    }
+}
+
+/// A model or rival with prompts of one length.
+#[derive(Serialize)]
+pub struct Row {
+    #[serde(flatten)]
+    pub described: Described,
+    /// Tokens of a prompt.
+    pub context: usize,
+    pub task: Option<Task>,
+    pub passages: usize,
     pub shared_buffer: bool,
     #[serde(flatten)]
     pub summary: Summary,
@@ -52,24 +118,9 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn new(candidate: &Candidate, text: &Text, passages: usize, summary: Summary, timing: Timing) -> Self {
-        let inspection = &candidate.inspection;
-        let rows = inspection.rows.as_ref();
-        Self {
-            name: candidate.name.clone(),
-            kind: candidate.kind,
-            context: text.context,
-            passages,
-            ratio: rows.map(|rows| rows.ratio),
-            key_bits: rows.map(|rows| rows.key_bits),
-            value_bits: rows.map(|rows| rows.value_bits),
-            bytes_per_token: inspection.bytes_per_token,
-            share: inspection.bytes_per_token as f64 / inspection.original_bytes_per_token as f64,
-            recent_bytes: inspection.recent_bytes,
-            shared_buffer: text.feeding.capacity.is_some() && inspection.interface.shares_buffer,
-            summary,
-            timing,
-        }
+    pub fn new(described: Described, text: &Text, passages: usize, summary: Summary, timing: Timing) -> Self {
+        let shared_buffer = text.feeding.capacity.is_some() && described.shares_buffer;
+        Self { described, context: text.context, task: text.task, passages, shared_buffer, summary, timing }
     }
 }
 
@@ -86,33 +137,47 @@ fn rate(tokens: usize, seconds: f64) -> String {
 impl Report {
     /// A table for each length of prompts.
     pub fn lines(&self) -> String {
-        let mut contexts: Vec<usize> = self.rows.iter().map(|row| row.context).collect();
-        contexts.sort_unstable();
-        contexts.dedup();
+        // In the order in which the original read them.
+        let mut groups: Vec<(usize, Option<Task>)> = Vec::new();
+        for row in &self.rows {
+            if !groups.contains(&(row.context, row.task)) {
+                groups.push((row.context, row.task));
+            }
+        }
         let mut text = String::new();
-        for context in contexts {
-            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.context == context).collect();
+        for (context, task) in groups {
+            let rows: Vec<&Row> = self.rows.iter().filter(|row| (row.context, row.task) == (context, task)).collect();
             let Some(first) = rows.first() else { continue };
             let buffer = if first.shared_buffer { "one buffer" } else { "growing caches" };
             let chunk = self.chunk.map_or(String::new(), |chunk| format!(" in chunks of {chunk}"));
             let (passages, tokens) = (first.passages, first.summary.tokens);
+            let task = task.map_or(String::new(), |task| format!(" ({task})"));
             text += &format!(
-                "\nPrompts of {context} tokens{chunk}, {passages} passages, {tokens} tokens decoded, {buffer}\n"
+                "\nPrompts of {context} tokens{task}{chunk}, {passages} passages, {tokens} tokens decoded, {buffer}\n"
             );
             let mut table = Table::new(&[
                 "bytes/token",
                 "share",
                 "KL, nats",
                 "99th percentile",
-                "same next token, %",
+                if first.task.is_some() { "answered, %" } else { "same next token, %" },
                 "loss",
                 "decode, tokens/s",
                 "prompt, tokens/s",
             ]);
             for row in &rows {
-                table.row(&row.name, row.cells(first));
+                table.row(&row.label(), row.cells(first));
             }
             text += &table.lines();
+        }
+        if self.rows.iter().any(|row| row.described.kind == Kind::Simulated) {
+            text += SIMULATED;
+        }
+        if self.rows.iter().any(|row| row.described.kind == Kind::OnnxRuntime) {
+            text += NATIVE;
+        }
+        for Absent { name, why } in &self.absent {
+            text += &format!("\n{name} is absent: {why}\n");
         }
         if self.interrupted {
             text += "\ninterrupted: what is missing was not measured\n";
@@ -122,9 +187,16 @@ impl Report {
 }
 
 impl Row {
+    /// What is only simulated has a mark.
+    fn label(&self) -> String {
+        let mark = if self.described.kind == Kind::Simulated { " *" } else { "" };
+        format!("{}{mark}", self.described.name)
+    }
+
     fn cells(&self, original: &Row) -> Vec<String> {
         let (summary, timing) = (&self.summary, &self.timing);
-        let is_original = self.kind == Kind::Original;
+        let is_original = self.described.kind == Kind::Original;
+        let simulated = self.described.kind == Kind::Simulated;
         let compared = |cell: String| if is_original { "-".into() } else { cell };
         let loss = match is_original {
             true => format!("{:.4}", original.summary.loss.value),
@@ -134,13 +206,16 @@ impl Row {
             }
         };
         vec![
-            self.bytes_per_token.to_string(),
-            format!("{:.3}", self.share),
+            format!("{:.0}", self.described.bytes_per_token),
+            format!("{:.3}", self.described.share),
             compared(interval(&summary.divergence, 1.0, 4)),
             compared(interval(&summary.divergence_p99, 1.0, 3)),
-            compared(interval(&summary.agreement, 100.0, 1)),
+            match self.task {
+                Some(_) => interval(&summary.answered, 100.0, 1),
+                None => compared(interval(&summary.agreement, 100.0, 1)),
+            },
             loss,
-            rate(timing.decoded_tokens, timing.decode_seconds),
+            if simulated { "-".into() } else { rate(timing.decoded_tokens, timing.decode_seconds) },
             rate(timing.prompt_tokens, timing.prompt_seconds),
         ]
     }

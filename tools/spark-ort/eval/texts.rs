@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use spark_ort::eval::{Feeding, Passage, passages};
+use spark_ort::eval::{Feeding, Passage, Task, passages};
 use spark_ort::runtime::{FolderSettings, Tokenizer};
 
 use super::Args;
@@ -13,7 +13,17 @@ pub struct Text {
     /// Tokens of each prompt.
     pub context: usize,
     pub passages: Vec<Passage>,
+    /// What they are, if not just text.
+    pub task: Option<Task>,
     pub feeding: Feeding,
+}
+
+impl Text {
+    /// For a person.
+    pub fn title(&self) -> String {
+        let task = self.task.map_or(String::new(), |task| format!(" ({task})"));
+        format!("prompts of {} tokens{task}", self.context)
+    }
 }
 
 /// More rows than are needed, where nothing says how many a shared buffer has.
@@ -28,7 +38,19 @@ pub fn read(args: &Args, model: &Path) -> Result<Vec<Text>> {
     let tokens = tokenizer.encode(&text)?;
     let tokens = tokens.strip_prefix(&prefix[..]).unwrap_or(&tokens);
     let limit = FolderSettings::beside(model)?.context_length;
-    args.contexts.iter().map(|&context| of_length(args, tokens, &prefix, context, limit)).collect()
+    let mut texts = Vec::new();
+    for &context in &args.contexts {
+        texts.push(of_length(args, tokens, &prefix, context, limit)?);
+        for &task in &args.tasks {
+            let sizes = [context, args.decode, args.samples];
+            let passages = task.passages(&tokenizer, tokens, &prefix, sizes)?;
+            if passages.is_empty() {
+                bail!("a prompt of {context} tokens and an answer of {} are too short for {task}", args.decode);
+            }
+            texts.push(Text { context, passages, task: Some(task), feeding: texts[texts.len() - 1].feeding });
+        }
+    }
+    Ok(texts)
 }
 
 fn of_length(args: &Args, tokens: &[i64], prefix: &[i64], context: usize, limit: Option<usize>) -> Result<Text> {
@@ -46,5 +68,5 @@ fn of_length(args: &Args, tokens: &[i64], prefix: &[i64], context: usize, limit:
     }
     let roomy = (needed + SPARE_ROWS).min(limit.unwrap_or(usize::MAX));
     let capacity = args.shared_buffer.then(|| args.capacity.unwrap_or(roomy));
-    Ok(Text { context, passages, feeding: Feeding { capacity, chunk: args.chunk } })
+    Ok(Text { context, passages, task: None, feeding: Feeding { capacity, chunk: args.chunk } })
 }

@@ -1,0 +1,176 @@
+//! Names of rivals.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::SINKS;
+use crate::runtime::Interface;
+
+/// How a rival makes the cache smaller.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Method {
+    /// Key channels that matter least to a prompt's last queries are dropped for all tokens (Xu et al. 2025).
+    ThinK {
+        /// Share of channels that are dropped.
+        ratio: f64,
+    },
+    /// Tokens of the prompt that matter least to its last queries are dropped (Li et al. 2024).
+    SnapKv {
+        /// Share of the prompt that is dropped.
+        ratio: f64,
+    },
+    /// Each row of a token and KV head by itself, from its least to its greatest element.
+    PerToken {
+        /// Of an element.
+        bits: u32,
+    },
+    /// The same after a Hadamard rotation, which spreads outliers (Ashkboos et al. 2024).
+    Hadamard {
+        /// Of an element.
+        bits: u32,
+    },
+    /// The same after a rotation to the principal directions of the queries and of attention's results (OSCAR, Zhou
+    /// et al. 2026, arXiv 2605.17757).
+    Oscar {
+        /// Of an element.
+        bits: u32,
+    },
+    /// GroupQueryAttention's own quantised cache, a scale for each channel.
+    OnnxRuntime {
+        /// 8 or 4.
+        bits: u32,
+    },
+}
+
+/// A rival.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rival {
+    /// How.
+    pub method: Method,
+    /// Last tokens whose rows stay as they are.
+    pub recent: usize,
+}
+
+/// Recent tokens that stay as they are unless a name says otherwise.
+const RECENT: usize = 64;
+
+/// Elements that share a scale and a minimum, both float16.
+pub fn group(bits: u32, width: usize) -> usize {
+    if bits >= 8 { width } else { 32.min(width) }
+}
+
+impl Rival {
+    /// All of them, at the sizes that people publish.
+    pub fn all() -> Vec<Self> {
+        let names = "int8 int4 hadamard4 hadamard3 oscar4 oscar3 oscar2 think0.5 snapkv0.5 ort-int8 ort-int4";
+        names.split(' ').map(|name| name.parse().expect("a constant")).collect()
+    }
+
+    /// Whether it is simulated on the original model.
+    pub fn is_simulated(&self) -> bool {
+        !matches!(self.method, Method::OnnxRuntime { .. })
+    }
+
+    /// Bytes that a token adds to the cache of a model, as the rival would store it: dense elements as float16. Those
+    /// of evicted tokens are spread over all.
+    pub fn bytes_per_token(&self, interface: &Interface) -> f64 {
+        let dense = |width: usize| 2.0 * width as f64;
+        let quantised = |bits: u32, width: usize| {
+            let scales = width.div_ceil(group(bits, width)) * 4;
+            (width * bits as usize) as f64 / 8.0 + scales as f64
+        };
+        let layer = |width: usize| match self.method {
+            Method::ThinK { ratio } => dense(width - dropped(ratio, width)) + dense(width),
+            Method::SnapKv { ratio } => 2.0 * dense(width) * (1.0 - ratio),
+            Method::PerToken { bits } | Method::Hadamard { bits } | Method::Oscar { bits } => {
+                2.0 * quantised(bits, width)
+            }
+            Method::OnnxRuntime { bits } => 2.0 * (width * bits as usize) as f64 / 8.0,
+        };
+        interface.layers.iter().map(|l| l.kv_heads as f64 * layer(l.head_dim)).sum()
+    }
+
+    /// Bytes of the tokens that stay as they are, which do not grow.
+    pub fn dense_bytes(&self, interface: &Interface) -> usize {
+        if !self.is_simulated() {
+            return 0;
+        }
+        let rows: usize = interface.layers.iter().map(|l| l.kv_heads * l.head_dim * 2 * 2).sum();
+        rows * (self.recent + SINKS)
+    }
+}
+
+/// Of `count` things, how many a share is.
+pub fn dropped(ratio: f64, count: usize) -> usize {
+    (ratio * count as f64).floor() as usize
+}
+
+impl FromStr for Rival {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, recent) = match text.split_once('+') {
+            Some((name, recent)) => (name, recent.parse().ok()),
+            None => (text, Some(RECENT)),
+        };
+        let ratio = |rest: &str| rest.parse::<f64>().ok().filter(|ratio| (0.0..1.0).contains(ratio));
+        let bits = |rest: &str, allowed: &[u32]| rest.parse::<u32>().ok().filter(|bits| allowed.contains(bits));
+        let method = || {
+            if let Some(rest) = name.strip_prefix("think") {
+                return Some(Method::ThinK { ratio: ratio(rest)? });
+            }
+            if let Some(rest) = name.strip_prefix("snapkv") {
+                return Some(Method::SnapKv { ratio: ratio(rest)? });
+            }
+            if let Some(rest) = name.strip_prefix("hadamard") {
+                return Some(Method::Hadamard { bits: bits(rest, &[2, 3, 4, 8])? });
+            }
+            if let Some(rest) = name.strip_prefix("oscar") {
+                return Some(Method::Oscar { bits: bits(rest, &[2, 3, 4, 8])? });
+            }
+            if let Some(rest) = name.strip_prefix("ort-int") {
+                return Some(Method::OnnxRuntime { bits: bits(rest, &[4, 8])? });
+            }
+            Some(Method::PerToken { bits: bits(name.strip_prefix("int")?, &[2, 3, 4, 8])? })
+        };
+        match (method(), recent) {
+            (Some(method), Some(recent)) => Ok(Self { method, recent }),
+            _ => Err(format!(
+                "'{text}' is no rival: int8, int4, hadamard4, hadamard3, oscar2, think0.5, snapkv0.5, ort-int8 and \
+                 ort-int4 are, with other bits and shares, and +N for N recent tokens as they are ({RECENT} without)"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Rival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.method {
+            Method::ThinK { ratio } => write!(f, "think{ratio}")?,
+            Method::SnapKv { ratio } => write!(f, "snapkv{ratio}")?,
+            Method::PerToken { bits } => write!(f, "int{bits}")?,
+            Method::Hadamard { bits } => write!(f, "hadamard{bits}")?,
+            Method::Oscar { bits } => write!(f, "oscar{bits}")?,
+            // It keeps no token as it is.
+            Method::OnnxRuntime { bits } => return write!(f, "ort-int{bits}"),
+        }
+        write!(f, "+{}", self.recent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for name in ["think0.5+64", "snapkv0.75+32", "int8+0", "hadamard3+16", "oscar2+64", "ort-int4"] {
+            assert_eq!(name.parse::<Rival>().unwrap().to_string(), name);
+        }
+        assert_eq!("int4".parse::<Rival>().unwrap().recent, RECENT);
+        for name in ["", "int", "int5", "think", "think1", "snapkv-1", "ort-int2", "int8+", "kivi"] {
+            assert!(name.parse::<Rival>().is_err(), "{name}");
+        }
+        assert!(Rival::all().len() > 8);
+    }
+}

@@ -1,0 +1,106 @@
+//! A rival on the original model: between its calls the rows of the cache become what the rival keeps of them.
+
+use std::time::Instant;
+
+use super::SINKS;
+use super::evict::evict;
+use super::name::{Method, Rival};
+use super::probe::Prompt;
+use super::transform::Transform;
+use crate::eval::{Passage, Seen, Timing};
+use crate::runtime::{Error, Model, Sequence};
+
+/// Decodes what follows a prompt that `model` has read, as [`crate::eval::Feeding::feed`] does, with the rival's
+/// cache.
+///
+/// # Errors
+/// As [`Model::run`], or `seen`'s; the model's rotation is not known and the rival needs it.
+pub fn simulate<E: From<Error>>(
+    rival: &Rival,
+    model: &mut Model,
+    prompt: &Prompt,
+    passage: &Passage,
+    seen: &mut Seen<'_, E>,
+) -> Result<Timing, E> {
+    let mut cache = Cache::new(rival, model, prompt)?;
+    let mut timing = Timing { prompt_tokens: 0, ..Timing::default() };
+    for pair in passage.next.windows(2) {
+        cache.degrade()?;
+        let start = Instant::now();
+        let logits = model.run(&mut cache.sequence, &pair[..1])?;
+        timing.decode_seconds += start.elapsed().as_secs_f64();
+        timing.decoded_tokens += 1;
+        seen(&logits, pair[1])?;
+    }
+    Ok(timing)
+}
+
+/// A cache of which a rival keeps less.
+struct Cache {
+    sequence: Sequence,
+    /// Of each tensor of the cache and each KV head.
+    transforms: Vec<Vec<Transform>>,
+    width: usize,
+    /// Rows from the sinks up to here are already what the rival keeps.
+    done: usize,
+    recent: usize,
+}
+
+impl Cache {
+    fn new(rival: &Rival, model: &Model, prompt: &Prompt) -> Result<Self, Error> {
+        let layers = &model.interface().layers;
+        let width = layers[0].head_dim;
+        let kv_heads: Vec<usize> = layers.iter().map(|layer| layer.kv_heads).collect();
+        let sequence = match (rival.method, &prompt.rotary) {
+            (Method::SnapKv { ratio }, Some(rotary)) => {
+                evict(&prompt.sequence, &prompt.statistics, rotary, ratio, &kv_heads, width)?
+            }
+            (Method::SnapKv { .. }, None) => {
+                let problem = "keys are rotated before they reach attention, so that snapkv cannot be simulated".into();
+                return Err(Error::Unsupported { path: "the original".into(), problem });
+            }
+            _ => copy(&prompt.sequence, &kv_heads)?,
+        };
+        let mut transforms = Vec::new();
+        for (layer, statistics) in prompt.statistics.iter().enumerate() {
+            for values in [false, true] {
+                let of_head =
+                    |head| Transform::new(rival.method, &prompt.sequence, layer, values, head, statistics, width);
+                transforms.push((0..kv_heads[layer]).map(of_head).collect::<Result<_, _>>()?);
+            }
+        }
+        Ok(Self { sequence, transforms, width, done: SINKS, recent: rival.recent })
+    }
+
+    /// Of the rows that are no longer recent, keeps what the rival does.
+    fn degrade(&mut self) -> Result<(), Error> {
+        let end = self.sequence.len().saturating_sub(self.recent);
+        if end <= self.done {
+            return Ok(());
+        }
+        for (tensor, heads) in self.transforms.iter().enumerate() {
+            for (head, transform) in heads.iter().enumerate() {
+                if matches!(transform, Transform::Keep) {
+                    continue;
+                }
+                let mut rows = self.sequence.read_rows(tensor, head, self.done..end)?;
+                transform.apply(&mut rows, self.width);
+                self.sequence.write_rows(tensor, head, self.done, &rows)?;
+            }
+        }
+        self.done = end;
+        Ok(())
+    }
+}
+
+/// The same cache in memory of its own.
+fn copy(sequence: &Sequence, kv_heads: &[usize]) -> Result<Sequence, Error> {
+    let mut other = sequence.blank(sequence.len())?;
+    for (layer, &heads) in kv_heads.iter().enumerate() {
+        for (tensor, head) in [2 * layer, 2 * layer + 1].into_iter().flat_map(|t| (0..heads).map(move |h| (t, h))) {
+            let rows = sequence.read_rows(tensor, head, 0..sequence.len())?;
+            other.write_rows(tensor, head, 0, &rows)?;
+        }
+    }
+    Ok(other)
+}

@@ -1,0 +1,95 @@
+//! What rivals need to know of a prompt.
+
+use super::OBSERVED;
+use crate::rewrite::Layer;
+use crate::runtime::{Error, Sequence};
+
+/// What a layer's queries say of a prompt.
+#[derive(Clone, Debug)]
+pub struct PromptStatistics {
+    /// Query heads that share a KV head.
+    pub heads_per_kv_head: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// The prompt's last queries after rotation, `[Hq, W, D]`.
+    pub queries: Vec<f32>,
+    /// W
+    pub window: usize,
+    /// Sum of q q^T over the prompt's queries, `[Hk][D * D]`.
+    pub covariance: Vec<Vec<f64>>,
+}
+
+/// Every so many queries go into the covariance.
+const STRIDE: usize = 4;
+
+impl PromptStatistics {
+    /// Of the queries `[Hq, L, D]` of a layer, after rotation.
+    pub fn new(layer: &Layer, queries: &[f32]) -> Self {
+        let (heads, width) = (layer.query_heads, layer.head_dim);
+        let tokens = queries.len() / (heads * width);
+        let window = OBSERVED.min(tokens);
+        let of_head = |head: usize| &queries[head * tokens * width..(head + 1) * tokens * width];
+        let last = (0..heads).flat_map(|head| of_head(head)[(tokens - window) * width..].iter().copied()).collect();
+        let group = heads / layer.kv_heads;
+        let covariance = (0..layer.kv_heads)
+            .map(|kv_head| {
+                let mut sum = vec![0.0; width * width];
+                for head in kv_head * group..(kv_head + 1) * group {
+                    of_head(head).chunks(width).step_by(STRIDE).for_each(|query| add_square(&mut sum, query));
+                }
+                sum
+            })
+            .collect();
+        let scale = if layer.scale == 0.0 { (width as f32).sqrt().recip() } else { layer.scale };
+        Self { heads_per_kv_head: group, scale, queries: last, window, covariance }
+    }
+
+    /// Attention of the last queries of the heads of `kv_head` over `keys`, `[L, D]`: rows of L weights, query by
+    /// query, each up to its own token.
+    pub fn weights(&self, kv_head: usize, keys: &[f32], width: usize) -> Vec<Vec<f32>> {
+        let tokens = keys.len() / width;
+        let heads = kv_head * self.heads_per_kv_head..(kv_head + 1) * self.heads_per_kv_head;
+        let mut rows = Vec::new();
+        for head in heads {
+            let queries = &self.queries[head * self.window * width..(head + 1) * self.window * width];
+            for (w, query) in queries.chunks(width).enumerate() {
+                let visible = tokens - self.window + w + 1;
+                let score = |key: &[f32]| query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() * self.scale;
+                let mut row: Vec<f32> = keys.chunks(width).take(visible).map(score).collect();
+                softmax(&mut row);
+                row.resize(tokens, 0.0);
+                rows.push(row);
+            }
+        }
+        rows
+    }
+
+    /// Sum of squares of the last queries of the heads of `kv_head`, channel by channel.
+    pub fn energy(&self, kv_head: usize, width: usize) -> Vec<f32> {
+        let group = self.heads_per_kv_head * self.window * width;
+        let mut energy = vec![0.0; width];
+        for query in self.queries[kv_head * group..(kv_head + 1) * group].chunks(width) {
+            energy.iter_mut().zip(query).for_each(|(e, q)| *e += q * q);
+        }
+        energy
+    }
+}
+
+/// Adds x x^T.
+pub fn add_square(sum: &mut [f64], x: &[f32]) {
+    for (row, &a) in sum.chunks_mut(x.len()).zip(x) {
+        row.iter_mut().zip(x).for_each(|(sum, &b)| *sum += f64::from(a) * f64::from(b));
+    }
+}
+
+fn softmax(row: &mut [f32]) {
+    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|x| *x = (*x - most).exp());
+    let sum: f32 = row.iter().sum();
+    row.iter_mut().for_each(|x| *x /= sum);
+}
+
+/// Rows of a tensor and KV head that a sequence holds.
+pub fn held(sequence: &Sequence, tensor: usize, head: usize) -> Result<Vec<f32>, Error> {
+    sequence.read_rows(tensor, head, 0..sequence.len())
+}

@@ -1,0 +1,130 @@
+"""`spark-ort eval` measures what a compressed cache costs, beside rivals."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .command import ROOT, binary_path, environment, rewrite, spark_ort
+from .exports.build import BUNDLED
+
+TEXT = ROOT / "src/rewrite/calibration.txt"
+# A real model, which is not part of the project.
+REAL = ROOT.parent / "shared/models/smollm2-135m-int4"
+NOVEL = ROOT.parent / "shared/text/persuasion.txt"
+SMALL = ("--contexts", 256, "--decode", 32, "--passages", 2, "--threads", 1, "--calibration-tokens", 512)
+
+
+def measure(*arguments, text=TEXT, **options):
+    """The report of a measurement."""
+    return json.loads(spark_ort("eval", *arguments, "--text", text, "--json", "-", **options).stdout)
+
+
+def by_name(report):
+    return {row["name"]: row for row in report["rows"]}
+
+
+@pytest.fixture(scope="module")
+def report(exports):
+    """Everything, on a small model of float32."""
+    settings = "0/16/16,0.5/8/8,0.8/4/4,0.8/4/4+64"
+    return measure(exports["genai-cpu-fp32"], "--settings", settings, "--rivals", "all", "--shared-buffer", *SMALL)
+
+
+def test_the_original_and_a_lossless_rewrite_agree(report):
+    rows = by_name(report)
+    assert rows["original"]["divergence"]["value"] == 0 and rows["original"]["agreement"]["value"] == 1
+    assert rows["0/16/16"]["divergence"]["value"] < 1e-4
+    assert all(row["tokens"] == 64 and row["shared_buffer"] for row in report["rows"])
+
+
+def test_error_follows_what_is_kept(report):
+    """Recent keys in the shared buffer help; fewer bits and fewer tokens do harm; intervals hold their value."""
+    error = {name: row["divergence"]["value"] for name, row in by_name(report).items()}
+    assert error["0.8/4/4+64"] < error["0.8/4/4"] / 2
+    assert error["0/16/16"] < error["0.5/8/8"] < error["0.8/4/4"]
+    assert error["int8+64"] < error["int4+64"]
+    assert error["hadamard4+64"] < error["hadamard3+64"]
+    assert error["oscar4+64"] < error["oscar2+64"]
+    assert error["ort-int8"] < error["ort-int4"]
+    for row in report["rows"]:
+        for figure in ("divergence", "divergence_p99", "agreement", "loss", "loss_increase"):
+            assert row[figure]["low"] <= row[figure]["value"] <= row[figure]["high"], (row["name"], figure)
+
+
+def test_rivals_are_all_there_and_cost_what_they_store(report):
+    rows = by_name(report)
+    assert report["absent"] == []
+    # 4 layers of 2 heads of 64 channels, of key and value: 16 rows a token.
+    expected = {"int8+64": 16 * 68, "int4+64": 16 * 40, "hadamard3+64": 16 * 32, "oscar2+64": 16 * 24,
+                "think0.5+64": 8 * (64 + 128), "snapkv0.5+64": 8 * 128, "ort-int8": 16 * 64, "ort-int4": 16 * 32}
+    assert {name: rows[name]["bytes_per_token"] for name in expected} == expected
+    assert rows["int8+64"]["kind"] == "dense simulation" and rows["ort-int8"]["kind"] == "onnxruntime"
+
+
+def test_a_rewritten_model_is_the_setting_that_made_it(exports, tmp_path):
+    """A model on disk and a temporary one give the same figures, and a table names both."""
+    model = tmp_path / "model.onnx"
+    original = exports[BUNDLED]
+    rewrite(original / "model.onnx", model, "--uniform-rows", "--calibration-tokens", 512)
+    rows = measure(original, model, "--settings", "0.5/8/8", *SMALL)["rows"]
+    assert [row["kind"] for row in rows] == ["original", "rewritten", "rewritten"]
+    same = ("divergence", "agreement", "loss", "bytes_per_token", "ratio", "key_bits")
+    assert [rows[1][key] for key in same] == [rows[2][key] for key in same]
+    table = spark_ort("eval", original, model, "--text", TEXT, *SMALL).stdout
+    assert str(model) in table and "KL, nats" in table and "growing caches" in table
+
+
+def test_chunks_of_a_prompt(exports):
+    """A lossless cache does not mind chunks; one that loses something is then read before decoding begins."""
+    settings = ("--settings", "0/16/16,0.8/4/4+64", "--shared-buffer", "--chunk", 64)
+    rows = by_name(measure(exports["genai-cpu-fp32"], *settings, *SMALL))
+    assert rows["0/16/16"]["divergence"]["value"] < 1e-3 < rows["0.8/4/4+64"]["divergence"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--settings", "0.5/8"), "no RATIO/KEY_BITS/VALUE_BITS"),
+        (("--settings", "0.5/8/7"), "7 is not 16, 8 or 4"),
+        (("--rivals", "int5"), "is no rival"),
+        (("--contexts", "9999999"), "the model's context is"),
+        (("--contexts", "0"), "--contexts is 0"),
+        (("--shared-buffer", "--capacity", "10"), "has no room"),
+        (("--tokenizer", "nowhere.json"), "there is no nowhere.json"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(exports, arguments, message):
+    done = spark_ort("eval", exports[BUNDLED], "--text", TEXT, *arguments, check=False)
+    assert done.returncode != 0 and message in done.stderr
+
+
+def test_an_interrupt_keeps_what_there_is(exports, tmp_path):
+    arguments = ["eval", exports[BUNDLED], "--text", TEXT, "--settings", ",".join(["0.5/8/8"] * 500), *SMALL]
+    command = [str(argument) for argument in (binary_path(), *arguments, "--json", tmp_path / "report.json")]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("0.5/8/8: prompts"):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    table, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "original" in table and "interrupted" in table
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["interrupted"] and report["rows"][0]["tokens"] == 64
+
+
+@pytest.mark.skipif(not REAL.is_dir() and not os.environ.get("SPARK_EVAL_MODEL"), reason=f"there is no {REAL}")
+def test_recent_keys_help_a_real_model(figure):
+    """A short run: ratio 0.7 with 4 bits needs recent keys, and has them in the shared buffer of a GenAI folder."""
+    model = Path(os.environ.get("SPARK_EVAL_MODEL", REAL))
+    text = NOVEL if NOVEL.is_file() else TEXT
+    options = ("--contexts", 384, "--decode", 24, "--passages", 1, "--calibration-tokens", 512, "--shared-buffer")
+    rows = by_name(measure(model, "--settings", "0.7/4/4,0.7/4/4+64", *options, text=text, timeout=300))
+    without, recent = rows["0.7/4/4"]["divergence"]["value"], rows["0.7/4/4+64"]["divergence"]["value"]
+    figure(f"real model, 0.7/4/4: KL {without:.4f} nats without recent keys, {recent:.4f} with 64")
+    assert recent < without / 2 and recent < 0.05

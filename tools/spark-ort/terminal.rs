@@ -1,0 +1,53 @@
+//! What the program says: an output that is closed or full is no panic, and names from files move no cursor.
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use anyhow::{Context, Result};
+
+/// Writes `text` for people to stdout.
+///
+/// # Errors
+/// Stdout is closed or full.
+pub fn show(text: &str) -> Result<()> {
+    pass_on(&plain(text))
+}
+
+/// Writes `text` for programs, such as JSON, to stdout as it is.
+///
+/// # Errors
+/// Stdout is closed or full.
+pub fn pass_on(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
+}
+
+/// Writes `text` to stderr, where it can be written: there is nobody to tell if it cannot.
+pub fn note(text: &str) {
+    std::io::stderr().lock().write_all(plain(text).as_bytes()).ok();
+}
+
+/// `text` with all characters spelt out that a terminal obeys instead of showing them, but ends of lines.
+pub fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Those that change the direction of writing are no control characters.
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        match c {
+            '\n' => plain.push(c),
+            c if c.is_control() || turns => write!(plain, "\\u{{{:x}}}", u32::from(c)).expect("a string takes all"),
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_terminals_obey_is_spelt_out() {
+        assert_eq!(plain("é\n\u{1b}[2J\r\u{202e}"), "é\n\\u{1b}[2J\\u{d}\\u{202e}");
+    }
+}
