@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # tools/plugin.sh [PYTEST OPTION...]: the operators on the library's own execution provider, SparkExecutionProvider, in genuine
 # ONNX Runtime, on stand-ins for GPU drivers that execute the kernels by emulation. No GPU is needed, and none is used: the CUDA
-# driver always, HIP where the library carries kernels for gfx90a. With options: pytest with them on the CUDA driver's.
+# driver's stand-in; `tools/plugin.sh hip` takes HIP's, with a library that carries kernels for gfx90a. With other options: pytest
+# with them on the CUDA driver's.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -31,6 +32,15 @@ export XDG_CACHE_HOME=$caches
 
 on_cuda() { LD_LIBRARY_PATH=$cuda${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "$@"; }
 
+if [[ ${1:-} == hip ]]; then
+    grep -q 'amdgcn-amd-amdhsa--gfx90a' "$SPARK_ORT_LIBRARY" ||
+        skip "$SPARK_ORT_LIBRARY carries no kernels for gfx90a: it was built without hipcc"
+    simulated=$folder/plugin_hip
+    "$PYTHON" tests/gpu/rocm_sim/build.py none "$simulated"
+    export LD_LIBRARY_PATH=$simulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} SPARK_EMULATION=$simulated/libspark_emulation.so
+    .venv/bin/python -m pytest -q -rs tests/gpu/rocm/test_{plugin,decoding}.py tests/operators/test_golden.py
+    exit
+fi
 if (($# > 0)); then
     on_cuda .venv/bin/python -m pytest "$@"
     exit
@@ -47,12 +57,3 @@ for requirements in tests/gpu/plugin/ort-*.txt; do
     make_venv ".venv-plugin-$version" "$requirements" --no-deps
     on_cuda ".venv-plugin-$version/bin/python" -m pytest -q -rs tests/gpu/rocm/test_plugin.py
 done
-if ! grep -q 'amdgcn-amd-amdhsa--gfx90a' "$SPARK_ORT_LIBRARY"; then
-    printf 'not run: HIP, since %s carries no kernels for gfx90a\n' "$SPARK_ORT_LIBRARY"
-    exit
-fi
-say "HIP, newest ONNX Runtime"
-simulated=$folder/plugin_hip
-"$PYTHON" tests/gpu/rocm_sim/build.py none "$simulated"
-export LD_LIBRARY_PATH=$simulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} SPARK_EMULATION=$simulated/libspark_emulation.so
-.venv/bin/python -m pytest -q -rs tests/gpu/rocm/test_{plugin,decoding}.py tests/operators/test_golden.py
