@@ -9,18 +9,8 @@ use crate::common::Case;
 pub fn calls(data: &[u8]) {
     let mut bytes = Bytes(data);
     let case = Case::new(u64::from(bytes.byte()), 4, 4);
-    let (settings, g) = (&case.prune.common, &case.geometry);
-    let sizes = |n: [usize; 4]| Some(n.map(|d| d as i64).to_vec());
-    let mut shapes: Vec<Option<Vec<i64>>> = vec![None; Input::ALL.len()];
-    shapes[Input::Query.index()] = sizes([g.batch, g.query_heads, g.new, g.head_dim()]);
-    for input in [Input::Key, Input::Value] {
-        shapes[input.index()] = sizes([g.batch, g.kv_heads, g.new, g.head_dim()]);
-    }
-    shapes[Input::PastKey.index()] = sizes([g.batch, g.kv_heads, g.past, g.key.row_bytes() / 4]);
-    shapes[Input::PastValue.index()] = sizes([g.batch, g.kv_heads, g.past, g.value.row_bytes() / 4]);
-    for input in [Input::CosCache, Input::SinCache] {
-        shapes[input.index()] = Some(vec![9, g.head_dim() as i64 / 2]);
-    }
+    let settings = &case.prune.common;
+    let mut shapes = case.shapes();
     for _ in 0..bytes.below(4) {
         let dims = shapes[bytes.below(Input::ALL.len())].get_or_insert_default();
         match (bytes.below(3), dims.len()) {

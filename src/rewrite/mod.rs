@@ -64,12 +64,14 @@ pub fn rewrite(
     progress: &mut dyn Progress,
 ) -> Result<Report, RewriteError> {
     check_options(input, output, options)?;
+    // Once: an input that cannot be looked at is no file.
+    let is_folder = std::fs::metadata(input).map_err(FileError::io(input))?.is_dir();
     let stage = match options.dry_run {
         true => None,
         false => Some(Stage::new(input, output, options.force)?),
     };
-    let folder = input.is_dir().then(|| GenAiFolder::open(input)).transpose()?;
-    let path = model_file(input)?;
+    let folder = is_folder.then(|| GenAiFolder::open(input)).transpose()?;
+    let path = folder.as_ref().map_or_else(|| input.to_path_buf(), |folder| input.join(&folder.model));
     let mut model = onnx::read(&path)?;
     let data = onnx::data_files(&model, &path)?;
     check_report(&path, output, &data, options)?;

@@ -3,8 +3,8 @@
 Graph inputs and outputs have no declared shape unless asked, so that a wrong shape reaches the operator. Inputs are
 graph inputs of the operator's own names, or initializers.
 
-SPARK_TEST_PROVIDER=ROCMExecutionProvider in the environment runs the operators there instead of on the CPU; tests/gpu
-does, on stand-in ROCm libraries.
+SPARK_TEST_PROVIDER=ROCMExecutionProvider or SparkExecutionProvider in the environment runs the operators there instead of
+on the CPU; tests/gpu does, on stand-ins for GPU drivers.
 """
 
 import os
@@ -26,6 +26,8 @@ PRUNE_OUTPUTS = ("present_key", "present_value", "present_key_recent", "observed
 PROVIDER = os.environ.get("SPARK_TEST_PROVIDER", "CPUExecutionProvider")
 # What Python calls the provider's memory; ONNX Runtime's ROCm package calls it cuda.
 DEVICE = "cpu" if PROVIDER == "CPUExecutionProvider" else "cuda"
+if PROVIDER == "SparkExecutionProvider":
+    from . import plugin  # noqa: F401  registers the provider
 _TENSOR_TYPE = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "u8": TensorProto.UINT8}
 
 

@@ -112,18 +112,8 @@ fn shapes_are_refused_or_fit() {
     for seed in 0..rounds(20000) {
         let r = &mut Random(seed);
         let case = Case::new(seed % 64, 4, 4);
-        let (settings, g) = (&case.prune.common, &case.geometry);
-        let sizes = |n: [usize; 4]| Some(n.map(|d| d as i64).to_vec());
-        let mut shapes: Vec<Option<Vec<i64>>> = vec![None; Input::ALL.len()];
-        shapes[Input::Query.index()] = sizes([g.batch, g.query_heads, g.new, g.head_dim()]);
-        for input in [Input::Key, Input::Value] {
-            shapes[input.index()] = sizes([g.batch, g.kv_heads, g.new, g.head_dim()]);
-        }
-        shapes[Input::PastKey.index()] = sizes([g.batch, g.kv_heads, g.past, g.key.row_bytes() / 4]);
-        shapes[Input::PastValue.index()] = sizes([g.batch, g.kv_heads, g.past, g.value.row_bytes() / 4]);
-        for input in [Input::CosCache, Input::SinCache] {
-            shapes[input.index()] = Some(vec![9, g.head_dim() as i64 / 2]);
-        }
+        let settings = &case.prune.common;
+        let mut shapes = case.shapes();
         // Zero to two wrong dimensions.
         for _ in 0..r.below(3) {
             let shape = &mut shapes[r.below(Input::ALL.len())];

@@ -62,6 +62,17 @@ def shell(code, folder):
     run(["bash", "-euc", "\n".join(lines)], folder)
 
 
+def known(code, folder):
+    """That the command line has what a block asks of it, whose model is not at hand."""
+    commands = code.replace("\\\n", " ").splitlines()
+    shell("\n".join(line for line in commands if line.startswith("make ")), folder)
+    for _, command, *options in (line.split() for line in commands if line.startswith("spark-ort ")):
+        run(["bash", "-euc", f"spark-ort {command} --help > help"], folder)
+        help = (folder / "help").read_text()
+        missing = [option for option in options if option.startswith("--") and option not in help]
+        assert not missing, f"spark-ort {command} has no {missing}"
+
+
 def within(part, whole):
     """Whether JSON is there, perhaps among more."""
     if isinstance(part, dict):
@@ -77,6 +88,8 @@ def test_blocks(page, workplace):
                     run([sys.executable, "-c", code], workplace)
             case ["sh"]:
                 shell(code, workplace)
+            case ["sh", "other-model"]:
+                known(code, workplace)
             case ["json"]:
                 found = json.loads((workplace / "llama-spark/genai_config.json").read_text())
                 assert within(json.loads(code), found)

@@ -161,7 +161,12 @@ def test_signals(exports, tmp_path, number):
     """SIGTERM and SIGHUP clean up as Ctrl-C does."""
     arguments = ("rewrite", exports["dynamo23-fp32"] / "model.onnx", tmp_path / "out.onnx", "--calibrate", "random", "--calibration-tokens", 10**7)
     command = [str(word) for word in (binary_path(), *arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+
+    def heed():
+        """These tests may run under nohup, whose children ignore SIGHUP."""
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(), preexec_fn=heed) as process:
         try:
             assert "calibrating" in process.stderr.readline()
             process.send_signal(number)

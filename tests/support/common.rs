@@ -3,7 +3,7 @@
 #![allow(dead_code)]
 
 use ndarray::{Array2, Array4, ArrayView4};
-use spark_ort::call::{AttentionSettings, Geometry, Lengths, PruneSettings, QueryLayout, Rotary, Settings};
+use spark_ort::call::{AttentionSettings, Geometry, Input, Lengths, PruneSettings, QueryLayout, Rotary, Settings};
 use spark_ort::cpu::{Attention, InstructionSet, Prune, Rotation, Tokens};
 use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
 use spark_ort::method::{Recovery, channel_scale};
@@ -97,6 +97,23 @@ fn settings(r: &mut Random, format: RowFormat, wanted: Option<(usize, Bits, Bits
 }
 
 impl Case {
+    /// Shapes of the inputs, by their numbers: float32 by heads, a cache in float32, no lengths and no recent keys.
+    pub fn shapes(&self) -> Vec<Option<Vec<i64>>> {
+        let g = &self.geometry;
+        let sizes = |n: [usize; 4]| Some(n.map(|d| d as i64).to_vec());
+        let mut shapes: Vec<Option<Vec<i64>>> = vec![None; Input::ALL.len()];
+        shapes[Input::Query.index()] = sizes([g.batch, g.query_heads, g.new, g.head_dim()]);
+        for input in [Input::Key, Input::Value] {
+            shapes[input.index()] = sizes([g.batch, g.kv_heads, g.new, g.head_dim()]);
+        }
+        shapes[Input::PastKey.index()] = sizes([g.batch, g.kv_heads, g.past, g.key.row_bytes() / 4]);
+        shapes[Input::PastValue.index()] = sizes([g.batch, g.kv_heads, g.past, g.value.row_bytes() / 4]);
+        for input in [Input::CosCache, Input::SinCache] {
+            shapes[input.index()] = Some(vec![9, g.head_dim() as i64 / 2]);
+        }
+        shapes
+    }
+
     /// A random call with up to `most_past` past and `most_new` new tokens; the cache holds random bytes.
     pub fn new(seed: u64, most_past: usize, most_new: usize) -> Self {
         Self::with(seed, most_past, most_new, None)

@@ -91,6 +91,8 @@ struct DecodedKey<'a> {
 }
 
 impl<V: Vector> Sink<V> for DecodedKey<'_> {
+    /// # Safety
+    /// The head has a block `n`.
     #[inline(always)]
     unsafe fn take(&mut self, v: V, n: usize, x: V::Lanes) {
         v.store(if self.in_units { v.mul(x, v.load(&self.scale[n])) } else { x }, &mut self.key[n])

@@ -79,7 +79,8 @@ impl Place {
             let data = place.input.join("model.onnx.data");
             let bytes = fs::read(&data).unwrap();
             fs::write(&data, bytes.iter().map(|b| b ^ 1).collect::<Vec<_>>()).unwrap();
-            assert!(place.command(case).output().unwrap().status.success());
+            let done = place.command(case).output().unwrap();
+            assert!(done.status.success(), "{}: {}", done.status, String::from_utf8_lossy(&done.stderr));
             fs::write(&data, bytes).unwrap();
         }
         place

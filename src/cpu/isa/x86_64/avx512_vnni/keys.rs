@@ -50,9 +50,7 @@ impl Default for KeyScratch {
 
 impl<'a, const H: usize> I16Keys<'a, H> {
     /// For `queries`, in units of c, block by block. `None` if others are to read these rows, or these queries.
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     pub(super) fn new(
         v: Avx512,
         rows: KeyRows<'a>,
@@ -99,9 +97,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
 
     /// Products of the queries with the `count` first of `rows`, or false if a row has numbers that only others can
     /// read.
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     pub(super) fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> bool {
         let stride = self.rows.layout.row_bytes();
         // Sixteen at a time as far as vectors reach only what is there.
@@ -131,9 +127,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
     /// sixteen, or one has too many channels marked. The products become those of the `group`th sixteen.
     #[cold]
     #[inline(never)]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     fn copied(&mut self, rows: &[u8], count: usize, group: usize, products: &mut ByKey<H>) -> bool {
         let used = self.used();
         let mut copy = [0; ROWS * MOST_BYTES + BEYOND];
@@ -151,9 +145,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
 
     /// Products with the first of `rows`, `stride` bytes apart, `groups` times sixteen of them.
     #[inline]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     fn multiply(
         &mut self,
         (rows, stride): (&[u8], usize),
@@ -220,9 +212,7 @@ impl Multiplied<'_> {
     /// # Safety
     /// There are these rows, with 16 bytes from the scalars of each on.
     #[inline]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     unsafe fn set<const CODES: u8>(&self, group: usize, scalars: &mut Scalars) -> bool {
         // SAFETY: by this function's contract.
         let [recovery_least, step, ..] = unsafe {
@@ -237,9 +227,7 @@ impl Multiplied<'_> {
 /// # Safety
 /// As [`multiply_keys_i16`] asks for.
 #[inline]
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-)]
+#[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
 unsafe fn multiply_keys<const CODES: u8, const H: usize>(
     of: &Multiplied,
     scalars: &mut Scalars,
@@ -262,9 +250,7 @@ unsafe fn multiply_keys<const CODES: u8, const H: usize>(
 /// The count is a multiple of sixteen, though not 0, there are not more rows than a chunk has, and from the beginning
 /// of each on, its fields and [`BEYOND`] bytes can be read.
 #[inline(never)]
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-)]
+#[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
 unsafe fn multiply_keys_i16<const CODES: u8, const N: usize, const H: usize>(
     of: &Multiplied,
     scalars: &mut Scalars,

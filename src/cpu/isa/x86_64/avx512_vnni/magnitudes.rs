@@ -37,9 +37,7 @@ impl Scalars {
     /// Sets those of the `group`th sixteen rows from float16 scalars, a lane a row: recovery and least, one after the
     /// other, and step, whatever follows it. False if one is negative; then they are any numbers.
     #[inline]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     pub(super) fn set<const CODES: u8>(
         &mut self,
         group: usize,
@@ -127,9 +125,7 @@ impl<const CODES: u8, const N: usize> MagnitudeReader<CODES, N> {
     /// # Safety
     /// The fields of a row and [`CHANNELS`] bytes more can be read from `row` on.
     #[inline]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     pub(super) unsafe fn read(
         &self,
         row: *const u8,
