@@ -26,7 +26,7 @@ pub fn inline_functions(model: &mut ModelProto) {
     let known: HashMap<(&str, &str), &FunctionProto> =
         functions.iter().filter(fits).map(|f| ((f.domain(), f.name()), f)).collect();
     let graph = model.graph.mut_or_insert_default();
-    let mut bases: HashSet<String> = HashSet::new();
+    let mut names = Names::new(graph);
     for _ in 0..DEEPEST {
         if !graph.node.iter().any(|n| known.contains_key(&(n.domain(), n.op_type()))) || graph.node.len() > MOST_NODES {
             break;
@@ -35,13 +35,8 @@ pub fn inline_functions(model: &mut ModelProto) {
             match known.get(&(node.domain(), node.op_type())) {
                 Some(function) => {
                     let title = if node.name().is_empty() { node.op_type() } else { node.name() };
-                    let mut base = title.to_string();
-                    let mut number = 1;
-                    while !bases.insert(base.clone()) {
-                        number += 1;
-                        base = format!("{title}_{number}");
-                    }
-                    graph.node.extend(body(&node, function, &base));
+                    let base = names.unique(title);
+                    graph.node.extend(body(&node, function, &base, &mut names));
                 }
                 None => graph.node.push(node),
             }
@@ -63,8 +58,31 @@ pub fn inline_functions(model: &mut ModelProto) {
     }
 }
 
+/// Names that are given away.
+struct Names(HashSet<String>);
+
+impl Names {
+    /// Those of tensors and nodes in `graph`.
+    fn new(graph: &GraphProto) -> Self {
+        let nodes = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str).chain([n.name()]));
+        let given = graph.input.iter().map(|i| i.name()).chain(graph.initializer.iter().map(|i| i.name()));
+        Self(nodes.chain(given).map(str::to_string).collect())
+    }
+
+    /// A name that nothing has yet, `wanted` if possible.
+    fn unique(&mut self, wanted: &str) -> String {
+        let mut name = wanted.to_string();
+        let mut number = 1;
+        while !self.0.insert(name.clone()) {
+            number += 1;
+            name = format!("{wanted}_{number}");
+        }
+        name
+    }
+}
+
 /// The nodes of `function` as `call` calls it, named after `base`.
-fn body(call: &NodeProto, function: &FunctionProto, base: &str) -> Vec<NodeProto> {
+fn body(call: &NodeProto, function: &FunctionProto, base: &str, taken: &mut Names) -> Vec<NodeProto> {
     let mut names: HashMap<String, String> = HashMap::new();
     for (i, input) in function.input.iter().enumerate() {
         names.insert(input.clone(), call.input_at(i).unwrap_or_default().to_string());
@@ -78,7 +96,13 @@ fn body(call: &NodeProto, function: &FunctionProto, base: &str) -> Vec<NodeProto
     let given = |name: &str| call.attribute_named(name).or_else(|| defaults.clone().find(|a| a.name() == name));
     let mut nodes = function.node.clone();
     for node in &mut nodes {
-        rename(node, &mut |name| names.get(name).cloned().unwrap_or_else(|| format!("{base}/{name}")));
+        let own = if node.name().is_empty() { node.op_type() } else { node.name() };
+        let own = taken.unique(&format!("{base}/{own}"));
+        rename(node, &mut |name| {
+            let inside = || taken.unique(&format!("{base}/{name}"));
+            names.entry(name.to_string()).or_insert_with(inside).clone()
+        });
+        node.set_name(own);
         resolve(node, &given);
     }
     nodes

@@ -27,6 +27,7 @@ mod publish;
 mod recent;
 mod report;
 mod rows;
+mod sizes;
 mod source;
 mod trial;
 
@@ -50,7 +51,8 @@ use configure::{Version, configure};
 use folder::GenAiFolder;
 use publish::{PlacedData, Stage, contains, parent, same_file};
 use recent::Recent;
-use trial::{Trial, trial};
+use trial::trial;
+pub use trial::{NO_RUNTIME, TrialError, run_one_token};
 
 /// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
 /// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the model.
@@ -136,9 +138,9 @@ pub fn rewrite(
         None => stage.unused(Path::new(""), "trial.onnx"),
     };
     onnx::write(&model, &written)?;
-    if let Trial::NeitherRuns(problem) = trial(&written, &inspection, &path, options.threads)? {
-        warnings.push(format!("not tried: ONNX Runtime runs neither this model nor the original here: {problem}"));
-    }
+    let bytes = std::fs::metadata(&written).map_err(FileError::io(&written))?.len();
+    let bytes = data.iter().fold(bytes, |sum, file| sum.saturating_add(file.bytes));
+    warnings.extend(trial(options.trial.as_deref(), &written, &path, bytes, progress)?.warning());
     let left = match &folder {
         Some(_) => stage.publish_folder()?,
         None => {
@@ -157,9 +159,17 @@ pub fn rewrite(
     Ok(Report { warnings, host, model: inspection, output: Some(output.into()) })
 }
 
-/// Puts functions into the graph that calls them, and nodes that are not in order in order.
+/// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them.
 fn prepare(model: &mut ModelProto) -> Result<(), Refusal> {
-    onnx::inline_functions(model);
+    in_order(model)?;
+    if !model.functions.is_empty() && find_layers(model).is_err() {
+        onnx::inline_functions(model);
+        in_order(model)?;
+    }
+    Ok(())
+}
+
+fn in_order(model: &mut ModelProto) -> Result<(), Refusal> {
     let graph = model.graph.mut_or_insert_default();
     if Index::new(graph).is_ok() {
         return Ok(());

@@ -15,6 +15,7 @@ mod prompt;
 mod report;
 mod rewrite;
 mod terminal;
+mod trial;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,8 @@ enum Command {
     Eval(eval::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    #[command(hide = true)]
+    Trial(trial::Args),
 }
 
 impl Command {
@@ -51,6 +54,7 @@ impl Command {
             Command::Eval(args) => eval::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),
+            Command::Trial(args) => trial::run(args),
         }
     }
 }

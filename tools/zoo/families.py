@@ -65,7 +65,19 @@ FAMILIES = {
     "gpt-oss": ("GptOssConfig", dict(EXPERTS, sliding_window=8)),
     "DeepSeek 3": (
         "DeepseekV3Config",
-        dict(WIDE, q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=32, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=32),
+        dict(
+            WIDE,
+            q_lora_rank=32,
+            kv_lora_rank=32,
+            qk_rope_head_dim=16,
+            qk_nope_head_dim=16,
+            v_head_dim=32,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=1,
+            topk_group=1,
+            moe_intermediate_size=32,
+        ),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Graphs that are laid out otherwise: in functions, out of order, quantised, behind operators that nobody can evaluate."""
+"""Graphs laid out otherwise: in functions, out of order, quantised, behind operators that nobody can evaluate."""
 
 import numpy as np
 import onnx
@@ -46,9 +46,9 @@ def into_function(model, chosen, name="Part", domain="local", attributes=()):
     for node in inside:
         node.input[:] = [own.get(i, "") for i in node.input]
         node.output[:] = [own[o] for o in node.output]
-    function = helper.make_function(
-        domain, name, [own[i] for i in inputs], [own[o] for o in outputs], inside, list(model.opset_import), list(attributes)
-    )
+    given, made = [own[i] for i in inputs], [own[o] for o in outputs]
+    opsets = list(model.opset_import)
+    function = helper.make_function(domain, name, given, made, inside, opsets, list(attributes))
     at = next(i for i, n in enumerate(graph.node) if chosen(n))
     before = [n for n in graph.node[:at]]
     call = helper.make_node(name, inputs, outputs, name="call", domain=domain)
@@ -99,7 +99,8 @@ def test_function_of_another_opset(tmp_path):
     gather = next(n for n in model.graph.node if n.op_type == "Gather")
     made = gather.output[0]
     gather.output[0] = "before"
-    model.graph.node.insert(list(model.graph.node).index(gather) + 1, helper.make_node("Same", ["before"], [made], domain="local"))
+    place = list(model.graph.node).index(gather) + 1
+    model.graph.node.insert(place, helper.make_node("Same", ["before"], [made], domain="local"))
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("local", 1))
     assert [f.name for f in same(tmp_path, model).functions] == ["Same"]
@@ -182,11 +183,13 @@ def if_either(graph, hidden):
     def branch(name, factor):
         values = [helper.make_node("Constant", [], [f"{name}_by"], value=numpy_helper.from_array(np.float32(factor)))]
         nodes = [*values, helper.make_node("Mul", [hidden, f"{name}_by"], [f"{name}_out"])]
-        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)])
+        output = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)
+        return helper.make_graph(nodes, name, [], [output])
 
     key = ("long", hidden)
     long = graph.once(key, lambda: graph.add("Greater", graph.scalar(graph.total()), np.array(16)))
-    return graph.add("If", long, then_branch=branch(graph.name("then"), 1.5), else_branch=branch(graph.name("else"), 1.0))
+    branches = [branch(graph.name(name), factor) for name, factor in (("then", 1.5), ("else", 1.0))]
+    return graph.add("If", long, then_branch=branches[0], else_branch=branches[1])
 
 
 ABOVE = [gemm, einsum, top_k, convolution, bias_gelu, fused_matmul, if_either]
