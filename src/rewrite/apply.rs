@@ -6,6 +6,7 @@ use protobuf::MessageField;
 
 use super::bias::{attention_bias, empty_tensor};
 use super::build::{Attribute, Builder, FLOAT16, node, set_attribute};
+use super::cache::passes_on;
 use super::context::{rank, static_dim};
 use super::error::Refusal;
 use super::front::{Operands, front};
@@ -96,16 +97,16 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: 
     Ok(names)
 }
 
-/// Where an Identity that goes away names the output of the model, what it reads is read by that name.
+/// Where an Identity or Cast that goes away names the output of the model, what it reads is read by that name.
 fn read_presents(graph: &mut GraphProto, layers: &[Layer]) {
     let mut renamed = HashMap::new();
     for layer in layers {
-        let identities = layer.doomed.iter().map(|&n| &graph.node[n]).filter(|n| n.is_onnx("Identity"));
+        let identities = layer.doomed.iter().map(|&n| &graph.node[n]).filter(|n| passes_on(n));
         for node in identities.filter(|n| n.output.first().is_some_and(|o| layer.cache.present.contains(o))) {
             renamed.insert(node.input[0].clone(), node.output[0].clone());
         }
     }
-    for input in graph.node.iter_mut().filter(|n| !n.is_onnx("Identity")).flat_map(|n| &mut n.input) {
+    for input in graph.node.iter_mut().filter(|n| !passes_on(n)).flat_map(|n| &mut n.input) {
         if let Some(present) = renamed.get(input) {
             input.clone_from(present);
         }
@@ -202,10 +203,16 @@ fn result_info(layer: &Layer) -> ValueInfoProto {
 /// Caches of rows still have their batch, heads and tokens; nothing else may be read of them.
 fn only_lengths_are_read(graph: &GraphProto, layers: &[Layer]) -> Result<(), Refusal> {
     let index = Index::new(graph).map_err(|e| Refusal::new("the graph", "nodes in order", e.to_string()))?;
-    for tensor in layers.iter().flat_map(|l| l.cache.past.iter().chain(&l.cache.present)) {
+    let mut queue: Vec<&str> =
+        layers.iter().flat_map(|l| l.cache.past.iter().chain(&l.cache.present)).map(|t| &**t).collect();
+    while let Some(tensor) = queue.pop() {
         for &reader in index.readers(tensor) {
             let reader = &graph.node[reader];
             if reader.domain() == DOMAIN || reader.is_onnx("Shape") && reads_lengths(&index, reader) {
+                continue;
+            }
+            if let Some(same) = reader.output_at(0).filter(|same| passes_on(reader) && !index.is_output(same)) {
+                queue.push(same);
                 continue;
             }
             let expected = format!("only the attention, and lengths, to read '{tensor}'");

@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use ndarray::{ArrayD, IxDyn};
 
+pub use super::cache::CacheInput;
+use super::cache::{joins_tokens, origin, passes_on};
 use super::error::Refusal;
 use super::operator::{self, Operator};
 use super::sizes::{Length, MOST_PER_TOKEN, of_known_shape};
@@ -25,17 +27,6 @@ pub struct Causality {
 /// Added values from here on hide a key.
 pub const HIDDEN: f64 = -1e4;
 
-/// A graph input that is a cache.
-#[derive(Clone, Debug)]
-pub struct CacheInput {
-    /// Element type.
-    pub element: i32,
-    /// Hk, where declared.
-    pub kv_heads: Option<usize>,
-    /// D, where declared.
-    pub head_dim: Option<usize>,
-}
-
 /// `Concat` of a cache input and new rows.
 #[derive(Clone, Debug)]
 pub struct Appended {
@@ -47,7 +38,7 @@ pub struct Appended {
     pub new: String,
     /// The graph output.
     pub present: String,
-    /// The Identity that gives the graph output its name, where the Concat does not.
+    /// The Identity or Cast that gives the graph output its name, where the Concat does not.
     pub naming: Option<usize>,
 }
 
@@ -85,11 +76,8 @@ impl<'g> Context<'g> {
     /// A cache has more heads, or larger ones, than there can be.
     pub fn new(index: &'g Index<'g>, opset: i64, operators: &'static [Option<Operator>]) -> Result<Self, Refusal> {
         let mut caches = HashMap::new();
-        for input in
-            index.graph.input.iter().filter(|i| index.input(i.name()).is_some() && is_cache(index, i, operators))
-        {
-            let element = input.type_.tensor_type().elem_type();
-            let cache = CacheInput { element, kv_heads: static_dim(input, 1), head_dim: static_dim(input, 3) };
+        for input in index.graph.input.iter().filter(|i| index.input(i.name()).is_some()) {
+            let Some(cache) = CacheInput::of(index, input, operators) else { continue };
             let sizes = [cache.kv_heads, cache.head_dim].map(|size| size.unwrap_or(1));
             if !sizes[0].checked_mul(sizes[1]).is_some_and(|n| (1..=MOST_PER_TOKEN).contains(&n)) {
                 let found = format!("{} heads of size {}", sizes[0], sizes[1]);
@@ -118,21 +106,24 @@ impl<'g> Context<'g> {
 
     fn append(&self, n: usize, node: &NodeProto) -> Option<Appended> {
         let [past, new] = node.input.as_slice() else { return None };
+        let past = origin(self.index, past);
         if !joins_tokens(node) || !self.caches.contains_key(past) || self.caches.contains_key(new) {
             return None;
         }
-        let output = node.output.first()?;
-        // Exporters name the output itself, or let an Identity do it.
-        let names = |n: &usize| {
-            let node = &self.index.graph.node[*n];
-            node.is_onnx("Identity") && node.output_at(0).is_some_and(|o| self.index.is_output(o))
-        };
-        let naming = match self.index.is_output(output) {
-            true => None,
-            false => Some(self.index.readers(output).iter().copied().find(names)?),
-        };
-        let present = naming.map_or(output, |n| &self.index.graph.node[n].output[0]).clone();
-        Some(Appended { node: n, past: past.clone(), new: new.clone(), present, naming })
+        let (present, naming) = self.as_output(node.output.first()?)?;
+        Some(Appended { node: n, past: past.into(), new: new.clone(), present, naming })
+    }
+
+    /// The graph output that `tensor` is, and the Identity or Cast that gives it that name where it has another.
+    pub fn as_output(&self, tensor: &str) -> Option<(String, Option<usize>)> {
+        if self.index.is_output(tensor) {
+            return Some((tensor.into(), None));
+        }
+        self.index.readers(tensor).iter().find_map(|&n| {
+            let node = &self.index.graph.node[n];
+            let output = node.output_at(0).filter(|output| passes_on(node) && self.index.is_output(output))?;
+            Some((output.into(), Some(n)))
+        })
     }
 
     /// The evaluator for calls of `sizes`, with an attention mask of ones, or with one that may be anything. Appended
@@ -218,21 +209,28 @@ impl<'g> Context<'g> {
         values[0].filter(|_| values[0] == values[1])
     }
 
-    /// The cache input `name`, which `title` reads as `role`.
+    /// The cache input `name`, which `title` reads as `role`, with its name.
     ///
     /// # Errors
     /// It is none.
-    pub fn cache(&self, title: &str, role: &str, name: Option<&str>) -> Result<&CacheInput, Refusal> {
+    pub fn cache(&self, title: &str, role: &str, name: Option<&'g str>) -> Result<(&CacheInput, String), Refusal> {
         let expected = || format!("a cache input of the model as {role}");
         let name =
             name.ok_or_else(|| Refusal::new(title, expected(), "no such input: it reads no past keys and values"))?;
-        self.caches.get(name).ok_or_else(|| {
-            let found = match self.index.maker(name) {
-                Some(node) => format!("'{name}', made by {}", node.title()),
-                None => format!("'{name}', which is none"),
+        let name = origin(self.index, name);
+        let cache = self.caches.get(name).ok_or_else(|| {
+            let found = match (self.index.maker(name), self.index.input(name)) {
+                (Some(node), _) => format!("'{name}', made by {}", node.title()),
+                (None, Some(input)) => match rank(input) {
+                    None => format!("'{name}', which declares no shape; declare [batch, heads, tokens, head size]"),
+                    Some(4) => format!("'{name}' of element type {}", input.type_.tensor_type().elem_type()),
+                    Some(rank) => format!("'{name}' of {rank} dimensions, not [batch, heads, tokens, head size]"),
+                },
+                (None, None) => format!("'{name}', which is none"),
             };
             Refusal::new(title, expected(), found)
-        })
+        })?;
+        Ok((cache, name.into()))
     }
 
     /// The caches that the elements of `tensor` come from by way of nodes that only move or scale them.
@@ -269,25 +267,6 @@ impl<'g> Context<'g> {
     }
 }
 
-/// Whether a graph input of this name is a cache, as exporters name them.
-pub fn is_cache_name(name: &str) -> bool {
-    name.contains("past") || name.contains("cache")
-}
-
-/// Whether `input` is a cache: by its name, or by what reads it, as there are masks of four dimensions too.
-fn is_cache(index: &Index<'_>, input: &ValueInfoProto, operators: &[Option<Operator>]) -> bool {
-    let name = input.name();
-    let as_past = |&n: &usize| {
-        let node = &index.graph.node[n];
-        match operators.iter().flatten().find(|o| o.is(node)) {
-            Some(operator) => operator.past.iter().any(|&i| node.input_at(i) == Some(name)),
-            None => joins_tokens(node) && node.input_at(0) == Some(name),
-        }
-    };
-    let floating = matches!(input.type_.tensor_type().elem_type(), 1 | 10 | 11 | 16);
-    floating && rank(input) == Some(4) && (is_cache_name(name) || index.readers(name).iter().any(as_past))
-}
-
 /// The names that inputs and outputs of known meaning give their dimensions, unless one name stands for several.
 fn named_dimensions<'g>(index: &Index<'g>, caches: &HashMap<String, CacheInput>) -> HashMap<&'g str, Length> {
     use Length::{Batch, New, Past, Total};
@@ -307,11 +286,6 @@ fn named_dimensions<'g>(index: &Index<'g>, caches: &HashMap<String, CacheInput>)
         }
     }
     named.into_iter().filter(|(name, _)| !name.is_empty()).filter_map(|(name, l)| Some((name, l?))).collect()
-}
-
-/// Whether `node` puts tensors `[B,H,tokens,D]` one behind the other.
-fn joins_tokens(node: &NodeProto) -> bool {
-    node.is_onnx("Concat") && matches!(node.int("axis"), Some(2 | -2))
 }
 
 /// The value of a graph input in a call of `sizes`, where that is known.

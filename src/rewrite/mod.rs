@@ -8,10 +8,12 @@
 mod apply;
 mod bias;
 mod build;
+mod cache;
 mod calibrate;
 mod causality;
 mod configure;
 mod context;
+mod diagnosis;
 mod error;
 mod find;
 mod folder;

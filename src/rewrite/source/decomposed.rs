@@ -52,7 +52,8 @@ impl Spell for Spelling {
         over_keys(context, softmax)?;
         let scores = scores(context, softmax)?;
         let qk = &index.graph.node[scores.product];
-        let Some(key) = follow(context, &qk.title(), "key", &qk.input[1], Layout::Transposed)? else {
+        let layout = if qk.int("transB") == Some(1) { Layout::HeadsFirst } else { Layout::Transposed };
+        let Some(key) = follow(context, &qk.title(), "key", &qk.input[1], layout)? else {
             return Err(Refusal::new(qk.title(), "the key from a cache, as the value is", "another second factor"));
         };
         let [key, value] = alike(&title, key, value)?;
@@ -118,6 +119,19 @@ impl Spell for Spelling {
     }
 }
 
+/// Whether `node` multiplies two tensors of heads: as ONNX's MatMul, or as the one that ONNX Runtime's optimiser writes,
+/// whose second factor may be transposed.
+fn is_product(node: &NodeProto) -> bool {
+    let fused = node.is("com.microsoft", "FusedMatMul")
+        && ["transA", "transBatchA", "transBatchB"].iter().all(|name| node.int(name).unwrap_or(0) == 0);
+    (fused || node.is_onnx("MatMul")) && node.input.len() == 2
+}
+
+/// Whether it does more than multiply them.
+fn has_factor(node: &NodeProto) -> bool {
+    node.float("alpha").unwrap_or(1.0) != 1.0 || node.int("transB").unwrap_or(0) != 0
+}
+
 /// Refuses a `softmax` that is not over the last dimension, as scores have their keys there.
 fn over_keys(context: &mut Context<'_>, softmax: &NodeProto) -> Result<(), Refusal> {
     let scores = softmax.input_at(0).unwrap_or_default();
@@ -141,7 +155,7 @@ fn weighted_sum(context: &mut Context<'_>, softmax: &NodeProto) -> Option<(usize
         let readers = index.readers(tensor);
         let node = |n: usize| &index.graph.node[n];
         match *readers {
-            [n] if node(n).is_onnx("MatMul") && node(n).input.len() == 2 && node(n).input[0] == tensor => {
+            [n] if is_product(node(n)) && !has_factor(node(n)) && node(n).input[0] == tensor => {
                 return Some((n, tensor.to_string()));
             }
             [n] if ["Cast", "Identity", "Dropout"].iter().any(|o| node(n).is_onnx(o)) => {
@@ -177,7 +191,8 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
         };
         let (a, b) = (node.input_at(0).unwrap_or_default(), node.input_at(1).unwrap_or_default());
         match node.op_type() {
-            "MatMul" if node.input.len() == 2 => {
+            _ if is_product(node) => {
+                let scale = scale * f64::from(node.float("alpha").unwrap_or(1.0));
                 // The tanh is of the product divided by the limit.
                 let scale = if softcap > 0.0 { scale * softcap } else { scale };
                 return Ok(Scores { product: n, scale, softcap, masks });
@@ -225,7 +240,7 @@ fn leads_to_product(context: &Context<'_>, tensor: &str) -> bool {
     while let Some(name) = queue.pop() {
         let Some(node) = context.index.maker(name) else { continue };
         match node.op_type() {
-            "MatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => return true,
+            "MatMul" | "FusedMatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => return true,
             "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" | "Tanh" => {
                 queue.extend(node.input.iter().map(String::as_str).filter(|&name| seen.insert(name)));
             }

@@ -81,7 +81,7 @@ impl Spell for Spelling {
         let title = node.title();
         SCHEMA.check(node)?;
         let (query_heads, kv_heads) = (heads(node, "num_heads")?, heads(node, "kv_num_heads")?);
-        let (cache, tensors) = cache_on_node(context, node, 3, Some(kv_heads))?;
+        let (cache, tensors, naming) = cache_on_node(context, node, 3, Some(kv_heads))?;
         let query = node.input_at(0).ok_or_else(|| Refusal::new(&title, "a query", "none"))?;
         let key_value = match (node.input_at(1), node.input_at(2)) {
             (Some(key), Some(value)) => Some([key.to_string(), value.to_string()]),
@@ -104,7 +104,7 @@ impl Spell for Spelling {
         Ok(Some(Layer {
             source: SOURCE,
             name: base_name(node),
-            doomed: vec![n],
+            doomed: [n].into_iter().chain(naming).collect(),
             query: query.to_string(),
             token_axis: 1,
             key_value,

@@ -82,14 +82,14 @@ impl Spell for Spelling {
         let unidirectional = node.int("unidirectional").unwrap_or(0) != 0;
         let (mut doomed, cache, key_value, kv_heads, head_dim, element) = match behind {
             None => {
-                let (cache, tensors) = cache_on_node(context, node, 6, Some(query_heads))?;
+                let (cache, tensors, naming) = cache_on_node(context, node, 6, Some(query_heads))?;
                 let width = context.shape(query).ok().filter(|s| s.len() == 3).map(|s| s[2] / query_heads);
                 let head_dim = cache
                     .head_dim
                     .or(width)
                     .ok_or_else(|| Refusal::new(&title, "a head size: a static dimension 3 of past_key", "none"))?;
                 let key_value = [key.to_string(), value.to_string()];
-                (vec![], tensors, key_value, query_heads, head_dim, cache.element)
+                (naming, tensors, key_value, query_heads, head_dim, cache.element)
             }
             Some(pair) => {
                 let Operand { kv_heads, head_dim, repeats, .. } = pair[0];

@@ -76,13 +76,13 @@ impl Spell for Spelling {
 
         let (mut doomed, cache, key_value, kv_heads, head_dim, repeats, element) = if on_node {
             let kv_heads = if flat { Some(heads(node, "kv_num_heads")?) } else { None };
-            let (cache, tensors) = cache_on_node(context, node, 4, kv_heads)?;
+            let (cache, tensors, naming) = cache_on_node(context, node, 4, kv_heads)?;
             let (Some(kv_heads), Some(head_dim)) = (cache.kv_heads, cache.head_dim) else {
                 let expected = "heads and head size of past_key as numbers";
                 return Err(Refusal::new(title, expected, "a cache input that does not declare them"));
             };
             let new = [key.to_string(), value.to_string()];
-            (vec![], tensors, new, kv_heads, head_dim, 1, cache.element)
+            (naming, tensors, new, kv_heads, head_dim, 1, cache.element)
         } else {
             let Some(pair) = follow_both(context, &title, [key, value], |_, _| layout)? else { return Ok(None) };
             if is_causal {
