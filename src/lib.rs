@@ -7,6 +7,7 @@
 //! - [`cpu`]: the kernels, plain Rust.
 //! - [`gpu`]: the kernels on a GPU, from `ops/`.
 //! - [`operators`]: `SparkPrune` and `SparkAttention` as ONNX Runtime sees them; `docs/operators.md` is their contract.
+//! - [`plugin`]: an execution provider for ONNX Runtime 1.24 and later, on AMD and NVIDIA GPUs.
 //! - [`onnx`]: models as files and graphs.
 //! - [`runtime`]: ONNX Runtime found, and a language model driven in it.
 //! - [`eval`]: what a compressed cache costs a model, measured.
@@ -25,11 +26,13 @@ pub mod method;
 pub mod onnx;
 pub mod operators;
 mod ort_compat;
+pub mod plugin;
 pub mod rewrite;
 pub mod runtime;
 pub mod spec;
 
 pub use entry_point::RegisterCustomOps;
+pub use plugin::{CreateEpFactories, ReleaseEpFactory};
 pub use rewrite::rewrite;
 
 /// The code in the documentation compiles.

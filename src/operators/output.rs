@@ -58,7 +58,15 @@ impl<'c> Output<'c> {
         let refused = |e: ort::Error| CallError::Output { name, problem: format!("shape {shape:?} is refused: {e}") };
         let value = context.output(index, dims).map_err(refused)?;
         let value = value.map(|v| v.downcast::<DynTensorValueType>()).transpose()?;
-        Ok(value.map(|value| Self { name, memory: Memory::of(&value), value }))
+        let Some(value) = value else { return Ok(None) };
+        let memory = Memory::of(&value);
+        if memory.bytes > 0 && memory.address == 0 {
+            // An allocator of a plugin that has no memory left gives none, and ONNX Runtime passes that on.
+            let problem =
+                format!("out of memory: ONNX Runtime gave no memory for shape {shape:?}, {} bytes", memory.bytes);
+            return Err(CallError::Output { name, problem }.into());
+        }
+        Ok(Some(Self { name, memory, value }))
     }
 
     /// An output that every node has.

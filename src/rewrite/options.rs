@@ -17,6 +17,8 @@ pub struct Options {
     pub key_bits: u8,
     /// Bits of a value channel: 16, 8 or 4.
     pub value_bits: u8,
+    /// How rows are laid out: 1 or 2, which only the CPU reads.
+    pub row_format: u8,
     /// What a pruned channel reads as.
     pub recovery: Recovery,
     /// Keys that are also kept dense, 0: none. `None`: 64 in a GenAI folder, whose buffer has room for them, else none.
@@ -53,6 +55,7 @@ impl Default for Options {
             ratio: 0.5,
             key_bits: 8,
             value_bits: 8,
+            row_format: 1,
             recovery: Recovery::Mean,
             recent: None,
             recent_in: RecentIn::Auto,
