@@ -8,8 +8,8 @@ mod attention;
 mod node;
 mod output;
 mod pool;
+mod provider;
 mod prune;
-mod rocm;
 mod shape_inference;
 mod tensors;
 
@@ -56,7 +56,7 @@ pub fn domain() -> ort::Result<OperatorDomain> {
         .add(SparkAttention::<f32, u8>::new())?
         .add(SparkAttention::<f16, f16>::new())?
         .add(SparkAttention::<f16, u8>::new())?;
-    rocm::add(domain)
+    provider::add(domain)
 }
 
 /// Versions of the domain that the operators serve. ONNX Runtime holds models to the first one only, so that nodes say

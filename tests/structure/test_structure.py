@@ -18,10 +18,7 @@ AXES = {
     "instruction sets": (r"target_arch|target_feature|is_x86_feature_detected|_mm\d*_\w+", ["src/cpu/isa/"]),
     # A kernel may read one width only: it belongs to an instruction set and a row format both.
     "bit widths": (r"Bits::B(?:16|8|4)\b", ["src/format/", "src/cpu/isa/"]),
-    "execution providers": (
-        r'"\w+ExecutionProvider"',
-        ["src/operators/provider/", "src/operators/rocm/", "src/plugin/"],
-    ),
+    "execution providers": (r'"\w+ExecutionProvider"', ["src/operators/provider/", "src/plugin/"]),
     "source operators": (r'"(?:GroupQuery|MultiHead)?Attention"', ["src/rewrite/source/"]),
 }
 

@@ -3,8 +3,8 @@
 //! device.
 
 mod attention;
-mod memory;
 mod prune;
+mod rocm;
 mod spark;
 
 use std::ffi::c_void;
@@ -19,8 +19,8 @@ use super::tensors::Inputs;
 use super::{Container, inputs};
 use crate::call::{CallError, Geometry, Input, Lengths, Settings, positions};
 use crate::format::RowFormat;
+use crate::gpu::Device;
 use crate::gpu::plan::{self, Plan};
-use crate::gpu::{Device, Vendor};
 use crate::spec;
 
 /// An execution provider whose nodes run on a GPU.
@@ -44,30 +44,6 @@ trait Provider: Send + Sync + 'static {
     ) -> Result<(), Failure>;
 }
 
-/// ONNX Runtime's own provider for AMD GPUs, up to version 1.22.
-struct Rocm;
-
-impl Provider for Rocm {
-    const NAME: &'static str = "ROCMExecutionProvider";
-
-    fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
-        let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
-        Ok(Device::get(Vendor::Amd, ordinal)?)
-    }
-
-    /// # Safety
-    /// As the trait says.
-    unsafe fn run(
-        context: &ComputeContext,
-        device: &Device,
-        memory: &MemoryInfo<'_>,
-        plan: Plan,
-    ) -> Result<(), Failure> {
-        // SAFETY: by this function's contract.
-        unsafe { memory::run(context, device, memory, plan) }
-    }
-}
-
 /// An element type T of the operators on a GPU.
 trait Tensor: PrimitiveTensorElementType + Send + Sync + 'static {
     const SCALAR: plan::Scalar;
@@ -85,7 +61,7 @@ impl Tensor for bf16 {
 
 /// Adds the operators to `domain`, for every provider with a GPU. Hosts without one never look at them.
 pub(super) fn add(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
-    add_for::<spark::Spark>(add_for::<Rocm>(domain)?)
+    add_for::<spark::Spark>(add_for::<rocm::Rocm>(domain)?)
 }
 
 fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
