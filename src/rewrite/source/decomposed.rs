@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::super::context::{Context, HIDDEN, USUAL};
 use super::super::error::Refusal;
-use super::super::heads::{Layout, alike, appended, follow, scaled_query};
+use super::super::heads::{Layout, Operand, alike, appended, follow, scaled_query};
 use super::super::operator::Operator;
 use super::super::layer::{Layer, Source};
 use super::super::mask::{Mask, replace};
@@ -57,25 +57,7 @@ impl Spell for Spelling {
             return Err(Refusal::new(qk.title(), "the key from a cache, as the value is", "another second factor"));
         };
         let [key, value] = alike(&title, key, value)?;
-        let query_shape = context
-            .shape(&qk.input[0])
-            .map_err(|e| Refusal::new(qk.title(), "a query whose shape can be followed", &*e))?;
-        let query_heads = match query_shape[..] {
-            [_, heads, _, _] => heads,
-            [_, heads, groups, _, _] => heads.saturating_mul(groups),
-            _ => {
-                let found = format!("'{}' of {} dimensions", qk.input[0], query_shape.len());
-                return Err(Refusal::new(qk.title(), "a query of four or five dimensions", found));
-            }
-        };
-        let grouped = query_shape.len() == 5;
-        if query_heads == 0
-            || !query_heads.is_multiple_of(key.kv_heads)
-            || key.repeats != 1 && query_heads != key.kv_heads * key.repeats
-        {
-            let found = format!("{query_heads} heads of the query, {} of the cache", key.kv_heads);
-            return Err(Refusal::new(qk.title(), "query heads that share KV heads evenly", found));
-        }
+        let (query_heads, grouped) = query_heads(context, qk, &key)?;
         let (query, query_scale) = query(context, &qk.input[0], query_heads, key.head_dim).ok_or_else(|| {
             Refusal::new(qk.title(), "a query [B,Hq,L,D] that is at most scaled", "another first factor")
         })?;
@@ -117,6 +99,30 @@ impl Spell for Spelling {
             title,
         }))
     }
+}
+
+/// The heads of the query of `qk`, and whether they are grouped by KV head, `[B,Hk,G,L,D]`.
+fn query_heads(context: &mut Context<'_>, qk: &NodeProto, key: &Operand) -> Result<(usize, bool), Refusal> {
+    let query_shape = context
+        .shape(&qk.input[0])
+        .map_err(|e| Refusal::new(qk.title(), "a query whose shape can be followed", &*e))?;
+    let query_heads = match query_shape[..] {
+        [_, heads, _, _] => heads,
+        [_, heads, groups, _, _] => heads.saturating_mul(groups),
+        _ => {
+            let found = format!("'{}' of {} dimensions", qk.input[0], query_shape.len());
+            return Err(Refusal::new(qk.title(), "a query of four or five dimensions", found));
+        }
+    };
+    let grouped = query_shape.len() == 5;
+    if query_heads == 0
+        || !query_heads.is_multiple_of(key.kv_heads)
+        || key.repeats != 1 && query_heads != key.kv_heads * key.repeats
+    {
+        let found = format!("{query_heads} heads of the query, {} of the cache", key.kv_heads);
+        return Err(Refusal::new(qk.title(), "query heads that share KV heads evenly", found));
+    }
+    Ok((query_heads, grouped))
 }
 
 /// Whether `node` multiplies two tensors of heads: as ONNX's MatMul, or as the one that ONNX Runtime's optimiser writes,
