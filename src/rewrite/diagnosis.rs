@@ -55,7 +55,9 @@ fn reason(index: &Index<'_>, node: &NodeProto, tensor: &str, joined: bool, multi
         "Gather" | "GatherElements" if !joined => Some(format!(
             "{title} chooses among its rows, as for beams, before new ones are appended: let the host do that"
         )),
-        "Concat" if multiplied => Some(format!("attention sinks, {title}: a score that no key has joins the others")),
+        "Concat" if multiplied && meets_softmax(index, node, 4) => {
+            Some(format!("attention sinks, {title}: a score that no key has joins the others"))
+        }
         "Concat" if !joined => not_appended(index, node, tensor),
         _ => None,
     }
@@ -86,6 +88,12 @@ fn not_appended(index: &Index<'_>, node: &NodeProto, tensor: &str) -> Option<Str
             "what {title} makes is no output of the model, which gives new rows alone: export present keys and values whole"
         )),
     }
+}
+
+/// Whether a Softmax stands within `steps` behind `node`.
+fn meets_softmax(index: &Index<'_>, node: &NodeProto, steps: usize) -> bool {
+    let mut readers = node.output.iter().flat_map(|output| index.readers(output)).map(|&n| &index.graph.node[n]);
+    steps > 0 && readers.any(|reader| reader.is_onnx("Softmax") || meets_softmax(index, reader, steps - 1))
 }
 
 fn is_product(node: &NodeProto) -> bool {

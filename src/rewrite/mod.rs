@@ -32,6 +32,7 @@ mod rows;
 mod sizes;
 mod source;
 mod trial;
+mod warnings;
 
 use std::path::{Path, PathBuf};
 
@@ -81,6 +82,7 @@ pub fn rewrite(
     check_report(&path, output, &data, options)?;
     prepare(&mut model)?;
     let layers = find_layers(&model)?;
+    let untouched = warnings::of_inputs(&model, &layers);
     let mut options = options.clone();
     options.uniform_rows |= folder.is_some();
     let recent = Recent::new(&options, folder.is_some(), layers.iter().all(|l| l.lengths.is_some()))?;
@@ -124,9 +126,10 @@ pub fn rewrite(
     };
     configure(&mut model, &layers, &names, &version(saliency.as_ref()));
     let inspection = Inspection::new(&model)?;
-    let mut warnings = warnings(&options, &rows, folder.as_ref(), saliency.is_some());
+    let mut warnings = warnings::of_options(&options, &rows, folder.as_ref(), saliency.is_some());
     warnings.extend(folder.as_ref().and_then(GenAiFolder::foreign_providers));
-    warnings.extend(whole_caches(&layers, &inspection));
+    warnings.extend(warnings::whole_caches(&layers, &inspection));
+    warnings.extend(untouched);
     warnings.extend(uncalibrated.map(|problem| format!("calibration failed: {problem}")));
     let host = host_line(&rows, folder.is_some());
     let Some(stage) = stage else { return Ok(Report { warnings, host, model: inspection, output: None }) };
@@ -260,40 +263,6 @@ fn check_report(path: &Path, output: &Path, data: &[DataFile], options: &Options
 fn report_in_the_way(report: &Path) -> RewriteError {
     let problem = format!("{} is a file that is read or made; name another one", report.display());
     RewriteError::option("report", problem)
-}
-
-/// Above this ratio decoding suffers without recent keys.
-const RECENT_ABOVE: f64 = 0.6;
-
-fn warnings(options: &Options, rows: &Rows, folder: Option<&GenAiFolder>, calibrated: bool) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if options.ratio > RECENT_ABOVE && rows.recent_window == 0 && rows.tail_window == 0 {
-        warnings.push(format!(
-            "above ratio {RECENT_ABOVE} decoded tokens need recent keys to stay accurate: --recent 16 does"
-        ));
-    }
-    if rows.tail_window > 0 && folder.is_some_and(|folder| !folder.shares_buffer()) {
-        let warning = "genai_config.json does not set search.past_present_share_buffer: caches that grow have no room for \
-                       recent keys, and the error is several times as large";
-        warnings.push(warning.into());
-    }
-    if !calibrated && !options.dry_run {
-        warnings.push("not calibrated: models whose keys have outlier channels lose accuracy".into());
-    }
-    warnings
-}
-
-/// Says that caches which held a window of tokens hold all of them now.
-fn whole_caches(layers: &[Layer], rewritten: &Inspection) -> Option<String> {
-    let windowed: Vec<&Layer> = layers.iter().filter(|l| l.windowed_cache).collect();
-    let tokens = windowed.iter().map(|l| l.window).max()?;
-    let before = rewritten.original_bytes_per_token / layers.len() * windowed.len() * tokens.max(0) as usize;
-    let now = rewritten.bytes_per_token / layers.len() * windowed.len();
-    Some(format!(
-        "the caches of {} layers held the last {tokens} tokens only (sliding_window_cache), {before} bytes; they hold all \
-         tokens now, {now} bytes each, and hosts must not cut them",
-        windowed.len()
-    ))
 }
 
 fn host_line(rows: &Rows, folder: bool) -> String {
