@@ -88,12 +88,11 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: 
     store_early(graph);
     only_lengths_are_read(graph, layers)?;
     nothing_is_missing(graph)?;
-    if !model.opset_import.iter().any(|o| o.domain() == DOMAIN) {
-        let mut opset = OperatorSetIdProto::new();
-        opset.set_domain(DOMAIN.into());
-        opset.set_version(version);
-        model.opset_import.push(opset);
-    }
+    model.opset_import.retain(|o| o.domain() != DOMAIN);
+    let mut opset = OperatorSetIdProto::new();
+    opset.set_domain(DOMAIN.into());
+    opset.set_version(version);
+    model.opset_import.push(opset);
     Ok(names)
 }
 

@@ -9,9 +9,11 @@ use super::apply::Names;
 use super::configure::Saliency;
 use super::error::RewriteError;
 use super::inspect::Inspection;
+use super::layer::Layer;
 use super::options::{Calibration, Options};
 use super::progress::Progress;
 use crate::files;
+use crate::onnx::proto::ModelProto;
 use crate::runtime::{FolderSettings, Model, Options as RunOptions, Tokenizer};
 
 /// Tokens read at once.
@@ -72,7 +74,15 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
     Ok(Some(Tokens::Text(tokens, name)))
 }
 
-/// Runs the model at `path`, whose outputs `names` say saliency, over `tokens`.
+/// The positions that the tables of `layers` rotate by, where the model has them as numbers.
+pub fn positions(model: &ModelProto, layers: &[Layer]) -> Option<usize> {
+    let tables: Vec<&str> = layers.iter().filter_map(|l| Some(l.rotary.as_ref()?.caches[0].as_str())).collect();
+    let stored = model.graph.iter().flat_map(|graph| &graph.initializer);
+    stored.filter(|t| tables.contains(&t.name())).filter_map(|t| usize::try_from(*t.dims.first()?).ok()).min()
+}
+
+/// Runs the model at `path`, whose outputs `names` say saliency, over `tokens`, as many at once as it has
+/// `positions`.
 ///
 /// # Errors
 /// There is no ONNX Runtime, or it cannot run the model; or the caller cancelled.
@@ -80,7 +90,7 @@ pub fn measure(
     path: &Path,
     model: &Inspection,
     names: &[Names],
-    tokens: Tokens,
+    (tokens, positions): (Tokens, Option<usize>),
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Saliency, RewriteError> {
@@ -89,7 +99,7 @@ pub fn measure(
     let mut session =
         Model::open_filling(path, &model.interface, &RunOptions { threads: options.threads }).map_err(failed)?;
     let context = FolderSettings::beside(path).ok().and_then(|s| s.context_length).unwrap_or(usize::MAX);
-    let chunk = CHUNK.min(context.max(1));
+    let chunk = CHUNK.min(context.max(1)).min(positions.unwrap_or(CHUNK).max(1));
     let (tokens, name) = match tokens {
         Tokens::Text(tokens, name) => (tokens, format!("tokens of {name}")),
         Tokens::Random(count) => {

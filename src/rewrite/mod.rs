@@ -89,6 +89,7 @@ pub fn rewrite(
     let rows = Rows::new(&options, layers[0].head_dim)?;
     let rows = Rows { recent_window: recent.inputs, tail_window: recent.buffer, ..rows };
     let tokens = calibrate::tokens(&path, &options)?;
+    let positions = calibrate::positions(&model, &layers);
     let names = apply::apply(&mut model, &layers, recent, rows.operator_version())?;
     let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
 
@@ -107,7 +108,14 @@ pub fn rewrite(
                 let copy =
                     stage.unused(folder.map_or(Path::new(""), |(folder, _)| folder.beside()), "calibration.onnx");
                 onnx::write(&model, &copy)?;
-                let saliency = calibrate::measure(&copy, &Inspection::new(&model)?, &names, tokens, &options, progress);
+                let saliency = calibrate::measure(
+                    &copy,
+                    &Inspection::new(&model)?,
+                    &names,
+                    (tokens, positions),
+                    &options,
+                    progress,
+                );
                 std::fs::remove_file(&copy).map_err(FileError::io(&copy))?;
                 saliency
             };

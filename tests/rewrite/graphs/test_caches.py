@@ -36,7 +36,7 @@ def recurrence(graph, hidden, name, after):
     state = graph.input(name, graph.element, ["batch", 2, 12, 12])
     heads = split_heads(graph, hidden, 2, 12)
     product = graph.add("MatMul", graph.add("Transpose", heads, perm=[0, 1, 3, 2]), heads)
-    graph.add("Add", state, graph.add("Mul", product, 0.1), outputs=[after])
+    graph.add("Add", state, graph.add("Mul", product, 0.01), outputs=[after])
     graph.output(after, graph.element, ["batch", 2, 12, 12])
     mixed = graph.add("Transpose", graph.add("MatMul", heads, after), perm=[0, 2, 1, 3])
     return graph.add("Add", hidden, graph.add("Reshape", mixed, np.array([0, 0, WIDTH])))
