@@ -139,7 +139,8 @@ impl<'g> Context<'g> {
     /// An evaluator as [`Self::evaluator`] gives, which is not kept.
     pub fn new_evaluator(&self, sizes: Sizes, mask_known: bool) -> Evaluator<'g> {
         let mut evaluator = self.blank_evaluator().with_fallback(self.fallback(sizes));
-        for input in &self.index.graph.input {
+        // Of an input with a default the initializer is taken.
+        for input in self.index.graph.input.iter().filter(|i| self.index.input(i.name()).is_some()) {
             let known = given(input, self.caches.get(input.name()), sizes, mask_known);
             if let Some(value) = known.or_else(|| self.of_known_shape(input, sizes)) {
                 evaluator.give(input.name(), value);
@@ -231,6 +232,17 @@ impl<'g> Context<'g> {
             Refusal::new(title, expected(), found)
         })?;
         Ok((cache, name.into()))
+    }
+
+    /// The cache input that the elements of `tensor` come from in whatever way, through each node's first input.
+    pub fn behind(&self, tensor: &str) -> Option<&str> {
+        let mut tensor = tensor;
+        loop {
+            if let Some((name, _)) = self.caches.get_key_value(tensor) {
+                return Some(name);
+            }
+            tensor = self.index.maker(tensor)?.input_at(0)?;
+        }
     }
 
     /// The caches that the elements of `tensor` come from by way of nodes that only move or scale them.

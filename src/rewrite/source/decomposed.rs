@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::super::context::{Context, HIDDEN, USUAL};
+use super::super::diagnosis::why_unknown;
 use super::super::error::Refusal;
 use super::super::heads::{Layout, Operand, alike, appended, follow, scaled_query};
 use super::super::operator::Operator;
@@ -54,7 +55,9 @@ impl Spell for Spelling {
         let qk = &index.graph.node[scores.product];
         let layout = if qk.int("transB") == Some(1) { Layout::HeadsFirst } else { Layout::Transposed };
         let Some(key) = follow(context, &qk.title(), "key", &qk.input[1], layout)? else {
-            return Err(Refusal::new(qk.title(), "the key from a cache, as the value is", "another second factor"));
+            let found = context.behind(&qk.input[1]).map(|cache| format!("'{cache}': {}", why_unknown(index, cache)));
+            let found = found.unwrap_or_else(|| format!("'{}', which comes from none", qk.input[1]));
+            return Err(Refusal::new(qk.title(), "the key from a cache, as the value is", found));
         };
         let [key, value] = alike(&title, key, value)?;
         let (query_heads, grouped) = query_heads(context, qk, &key)?;

@@ -181,7 +181,7 @@ def test_optimised_model(tmp_path):
 # What cannot be rewritten, and why.
 
 
-def change_cache(new_rows=None, present=None, past=None, axis=2):
+def change_cache(new_rows=None, present=None, past=None, keys_turned=False):
     """A layer that makes its caches otherwise: functions of graph and tensor."""
 
     def layer(graph, number, shape, hidden):
@@ -192,13 +192,16 @@ def change_cache(new_rows=None, present=None, past=None, axis=2):
             held = graph.past(number, part, shape.kv_heads, shape.size)
             held = past(graph, held) if past else held
             made = f"present.{number}.{part}"
-            if new_rows or present:
-                whole.append(graph.add("Concat", held, new, axis=axis))
+            if keys_turned and part == "key":
+                new = graph.add("Transpose", new, perm=[0, 1, 3, 2])
+                whole.append(graph.add("Concat", held, new, outputs=[made], axis=3))
+            elif new_rows or present:
+                whole.append(graph.add("Concat", held, new, axis=2))
                 graph.add("Identity", new, outputs=[made]) if new_rows else present(graph, whole[-1], made)
             else:
-                whole.append(graph.add("Concat", held, new, outputs=[made], axis=axis))
-        key, value = [decomposed.tile(graph, t, shape) for t in whole]
-        scores = graph.add("MatMul", query, graph.add("Transpose", key, perm=[0, 1, 3, 2]))
+                whole.append(graph.add("Concat", held, new, outputs=[made], axis=2))
+        key, value = [decomposed.as_is(graph, t, shape) for t in whole]
+        scores = graph.add("MatMul", query, key if keys_turned else graph.add("Transpose", key, perm=[0, 1, 3, 2]))
         return decomposed.join_heads(graph, graph.add("MatMul", decomposed.softmax(graph, scores), value), shape)
 
     return layer
@@ -262,10 +265,14 @@ def no_shape():
 
 
 REFUSED = {
-    "only new rows": (lambda: decoder(change_cache(new_rows=True)), ["past_key_values.0.key", "new rows alone"]),
-    "present is cut": (lambda: decoder(change_cache(present=cut)), ["past_key_values.0.key", "cut present.0.key"]),
+    "only new rows": (lambda: decoder(change_cache(new_rows=True), Shape(4, 4)), ["past_key_values.0.key", "new rows alone"]),
+    "present is cut": (lambda: decoder(change_cache(present=cut), Shape(4, 4)), ["past_key_values.0.key", "cut present.0.key"]),
     "appended along another axis": (lambda: decoder(unknown.tokens_first), ["past_key_values.0.key", "along axis 1"]),
-    "beams in the graph": (lambda: decoder(change_cache(past=beams)), ["beams of past_key_values.0.key", "chooses"]),
+    "keys the other way round": (
+        lambda: decoder(change_cache(keys_turned=True), Shape(4, 4)),
+        ["past_key_values.0.key", "along axis 3"],
+    ),
+    "beams in the graph": (lambda: decoder(change_cache(past=beams), Shape(4, 4)), ["beams of past_key_values.0.key", "chooses"]),
     "sinks": (lambda: decoder(spelt_out(softmax=unknown.sink)), ["past_key_values.0.key", "attention sinks"]),
     "quantised attention": (
         lambda: decoder(spelt_out(repeat=quantised_keys)),
@@ -311,3 +318,16 @@ def test_folder_is_made(tmp_path):
     rewrite(source, tmp_path / "new/below/out.onnx", *LOSSLESS)
     assert [p.name for p in (tmp_path / "new/below").iterdir()] == ["out.onnx"]
     check_refused(tmp_path, write(tmp_path, merged()), "merge", target=tmp_path / "other/below/out.onnx")
+
+
+@pytest.mark.parametrize("attend", [spelt_out(), group_query()], ids=["spelt out", "gqa"])
+def test_initializers_among_inputs(tmp_path, attend):
+    """Exporters of IR version 3 list every initializer among the inputs too."""
+    model = decoder(attend)
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    source = write(tmp_path, model)
+    rewrite(source, tmp_path / "out.onnx", *LOSSLESS)
+    conversation = calls(1, None, False)
+    expected, found = [logits(session(path), conversation)[0] for path in (source, tmp_path / "out.onnx")]
+    assert difference(found, expected)[0] < 5e-3
