@@ -5,6 +5,7 @@
 //! once for every execution provider and combination of T (float32, float16; bfloat16 on a GPU) and C (T, uint8).
 
 mod attention;
+mod memory;
 mod node;
 mod output;
 mod pool;
