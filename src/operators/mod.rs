@@ -45,6 +45,16 @@ impl Container for u8 {}
 /// Hosts in other languages register the shared library instead. ONNX Runtime up to 1.23 cannot load models with absent
 /// optional inputs this way, unless [`crate::runtime::load`] loaded it; the shared library can.
 ///
+/// ```no_run
+/// use ort::session::Session;
+///
+/// let environment = ort::init().build()?;
+/// let session = Session::builder(&environment)?
+///     .with_operators(spark_ort::operators::domain()?)?
+///     .commit_from_file("small.onnx")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// If ONNX Runtime refuses an operator.
 pub fn domain() -> ort::Result<OperatorDomain> {
