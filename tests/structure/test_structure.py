@@ -94,7 +94,7 @@ def test_unsafe_functions_say_what_callers_must_keep_to():
                 above -= 1
             if not any("# Safety" in text for text in lines[above:number]):
                 missing.append(name(path))
-    compare(missing)
+    assert not missing, missing
 
 
 def test_safety_comments_give_reasons():
