@@ -9,6 +9,7 @@ pub(crate) const VALUE_GROUP: usize = 32;
 
 /// A row format: the attribute `row_format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RowFormat {
     /// Linear codes; 4-bit values in groups of 32 channels.
     V1,

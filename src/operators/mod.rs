@@ -5,6 +5,7 @@
 //! once for every execution provider and combination of T (float32, float16; bfloat16 on a GPU) and C (T, uint8).
 
 mod attention;
+mod memory;
 mod node;
 mod output;
 mod pool;
@@ -43,6 +44,16 @@ impl Container for u8 {}
 /// The domain with both operators, for a Rust host: `Session::builder(..)?.with_operators(spark_ort::operators::domain()?)`.
 /// Hosts in other languages register the shared library instead. ONNX Runtime up to 1.23 cannot load models with absent
 /// optional inputs this way, unless [`crate::runtime::load`] loaded it; the shared library can.
+///
+/// ```no_run
+/// use ort::session::Session;
+///
+/// let environment = ort::init().build()?;
+/// let session = Session::builder(&environment)?
+///     .with_operators(spark_ort::operators::domain()?)?
+///     .commit_from_file("small.onnx")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// If ONNX Runtime refuses an operator.

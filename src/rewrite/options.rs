@@ -79,7 +79,8 @@ impl Default for Options {
 }
 
 /// What a pruned channel reads as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Recovery {
     /// Its sign times the mean magnitude of the row's pruned channels.
@@ -99,7 +100,8 @@ impl Recovery {
 }
 
 /// Element type of the cache tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum CacheType {
     /// That of the original model, which existing hosts allocate.

@@ -120,7 +120,7 @@ fn tolerance(path: InstructionSet, case: &Case) -> f64 {
     match (path, common.row_format) {
         (InstructionSet::Vnni, _) if quantised => 1e-2,
         (_, RowFormat::V1) => 2e-5,
-        (_, RowFormat::V2) => 6e-5,
+        _ => 6e-5,
     }
 }
 

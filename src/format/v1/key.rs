@@ -27,6 +27,28 @@ pub struct KeyRow<'a> {
 impl KeyLayout {
     /// Encodes `pruned` into `row`.
     ///
+    /// ```
+    /// use spark_ort::format::{Bits, KeyLayout, PrunedKey};
+    /// use spark_ort::method::{recovery_magnitude, select};
+    ///
+    /// let key: Vec<f32> = (0..32).map(|j| (j as f32 - 15.5) / 8.0).collect();
+    /// let (saliency, scale) = ([1.0; 32], [1.0; 32]);
+    /// let layout = KeyLayout::new(32, 16, Bits::B8, 0)?;
+    /// // One bit a channel: half of them are kept, those with the greatest products of saliency and key.
+    /// let mut mask = [0; 4];
+    /// select(&key, &saliency, layout.kept(), &mut mask);
+    /// let recovery = recovery_magnitude(&key, &scale, &mask);
+    ///
+    /// let mut row = vec![0; layout.row_bytes()];
+    /// layout.encode(PrunedKey { key: &key, mask: &mask, scale: &scale, recovery }, &mut row);
+    /// let mut decoded = [0.0; 32];
+    /// layout.row(&row).decode(&scale, true, &mut decoded);
+    ///
+    /// assert!((decoded[0] - key[0]).abs() < 0.01, "kept");
+    /// assert!((decoded[16] - recovery).abs() < 1e-3, "pruned: its sign, and the mean magnitude of pruned channels");
+    /// # Ok::<(), spark_ort::format::LayoutError>(())
+    /// ```
+    ///
     /// # Panics
     /// If a length is not what the layout says, or the mask does not keep that many channels.
     #[inline(always)]

@@ -11,6 +11,7 @@ pub const MIN_HEAD_DIM: usize = 32;
 pub const MAX_HEAD_DIM: usize = 256;
 /// Why a layout cannot be.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LayoutError {
     /// The head size is not one the format holds.
     #[error("head size {0} is not a multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}")]
@@ -65,6 +66,15 @@ pub struct KeyLayout {
 
 impl KeyLayout {
     /// A validated layout of format 1; `row_bytes` 0 means as small as possible.
+    ///
+    /// ```
+    /// use spark_ort::format::{Bits, KeyLayout};
+    ///
+    /// // Half of 128 channels with 8 bits: mask and signs of 16 bytes each, three float16 and 64 codes.
+    /// assert_eq!(KeyLayout::new(128, 64, Bits::B8, 0)?.row_bytes(), 16 + 16 + 6 + 64 + 2);
+    /// assert!(KeyLayout::new(128, 129, Bits::B8, 0).is_err());
+    /// # Ok::<(), spark_ort::format::LayoutError>(())
+    /// ```
     ///
     /// # Errors
     /// Head size, kept channels or row bytes out of range.

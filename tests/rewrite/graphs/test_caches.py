@@ -265,14 +265,23 @@ def no_shape():
 
 
 REFUSED = {
-    "only new rows": (lambda: decoder(change_cache(new_rows=True), Shape(4, 4)), ["past_key_values.0.key", "new rows alone"]),
-    "present is cut": (lambda: decoder(change_cache(present=cut), Shape(4, 4)), ["past_key_values.0.key", "cut present.0.key"]),
+    "only new rows": (
+        lambda: decoder(change_cache(new_rows=True), Shape(4, 4)),
+        ["past_key_values.0.key", "new rows alone"],
+    ),
+    "present is cut": (
+        lambda: decoder(change_cache(present=cut), Shape(4, 4)),
+        ["past_key_values.0.key", "cut present.0.key"],
+    ),
     "appended along another axis": (lambda: decoder(unknown.tokens_first), ["past_key_values.0.key", "along axis 1"]),
     "keys the other way round": (
         lambda: decoder(change_cache(keys_turned=True), Shape(4, 4)),
         ["past_key_values.0.key", "along axis 3"],
     ),
-    "beams in the graph": (lambda: decoder(change_cache(past=beams), Shape(4, 4)), ["beams of past_key_values.0.key", "chooses"]),
+    "beams in the graph": (
+        lambda: decoder(change_cache(past=beams), Shape(4, 4)),
+        ["beams of past_key_values.0.key", "chooses"],
+    ),
     "sinks": (lambda: decoder(spelt_out(softmax=unknown.sink)), ["past_key_values.0.key", "attention sinks"]),
     "quantised attention": (
         lambda: decoder(spelt_out(repeat=quantised_keys)),
