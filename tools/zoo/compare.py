@@ -3,7 +3,7 @@
 import numpy as np
 import onnxruntime
 
-from families import VOCABULARY
+from families import SIZES, VOCABULARY
 
 CALLS = (14, 1, 1, 1)
 TYPES = {
@@ -39,8 +39,8 @@ def logits(path, library=None):
             else:
                 cache = len(given.shape) == 4 and "conv" not in given.name
                 shape = [d if isinstance(d, int) else int(axis == 0) for axis, d in enumerate(given.shape)]
-                if cache:
-                    shape[2] = 0
+                if cache and not isinstance(given.shape[2], int):
+                    shape[2:] = 0, shape[3] or SIZES["head_dim"]
                 feeds[given.name] = np.zeros(shape, dtype)
         values = dict(zip(outputs, session.run(None, feeds)))
         results.append(values["logits"].astype(np.float32))

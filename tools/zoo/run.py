@@ -1,14 +1,14 @@
 """Every family by every exporter, rewritten and compared; the table goes to docs/zoo.md."""
 
 import argparse
+import json
 import multiprocessing
 import os
-import runpy
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from exporters import dynamo, genai, optimum, packages
 from families import FAMILIES, make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,36 +17,15 @@ LOSSLESS = "--ratio 0 --key-bits 16 --value-bits 16 --calibrate off --recent 0".
 WITHIN = {"fp32": 5e-3, "fp16": 2e-2}
 
 
-def genai(provider, precision):
-    """The model builder of ONNX Runtime GenAI."""
-
-    def export(source, target):
-        from onnxruntime_genai.models import builder
-
-        options = ["-m", source, "-i", source, "-o", target, "-p", precision, "-e", provider, "-c", target / "cache"]
-        sys.argv = ["builder", *map(str, options)]
-        runpy.run_path(builder.__file__, run_name="__main__")
-
-    return export, precision
-
-
-def optimum():
-    """Optimum's export to ONNX."""
-
-    def export(source, target):
-        from optimum.exporters.onnx import main_export
-
-        main_export(str(source), target, task="text-generation-with-past", do_validation=False)
-
-    return export, "fp32"
-
-
 EXPORTERS = {
-    "GenAI cpu": genai("cpu", "fp32"),
-    "GenAI cuda": genai("cuda", "fp16"),
-    "GenAI dml": genai("dml", "fp16"),
-    "GenAI webgpu": genai("webgpu", "fp16"),
-    "Optimum": optimum(),
+    "GenAI cpu": (genai("cpu", "fp32"), "fp32"),
+    "GenAI cuda": (genai("cuda", "fp16"), "fp16"),
+    "GenAI dml": (genai("dml", "fp16"), "fp16"),
+    "GenAI webgpu": (genai("webgpu", "fp16"), "fp16"),
+    "Optimum": (optimum, "fp32"),
+    "torch 18": (dynamo(18), "fp32"),
+    "torch 23": (dynamo(23), "fp32"),
+    "torch 24": (dynamo(24), "fp32"),
 }
 
 
@@ -81,7 +60,7 @@ def apart(function, *arguments):
     return result
 
 
-def tried(family, exporter, source, folder, program, library):
+def tried(exporter, source, folder, program, library):
     """One cell of the table."""
     from compare import difference, logits
 
@@ -104,50 +83,60 @@ def tried(family, exporter, source, folder, program, library):
     return f"{'agrees' if error < WITHIN[precision] else 'DIFFERS'}, {error:.1e}"
 
 
+def page(results):
+    """docs/zoo.md from all results so far."""
+    exporters = [name for name in EXPORTERS if any(name in cells for cells in results["cells"].values())]
+    rows = [
+        f"| {family} | {' | '.join(results['cells'][family].get(name, 'not run') for name in exporters)} |"
+        for family in FAMILIES
+        if family in results["cells"]
+    ]
+    versions = "\n".join(f"- {name}: {versions}" for name, versions in results["versions"].items())
+    return f"""# What exporters write, rewritten
+
+Made by `make zoo`: models of two layers with random weights, exported, rewritten at ratio 0 with 16 bits, and both run on
+the CPU over a prompt of 14 tokens and three more. A number is the greatest difference of a logit as a share of the
+greatest logit; it agrees below 5e-3, in float16 (cuda, dml, webgpu) below 2e-2. "torch 18" is `torch.onnx.export` with
+`dynamo=True` to opset 18. What an exporter itself cannot build is said, with the last line of its error.
+
+| family | {' | '.join(exporters)} |
+|{'---|' * (len(exporters) + 1)}
+{chr(10).join(rows)}
+
+Packages:
+
+{versions}
+"""
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/zoo.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "target/zoo.json", help="kept between runs")
     parser.add_argument("--release", type=Path, default=ROOT / "target/release")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--exporters", nargs="*", default=list(EXPORTERS), choices=list(EXPORTERS))
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
+    known = json.loads(options.results.read_text()) if options.results.exists() else {}
+    results = {"versions": {}, "cells": {}, **known}
     # Once, for all that are forked off.
-    import onnxruntime_genai.models.builder  # noqa: F401
-    import optimum.exporters.onnx  # noqa: F401
-    import torch
-    import transformers
+    results["versions"][", ".join(options.exporters)] = packages(options.exporters)
 
-    torch.set_num_threads(1)
     program, library = options.release / "spark-ort", options.release / "libspark_ort.so"
-    rows = []
     for family in options.families:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "source"
             made, problem = apart(make, family, source)
-            cells = []
             for number, exporter in enumerate(options.exporters):
                 target = Path(folder) / str(number)
                 cell = f"not built: {last_line(problem)}"
                 if made:
-                    cell = tried(family, exporter, source, target, program, library)
-                cells.append(cell)
+                    cell = tried(exporter, source, target, program, library)
+                results["cells"].setdefault(family, {})[exporter] = cell
                 print(f"{family}, {exporter}: {cell}", flush=True)
-        rows.append(f"| {family} | {' | '.join(cells)} |")
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    options.output.write_text(
-        f"""# What exporters write, rewritten
-
-Made by `make zoo`: models of two layers with random weights ({versions}), exported, rewritten at ratio 0 with 16 bits,
-and both run on the CPU over a prompt of 14 tokens and three more. A number is the greatest difference of a logit as a
-share of the greatest logit; it agrees below 5e-3, in float16 (cuda, dml, webgpu) below 2e-2. What an exporter itself
-cannot build is said.
-
-| family | {' | '.join(options.exporters)} |
-|{'---|' * (len(options.exporters) + 1)}
-{chr(10).join(rows)}
-"""
-    )
+        options.results.write_text(json.dumps(results, indent=1))
+        options.output.write_text(page(results))
 
 
 if __name__ == "__main__":
