@@ -31,10 +31,11 @@ EXPORTERS = {
 
 
 def last_line(text):
-    """The last line of a message, without the names of temporary folders."""
+    """The line of a message that names the error, else the last one, without the names of temporary folders."""
     text = re.sub(re.escape(tempfile.gettempdir()) + r"/\w+/", "", str(text))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1] if lines else "no message").replace("|", "/")[:240]
+    named = [line for line in lines if re.search(r"Error\b.*: |refused|cannot be rewritten", line)]
+    return ((named or lines or ["no message"])[-1]).replace("|", "/")[:240]
 
 
 def without_windows(model):
@@ -95,7 +96,8 @@ def tried(exporter, source, folder, program, library):
     runs, found = apart(logits, rewritten, library)
     known, expected = apart(logits, without_windows(model))
     if not known:
-        return "rewritten; the original does not run on the CPU" + (", this does" if runs else "")
+        answer = "the rewritten one does" if runs else "nor does the rewritten one"
+        return f"rewritten; the original does not run on the CPU ({last_line(expected)[-120:]}), {answer}"
     if not runs:
         return f"FAILS: {last_line(found)}"
     error = difference(found, expected)
