@@ -70,7 +70,7 @@ impl Rows {
         let kept_channels = match exact_ratio || !uniform_rows {
             true => kept_channels,
             // What is padding otherwise costs nothing.
-            false => most_channels(format, head_dim, kept_channels, bits("--key-bits", key_bits)?, key_row_bytes),
+            false => most_channels(format, head_dim, kept_channels, bits("key_bits", key_bits)?, key_row_bytes),
         };
         Ok(Self {
             head_dim,
