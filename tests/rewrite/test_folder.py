@@ -121,7 +121,7 @@ def test_inspect_rewritten(name, case, exports, rewritten):
     assert (found["rows"]["kept_channels"], found["rows"]["recent_window"]) == (kept, recent)
     assert found["bytes_per_token"] == LAYERS * KV_HEADS * sum(rows)
     assert found["recent_bytes"] == LAYERS * KV_HEADS * recent * SIZE * element_bytes(name)
-    element = 1 if case == "bytes" else element_bytes(name)
+    element = 1 if "uint8" in options else element_bytes(name)
     for layer in found["interface"]["layers"]:
         assert (layer["key"]["width"], layer["value"]["width"]) == tuple(np.array(rows) // element)
 
