@@ -71,7 +71,7 @@ fn all_caches_are_claimed(context: &Context<'_>, layers: &[Layer]) -> Result<(),
     let mut claimed = HashSet::new();
     for layer in layers {
         for past in &layer.cache.past {
-            if !claimed.insert(past) {
+            if !claimed.insert(past.as_str()) {
                 return Err(Refusal::new(
                     &layer.title,
                     "a cache input of its own",
@@ -81,7 +81,7 @@ fn all_caches_are_claimed(context: &Context<'_>, layers: &[Layer]) -> Result<(),
         }
     }
     let graph = context.index.graph;
-    let unclaimed = |name: &str| context.caches.contains_key(name) && !claimed.iter().any(|past| past.as_str() == name);
+    let unclaimed = |name: &str| context.caches.contains_key(name) && !claimed.contains(name);
     if let Some(input) = graph.input.iter().find(|i| unclaimed(i.name())) {
         let place = format!("input '{}'", input.name());
         let expected = "an attention layer that appends to it and reads it";
