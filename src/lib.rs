@@ -18,7 +18,7 @@ pub mod cpu;
 pub mod element;
 mod entry_point;
 pub mod eval;
-mod files;
+pub mod files;
 pub mod format;
 pub mod gpu;
 pub mod method;

@@ -50,6 +50,14 @@ pub enum FileError {
         /// What it is.
         value: String,
     },
+    /// A link that leads out of the model's folder.
+    #[error("{file} leads out of the model's folder, to {real}; if that is meant, put a copy or a hard link in its place")]
+    Leaves {
+        /// The link.
+        file: PathBuf,
+        /// Where it leads.
+        real: PathBuf,
+    },
     /// External data that is not there.
     #[error("{0} is missing, where {1} has the data of tensor '{2}'")]
     MissingData(PathBuf, PathBuf, String),

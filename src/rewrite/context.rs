@@ -105,6 +105,9 @@ pub struct Context<'g> {
 /// Most elements of a cache for one token that are followed.
 const MOST_PER_TOKEN: usize = 1 << 18;
 
+/// Most elements of caches of different shapes in one evaluator.
+const MOST_LABELS: usize = 8 << 20;
+
 /// Dimension `axis` of a declared tensor, where it is a number.
 pub fn static_dim(info: &ValueInfoProto, axis: usize) -> Option<usize> {
     let dim = info.type_.tensor_type().shape.dim.get(axis)?;
@@ -183,6 +186,9 @@ impl<'g> Context<'g> {
     /// An evaluator as [`Self::evaluator`] gives, which is not kept.
     pub fn new_evaluator(&self, sizes: Sizes, mask_known: bool) -> Evaluator<'g> {
         let mut evaluator = Evaluator::new(self.index, &self.constants);
+        // The caches of most models are all alike.
+        let mut labelled: HashMap<(i32, Vec<usize>), Rc<Value>> = HashMap::new();
+        let mut left = MOST_LABELS;
         for input in &self.index.graph.input {
             let known = given(input, self.caches.get(input.name()), sizes, mask_known);
             if let Some(value) = known.or_else(|| self.of_known_shape(input, sizes)) {
@@ -192,9 +198,19 @@ impl<'g> Context<'g> {
         for (output, a) in &self.appended {
             if let CacheInput { element, kv_heads: Some(h), head_dim: Some(d) } = self.caches[&a.past] {
                 let shape = vec![sizes.batch, h, sizes.total(), d];
-                let known = labels(&shape).filter(|_| USUAL.contains(&sizes));
-                let value = known.map_or_else(|| Value::shaped(element, shape), |data| Value::known(element, data));
-                evaluator.give(output, value);
+                if !USUAL.contains(&sizes) {
+                    evaluator.give(output, Value::shaped(element, shape));
+                    continue;
+                }
+                let value = labelled.entry((element, shape)).or_insert_with_key(|(element, shape)| {
+                    let known = labels(shape).filter(|data| {
+                        left = left.checked_sub(data.len()).unwrap_or(0);
+                        left > 0
+                    });
+                    let known = known.map(|data| Value::known(*element, data));
+                    Rc::new(known.unwrap_or_else(|| Value::shaped(*element, shape.clone())))
+                });
+                evaluator.give(output, value.clone());
             }
         }
         evaluator
@@ -265,7 +281,7 @@ impl<'g> Context<'g> {
         ];
         let (mut found, mut seen, mut queue) = (Vec::new(), HashSet::new(), vec![tensor]);
         while let Some(name) = queue.pop() {
-            if !seen.insert(name) {
+            if !self.constants.may_follow(1) || !seen.insert(name) {
                 continue;
             }
             if let Some(appended) = self.appended.get(name) {
