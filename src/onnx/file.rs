@@ -51,7 +51,9 @@ pub enum FileError {
         value: String,
     },
     /// A link that leads out of the model's folder.
-    #[error("{file} leads out of the model's folder, to {real}; if that is meant, put a copy or a hard link in its place")]
+    #[error(
+        "{file} leads out of the model's folder, to {real}; if that is meant, put a copy or a hard link in its place"
+    )]
     Leaves {
         /// The link.
         file: PathBuf,

@@ -25,8 +25,8 @@ pub fn onnx_opset(model: &proto::ModelProto) -> i64 {
     model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(0, |o| o.version())
 }
 
-pub(crate) use external::{Homes, place};
 pub use external::{DataFile, Placement, data_files, data_locations, move_data};
+pub(crate) use external::{Homes, place};
 pub(crate) use file::write_text;
 pub use file::{FileError, read, write};
 pub(crate) use index::reads;
