@@ -1,11 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm cuda bench-genai eval fuzz clean
+.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm test-plugin cuda bench-genai eval fuzz clean
 
 help:
 	@echo 'make demo           rewrite a bundled model, generate with it and with the original, compare them'
 	@echo 'make layer          what the operators save and what they cost, on one attention layer'
 	@echo 'make test           everything: format, lints, Rust and Python tests, ONNX Runtime versions, valgrind'
 	@echo 'make test-versions  the ONNX Runtime versions of tests/onnxruntime, the ones that make test leaves out included'
+	@echo 'make test-plugin    the operators on SparkExecutionProvider in ONNX Runtime 1.24 and later, by emulation'
 	@echo 'make test-rocm      the operators on the ROCm execution provider, by emulation: no GPU is needed'
 	@echo 'make cuda           the kernels on an NVIDIA GPU: checked against the CPU, timed'
 	@echo 'make test-hosts     the package in GenAI, plain loops, Optimum (torch: several GB) and all ONNX Runtime versions'
@@ -40,6 +41,9 @@ test-versions:
 
 test-rocm:
 	@tools/rocm.sh
+
+test-plugin:
+	@tools/plugin.sh
 
 cuda:
 	@tools/cuda.sh build

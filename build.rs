@@ -1,11 +1,20 @@
-//! Generates the Rust types of ONNX models from the schema that ONNX publishes, and embeds the kernels of `ops`.
-
-use protobuf_codegen::{Codegen, Customize};
+//! Generates the Rust types of ONNX models from the schema that ONNX publishes where models are rewritten, and embeds the kernels of `ops`.
 
 #[path = "ops/build.rs"]
 mod ops;
 
 fn main() {
+    #[cfg(feature = "rewrite")]
+    generate_onnx();
+    // ONNX Runtime unloads libraries of operators; what threads and lazy statics leave would leak each time.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
+    ops::main();
+}
+
+#[cfg(feature = "rewrite")]
+fn generate_onnx() {
+    use protobuf_codegen::{Codegen, Customize};
+
     let schema = "src/onnx/onnx.proto";
     println!("cargo::rerun-if-changed={schema}");
     Codegen::new()
@@ -15,7 +24,4 @@ fn main() {
         .customize(Customize::default().lite_runtime(true))
         .cargo_out_dir("onnx")
         .run_from_script();
-    // ONNX Runtime unloads libraries of operators; what threads and lazy statics leave would leak each time.
-    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
-    ops::main();
 }

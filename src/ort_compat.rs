@@ -31,6 +31,10 @@ struct StandIn {
     real: *const OrtCustomOp,
 }
 
+/// `CustomOpDomain_Add` of the table that ONNX Runtime hands to the `ort` crate here.
+///
+/// # Safety
+/// As for ONNX Runtime's own function: `domain` is alive, and `real` is whole and lives as long as it.
 unsafe extern "system" fn add_without_shape_inference(
     domain: *mut OrtCustomOpDomain,
     real: *const OrtCustomOp,
@@ -48,6 +52,8 @@ fn stand_in_for(real: &OrtCustomOp) -> OrtCustomOp {
     /// A function of the stand-in that calls the same one of the real operator.
     macro_rules! pass_on {
         ($field:ident($($arg:ident: $type:ty),*) -> $result:ty) => {{
+            /// # Safety
+            /// As for the real operator's function; `op` is the `seen` of a [`StandIn`].
             unsafe extern "system" fn call(op: *const OrtCustomOp $(, $arg: $type)*) -> $result {
                 // SAFETY: ONNX Runtime calls with the pointer it was given, a StandIn that is never freed, and only
                 // functions that are there.

@@ -12,7 +12,7 @@ pub const DOMAIN: &str = "ai.spark";
 pub const VERSIONS: RangeInclusive<i64> = 1..=2;
 
 /// Formats of cache rows that this library reads and writes: values of the attribute `row_format`.
-pub const ROW_FORMATS: &[i64] = &[1];
+pub const ROW_FORMATS: &[i64] = &[1, 2];
 
 /// `SparkPrune`, the write path.
 pub const PRUNE: Operator = Operator {

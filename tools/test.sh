@@ -57,6 +57,9 @@ format() {
 lints() {
     cargo clippy --version >/dev/null 2>&1 || skip "this Rust toolchain has no clippy"
     cargo clippy --all-targets -- -D warnings
+    # The operators alone, for hosts that rewrite nothing.
+    RUSTFLAGS="-D warnings" cargo check --lib --no-default-features --target-dir target/features
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --lib
 }
 
 # Malformed calls to the kernels, and to the library through ONNX Runtime: valgrind also sees accesses out of bounds
@@ -109,7 +112,7 @@ announce
 needed "Rust" need_rust
 needed "Python packages" venv
 step "format: cargo fmt --check" format
-step "lints: cargo clippy" lints
+step "lints, features and documentation: clippy, check, doc" lints
 step "layout of the sources: tests/structure" .venv/bin/python -m pytest -q tests/structure
 step "compiler for AMD GPUs: hipcc" hipcc_at_hand
 if [[ $outcome == passed ]]; then
@@ -144,5 +147,6 @@ for version in 1.18.1 1.22.2 1.24.4; do
 done
 step "code for AMD GPUs: tests/gpu/device_code" .venv/bin/python -m pytest -q -rs tests/gpu/device_code
 step "ROCm execution provider: tests/gpu/rocm" tools/rocm.sh
+step "execution provider of our own, on stand-ins: tools/plugin.sh" tools/plugin.sh
 step "mutants of files, rows and calls: fuzz" env SECONDS_OF_FUZZING=90 tools/fuzz.sh
 step "memory: valgrind on hostile calls" memory

@@ -96,6 +96,7 @@ impl Operators {
             value_row_bytes: value.row_bytes(),
             recovery: Recovery::Mean,
             recent_window: 0,
+            row_format: spark_ort::format::RowFormat::V1,
             tail_window: 0,
             rotary: Some(Rotary::Halves),
         };

@@ -63,6 +63,7 @@ def rewrite(
     ratio: float = 0.5,
     key_bits: Literal[16, 8, 4] = 8,
     value_bits: Literal[16, 8, 4] = 8,
+    row_format: Literal[1, 2] = 1,
     recovery: Literal["mean", "none"] = "mean",
     recent: int | None = None,
     recent_in: Literal["auto", "buffer", "inputs"] = "auto",
@@ -85,6 +86,7 @@ def rewrite(
         ratio: share of key channels to prune, 0 to below 1.
         key_bits: bits of a kept key channel.
         value_bits: bits of a value channel.
+        row_format: how rows are laid out; 2 is more accurate at 4 bits, and runs on the CPU alone.
         recovery: what a pruned channel reads as, its sign times the mean of the pruned ones, or zero.
         recent: keep the last so many keys dense as well; None: 64 in a GenAI folder, else 0.
         recent_in: where: in free rows of the buffer that past and present share, or in an input and output more a layer;
@@ -107,6 +109,7 @@ def rewrite(
         "ratio": ratio,
         "key-bits": key_bits,
         "value-bits": value_bits,
+        "row-format": row_format,
         "recovery": recovery,
         "recent": recent,
         "recent-in": recent_in,

@@ -24,9 +24,11 @@ class _CacheLayer(TypedDict):
 
 
 class CacheLayer(_CacheLayer, total=False):
-    """The cache of one layer; `key_recent`, where there is one, holds the last keys dense."""
+    """The cache of one layer. The last keys are dense in `key_recent`, where there is one, or the last `tail_window` of them in
+    free rows of a buffer that past and present share."""
 
     key_recent: CachePair
+    tail_window: int
 
 
 class Interface(TypedDict):
@@ -44,6 +46,7 @@ class Rows(TypedDict):
     kept_channels: int
     key_bits: int
     value_bits: int
+    row_format: int
     key_row_bytes: int
     value_row_bytes: int
     recovery: Literal["mean", "none"]

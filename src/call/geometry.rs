@@ -155,9 +155,15 @@ impl Geometry {
                 return Err(Input::Query.error(format!("shape {query:?}, expected rank {ranks}")));
             }
         };
-        let key = KeyLayout::new(head_dim, settings.kept_channels, settings.key_bits, settings.key_row_bytes)
-            .map_err(|e| layout_error(e, "key_row_bytes"))?;
-        let value = ValueLayout::new(head_dim, settings.value_bits, settings.value_row_bytes)
+        let key = KeyLayout::of(
+            settings.row_format,
+            head_dim,
+            settings.kept_channels,
+            settings.key_bits,
+            settings.key_row_bytes,
+        )
+        .map_err(|e| layout_error(e, "key_row_bytes"))?;
+        let value = ValueLayout::of(settings.row_format, head_dim, settings.value_bits, settings.value_row_bytes)
             .map_err(|e| layout_error(e, "value_row_bytes"))?;
         let past = match *shapes.required(Input::PastKey)? {
             [_, _, past, _] => past,

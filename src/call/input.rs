@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::spec;
 
-/// An input of both operators, in the order of [`spec::ATTENTION.inputs`].
+/// An input of both operators, in the order of the inputs of [`spec::ATTENTION`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Input {
@@ -59,6 +59,7 @@ impl Input {
 
 /// Why a call cannot be carried out.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CallError {
     /// An attribute is missing or out of range.
     #[error("attribute {name}: {problem}")]

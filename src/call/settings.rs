@@ -1,7 +1,7 @@
 //! Attributes of the operators, validated as far as they can be without shapes.
 
 use super::CallError;
-use crate::format::{Bits, LayoutError};
+use crate::format::{Bits, LayoutError, RowFormat};
 use crate::method::Recovery;
 use crate::spec;
 
@@ -46,6 +46,8 @@ pub struct Settings {
     pub kv_heads: usize,
     /// T_k, at least 1
     pub kept_channels: usize,
+    /// How rows are laid out.
+    pub row_format: RowFormat,
     /// Bits of a kept key channel.
     pub key_bits: Bits,
     /// Bits of a value channel.
@@ -179,10 +181,10 @@ impl<'s, S: Attributes> Node<'s, S> {
         }
     }
 
-    fn check_row_format(&self) -> Result<(), CallError> {
+    fn row_format(&self) -> Result<RowFormat, CallError> {
         let format = self.any_int(&spec::ROW_FORMAT)?;
-        if spec::ROW_FORMATS.contains(&format) {
-            return Ok(());
+        if let Some(known) = RowFormat::new(format).filter(|_| spec::ROW_FORMATS.contains(&format)) {
+            return Ok(known);
         }
         let problem =
             format!("{format} is not one that this library knows ({:?}); {}", spec::ROW_FORMATS, spec::update_hint());
@@ -202,7 +204,7 @@ impl Settings {
     /// Names the attribute that is missing, of another type or out of range.
     pub fn read(source: &impl Attributes) -> Result<Self, CallError> {
         let node = Node::new(source)?;
-        node.check_row_format()?;
+        let row_format = node.row_format()?;
         let (query_heads, kv_heads) = (node.size(&spec::NUM_HEADS)?, node.size(&spec::KV_NUM_HEADS)?);
         if !query_heads.is_multiple_of(kv_heads) {
             let problem = format!("{query_heads} query heads cannot be shared evenly by kv_num_heads = {kv_heads}");
@@ -214,6 +216,7 @@ impl Settings {
             query_heads,
             kv_heads,
             kept_channels: node.size(&spec::KEPT_CHANNELS)?,
+            row_format,
             key_bits: node.bits(&spec::KEY_BITS)?,
             value_bits: node.bits(&spec::VALUE_BITS)?,
             key_row_bytes: node.size(&spec::KEY_ROW_BYTES)?,

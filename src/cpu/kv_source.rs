@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::attention::Attention;
 use super::decode::kernels::KeyRows;
+use super::isa::vector::Vector;
 use super::new_tokens::NewTokens;
 use super::query_block::QueryBlock;
 use crate::element::Element;
@@ -55,12 +56,10 @@ impl<'a, 'c, T: Element> KvSource<'a, 'c, T> {
         })
     }
 
-    /// Dense keys of the recent window at `positions`, `[positions, D]`.
+    /// Reads the dense keys of the recent window at `positions` to `keys`, `[positions, D]`.
     #[inline(always)]
-    pub(super) fn recent(&self, block: &QueryBlock, positions: Range<usize>) -> Vec<f32> {
-        let mut keys = vec![0.0; positions.len() * self.call.geometry.head_dim()];
-        self.call.read_recent(block.head, positions, &mut keys);
-        keys
+    pub(super) fn recent<V: Vector>(&self, v: V, block: &QueryBlock, positions: Range<usize>, keys: &mut [f32]) {
+        self.call.read_recent(block.head, positions, keys, |line| v.prefetch(line));
     }
 
     /// How key rows are to be read.

@@ -28,7 +28,7 @@ impl<'a, 'c, T: Element> Reference<'a, 'c, T> {
         let row = |bytes: usize| t * bytes..(t + 1) * bytes;
         value_layout.decode(&call.past_value[head][row(value_layout.row_bytes())], value);
         if t >= call.lengths.past[b] - call.recent_keys(head) {
-            return call.read_recent(head, t..t + 1, key);
+            return call.read_recent(head, t..t + 1, key, |_| {});
         }
         let scale = &call.scale[h * key.len()..(h + 1) * key.len()];
         let recover = call.settings.common.recovery == Recovery::Mean;

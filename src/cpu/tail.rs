@@ -12,6 +12,12 @@ use crate::element::Element;
 use crate::format::write_dense_key;
 use crate::method::Recovery;
 
+/// Bytes that memory is asked for at once.
+const LINE: usize = 64;
+
+/// Keys between the one that is read and the one that is asked for.
+const AHEAD: usize = 4;
+
 impl<T: Element> Attention<'_, T> {
     /// How many of the past keys of the (sequence, KV head) number `head`, the last ones, are read dense.
     pub(super) fn recent_keys(&self, head: usize) -> usize {
@@ -25,9 +31,15 @@ impl<T: Element> Attention<'_, T> {
     }
 
     /// Reads the past keys at `positions`, all of them recent ones, to `keys`, `[positions, D]`. A key that the tail
-    /// has lost is what its row says.
+    /// has lost is what its row says. `prefetch` asks memory for a line.
     #[inline(always)]
-    pub(super) fn read_recent(&self, head: usize, positions: Range<usize>, keys: &mut [f32]) {
+    pub(super) fn read_recent(
+        &self,
+        head: usize,
+        positions: Range<usize>,
+        keys: &mut [f32],
+        prefetch: impl Fn(*const u8),
+    ) {
         let (b, h) = (head / self.geometry.kv_heads, head % self.geometry.kv_heads);
         if let Some(recent) = &self.recent {
             let first = self.lengths.past[b] - self.recent_keys(head);
@@ -39,7 +51,15 @@ impl<T: Element> Attention<'_, T> {
         let tail = tail.layout.read(tail.key[head], tail.value[head]);
         let layout = &self.geometry.key;
         let (d, bytes) = (layout.head_dim(), layout.row_bytes());
+        // Slots lie backwards, by turns in two buffers: processors do not foresee that well.
+        let ask = |position: usize| {
+            let lines = tail.slots(position).next().into_iter().flat_map(|slot| slot.chunks(LINE));
+            lines.for_each(|line| prefetch(line.as_ptr()));
+        };
         for (position, key) in positions.zip(keys.chunks_exact_mut(d)) {
+            if position + AHEAD < self.lengths.past[b] {
+                ask(position + AHEAD);
+            }
             let row = &self.past_key[head][position * bytes..(position + 1) * bytes];
             let mut found = false;
             for slot in tail.slots(position) {

@@ -12,8 +12,10 @@ use super::passage::Passage;
 use crate::runtime::{Error, Tokenizer};
 
 /// A kind of task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Task {
     /// A few secret numbers in running text, one of which is asked for; its depth goes evenly over the prompts.
     Needle,

@@ -4,10 +4,15 @@
 //! validated once, when a layout is made; encoding and decoding then work on slices of exactly that size, and any bytes
 //! decode to finite numbers.
 
+mod row_format;
+mod stored_bits;
 mod tail;
 pub(crate) mod v1;
+pub(crate) mod v2;
 
+pub use row_format::RowFormat;
+pub use stored_bits::Bits;
 pub use tail::{Slot, Tail, TailBuffer, TailLayout};
 pub use v1::dense::write_dense_key;
 pub use v1::key::{KeyRow, PrunedKey};
-pub use v1::layout::{Bits, KeyLayout, LayoutError, MAX_HEAD_DIM, MIN_HEAD_DIM, ValueLayout};
+pub use v1::layout::{KeyLayout, LayoutError, MAX_HEAD_DIM, MIN_HEAD_DIM, ValueLayout};

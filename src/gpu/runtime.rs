@@ -12,6 +12,7 @@ pub type Handle = *mut c_void;
 
 /// Who makes a GPU, and with it the driver that runs kernels there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Vendor {
     /// AMD, by HIP
     Amd,

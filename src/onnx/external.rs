@@ -22,7 +22,8 @@ pub struct DataFile {
 }
 
 /// How data files come to another folder.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
     /// As a copy, which takes no space where the file system shares blocks.

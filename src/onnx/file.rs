@@ -15,6 +15,7 @@ const MOST_MEMORY: u64 = 512 << 20;
 
 /// Why a model file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum FileError {
     /// The file system says no.
     #[error("{0}: {1}")]

@@ -5,11 +5,12 @@
 //! once for every execution provider and combination of T (float32, float16; bfloat16 on a GPU) and C (T, uint8).
 
 mod attention;
+mod memory;
 mod node;
 mod output;
 mod pool;
+mod provider;
 mod prune;
-mod rocm;
 mod shape_inference;
 mod tensors;
 
@@ -44,6 +45,16 @@ impl Container for u8 {}
 /// Hosts in other languages register the shared library instead. ONNX Runtime up to 1.23 cannot load models with absent
 /// optional inputs this way, unless [`crate::runtime::load`] loaded it; the shared library can.
 ///
+/// ```no_run
+/// use ort::session::Session;
+///
+/// let environment = ort::init().build()?;
+/// let session = Session::builder(&environment)?
+///     .with_operators(spark_ort::operators::domain()?)?
+///     .commit_from_file("small.onnx")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// If ONNX Runtime refuses an operator.
 pub fn domain() -> ort::Result<OperatorDomain> {
@@ -56,7 +67,7 @@ pub fn domain() -> ort::Result<OperatorDomain> {
         .add(SparkAttention::<f32, u8>::new())?
         .add(SparkAttention::<f16, f16>::new())?
         .add(SparkAttention::<f16, u8>::new())?;
-    rocm::add(domain)
+    provider::add(domain)
 }
 
 /// Versions of the domain that the operators serve. ONNX Runtime holds models to the first one only, so that nodes say

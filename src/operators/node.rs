@@ -34,7 +34,10 @@ pub(super) fn guard<R>(subject: &str, work: impl FnOnce() -> Result<R, Failure>)
         Ok(Err(Failure::Call(e))) => (ErrorCode::InvalidArgument, e.to_string()),
         Ok(Err(Failure::Ort(e))) => (ErrorCode::InvalidArgument, e.to_string()),
         Ok(Err(Failure::Process(e))) => (ErrorCode::InvalidArgument, e.to_string()),
-        Ok(Err(Failure::Device(e))) => (ErrorCode::ExecutionProviderFailure, e.to_string()),
+        // Not ExecutionProviderFailure: for that one ONNX Runtime's Python package runs the model again, on the CPU, and
+        // says nothing.
+        Ok(Err(Failure::Device(e))) => (ErrorCode::GenericFailure, e.to_string()),
+        Ok(Err(Failure::Plugin(e))) => (ErrorCode::GenericFailure, e),
         Err(panic) => (ErrorCode::InvalidArgument, format!("internal error: {}", panic_message(&*panic))),
     };
     // A C string ends at a zero byte.
@@ -57,6 +60,8 @@ pub(super) enum Failure {
     Process(&'static str),
     /// Of a GPU.
     Device(GpuError),
+    /// Of the execution provider of this library.
+    Plugin(String),
 }
 
 impl From<GpuError> for Failure {

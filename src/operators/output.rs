@@ -1,39 +1,15 @@
-//! The outputs of a call, as ONNX Runtime gives them, and memory that outputs may or may not share with inputs.
+//! The outputs of a call, as ONNX Runtime gives them. They may share no memory with what a kernel still reads.
 
 use ndarray::{ArrayViewMut, ArrayViewMut4, Dim, Dimension};
 use ort::memory::MemoryInfo;
 use ort::operator::ComputeContext;
-use ort::value::{DynTensorValueType, PrimitiveTensorElementType, Value, ValueRefMut};
+use ort::value::{DynTensorValueType, PrimitiveTensorElementType, ValueRefMut};
 
 use super::Tensor;
+use super::memory::Memory;
 use super::node::Failure;
 use super::tensors::Inputs;
 use crate::call::{CallError, Geometry, Input, Lengths, PruneSettings, QueryLayout};
-
-/// A range of memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Memory {
-    address: usize,
-    bytes: usize,
-}
-
-impl Memory {
-    pub(super) fn of(value: &Value<DynTensorValueType>) -> Self {
-        let bytes = value.data_type().byte_size(value.shape().num_elements());
-        Self { address: value.data_ptr().expose_provenance(), bytes: bytes.unwrap_or(0) }
-    }
-
-    /// Where it begins, 0 if it has no bytes.
-    pub(super) fn address(self) -> usize {
-        if self.bytes > 0 { self.address } else { 0 }
-    }
-
-    /// Whether the two have a byte in common.
-    pub(super) fn overlaps(self, other: Self) -> bool {
-        let (a, b) = (self.address, other.address);
-        self.bytes > 0 && other.bytes > 0 && a < b + other.bytes && b < a + self.bytes
-    }
-}
 
 /// An output of a call.
 pub(super) struct Output<'c> {
@@ -58,7 +34,15 @@ impl<'c> Output<'c> {
         let refused = |e: ort::Error| CallError::Output { name, problem: format!("shape {shape:?} is refused: {e}") };
         let value = context.output(index, dims).map_err(refused)?;
         let value = value.map(|v| v.downcast::<DynTensorValueType>()).transpose()?;
-        Ok(value.map(|value| Self { name, memory: Memory::of(&value), value }))
+        let Some(value) = value else { return Ok(None) };
+        let memory = Memory::of(&value);
+        if memory.is_missing() {
+            // An allocator of a plugin that has no memory left gives none, and ONNX Runtime passes that on.
+            let problem =
+                format!("out of memory: ONNX Runtime gave no memory for shape {shape:?}, {} bytes", memory.bytes());
+            return Err(CallError::Output { name, problem }.into());
+        }
+        Ok(Some(Self { name, memory, value }))
     }
 
     /// An output that every node has.
@@ -177,11 +161,21 @@ impl<'c> PruneOutputs<'c> {
             if let Some(past) = shared {
                 check_shared(inputs.memory(past), past, output, geometry, lengths)?;
             }
-            inputs.check_apart(output, shared)?;
+            check_apart(inputs, output, shared)?;
             before.iter().try_for_each(|o| output.check_apart(o))?;
             before.push(output);
         }
         Ok(())
+    }
+}
+
+/// Checks that `output` shares no memory with an input, except `shared`: a kernel would write what it still reads.
+fn check_apart(inputs: &Inputs<'_>, output: &Output<'_>, shared: Option<Input>) -> Result<(), Failure> {
+    let memory = output.memory();
+    let mut others = Input::ALL.into_iter().filter(|&input| Some(input) != shared);
+    match others.find(|&input| inputs.memory(input).overlaps(memory)) {
+        Some(input) => Err(output.error(format!("shares memory with {}; bind other memory", input.name())).into()),
+        None => Ok(()),
     }
 }
 
@@ -229,6 +223,6 @@ pub(super) fn attention_output<'c>(
         _ => vec![batch, new, query_heads * d],
     };
     let output = Output::required(context, 0, "output", &shape)?;
-    inputs.check_apart(&output, None)?;
+    check_apart(inputs, &output, None)?;
     Ok(output)
 }

@@ -81,8 +81,8 @@ pub(super) fn prune(context: &mut ShapeInferenceContext) -> ort::Result<()> {
     let heads = Dim::Value(settings.kv_heads);
     let known = |n: Option<usize>| n.map_or(Dim::Unknown, Dim::Value);
     let d = head_dim.unwrap_or(0);
-    let key = KeyLayout::new(d, settings.kept_channels, settings.key_bits, settings.key_row_bytes);
-    let value = ValueLayout::new(d, settings.value_bits, settings.value_row_bytes);
+    let key = KeyLayout::of(settings.row_format, d, settings.kept_channels, settings.key_bits, settings.key_row_bytes);
+    let value = ValueLayout::of(settings.row_format, d, settings.value_bits, settings.value_row_bytes);
     for (index, bytes) in [(0, key.map(|l| l.row_bytes())), (1, value.map(|l| l.row_bytes()))] {
         let width = known(bytes.ok().map(|b| b / element_bytes(container)));
         set(context, index, container, [batch.clone(), heads.clone(), present.clone(), width].into())?;

@@ -5,8 +5,8 @@ use ort::operator::ComputeContext;
 use ort::value::{DynTensorValueType, PrimitiveTensorElementType, ValueRef};
 
 use super::Tensor;
+use super::memory::Memory;
 use super::node::Failure;
-use super::output::{Memory, Output};
 use crate::call::{Geometry, Input, Lengths, QueryLayout, Settings, Shapes, channel_scales, positions};
 use crate::cpu::{Rotation, Tokens};
 
@@ -136,16 +136,6 @@ impl<'c> Inputs<'c> {
     /// The memory of `input`.
     pub(super) fn memory(&self, input: Input) -> Memory {
         self.memory[input.index()]
-    }
-
-    /// Checks that `output` shares no memory with an input, except `shared`: a kernel would write what it still reads.
-    pub(super) fn check_apart(&self, output: &Output<'_>, shared: Option<Input>) -> Result<(), Failure> {
-        let memory = output.memory();
-        let mut others = Input::ALL.into_iter().filter(|&input| Some(input) != shared);
-        match others.find(|&input| self.memory(input).overlaps(memory)) {
-            Some(input) => Err(output.error(format!("shares memory with {}; bind other memory", input.name())).into()),
-            None => Ok(()),
-        }
     }
 
     /// The rows of `row_bytes` bytes of the past tokens of each (sequence, KV head), the head varying fastest.

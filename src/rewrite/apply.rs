@@ -38,7 +38,7 @@ pub struct Names {
 ///
 /// # Errors
 /// Something else than lengths is read from a cache, or what goes away is read.
-pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent) -> Result<Vec<Names>, Refusal> {
+pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: i64) -> Result<Vec<Names>, Refusal> {
     let graph = model.graph.mut_or_insert_default();
     read_presents(graph, layers);
     let mut builder = Builder::new(graph);
@@ -84,7 +84,7 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent) -> Result
     if !model.opset_import.iter().any(|o| o.domain() == DOMAIN) {
         let mut opset = OperatorSetIdProto::new();
         opset.set_domain(DOMAIN.into());
-        opset.set_version(if recent.buffer > 0 { spec::TAIL_WINDOW.since } else { *spec::VERSIONS.start() });
+        opset.set_version(version);
         model.opset_import.push(opset);
     }
     Ok(names)

@@ -6,7 +6,7 @@ use super::apply::{DOMAIN, Names, declare_like, set_dim};
 use super::build::{Attribute, float32s, set_attribute};
 use super::layer::{Layer, Source};
 use super::options::CacheType;
-use super::rows::{ROW_FORMAT, Rows};
+use super::rows::Rows;
 use crate::onnx::proto::tensor_shape_proto::Dimension;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, StringStringEntryProto, ValueInfoProto};
 use crate::spec;
@@ -109,9 +109,15 @@ fn set_node(node: &mut NodeProto, names: &Names, version: &Version<'_>, saliency
     set_attribute(node, "value_row_bytes", Attribute::Int(rows.value_row_bytes as i64));
     set_attribute(node, "recovery", Attribute::Text(rows.recovery.name()));
     set_attribute(node, "recent_window", Attribute::Int(rows.recent_window as i64));
-    node.attribute.retain(|a| ![spec::TAIL_WINDOW.name, spec::VERSION.name].contains(&a.name()));
+    let later = [spec::TAIL_WINDOW.name, spec::ROW_FORMAT.name, spec::VERSION.name];
+    node.attribute.retain(|a| !later.contains(&a.name()));
+    if rows.operator_version() > *spec::VERSIONS.start() {
+        set_attribute(node, spec::VERSION.name, Attribute::Int(rows.operator_version()));
+    }
+    if rows.row_format > 1 {
+        set_attribute(node, spec::ROW_FORMAT.name, Attribute::Int(rows.row_format.into()));
+    }
     if rows.tail_window > 0 {
-        set_attribute(node, spec::VERSION.name, Attribute::Int(spec::TAIL_WINDOW.since));
         set_attribute(node, spec::TAIL_WINDOW.name, Attribute::Int(rows.tail_window as i64));
     }
     let recent = rows.recent_window > 0;
@@ -196,9 +202,10 @@ fn observed(graph: &mut GraphProto, places: &Places, layer: &Layer, names: &Name
 }
 
 fn metadata(model: &mut ModelProto, rows: &Rows, source: Option<Source>) {
+    let format = rows.row_format.to_string();
     let rows = serde_json::to_string(rows).expect("plain numbers and words");
     let source = source.and_then(|s| serde_json::to_value(s).ok()).and_then(|s| s.as_str().map(str::to_string));
-    let entries = [(FORMAT_KEY, ROW_FORMAT.to_string()), (ROWS_KEY, rows), (SOURCE_KEY, source.unwrap_or_default())];
+    let entries = [(FORMAT_KEY, format), (ROWS_KEY, rows), (SOURCE_KEY, source.unwrap_or_default())];
     model.metadata_props.retain(|p| entries.iter().all(|(key, _)| *key != p.key()));
     for (key, value) in entries {
         let mut entry = StringStringEntryProto::new();

@@ -7,6 +7,7 @@ use crate::onnx::FileError;
 /// A model, or a part of it, that cannot be rewritten.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: expected {expected}, found {found}")]
+#[non_exhaustive]
 pub struct Refusal {
     /// The node, input or file.
     pub place: String,
@@ -25,6 +26,7 @@ impl Refusal {
 
 /// Why a rewrite did not happen.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RewriteError {
     /// The model is none that can be rewritten.
     #[error("the model cannot be rewritten: {0}")]

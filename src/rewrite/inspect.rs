@@ -9,7 +9,7 @@ use super::configure::{FORMAT_KEY, ROWS_KEY, SOURCE_KEY};
 use super::error::Refusal;
 use super::find::find_layers;
 use super::layer::{Layer, Source};
-use super::rows::{ROW_FORMAT, Rows};
+use super::rows::Rows;
 use crate::onnx::NodeExt;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::runtime::{CacheLayer, CachePair, Element, Interface};
@@ -128,7 +128,14 @@ fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal>
         .iter()
         .map(|l| {
             let [key, value] = [0, 1].map(|i| pair(&declared, &l.cache.past[i], &l.cache.present[i], None, l.head_dim));
-            Ok(CacheLayer { kv_heads: l.kv_heads, head_dim: l.head_dim, key: key?, value: value?, key_recent: None })
+            Ok(CacheLayer {
+                kv_heads: l.kv_heads,
+                head_dim: l.head_dim,
+                key: key?,
+                value: value?,
+                key_recent: None,
+                tail_window: 0,
+            })
         })
         .collect::<Result<_, Refusal>>()?;
     let bytes_per_token = total(&caches, |l| l.key.row_bytes() + l.value.row_bytes());
@@ -152,9 +159,9 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
     let metadata =
         |key: &str, found: String| Refusal::new(format!("metadata '{key}'"), "what the rewriter writes", found);
     match entry(FORMAT_KEY) {
-        Some(format) if format == ROW_FORMAT.to_string() => {}
+        Some(format) if spec::ROW_FORMATS.iter().any(|known| known.to_string() == format) => {}
         Some(other) => {
-            let expected = format!("row format {ROW_FORMAT}, which this version knows");
+            let expected = format!("a row format that this version knows, one of {:?}", spec::ROW_FORMATS);
             return Err(Refusal::new("the model", expected, format!("row format {other}")));
         }
         None => return Err(metadata(FORMAT_KEY, "no such entry".into())),
@@ -192,7 +199,14 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
         let kv_heads = number("kv_num_heads")?;
         original_bytes += 2 * kv_heads * rows.head_dim * tensor_element(&declared, node, &key, &key_recent).size();
         query_heads.push(number("num_heads")?);
-        layers.push(CacheLayer { kv_heads, head_dim: rows.head_dim, key, value, key_recent });
+        layers.push(CacheLayer {
+            kv_heads,
+            head_dim: rows.head_dim,
+            key,
+            value,
+            key_recent,
+            tail_window: rows.tail_window,
+        });
     }
     let saliency = prunes[0].input_at(11).and_then(|name| declared.constants.get(name));
     Ok(Inspection {

@@ -38,7 +38,7 @@ pub use options::{CacheType, Calibration, Options, Recovery};
 pub use progress::Progress;
 pub use recent::RecentIn;
 pub use report::Report;
-pub use rows::{ROW_FORMAT, Rows};
+pub use rows::Rows;
 
 use crate::onnx::{self, DataFile, FileError, Placement};
 use configure::{Version, configure};
@@ -76,7 +76,7 @@ pub fn rewrite(
     let rows = Rows::new(&options, layers[0].head_dim)?;
     let rows = Rows { recent_window: recent.inputs, tail_window: recent.buffer, ..rows };
     let tokens = calibrate::tokens(&path, &options)?;
-    let names = apply::apply(&mut model, &layers, recent)?;
+    let names = apply::apply(&mut model, &layers, recent, rows.operator_version())?;
     let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
 
     let mut data_plan = Vec::new();

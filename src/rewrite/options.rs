@@ -17,6 +17,8 @@ pub struct Options {
     pub key_bits: u8,
     /// Bits of a value channel: 16, 8 or 4.
     pub value_bits: u8,
+    /// How rows are laid out: 1 or 2, which only the CPU reads.
+    pub row_format: u8,
     /// What a pruned channel reads as.
     pub recovery: Recovery,
     /// Keys that are also kept dense, 0: none. `None`: 64 in a GenAI folder, whose buffer has room for them, else none.
@@ -53,6 +55,7 @@ impl Default for Options {
             ratio: 0.5,
             key_bits: 8,
             value_bits: 8,
+            row_format: 1,
             recovery: Recovery::Mean,
             recent: None,
             recent_in: RecentIn::Auto,
@@ -72,7 +75,8 @@ impl Default for Options {
 }
 
 /// What a pruned channel reads as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Recovery {
     /// Its sign times the mean magnitude of the row's pruned channels.
@@ -92,7 +96,8 @@ impl Recovery {
 }
 
 /// Element type of the cache tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum CacheType {
     /// That of the original model, which existing hosts allocate.

@@ -10,7 +10,8 @@ use super::options::Options;
 const DEFAULT: usize = 64;
 
 /// Where recent keys are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum RecentIn {
     /// In the buffer in a GenAI folder, in inputs elsewhere.

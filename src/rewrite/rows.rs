@@ -4,10 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::RewriteError;
 use super::options::{CacheType, Options, Recovery};
-use crate::format::{Bits, KeyLayout, ValueLayout};
-
-/// Number of the row format that docs/format.md describes.
-pub const ROW_FORMAT: u32 = 1;
+use crate::format::{Bits, KeyLayout, RowFormat, ValueLayout};
+use crate::spec;
 
 /// How a rewritten model stores its cache. Kept in its metadata.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +20,9 @@ pub struct Rows {
     pub key_bits: u8,
     /// Bits of a value channel.
     pub value_bits: u8,
+    /// Number of the row format.
+    #[serde(default = "first_format")]
+    pub row_format: u8,
     /// Bytes of a key row.
     pub key_row_bytes: usize,
     /// Bytes of a value row.
@@ -37,13 +38,18 @@ pub struct Rows {
     pub cache_type: CacheType,
 }
 
+/// What metadata of before there were others mean.
+fn first_format() -> u8 {
+    1
+}
+
 impl Rows {
     /// The rows that `options` ask for, for heads of `head_dim` channels, without recent keys.
     ///
     /// # Errors
     /// An option out of range, or one that this head size does not allow.
     pub fn new(options: &Options, head_dim: usize) -> Result<Self, RewriteError> {
-        let &Options { ratio, key_bits, value_bits, recovery, cache_type, uniform_rows, .. } = options;
+        let &Options { ratio, key_bits, value_bits, row_format, recovery, cache_type, uniform_rows, .. } = options;
         if !(0.0..1.0).contains(&ratio) {
             return Err(RewriteError::option("--ratio", format!("{ratio} is not at least 0 and below 1")));
         }
@@ -51,9 +57,11 @@ impl Rows {
         let bits = |option, bits: u8| {
             Bits::new(bits.into()).ok_or_else(|| RewriteError::option(option, format!("{bits} is not 16, 8 or 4")))
         };
-        let key = KeyLayout::new(head_dim, kept_channels, bits("--key-bits", key_bits)?, 0);
+        let format = RowFormat::new(row_format.into())
+            .ok_or_else(|| RewriteError::option("--row-format", format!("{row_format} is not 1 or 2")))?;
+        let key = KeyLayout::of(format, head_dim, kept_channels, bits("--key-bits", key_bits)?, 0);
         let key = key.map_err(|e| RewriteError::option("--ratio", e.to_string()))?.row_bytes();
-        let value = ValueLayout::new(head_dim, bits("--value-bits", value_bits)?, 0);
+        let value = ValueLayout::of(format, head_dim, bits("--value-bits", value_bits)?, 0);
         let value = value.map_err(|e| RewriteError::option("--value-bits", e.to_string()))?.row_bytes();
         let larger = key.max(value);
         let (key_row_bytes, value_row_bytes) = if uniform_rows { (larger, larger) } else { (key, value) };
@@ -63,6 +71,7 @@ impl Rows {
             kept_channels,
             key_bits,
             value_bits,
+            row_format,
             key_row_bytes,
             value_row_bytes,
             recovery,
@@ -72,10 +81,23 @@ impl Rows {
         })
     }
 
+    /// The version of the operators that these rows need.
+    pub fn operator_version(&self) -> i64 {
+        let later = [(self.tail_window > 0, spec::TAIL_WINDOW.since), (self.row_format > 1, spec::ROW_FORMAT.since)];
+        let needed = later.into_iter().filter(|(used, _)| *used).map(|(_, since)| since);
+        needed.max().unwrap_or(*spec::VERSIONS.start())
+    }
+
     /// Rows that lose nothing but float16 rounding, as calibration needs them.
     pub fn lossless(&self) -> Result<Self, RewriteError> {
-        let options =
-            Options { ratio: 0.0, key_bits: 16, value_bits: 16, cache_type: self.cache_type, ..Options::default() };
+        let options = Options {
+            ratio: 0.0,
+            key_bits: 16,
+            value_bits: 16,
+            row_format: self.row_format,
+            cache_type: self.cache_type,
+            ..Options::default()
+        };
         Ok(Self { recent_window: self.recent_window, ..Self::new(&options, self.head_dim)? })
     }
 }

@@ -61,6 +61,23 @@ pub struct CacheLayer {
     /// The last keys, dense: present grows up to recent_window rows and is never shared with past.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_recent: Option<CachePair>,
+    /// Keys that are kept dense in free rows of a buffer that past and present share.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tail_window: usize,
+}
+
+/// Whether there is nothing to say.
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+impl CacheLayer {
+    /// Rows that a shared buffer needs beyond those of its tokens, so that all keys of the tail have room to the end.
+    pub fn tail_rows(&self) -> usize {
+        // A float16 key each; in each of the two buffers the bytes of up to one may be left over.
+        let keys = if self.tail_window > 0 { self.tail_window + 2 } else { 0 };
+        (keys * 2 * self.head_dim).div_ceil(self.key.row_bytes() + self.value.row_bytes())
+    }
 }
 
 /// The cache of a model.

@@ -37,6 +37,20 @@ pub struct Model {
 impl Model {
     /// Loads a model, and ONNX Runtime where this is the first one. `interface` says what its cache is.
     ///
+    /// ```no_run
+    /// use std::path::Path;
+    ///
+    /// use spark_ort::runtime::{Model, Options, greedy};
+    ///
+    /// let path = Path::new("small.onnx");
+    /// let interface = spark_ort::rewrite::inspect(path)?.interface;
+    /// let mut model = Model::open(path, &interface, &Options::default())?;
+    /// let mut sequence = model.start(Some(4096))?;
+    /// let logits = model.run(&mut sequence, &[1, 450, 4996])?;
+    /// println!("next token: {:?}, cache: {} bytes", greedy(&logits), sequence.cache_bytes());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// If there is no ONNX Runtime, if it refuses the model, or if an input or output is not supported: inputs may be
     /// `input_ids`, `attention_mask` and `position_ids` (int64 or int32) and those of the cache; `logits` is needed.

@@ -19,7 +19,7 @@ pub struct Sequence {
     interface: Arc<Interface>,
     slots: Vec<Slot>,
     length: usize,
-    /// Rows of the buffers, if past and present share them.
+    /// Tokens that the buffers have rows for, if past and present share them.
     capacity: Option<usize>,
 }
 
@@ -41,7 +41,7 @@ impl Sequence {
         for layer in &interface.layers {
             let recent = layer.key_recent.as_ref().map(|pair| (pair, false));
             for (pair, holds_all) in [(&layer.key, true), (&layer.value, true)].into_iter().chain(recent) {
-                let rows = capacity.filter(|_| holds_all);
+                let rows = capacity.filter(|_| holds_all).map(|tokens| tokens + layer.tail_rows());
                 let value = zeros(layer.kv_heads, rows.unwrap_or(0), pair)?;
                 let (pair, kv_heads) = (pair.clone(), layer.kv_heads);
                 slots.push(Slot { pair, kv_heads, value, shared: rows.is_some(), holds_all });

@@ -44,7 +44,8 @@ fn pair(name: &str, width: usize) -> CachePair {
 fn interface(pruned: bool) -> Interface {
     let [key, value] = if pruned { [8, 9] } else { [D, D] };
     let key_recent = pruned.then(|| pair("key_recent", D));
-    let layer = CacheLayer { kv_heads: 1, head_dim: D, key: pair("key", key), value: pair("value", value), key_recent };
+    let (key, value) = (pair("key", key), pair("value", value));
+    let layer = CacheLayer { kv_heads: 1, head_dim: D, key, value, key_recent, tail_window: 0 };
     Interface { layers: vec![layer], shares_buffer: true }
 }
 

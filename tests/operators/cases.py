@@ -28,8 +28,9 @@ def random_rows(rng, s, feeds, shape, spread):
     keys = rng.normal(size=(*shape, s.D)) * spread
     n = np.exp(rng.normal(size=(s.Hk, 1, s.D)) * 0.5)
     mask, c = select(keys, n, s.kept), channel_scale(s, feeds)
-    key_rows = rows.encode_keys(keys, mask, s.kept, c, s.key_bits, s.recovery, s.key_bytes)
-    return key_rows, rows.encode_values(rng.normal(size=keys.shape), s.value_bits, s.value_bytes), keys
+    key_rows = rows.encode_keys(keys, mask, s.kept, c, s.key_bits, s.recovery, s.key_bytes, s.row_format)
+    values = rng.normal(size=keys.shape)
+    return key_rows, rows.encode_values(values, s.value_bits, s.value_bytes, s.row_format), keys
 
 
 def layout(x, rank):

@@ -3,8 +3,8 @@
 Graph inputs and outputs have no declared shape unless asked, so that a wrong shape reaches the operator. Inputs are
 graph inputs of the operator's own names, or initializers.
 
-SPARK_TEST_PROVIDER=ROCMExecutionProvider in the environment runs the operators there instead of on the CPU; tests/gpu
-does, on stand-in ROCm libraries.
+SPARK_TEST_PROVIDER=ROCMExecutionProvider or SparkExecutionProvider in the environment runs the operators there instead of
+on the CPU; tests/gpu does, on stand-ins for GPU drivers.
 """
 
 import os
@@ -26,6 +26,8 @@ PRUNE_OUTPUTS = ("present_key", "present_value", "present_key_recent", "observed
 PROVIDER = os.environ.get("SPARK_TEST_PROVIDER", "CPUExecutionProvider")
 # What Python calls the provider's memory; ONNX Runtime's ROCm package calls it cuda.
 DEVICE = "cpu" if PROVIDER == "CPUExecutionProvider" else "cuda"
+if PROVIDER == "SparkExecutionProvider":
+    from . import plugin  # noqa: F401  registers the provider
 _TENSOR_TYPE = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "u8": TensorProto.UINT8}
 
 
@@ -106,8 +108,16 @@ def common_attributes(s):
         recent_window=s.recent_window,
         do_rotary=s.do_rotary,
         rotary_interleaved=s.rotary_interleaved,
-        **({"version": 2, "tail_window": s.tail_window} if s.tail_window else {}),
+        **of_version_2(s),
     )
+
+
+def of_version_2(s):
+    """The attributes that only version 2 of the operators has."""
+    more = {"tail_window": s.tail_window} if s.tail_window else {}
+    if s.row_format != 1:
+        more["row_format"] = s.row_format
+    return {"version": 2, **more} if more else {}
 
 
 def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), opset=17, version=1):
@@ -118,8 +128,8 @@ def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), op
     def info(name):
         return helper.make_tensor_value_info(name, types.get(name, input_type(name, T, C)), shapes.get(name))
 
-    with_tail = any(a.name == "tail_window" for n in nodes for a in n.attribute)
-    domains = (("", opset), ("ai.spark", 2 if with_tail else version), ("com.microsoft", 1))
+    later = any(a.name in ("tail_window", "row_format") for n in nodes for a in n.attribute)
+    domains = (("", opset), ("ai.spark", 2 if later else version), ("com.microsoft", 1))
     opsets = [helper.make_opsetid(d, v) for d, v in domains]
     made = helper.make_graph(
         nodes,

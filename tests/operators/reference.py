@@ -35,6 +35,7 @@ class Settings:
     softcap: float = 0.0
     local_window_size: int = -1
     causal: int = 1
+    row_format: int = 1
 
     @property
     def key_bytes(self):
@@ -42,7 +43,7 @@ class Settings:
 
     @property
     def value_bytes(self):
-        return self.value_row_bytes or rows.value_row_bytes(self.D, self.value_bits)
+        return self.value_row_bytes or rows.value_row_bytes(self.D, self.value_bits, self.row_format)
 
 
 @dataclass
@@ -188,8 +189,9 @@ def prune(s, feeds):
     n_observed = observed(s, sp, q)
     n = saliency(s, feeds, sp, n_observed)
     mask = select(k, n[:, :, None], s.kept)
-    new_key = rows.encode_keys(k, mask, s.kept, channel_scale(s, feeds), s.key_bits, s.recovery, s.key_bytes)
-    new_value = rows.encode_values(v, s.value_bits, s.value_bytes)
+    c = channel_scale(s, feeds)
+    new_key = rows.encode_keys(k, mask, s.kept, c, s.key_bits, s.recovery, s.key_bytes, s.row_format)
+    new_value = rows.encode_values(v, s.value_bits, s.value_bytes, s.row_format)
     past_key, past_value = cache_rows(feeds, "past_key"), cache_rows(feeds, "past_value")
     present_key = np.zeros((B, s.Hk, sp.S, s.key_bytes), np.uint8)
     present_value = np.zeros((B, s.Hk, sp.S, s.value_bytes), np.uint8)
@@ -231,7 +233,7 @@ def attend(s, feeds):
     for b, (past, new) in enumerate(zip(sp.past, sp.new)):
         keys, values = k[b, :, :new], v[b, :, :new]
         if past:
-            old = rows.decode_keys(past_key[b, :, :past], s.D, s.kept, s.key_bits, c, s.recovery)
+            old = rows.decode_keys(past_key[b, :, :past], s.D, s.kept, s.key_bits, c, s.recovery, s.row_format)
             if recent is not None and n_past[b]:
                 old[:, past - n_past[b] :] = recent[b, :, : n_past[b]]
             elif recent is None and s.tail_window:
@@ -240,7 +242,8 @@ def attend(s, feeds):
                     for position, key in tail.recent(s, caches, b, h, past).items():
                         old[h, position] = key
             keys = np.concatenate([old, keys], 1)
-            values = np.concatenate([rows.decode_values(past_value[b, :, :past], s.D, s.value_bits), values], 1)
+            old = rows.decode_values(past_value[b, :, :past], s.D, s.value_bits, s.row_format)
+            values = np.concatenate([old, values], 1)
         keys, values = (np.repeat(x, s.Hq // s.Hk, 0) for x in (keys, values))
         if new == 0:
             continue

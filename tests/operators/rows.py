@@ -1,4 +1,4 @@
-"""Row format 1 (docs/format.md) in NumPy, written from the document alone.
+"""Row formats (docs/format.md) in NumPy, written from the document alone.
 
 Everything works on arrays of rows: keys and values are float64 `[..., D]`, rows uint8 `[..., row bytes]`, masks bool
 `[..., D]`, and the channel scale `c` anything that broadcasts to `[..., D]`.
@@ -32,9 +32,31 @@ def key_row_bytes(D, kept, bits):
     return padded(D // 8 * 2 + 2 + fields)
 
 
-def value_row_bytes(D, bits):
+def value_groups(D, bits, row_format=1):
+    """Groups of channels that have a scale and a minimum."""
+    return D // 32 if bits == 4 and row_format == 1 else 1
+
+
+def value_row_bytes(D, bits, row_format=1):
     """Bytes of a value row without extra padding."""
-    return padded({16: 2 * D, 8: 4 + D, 4: D // 32 * 4 + D // 2}[bits])
+    return padded(2 * D if bits == 16 else 4 * value_groups(D, bits, row_format) + D * bits // 8)
+
+
+# What the codes of 4-bit keys of format 2 stand for.
+CODEBOOK = np.array([0, 4, 12, 23, 35, 49, 65, 81, 99, 119, 139, 160, 182, 206, 230, 255])
+_SIGNS = bytes.fromhex("243f6a8885a308d313198a2e03707344a4093822299f31d0082efa98ec4e6c89")
+
+
+def rotation(D):
+    """R of format 2, `[D, D]`."""
+    matrix, first = np.zeros((D, D)), 0
+    signs = np.where(np.unpackbits(np.frombuffer(_SIGNS, np.uint8), bitorder="little"), -1.0, 1.0)
+    while first < D:
+        n = 1 << (D - first).bit_length() - 1
+        shared = np.array([[(i & j).bit_count() for j in range(n)] for i in range(n)])
+        matrix[first : first + n, first : first + n] = np.where(shared % 2, -1, 1) * signs[first : first + n] / n**0.5
+        first += n
+    return matrix
 
 
 def bytes_of(f16):
@@ -87,7 +109,7 @@ def slots_of(keep, kept):
     return np.argsort(~keep, axis=-1, kind="stable")[..., :kept]
 
 
-def encode_keys(keys, keep, kept, c, bits, recovery, row_bytes):
+def encode_keys(keys, keep, kept, c, bits, recovery, row_bytes, row_format=1):
     """Key rows of `keys [..., D]` that keep the `kept` channels of `keep [..., D]`."""
     keys = finite(keys)
     c = np.broadcast_to(c, keys.shape)
@@ -101,11 +123,16 @@ def encode_keys(keys, keep, kept, c, bits, recovery, row_bytes):
         negative = negative & ~keep
         tail = [np.zeros(keys.shape[:-1] + (2,), np.uint8), bytes_of(to_f16(np.take_along_axis(keys, slots, -1)))]
     else:
-        top = 2**bits - 1
+        companded = bits == 4 and row_format == 2
+        top = 255 if companded else 2**bits - 1
         size = np.take_along_axis(np.abs(keys) / c, slots, -1)
         least, greatest = size.min(-1, keepdims=True), size.max(-1, keepdims=True)
         m, step = to_f16(least), to_f16((greatest - least) / top)
-        u = _quantise(size, m.astype(np.float64), step.astype(np.float64), top)
+        if companded:
+            safe = np.where(step == 0, np.inf, step.astype(np.float64))
+            u = np.abs(((size - m.astype(np.float64)) / safe)[..., None] - CODEBOOK).argmin(-1).astype(np.uint8)
+        else:
+            u = _quantise(size, m.astype(np.float64), step.astype(np.float64), top)
         tail = [bytes_of(m), bytes_of(step), u if bits == 8 else nibbles(u)]
     return padded_row([bits_of(keep), bits_of(negative), bytes_of(to_f16(a)), *tail], row_bytes)
 
@@ -127,8 +154,8 @@ class KeyFields:
     kept: np.ndarray
 
 
-def key_fields(rows, D, kept, bits):
-    """Parses key rows of any bytes."""
+def key_fields(rows, D, kept, bits, row_format=1):
+    """Parses key rows of any bytes; companded codes as what they stand for."""
     rows = np.asarray(rows, np.uint8)
     n = D // 8
     raw_mask = _mask_of(rows[..., :n])
@@ -144,26 +171,30 @@ def key_fields(rows, D, kept, bits):
         m, step = _f16_of(rows[..., at + 2 : at + 4]), _f16_of(rows[..., at + 4 : at + 6])
         raw = rows[..., at + 6 : at + 6 + (kept if bits == 8 else (kept + 1) // 2)]
         slots = (raw if bits == 8 else _from_nibbles(raw, kept)).astype(np.float64)
+        if bits == 4 and row_format == 2:
+            slots = CODEBOOK[slots.astype(int)].astype(np.float64)
     values = np.take_along_axis(slots, np.clip(order, 0, kept - 1), -1) if rows.size else np.zeros(keep.shape)
     return KeyFields(keep, raw_mask, negative, a, m, step, np.where(keep, values, 0.0))
 
 
-def decode_keys(rows, D, kept, bits, c, recovery):
+def decode_keys(rows, D, kept, bits, c, recovery, row_format=1):
     """Recovered keys `[..., D]` in float64; `recovery` "none" reads pruned channels as zero whatever the row says."""
-    f = key_fields(rows, D, kept, bits)
+    f = key_fields(rows, D, kept, bits, row_format)
     c = np.broadcast_to(c, f.keep.shape)
     sign = np.where(f.negative, -1.0, 1.0)
     stored = f.kept if bits == 16 else sign * (f.m + f.kept * f.step) * c
     return np.where(f.keep, stored, sign * f.a * c if recovery == "mean" else 0.0)
 
 
-def encode_values(values, bits, row_bytes):
+def encode_values(values, bits, row_bytes, row_format=1):
     """Value rows of `values [..., D]`."""
     values = finite(values)
     if bits == 16:
         return padded_row([bytes_of(to_f16(values))], row_bytes)
     D, top = values.shape[-1], 2**bits - 1
-    groups = 1 if bits == 8 else D // 32
+    if row_format == 2:
+        values = values @ rotation(D).T
+    groups = value_groups(D, bits, row_format)
     grouped = values.reshape(*values.shape[:-1], groups, D // groups)
     low, high = grouped.min(-1, keepdims=True), grouped.max(-1, keepdims=True)
     pair = to_f16(np.concatenate([(high - low) / top, low], -1))
@@ -173,20 +204,21 @@ def encode_values(values, bits, row_bytes):
     return padded_row([heads, u if bits == 8 else nibbles(u)], row_bytes)
 
 
-def value_fields(rows, D, bits):
+def value_fields(rows, D, bits, row_format=1):
     """(u or float16, scale, minimum) of value rows, each float64 `[..., D]`; scale 1 and minimum 0 for bits 16."""
     rows = np.asarray(rows, np.uint8)
     if bits == 16:
         v = _f16_of(rows[..., : 2 * D])
         return v, np.ones_like(v), np.zeros_like(v)
-    groups = 1 if bits == 8 else D // 32
+    groups = value_groups(D, bits, row_format)
     pair = _f16_of(rows[..., : 4 * groups]).reshape(*rows.shape[:-1], groups, 2)
     scale, minimum = (np.repeat(pair[..., i], D // groups, -1) for i in (0, 1))
     raw = rows[..., 4 * groups : 4 * groups + (D if bits == 8 else D // 2)]
     return (raw if bits == 8 else _from_nibbles(raw, D)).astype(np.float64), scale, minimum
 
 
-def decode_values(rows, D, bits):
+def decode_values(rows, D, bits, row_format=1):
     """Values `[..., D]` in float64."""
-    u, scale, minimum = value_fields(rows, D, bits)
-    return minimum + u * scale
+    u, scale, minimum = value_fields(rows, D, bits, row_format)
+    values = minimum + u * scale
+    return values @ rotation(D) if row_format == 2 and bits < 16 else values

@@ -5,7 +5,7 @@
 use ndarray::{Array2, Array4, ArrayView4};
 use spark_ort::call::{AttentionSettings, Geometry, Input, Lengths, PruneSettings, QueryLayout, Rotary, Settings};
 use spark_ort::cpu::{Attention, InstructionSet, Prune, Rotation, Tokens};
-use spark_ort::format::{Bits, KeyLayout, ValueLayout};
+use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
 use spark_ort::method::{Recovery, channel_scale};
 
 /// A small generator of test numbers (SplitMix64): the same everywhere, under valgrind too.
@@ -67,6 +67,35 @@ pub struct Case {
     pub bias: Option<Array4<f32>>,
 }
 
+/// Random attributes, of `format`, with head size, key bits and value bits as `wanted`; and the head size.
+fn settings(r: &mut Random, format: RowFormat, wanted: Option<(usize, Bits, Bits)>) -> (usize, Settings) {
+    let (head_dim, value_bits) =
+        r.pick(&[(32, 4), (40, 8), (48, 8), (64, 16), (64, 4), (80, 16), (96, 4), (128, 8), (192, 8), (256, 16)]);
+    let head_dim = wanted.map_or(head_dim, |w| w.0);
+    let (kv_heads, group) = (1 + r.below(3), r.pick(&[1, 2, 3, 4, 7, 8]));
+    let kept_channels = 1 + r.below(head_dim);
+    let (key_bits, value_bits) = (Bits::new(r.pick(&[16, 8, 4])).unwrap(), Bits::new(value_bits).unwrap());
+    let (key_bits, value_bits) = wanted.map_or((key_bits, value_bits), |w| (w.1, w.2));
+    let padding = 4 * r.below(3);
+    let key = KeyLayout::of(format, head_dim, kept_channels, key_bits, 0).unwrap();
+    let value = ValueLayout::of(format, head_dim, value_bits, 0).unwrap();
+    let settings = Settings {
+        query_heads: kv_heads * group,
+        kv_heads,
+        kept_channels,
+        row_format: format,
+        key_bits,
+        value_bits,
+        key_row_bytes: key.row_bytes() + padding,
+        value_row_bytes: value.row_bytes() + padding,
+        recovery: r.pick(&[Recovery::Mean, Recovery::None]),
+        recent_window: r.below(20),
+        tail_window: 0,
+        rotary: r.pick(&[None, Some(Rotary::Halves), Some(Rotary::Interleaved)]),
+    };
+    (head_dim, settings)
+}
+
 impl Case {
     /// Shapes of the inputs, by their numbers: float32 by heads, a cache in float32, no lengths and no recent keys.
     pub fn shapes(&self) -> Vec<Option<Vec<i64>>> {
@@ -92,30 +121,20 @@ impl Case {
 
     /// The same, with head size, key bits and value bits as `wanted`.
     pub fn with(seed: u64, most_past: usize, most_new: usize, wanted: Option<(usize, Bits, Bits)>) -> Self {
+        Self::of(RowFormat::V1, seed, most_past, most_new, wanted)
+    }
+
+    /// The same, of a row format.
+    pub fn of(
+        format: RowFormat,
+        seed: u64,
+        most_past: usize,
+        most_new: usize,
+        wanted: Option<(usize, Bits, Bits)>,
+    ) -> Self {
         let r = &mut Random(seed);
-        let (head_dim, value_bits) =
-            r.pick(&[(32, 4), (40, 8), (48, 8), (64, 16), (64, 4), (80, 16), (96, 4), (128, 8), (192, 8), (256, 16)]);
-        let head_dim = wanted.map_or(head_dim, |w| w.0);
-        let (kv_heads, group) = (1 + r.below(3), r.pick(&[1, 2, 3, 4, 7, 8]));
-        let kept_channels = 1 + r.below(head_dim);
-        let (key_bits, value_bits) = (Bits::new(r.pick(&[16, 8, 4])).unwrap(), Bits::new(value_bits).unwrap());
-        let (key_bits, value_bits) = wanted.map_or((key_bits, value_bits), |w| (w.1, w.2));
-        let padding = 4 * r.below(3);
-        let key = KeyLayout::new(head_dim, kept_channels, key_bits, 0).unwrap();
-        let value = ValueLayout::new(head_dim, value_bits, 0).unwrap();
-        let settings = Settings {
-            query_heads: kv_heads * group,
-            kv_heads,
-            kept_channels,
-            key_bits,
-            value_bits,
-            key_row_bytes: key.row_bytes() + padding,
-            value_row_bytes: value.row_bytes() + padding,
-            recovery: r.pick(&[Recovery::Mean, Recovery::None]),
-            recent_window: r.below(20),
-            tail_window: 0,
-            rotary: r.pick(&[None, Some(Rotary::Halves), Some(Rotary::Interleaved)]),
-        };
+        let (head_dim, settings) = settings(r, format, wanted);
+        let Settings { kv_heads, kept_channels, key_bits, value_bits, .. } = settings;
         let geometry = Geometry {
             batch: 1 + r.below(3),
             new: r.below(most_new + 1),
@@ -123,8 +142,8 @@ impl Case {
             query_heads: settings.query_heads,
             kv_heads,
             layout: QueryLayout::Heads,
-            key: KeyLayout::new(head_dim, kept_channels, key_bits, settings.key_row_bytes).unwrap(),
-            value: ValueLayout::new(head_dim, value_bits, settings.value_row_bytes).unwrap(),
+            key: KeyLayout::of(format, head_dim, kept_channels, key_bits, settings.key_row_bytes).unwrap(),
+            value: ValueLayout::of(format, head_dim, value_bits, settings.value_row_bytes).unwrap(),
         };
         let (b, l, p) = (geometry.batch, geometry.new, geometry.past);
         let first = r.coin();
@@ -154,7 +173,7 @@ impl Case {
             },
             recent: r.coin().then(|| r.array([b, kv_heads, settings.recent_window, head_dim])),
             prune: PruneSettings { common: settings, observation_window: 1 + r.below(40) },
-            query: r.array([b, kv_heads * group, l, head_dim]),
+            query: r.array([b, geometry.query_heads, l, head_dim]),
             key: r.array([b, kv_heads, l, head_dim]),
             value: r.array([b, kv_heads, l, head_dim]),
             cos: angles.mapv(f32::cos),

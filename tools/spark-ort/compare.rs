@@ -7,8 +7,8 @@ use serde::Serialize;
 use spark_ort::eval::{LogitStore, divergence};
 use spark_ort::runtime::{greedy, memory};
 
+use crate::continuation::{Generated, Task, generate};
 use crate::decode;
-use crate::generate::{Generated, Task, generate_with};
 use crate::model_files::ModelSource;
 use crate::progress::Progress;
 use crate::report::{Statistics, Table, bytes};
@@ -58,7 +58,7 @@ impl Agreement {
 pub fn run(task: &Task, original: &ModelSource) -> Result<Report> {
     let mut logits = LogitStore::new().context(TEMPORARY)?;
     let mut choices = Vec::new();
-    let original = generate_with(task, original, &mut |before, token| {
+    let original = generate(task, original, &mut |before, token| {
         choices.push(token);
         logits.push(before).context(TEMPORARY)
     })?;

@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde::Serialize;
-use spark_ort::runtime::{FolderSettings, Sampler, Sampling, load};
+use spark_ort::runtime::{FolderSettings, Sampling};
 
 use crate::compare;
-use crate::decode::{self, Settings};
+use crate::continuation::{Task, generate};
+use crate::decode::Settings;
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::ModelSource;
-use crate::output::Output;
 use crate::prompt::{self, Spelling};
-use crate::report::{Statistics, write_json};
+use crate::report::write_json;
 use crate::terminal::note;
 
 /// Continue a prompt, and say how fast and how large the cache was
@@ -110,20 +110,6 @@ fn share(text: &str) -> Result<f32, String> {
     value.ok_or_else(|| "must be above 0 and at most 1".into())
 }
 
-/// What a command line asks for, checked.
-pub struct Task {
-    pub model: ModelSource,
-    pub spelling: Spelling,
-    pub prompt: Vec<i64>,
-    pub max_new_tokens: usize,
-    pub sampling: Sampling,
-    /// Tokens that end the text.
-    pub ends: Vec<i64>,
-    pub settings: Settings,
-    /// Whether stdout is for the text.
-    pub text_shown: bool,
-}
-
 pub fn run(args: &Args) -> Result<ExitCode> {
     let model = ModelSource::find(&args.model)?;
     let original = args.compare.as_deref().map(ModelSource::find).transpose()?;
@@ -136,7 +122,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             report.interrupted()
         }
         None => {
-            let report = generate(&task)?;
+            let report = generate(&task, &task.model, &mut |_, _| Ok(()))?;
             note(&report.statistics.lines());
             write(args, &report)?;
             report.statistics.interrupted
@@ -186,55 +172,4 @@ fn task(args: &Args, model: ModelSource, original: Option<&ModelSource>) -> Resu
         Settings { threads: args.threads, shared_buffer: !args.no_shared_buffer, interrupt: Interrupt::install()? };
     let text_shown = args.json.as_deref() != Some(Path::new("-"));
     Ok(Task { model, spelling, prompt, max_new_tokens, sampling, ends, settings, text_shown })
-}
-
-/// What a model made of a prompt.
-#[derive(Serialize)]
-pub struct Generated {
-    pub model: PathBuf,
-    pub onnxruntime: String,
-    /// The new tokens, without the one that ended the text.
-    pub tokens: Vec<i64>,
-    /// The same as text, or as numbers if that was asked for.
-    pub text: String,
-    /// "length", "end of text" or "interrupted".
-    pub finished_by: &'static str,
-    pub statistics: Statistics,
-}
-
-fn generate(task: &Task) -> Result<Generated> {
-    generate_with(task, &task.model, &mut |_, _| Ok(()))
-}
-
-/// Continues the prompt of a task by a model; `seen` gets the logits before and the token after each choice, the one
-/// that ends the text too.
-pub fn generate_with(
-    task: &Task,
-    source: &ModelSource,
-    seen: &mut dyn FnMut(&[f32], i64) -> Result<()>,
-) -> Result<Generated> {
-    let mut model = decode::open(source, &task.settings)?;
-    let mut output = Output::new(task.spelling.speller(), task.text_shown);
-    let mut sampler = Sampler::new(task.sampling.clone());
-    let mut tokens = Vec::new();
-    let mut ended = false;
-    let mut next = |logits: &[f32]| {
-        let token = sampler.choose(logits).context("the model's logits are not finite")? as i64;
-        seen(logits, token)?;
-        ended = task.ends.contains(&token);
-        if ended {
-            return Ok(None);
-        }
-        tokens.push(token);
-        output.push(token)?;
-        Ok((tokens.len() < task.max_new_tokens).then_some(token))
-    };
-    let statistics = decode::extend(&mut model, &task.prompt, task.max_new_tokens, &task.settings, &mut next)?;
-    let finished_by = match (statistics.interrupted, ended) {
-        (true, _) => "interrupted",
-        (_, true) => "end of text",
-        _ => "length",
-    };
-    let (text, onnxruntime) = (output.finish()?, load()?.version().to_string());
-    Ok(Generated { model: source.file.clone(), onnxruntime, tokens, text, finished_by, statistics })
 }

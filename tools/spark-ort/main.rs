@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod continuation;
 mod decode;
 mod doctor;
 mod eval;

@@ -51,6 +51,10 @@ pub struct Args {
     #[arg(long, value_name = "BITS", default_value_t = 8)]
     value_bits: u8,
 
+    /// How rows are laid out: 1, or 2, which is more accurate at 4 bits and runs on the CPU alone
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    row_format: u8,
+
     /// What a pruned channel reads as: its sign times the mean of the pruned ones, or zero
     #[arg(long, value_enum, default_value_t = Recovery::Mean)]
     recovery: Recovery,
@@ -131,6 +135,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         ratio: args.ratio,
         key_bits: args.key_bits,
         value_bits: args.value_bits,
+        row_format: args.row_format,
         recovery: args.recovery,
         recent: args.recent,
         recent_in: args.recent_in,

@@ -7,7 +7,7 @@ use super::kernels::ValueKernel;
 use super::key_kernels::KeyProducts;
 use super::prefetch::Prefetch;
 use super::scores::to_weights;
-use super::values::{add_dense, add_rows, deinterleave};
+use super::values::{add_dense, add_rows, finish_rows};
 use crate::cpu::isa::traits::{Isa, Work};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::cpu::kv_source::{KvSource, Place};
@@ -15,6 +15,9 @@ use crate::cpu::query_block::QueryBlock;
 use crate::cpu::softmax::SoftmaxState;
 use crate::element::Element;
 use crate::format::v1::layout::MAX_HEAD_DIM;
+
+/// Recent keys that are read, and multiplied, at once.
+const RECENT_AT_ONCE: usize = 16;
 
 /// Most blocks of channels.
 const MOST_BLOCKS: usize = MAX_HEAD_DIM / LANES;
@@ -84,7 +87,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     let mut value_scratch = <I::Values<H> as ValueKernel<H>>::Scratch::default();
     let mut max = [f32::NEG_INFINITY; H];
     let mut sum = [0.0; H];
-    let mut interleaved = true;
+    let mut unfinished = true;
     let (past_key, past_value) = (call.past_key[block.head], call.past_value[block.head]);
     let past = call.lengths.past[block.sequence];
     for (place, positions) in source.pieces(block.head, keys, CHUNK) {
@@ -101,8 +104,8 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
         let prefetch = &Prefetch::new((key_rows, key_bytes), (value_rows, value_bytes));
         match place {
             Place::Rows => key_products.products(key_rows, count, prefetch, &mut products),
-            Place::Recent => dense(v, &source.recent(block, positions.clone()), queries, &mut products),
-            Place::New => dense(v, new[0].as_slice().expect("contiguous"), queries, &mut products),
+            Place::Recent => recent(v, source, block, positions.clone(), queries, &mut products),
+            Place::New => dense(v, new[0].as_slice().expect("contiguous"), 0, queries, &mut products),
         }
         let used = count.div_ceil(LANES);
         for (h, &(head, token)) in items.iter().enumerate() {
@@ -118,8 +121,8 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
         }
         match place {
             Place::New => {
-                if std::mem::take(&mut interleaved) {
-                    deinterleave(value_layout, sums);
+                if std::mem::take(&mut unfinished) {
+                    finish_rows(value_layout, sums);
                 }
                 add_dense(v, new[1].as_slice().expect("contiguous"), count, &products, sums);
             }
@@ -134,8 +137,8 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
             }
         }
     }
-    if interleaved {
-        deinterleave(value_layout, sums);
+    if unfinished {
+        finish_rows(value_layout, sums);
     }
     let weighted = |h: usize| sums.iter().flat_map(|sums| sums.0[h]).collect();
     (0..items.len()).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
@@ -161,9 +164,36 @@ fn by_blocks<const H: usize>(
     }
 }
 
-/// Products of dense `keys`, `[keys, D]`, with the queries.
+/// Products of the recent keys at `positions` with the queries.
 #[inline(always)]
-fn dense<V: Vector, const H: usize>(v: V, keys: &[f32], queries: &[HeadLanes<H>], products: &mut ByKey<H>) {
+fn recent<T: Element, V: Vector, const H: usize>(
+    v: V,
+    source: &KvSource<'_, '_, T>,
+    block: &QueryBlock,
+    positions: Range<usize>,
+    queries: &[HeadLanes<H>],
+    products: &mut ByKey<H>,
+) {
+    let d = queries.len() * LANES;
+    // So few that they stay in the nearest cache.
+    let mut keys = [0.0; RECENT_AT_ONCE * MAX_HEAD_DIM];
+    for first in positions.clone().step_by(RECENT_AT_ONCE) {
+        let some = first..positions.end.min(first + RECENT_AT_ONCE);
+        let keys = &mut keys[..some.len() * d];
+        source.recent(v, block, some, keys);
+        dense(v, keys, first - positions.start, queries, products);
+    }
+}
+
+/// Products of dense `keys`, `[keys, D]`, with the queries; the first of them is number `from` of the chunk.
+#[inline(always)]
+fn dense<V: Vector, const H: usize>(
+    v: V,
+    keys: &[f32],
+    from: usize,
+    queries: &[HeadLanes<H>],
+    products: &mut ByKey<H>,
+) {
     for (key, row) in keys.chunks_exact(queries.len() * LANES).enumerate() {
         let lanes = {
             let mut lanes = [v.splat(0.0); H];
@@ -175,6 +205,6 @@ fn dense<V: Vector, const H: usize>(v: V, keys: &[f32], queries: &[HeadLanes<H>]
             }
             v.sums(lanes)
         };
-        set_products(products, key, lanes);
+        set_products(products, from + key, lanes);
     }
 }

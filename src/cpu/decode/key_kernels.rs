@@ -99,6 +99,8 @@ struct Product<'a, V: Vector, const H: usize> {
 }
 
 impl<V: Vector, const H: usize> Sink<V> for Product<'_, V, H> {
+    /// # Safety
+    /// The head has a block `n`.
     #[inline(always)]
     unsafe fn take(&mut self, v: V, n: usize, x: V::Lanes) {
         debug_assert!(n < self.queries.len());

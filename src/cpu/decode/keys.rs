@@ -168,6 +168,7 @@ impl<'a> KeyReader<'a> {
                 }
                 return;
             }
+            let codebook = layout.codebook();
             for block in 0..scale.len() {
                 for n in 0..R {
                     let word = |at: usize| u16::from_le_bytes(*window_unchecked(rows[n], at + 2 * block));
@@ -176,7 +177,11 @@ impl<'a> KeyReader<'a> {
                     let code = if layout.bits() == Bits::B8 {
                         v.expand_u8(window_unchecked(rows[n], codes + used[n]), mask)
                     } else {
-                        v.expand_nibbles(window_unchecked(rows[n], codes + used[n] / 2), used[n] % 2 == 1, mask)
+                        let (nibbles, skipped) = (window_unchecked(rows[n], codes + used[n] / 2), used[n] % 2 == 1);
+                        match codebook {
+                            Some(book) => v.expand_by_codebook(book, nibbles, skipped, mask),
+                            None => v.expand_nibbles(nibbles, skipped, mask),
+                        }
                     };
                     used[n] += mask.count_ones() as usize;
                     let magnitude = v.mul_add(code, step[n], v.select(mask, least[n], pruned[n]));

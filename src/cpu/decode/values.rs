@@ -5,6 +5,7 @@ use super::prefetch::Prefetch;
 use super::window::window;
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::format::v1::layout::{Bits, MAX_HEAD_DIM, ValueLayout};
+use crate::format::v2::rotation::rotate_back;
 
 /// Values of keys, a block of channels at a time.
 trait Source<V: Vector> {
@@ -174,7 +175,7 @@ fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
 }
 
 /// Adds the values of `keys` rows times their `weights` to `sums`, one entry a block of channels. With 4 bits, two
-/// blocks hold the even and the odd channels of a group: [`deinterleave`] puts that right at the end.
+/// blocks hold the even and the odd channels of a group: [`finish_rows`] puts that right at the end.
 #[inline(always)]
 pub(in crate::cpu) fn add_rows<V: Vector, const H: usize>(
     v: V,
@@ -199,11 +200,13 @@ pub(in crate::cpu) fn add_rows<V: Vector, const H: usize>(
         }
         Bits::B4 => {
             let (mut weighted, mut least) = ([no_products(); MOST_GROUPS], [[0.0; H]; MOST_GROUPS]);
-            let groups = sums.len() / 2;
+            // One for 32 channels each, or one for all.
+            let groups = layout.groups();
             scaled(v, layout, rows, keys, weights, &mut weighted[..groups], &mut least[..groups]);
-            for (group, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            for (pair, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let group = pair.min(groups - 1);
                 let factors = Factors { keys, weights: &weighted[group], more: &least[group] };
-                add(v, &Nibbles(all), &factors, 2 * group, sums);
+                add(v, &Nibbles(all), &factors, 2 * pair, sums);
             }
         }
     }
@@ -247,17 +250,27 @@ fn scaled<V: Vector, const H: usize>(
     }
 }
 
-/// Puts the channels in order that [`add_rows`] left as even and odd ones.
-pub(in crate::cpu) fn deinterleave<const H: usize>(layout: &ValueLayout, sums: &mut [HeadLanes<H>]) {
-    if layout.bits() != Bits::B4 {
-        return;
+/// Makes sums of [`add_rows`] those of the channels: in order, where even and odd ones of a group are apart, and
+/// rotated back, where rows are rotated.
+#[inline(always)]
+pub(in crate::cpu) fn finish_rows<const H: usize>(layout: &ValueLayout, sums: &mut [HeadLanes<H>]) {
+    if layout.bits() == Bits::B4 {
+        for [first, second] in sums.as_chunks_mut::<2>().0 {
+            for h in 0..H {
+                let (even, odd) = (first.0[h], second.0[h]);
+                let channel = |j: usize| [even, odd][j % 2][j / 2];
+                first.0[h] = std::array::from_fn(channel);
+                second.0[h] = std::array::from_fn(|j| channel(LANES + j));
+            }
+        }
     }
-    for [first, second] in sums.as_chunks_mut::<2>().0 {
+    if layout.is_rotated() {
+        let mut channels = [[0.0; LANES]; MAX_HEAD_DIM / LANES];
+        let channels = &mut channels[..sums.len()];
         for h in 0..H {
-            let (even, odd) = (first.0[h], second.0[h]);
-            let channel = |j: usize| [even, odd][j % 2][j / 2];
-            first.0[h] = std::array::from_fn(channel);
-            second.0[h] = std::array::from_fn(|j| channel(LANES + j));
+            channels.iter_mut().zip(&*sums).for_each(|(to, sums)| *to = sums.0[h]);
+            rotate_back(channels.as_flattened_mut());
+            sums.iter_mut().zip(&*channels).for_each(|(sums, from)| sums.0[h] = *from);
         }
     }
 }
@@ -304,15 +317,18 @@ pub(in crate::cpu) fn decode<V: Vector>(v: V, layout: &ValueLayout, row: &[u8], 
             }
         }
         Bits::B4 => {
-            let groups = value.as_chunks_mut::<2>().0.iter_mut().zip(pairs(v, layout, row));
-            for (group, ([first, second], [step, least])) in groups.enumerate() {
-                let (step, least) = (v.splat(step), v.splat(least));
+            let pairs = pairs(v, layout, row);
+            for (group, [first, second]) in value.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let [step, least] = pairs[group.min(layout.groups() - 1)].map(|x| v.splat(x));
                 let bytes = nibbles(window(row, codes + LANES * group));
                 for (value, at) in [(first, 0), (second, LANES)] {
                     v.store(v.mul_add(v.load_u8(window(&bytes, at)), step, least), value);
                 }
             }
         }
+    }
+    if layout.is_rotated() {
+        rotate_back(value.as_flattened_mut());
     }
 }
 

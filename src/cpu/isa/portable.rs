@@ -147,6 +147,11 @@ unsafe impl Vector for Portable {
         expand(lanes!(i => (nibbles >> (4 * i) & 15) as f32), mask)
     }
     #[inline(always)]
+    fn expand_by_codebook(self, codebook: &[u8; 16], bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {
+        let nibbles = u128::from_le_bytes(*bytes) >> (4 * u32::from(skipped));
+        expand(lanes!(i => f32::from(codebook[(nibbles >> (4 * i) & 15) as usize])), mask)
+    }
+    #[inline(always)]
     fn splat_f16(self, bytes: [u8; 2]) -> Lanes {
         [f16::from_le_bytes(bytes).finite(); LANES]
     }

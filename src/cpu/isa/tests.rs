@@ -81,6 +81,9 @@ fn agrees<V: Vector>(v: V, Operands { x, y, bytes, mask }: Operands) {
                     let at = rank(i) + usize::from(skipped);
                     let expanded = if has(i) { f32::from(bytes[at / 2] >> (4 * (at % 2)) & 15) } else { 0.0 };
                     assert_eq!(get(v.expand_nibbles(first, skipped, mask))[i], expanded);
+                    let book = std::array::from_fn(|n| 255 - 16 * n as u8);
+                    let entry = if has(i) { 255.0 - 16.0 * expanded } else { 0.0 };
+                    assert_eq!(get(v.expand_by_codebook(&book, first, skipped, mask))[i], entry);
                 }
                 assert_eq!(v.eight_f16(first)[i / 2], halves(i / 2));
             }

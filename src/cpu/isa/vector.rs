@@ -71,6 +71,8 @@ pub(in crate::cpu) unsafe trait Vector: Copy + Send + Sync + 'static {
     /// The first nibbles, low before high, but for a `skipped` low one, as numbers in the lanes where `mask` has a bit;
     /// 0 elsewhere.
     fn expand_nibbles(self, bytes: &[u8; LANES], skipped: bool, mask: u16) -> Self::Lanes;
+    /// The same, but that each nibble stands for its entry of `codebook`.
+    fn expand_by_codebook(self, codebook: &[u8; 16], bytes: &[u8; LANES], skipped: bool, mask: u16) -> Self::Lanes;
     /// A float16, read as by `load_f16` with `SPECIAL`, in all lanes.
     fn splat_f16(self, bytes: [u8; 2]) -> Self::Lanes;
     /// Eight float16, read as by `load_f16` with `SPECIAL`.

@@ -72,7 +72,7 @@ impl<T: Element> Work for Read<'_, '_, '_, T> {
                 decode_values(v, source, block, positions, value);
             }
             Place::Recent => {
-                key.as_flattened_mut().copy_from_slice(&source.recent(block, positions.clone()));
+                source.recent(v, block, positions.clone(), key.as_flattened_mut());
                 decode_values(v, source, block, positions, value);
             }
             Place::New => {
@@ -91,6 +91,8 @@ struct DecodedKey<'a> {
 }
 
 impl<V: Vector> Sink<V> for DecodedKey<'_> {
+    /// # Safety
+    /// The head has a block `n`.
     #[inline(always)]
     unsafe fn take(&mut self, v: V, n: usize, x: V::Lanes) {
         v.store(if self.in_units { v.mul(x, v.load(&self.scale[n])) } else { x }, &mut self.key[n])

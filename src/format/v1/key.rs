@@ -1,7 +1,7 @@
 //! Key rows.
 
 use super::layout::{Bits, KeyLayout, MAX_HEAD_DIM};
-use super::packed::{range, read_code, read_f16, write_codes, write_f16};
+use super::packed::{range, read_code, read_f16, write_codes, write_companded, write_f16};
 use crate::bits::bit;
 
 /// One key to be stored, with the channels to keep already chosen.
@@ -26,6 +26,28 @@ pub struct KeyRow<'a> {
 
 impl KeyLayout {
     /// Encodes `pruned` into `row`.
+    ///
+    /// ```
+    /// use spark_ort::format::{Bits, KeyLayout, PrunedKey};
+    /// use spark_ort::method::{recovery_magnitude, select};
+    ///
+    /// let key: Vec<f32> = (0..32).map(|j| (j as f32 - 15.5) / 8.0).collect();
+    /// let (saliency, scale) = ([1.0; 32], [1.0; 32]);
+    /// let layout = KeyLayout::new(32, 16, Bits::B8, 0)?;
+    /// // One bit a channel: half of them are kept, those with the greatest products of saliency and key.
+    /// let mut mask = [0; 4];
+    /// select(&key, &saliency, layout.kept(), &mut mask);
+    /// let recovery = recovery_magnitude(&key, &scale, &mask);
+    ///
+    /// let mut row = vec![0; layout.row_bytes()];
+    /// layout.encode(PrunedKey { key: &key, mask: &mask, scale: &scale, recovery }, &mut row);
+    /// let mut decoded = [0.0; 32];
+    /// layout.row(&row).decode(&scale, true, &mut decoded);
+    ///
+    /// assert!((decoded[0] - key[0]).abs() < 0.01, "kept");
+    /// assert!((decoded[16] - recovery).abs() < 1e-3, "pruned: its sign, and the mean magnitude of pruned channels");
+    /// # Ok::<(), spark_ort::format::LayoutError>(())
+    /// ```
     ///
     /// # Panics
     /// If a length is not what the layout says, or the mask does not keep that many channels.
@@ -62,12 +84,16 @@ impl KeyLayout {
         let at = self.scalars_at();
         write_f16(row, at, recovery);
         let (mut least, mut step) = (0.0, 0.0);
-        if let Some(greatest) = self.bits().greatest_code() {
+        if let Some(greatest) = self.greatest_code() {
             let (lo, hi) = range(kept);
             least = write_f16(row, at + 2, lo);
             step = write_f16(row, at + 4, (hi - lo) / greatest);
         }
-        write_codes(&mut row[self.codes_at()..], self.bits(), kept, least, step);
+        let codes = &mut row[self.codes_at()..];
+        match self.codebook() {
+            Some(_) => write_companded(codes, kept, least, step),
+            None => write_codes(codes, self.bits(), kept, least, step),
+        }
     }
 
     /// The row in `bytes`.
@@ -114,7 +140,8 @@ impl KeyRow<'_> {
             let sign = if bit(signs, j) { -1.0 } else { 1.0 };
             // Bytes of a host may mark more channels than there are slots: those read as pruned.
             key[j] = if self.marked(j) && slot < layout.kept() {
-                let x = least + step * read_code(codes, layout.bits(), slot);
+                let code = read_code(codes, layout.bits(), slot);
+                let x = least + step * layout.codebook().map_or(code, |book| book[code as usize].into());
                 slot += 1;
                 if quantised { sign * x * scale[j] } else { x }
             } else {
@@ -130,16 +157,18 @@ mod tests {
 
     use super::*;
     use crate::bits::set_bit;
+    use crate::format::row_format::RowFormat;
 
     /// A random key with a random mask of `kept` channels.
     fn case() -> impl Strategy<Value = (KeyLayout, Vec<f32>, Vec<u8>, Vec<f32>, f32)> {
         let bits = prop::sample::select(vec![Bits::B16, Bits::B8, Bits::B4]);
-        (4usize..=32, bits, 0usize..3, 0.0f64..1.0)
-            .prop_flat_map(|(n, bits, padding, share)| {
+        let formats = prop::sample::select(vec![RowFormat::V1, RowFormat::V2]);
+        (formats, 4usize..=32, bits, 0usize..3, 0.0f64..1.0)
+            .prop_flat_map(|(format, n, bits, padding, share)| {
                 let d = n * 8;
                 let kept = 1 + (share * d as f64) as usize;
-                let tight = KeyLayout::new(d, kept.min(d), bits, 0).unwrap();
-                let layout = KeyLayout::new(d, tight.kept(), bits, tight.row_bytes() + 4 * padding).unwrap();
+                let tight = KeyLayout::of(format, d, kept.min(d), bits, 0).unwrap();
+                let layout = KeyLayout::of(format, d, tight.kept(), bits, tight.row_bytes() + 4 * padding).unwrap();
                 let channels = Just((0..d).collect::<Vec<_>>()).prop_shuffle();
                 let key = prop::collection::vec(-50f32..50.0, d);
                 (Just(layout), key, channels, prop::collection::vec(0.2f32..5.0, d), 0f32..10.0)
@@ -162,7 +191,9 @@ mod tests {
             let kept = |j: &usize| bit(&mask, *j);
             let magnitudes = (0..key.len()).filter(kept).map(|j| key[j].abs() / scale[j]);
             let range = magnitudes.clone().fold(0f32, f32::max) - magnitudes.fold(f32::MAX, f32::min);
-            let step = layout.bits().greatest_code().map_or(0.0, |greatest| range / greatest);
+            // Of companded codes the widest.
+            let widest = layout.codebook().map_or(1.0, |book| f32::from(book[15] - book[14]));
+            let step = layout.greatest_code().map_or(0.0, |greatest| widest * range / greatest);
             for j in 0..key.len() {
                 prop_assert_eq!(row.marked(j), kept(&j));
                 let expected = if kept(&j) { key[j] } else { (if key[j] <= 0.0 { -1.0 } else { 1.0 }) * a * scale[j] };

@@ -2,56 +2,16 @@
 
 use thiserror::Error;
 
+use crate::format::row_format::{RowFormat, VALUE_GROUP};
+pub use crate::format::stored_bits::Bits;
+
 /// Least head size.
 pub const MIN_HEAD_DIM: usize = 32;
 /// Greatest head size; stack buffers of this many channels hold any row.
 pub const MAX_HEAD_DIM: usize = 256;
-/// Channels that share a scale and a minimum in 4-bit value rows.
-pub(crate) const VALUE_GROUP: usize = 32;
-
-/// Bits of a stored number: 16 (float16), or 8 or 4 (quantised).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bits {
-    /// float16
-    B16,
-    /// uint8
-    B8,
-    /// two to a byte, low nibble first
-    B4,
-}
-
-impl Bits {
-    /// From an attribute's integer.
-    pub fn new(bits: i64) -> Option<Self> {
-        match bits {
-            16 => Some(Self::B16),
-            8 => Some(Self::B8),
-            4 => Some(Self::B4),
-            _ => None,
-        }
-    }
-
-    /// Greatest code of a quantised number, 2^bits - 1; `None` for float16.
-    pub(crate) fn greatest_code(self) -> Option<f32> {
-        match self {
-            Self::B16 => None,
-            Self::B8 => Some(255.0),
-            Self::B4 => Some(15.0),
-        }
-    }
-
-    /// Bytes of `n` numbers.
-    pub(crate) fn bytes(self, n: usize) -> usize {
-        match self {
-            Self::B16 => 2 * n,
-            Self::B8 => n,
-            Self::B4 => n.div_ceil(2),
-        }
-    }
-}
-
 /// Why a layout cannot be.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LayoutError {
     /// The head size is not one the format holds.
     #[error("head size {0} is not a multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}")]
@@ -97,6 +57,7 @@ fn row_bytes(used: usize, given: usize) -> Result<usize, LayoutError> {
 /// Layout of key rows: `head_dim` channels of which `kept` are stored with `bits` bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyLayout {
+    format: RowFormat,
     head_dim: usize,
     kept: usize,
     bits: Bits,
@@ -104,16 +65,39 @@ pub struct KeyLayout {
 }
 
 impl KeyLayout {
-    /// A validated layout; `row_bytes` 0 means as small as possible.
+    /// A validated layout of format 1; `row_bytes` 0 means as small as possible.
+    ///
+    /// ```
+    /// use spark_ort::format::{Bits, KeyLayout};
+    ///
+    /// // Half of 128 channels with 8 bits: mask and signs of 16 bytes each, three float16 and 64 codes.
+    /// assert_eq!(KeyLayout::new(128, 64, Bits::B8, 0)?.row_bytes(), 16 + 16 + 6 + 64 + 2);
+    /// assert!(KeyLayout::new(128, 129, Bits::B8, 0).is_err());
+    /// # Ok::<(), spark_ort::format::LayoutError>(())
+    /// ```
     ///
     /// # Errors
     /// Head size, kept channels or row bytes out of range.
     pub fn new(head_dim: usize, kept: usize, bits: Bits, row_bytes: usize) -> Result<Self, LayoutError> {
+        Self::of(RowFormat::V1, head_dim, kept, bits, row_bytes)
+    }
+
+    /// As [`KeyLayout::new`], of `format`.
+    ///
+    /// # Errors
+    /// Head size, kept channels or row bytes out of range.
+    pub fn of(
+        format: RowFormat,
+        head_dim: usize,
+        kept: usize,
+        bits: Bits,
+        row_bytes: usize,
+    ) -> Result<Self, LayoutError> {
         check_head_dim(head_dim)?;
         if kept == 0 || kept > head_dim {
             return Err(LayoutError::KeptChannels { kept, head_dim });
         }
-        let mut layout = Self { head_dim, kept, bits, row_bytes: 0 };
+        let mut layout = Self { format, head_dim, kept, bits, row_bytes: 0 };
         layout.row_bytes = self::row_bytes(layout.codes_at() + bits.bytes(kept), row_bytes)?;
         Ok(layout)
     }
@@ -134,6 +118,17 @@ impl KeyLayout {
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
     }
+    /// What a code stands for in 255ths of the range of a row; `None` where codes are linear, or there are none.
+    pub(crate) fn codebook(&self) -> Option<&'static [u8; 16]> {
+        self.format.key_codebook(self.bits)
+    }
+    /// What the greatest code stands for; `None` for float16.
+    pub(crate) fn greatest_code(&self) -> Option<f32> {
+        match self.codebook() {
+            Some(book) => Some(book[15].into()),
+            None => self.bits.greatest_code(),
+        }
+    }
     /// Bytes of the keep mask, and of the sign plane that follows it.
     pub(crate) fn mask_bytes(&self) -> usize {
         self.head_dim / 8
@@ -151,22 +146,31 @@ impl KeyLayout {
 /// Layout of value rows: `head_dim` channels stored with `bits` bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ValueLayout {
+    format: RowFormat,
     head_dim: usize,
     bits: Bits,
     row_bytes: usize,
 }
 
 impl ValueLayout {
-    /// A validated layout; `row_bytes` 0 means as small as possible.
+    /// A validated layout of format 1; `row_bytes` 0 means as small as possible.
     ///
     /// # Errors
     /// Head size or row bytes out of range.
     pub fn new(head_dim: usize, bits: Bits, row_bytes: usize) -> Result<Self, LayoutError> {
+        Self::of(RowFormat::V1, head_dim, bits, row_bytes)
+    }
+
+    /// As [`ValueLayout::new`], of `format`.
+    ///
+    /// # Errors
+    /// Head size or row bytes out of range.
+    pub fn of(format: RowFormat, head_dim: usize, bits: Bits, row_bytes: usize) -> Result<Self, LayoutError> {
         check_head_dim(head_dim)?;
         if bits == Bits::B4 && !head_dim.is_multiple_of(VALUE_GROUP) {
             return Err(LayoutError::ValueGroup(head_dim));
         }
-        let mut layout = Self { head_dim, bits, row_bytes: 0 };
+        let mut layout = Self { format, head_dim, bits, row_bytes: 0 };
         layout.row_bytes = self::row_bytes(layout.codes_at() + bits.bytes(head_dim), row_bytes)?;
         Ok(layout)
     }
@@ -185,11 +189,19 @@ impl ValueLayout {
     }
     /// Channels that share one scale and minimum.
     pub(crate) fn group(&self) -> usize {
-        if self.bits == Bits::B4 { VALUE_GROUP } else { self.head_dim }
+        self.format.value_group(self.bits, self.head_dim)
+    }
+    /// Groups of channels; one where there are none.
+    pub(crate) fn groups(&self) -> usize {
+        self.head_dim / self.group()
+    }
+    /// Whether channels are stored rotated.
+    pub(crate) fn is_rotated(&self) -> bool {
+        self.format.rotates_values(self.bits)
     }
     /// Where the numbers lie, after the pairs of scale and minimum.
     pub(crate) fn codes_at(&self) -> usize {
-        if self.bits == Bits::B16 { 0 } else { 4 * (self.head_dim / self.group()) }
+        if self.bits == Bits::B16 { 0 } else { 4 * self.groups() }
     }
 }
 

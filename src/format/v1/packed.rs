@@ -5,6 +5,7 @@ use half::slice::HalfFloatSliceExt;
 
 use super::layout::Bits;
 use crate::element::{Element, finite, finite_f16};
+use crate::format::v2::codebook::nearest_code;
 
 /// The float16 at byte `at`, read as a finite number.
 pub(super) fn read_f16(row: &[u8], at: usize) -> f32 {
@@ -72,6 +73,21 @@ pub(super) fn write_codes(codes: &mut [u8], bits: Bits, numbers: &[f32], least: 
             }
         }
         _ => numbers.iter().zip(codes).for_each(|(&x, byte)| *byte = code(x)),
+    }
+}
+
+/// Writes `numbers` to zeroed `codes` as nibbles: the codes nearest to `(x - least) / step` of the codebook of format
+/// 2.
+#[inline(always)]
+pub(super) fn write_companded(codes: &mut [u8], numbers: &[f32], least: f32, step: f32) {
+    if step == 0.0 {
+        return;
+    }
+    for (pair, byte) in numbers.chunks(2).zip(codes) {
+        *byte = 0;
+        for (n, &x) in pair.iter().enumerate() {
+            *byte |= nearest_code((x - least) / step) << (4 * n);
+        }
     }
 }
 

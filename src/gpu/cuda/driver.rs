@@ -183,6 +183,8 @@ impl Runtime for Cuda {
         Ok(function)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn launch(&self, launch: &KernelLaunch<'_>, stream: Handle) -> Result<(), GpuError> {
         let &KernelLaunch { name, function, grid, block, shared_bytes, argument } = launch;
         let mut arguments = [(&raw const *argument).cast_mut().cast::<c_void>()];
@@ -205,6 +207,8 @@ impl Runtime for Cuda {
         self.check(status, || format!("cuLaunchKernel of {name} (grid {grid:?}, block {block:?})"))
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn is_capturing(&self, stream: Handle) -> Result<bool, GpuError> {
         let mut status = 0;
         // SAFETY: by this function's contract; the out pointer is valid.

@@ -182,6 +182,8 @@ impl Runtime for Hip {
         Ok(function)
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn launch(&self, launch: &KernelLaunch<'_>, stream: Handle) -> Result<(), GpuError> {
         // HIP_LAUNCH_PARAM_*; the last one is 0 in CUDA.
         const POINTER: Handle = 1 as Handle;
@@ -211,6 +213,8 @@ impl Runtime for Hip {
         self.check(status, || format!("hipModuleLaunchKernel of {name} (grid {grid:?}, block {block:?})"))
     }
 
+    /// # Safety
+    /// As the trait says.
     unsafe fn is_capturing(&self, _stream: Handle) -> Result<bool, GpuError> {
         // Graphs are an option of ONNX Runtime's ROCm provider that docs/rocm.md says to leave off.
         Ok(false)

@@ -62,6 +62,7 @@ impl Plan {
 
 /// Why a call cannot be planned.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PlanError {
     /// Waves of this size are not supported.
     #[error("the device has waves of {0} lanes; the kernels are for 64 and 32")]

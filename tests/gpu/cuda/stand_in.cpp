@@ -34,6 +34,7 @@ typedef struct CUgraphExec_st* CUgraphExec;
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -211,12 +212,16 @@ EXPORT CUresult cuCtxPopCurrent_v2(CUcontext* popped) {
     contexts.pop_back();
     return CUDA_SUCCESS;
 }
+EXPORT CUresult cuDeviceGetPCIBusId(char* name, int bytes, CUdevice) {
+    std::snprintf(name, size_t(bytes), "0000:01:00.0");
+    return CUDA_SUCCESS;
+}
 EXPORT CUresult cuCtxSynchronize() { return ready(); }
 
 EXPORT CUresult cuModuleLoadData(CUmodule* module, const void* image) {
     if (CUresult error = ready(); error != CUDA_SUCCESS) return error;
-    const unsigned char magic[] = {0x50, 0xed, 0x55, 0xba};
-    if (std::memcmp(image, magic, sizeof magic) != 0) return INVALID_IMAGE;
+    const unsigned char fatbin[] = {0x50, 0xed, 0x55, 0xba}, cubin[] = {0x7f, 'E', 'L', 'F'};
+    if (std::memcmp(image, fatbin, 4) != 0 && std::memcmp(image, cubin, 4) != 0) return INVALID_IMAGE;
     *module = new CUmod_st;
     return CUDA_SUCCESS;
 }
@@ -255,6 +260,25 @@ EXPORT CUresult cuMemFree_v2(CUdeviceptr at) {
     munmap(reinterpret_cast<void*>(at), pages(range->second));
     memory.erase(range);
     return CUDA_SUCCESS;
+}
+EXPORT CUresult cuMemHostAlloc(void** out, size_t bytes, unsigned) {
+    *out = std::malloc(bytes);
+    return *out ? ready() : CUresult(2);
+}
+EXPORT CUresult cuMemFreeHost(void* at) {
+    std::free(at);
+    return CUDA_SUCCESS;
+}
+// Addresses of the host and of the device alike. A copy of a stream runs at once, as everything does.
+EXPORT CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    return queue(stream, [=] {
+        Open open;
+        for (CUdeviceptr at : {to, from}) {
+            if (within(at, 0) && !within(at, bytes)) return complain(INVALID_VALUE, "a copy out of bounds");
+        }
+        std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes);
+        return CUDA_SUCCESS;
+    });
 }
 EXPORT CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes) {
     if (CUresult error = ready(); error != CUDA_SUCCESS) return error;
@@ -299,6 +323,16 @@ EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned gr
 EXPORT CUresult cuStreamCreate(CUstream* stream, unsigned) {
     *stream = new CUstream_st;
     return ready();
+}
+EXPORT CUresult cuStreamDestroy_v2(CUstream stream) {
+    delete stream;
+    return CUDA_SUCCESS;
+}
+EXPORT CUresult cuStreamSynchronize(CUstream) { return ready(); }
+EXPORT CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return ready(); }
+EXPORT CUresult cuEventDestroy_v2(CUevent event) {
+    delete event;
+    return CUDA_SUCCESS;
 }
 EXPORT CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode) {
     if (CUresult error = ready(); error != CUDA_SUCCESS) return error;

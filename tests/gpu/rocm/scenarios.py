@@ -1,5 +1,6 @@
-"""What a process does on the ROCm execution provider. Each scenario runs in a process of its own, with an environment that
-says what its stand-in devices are like and which call fails:
+"""What a process does on an execution provider with a GPU: SPARK_TEST_PROVIDER, ROCMExecutionProvider by default. Each
+scenario runs in a process of its own, with an environment that says what its stand-in devices are like and which call
+fails:
 
     python scenarios.py NAME [ARGUMENT...]
 
@@ -14,13 +15,13 @@ import threading
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from operators import cases, models
 from operators.reference import Settings
 
-PROVIDER = "ROCMExecutionProvider"
+PROVIDER = os.environ.get("SPARK_TEST_PROVIDER", "ROCMExecutionProvider")
 BFLOAT16 = 16
 PAST = {"present_key": "past_key", "present_value": "past_value"}
 
@@ -280,6 +281,107 @@ def addresses():
         "crossed": attempt(outputs={"present_key": (rows["past_value"], 0)}),
         "output over query": attempt(outputs={"output": (values["query"], 0)}),
     }
+
+
+def neighbours():
+    """A node of ONNX before and one after the operators, on the CPU."""
+    s, model, fixed = layer()
+    for node in model.graph.node:
+        node.input[:] = ["negated" if name == "query" else name for name in node.input]
+        node.output[:] = ["last" if name == "output" else name for name in node.output]
+    nodes = [helper.make_node("Neg", ["query"], ["negated"], name="before"), *model.graph.node,
+             helper.make_node("Neg", ["last"], ["output"], name="after")]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = os.path.join(os.environ["SCENARIO_FOLDER"], "profile")
+    options.register_custom_ops_library(models.library_path())
+    sess = ort.InferenceSession(model.SerializeToString(), options, providers=[PROVIDER, "CPUExecutionProvider"])
+    feeds = {**fixed, **next(steps(s, "f32")), **models.empty_cache(s, 2, "u8", 64)}
+    got = models.run(sess, feeds)
+    with open(sess.end_profiling()) as file:
+        events = [e for e in json.load(file) if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    want = models.run(session(model, "CPUExecutionProvider"), feeds)
+    return {"difference": worst([got["output"]], [want["output"]]),
+            "placed": sorted({(e["args"]["op_name"], e["args"]["provider"]) for e in events})}
+
+
+def language():
+    """The bundled rewritten model with the operators on the GPU and all else on the CPU: greatest difference of logits."""
+    path = str(pathlib.Path(__file__).parents[2] / "support/models/language_pruned.onnx")
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(models.library_path())
+    gpu = ort.InferenceSession(path, options, providers=[PROVIDER, "CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(models.library_path())
+    cpu = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in cpu.get_outputs()]
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
+             "tensor(int32)": np.int32, "tensor(uint8)": np.uint8}
+    past, before, differences, rng = {}, 0, [], np.random.default_rng(0)
+    for new in (7, 1, 1, 3):
+        feeds = dict(past)
+        for i in cpu.get_inputs():
+            if i.name in feeds:
+                continue
+            sizes = {"B": 1, "S": before + new}
+            shape = [d if isinstance(d, int) else sizes.get(d, before if d.startswith("P") else new) for d in i.shape]
+            if i.name == "input_ids":
+                value = rng.integers(0, 20, shape)
+            elif "position" in i.name:
+                value = np.broadcast_to(before + np.arange(new), shape)
+            else:
+                value = np.ones(shape) if "mask" in i.name else np.zeros(shape)
+            feeds[i.name] = np.ascontiguousarray(value).astype(types[i.type])
+        got, want = (dict(zip(names, sess.run(names, feeds))) for sess in (gpu, cpu))
+        [logits] = [n for n in names if "logits" in n]
+        differences.append(worst([got[logits]], [want[logits]]))
+        past = {i.name: want[n] for i in cpu.get_inputs() for n in names
+                if n.startswith("present") and i.name == n.replace("present", "past_key_values" if i.name.startswith("past_key_values") else "past")}
+        before += new
+    return {"difference": max(differences)}
+
+
+def side_by_side(runs="6"):
+    """Two sessions, one of them on two threads, at the same time."""
+    s, model, fixed = layer()
+    feeds = {**fixed, **next(steps(s, "f32")), **models.empty_cache(s, 2, "u8", 64)}
+    first, second = session(model), session(model)
+    want, wrong = models.run(first, feeds)["output"], []
+
+    def work(sess):
+        for _ in range(int(runs)):
+            if (models.run(sess, feeds)["output"] != want).any():
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work, args=(sess,)) for sess in (first, second, first)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    return {"equal": not wrong}
+
+
+def again():
+    """A session, the library unregistered, registered again, another session."""
+    import gc
+
+    from operators import plugin
+
+    results = []
+    for i in range(2):
+        results += plain("1")["runs"]
+        kept.clear()
+        plugin.DEVICES.clear()
+        gc.collect()
+        if i == 0:
+            ort.unregister_execution_provider_library("spark")
+            plugin.register()
+    return results
+
+
+def devices():
+    """How many devices the provider offers."""
+    return sum(d.ep_name == PROVIDER for d in ort.get_ep_devices())
 
 
 if __name__ == "__main__":

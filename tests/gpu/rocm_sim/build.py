@@ -3,7 +3,8 @@
     python build.py PROVIDER FOLDER
 
 PROVIDER is libonnxruntime_providers_rocm.so; what it needs, with versions of symbols, is read from it. Functions that
-no source here defines say their name on standard error and fail. Beside them comes libspark_emulation.so, which runs
+no source here defines say their name on standard error and fail. "none" for it makes HIP alone, for hosts without that
+provider. Beside them comes libspark_emulation.so, which runs
 the kernels of ops. What is there and made from the same is kept.
 """
 
@@ -42,6 +43,8 @@ STUB = """EXPORT int {name}() {{
 
 def wanted(provider):
     """(name, version or None) of the functions that the provider takes from other libraries."""
+    if provider == "none":
+        return
     table = subprocess.run(["readelf", "-W", "--dyn-syms", provider], check=True, capture_output=True, text=True).stdout
     for line in table.splitlines():
         fields = line.split()
@@ -114,7 +117,7 @@ def main(provider, folder):
     if stamp.exists() and stamp.read_text() == state:
         return
     stamp.unlink(missing_ok=True)
-    for name in LIBRARIES:
+    for name in LIBRARIES if provider != "none" else ["libamdhip64.so.7"]:
         made, missing = build(name, provider, folder)
         print(f"{name}: {made} functions, {missing} that only say their name")
     emulation(folder / "libspark_emulation.so")

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use spark_ort::eval::{Feeding, Passage, Task, passages};
 use spark_ort::runtime::{FolderSettings, Tokenizer};
 
-use super::Args;
+use super::args::Args;
 use crate::prompt::text_file;
 
 /// Passages of one length.

@@ -239,6 +239,17 @@ unsafe impl Vector for Avx2 {
         self.expand_u8(&(u128::from(high) << 64 | u128::from(low)).to_le_bytes(), mask)
     }
     #[inline(always)]
+    fn expand_by_codebook(self, codebook: &[u8; 16], bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {
+        let mut entries = [0; LANES];
+        avx2!({
+            let [low, high] = nibbles_to_bytes(bytes, skipped);
+            let book = _mm_loadu_si128(codebook.as_ptr().cast());
+            let found = _mm_shuffle_epi8(book, _mm_set_epi64x(high as i64, low as i64));
+            _mm_storeu_si128(entries.as_mut_ptr().cast(), found);
+        });
+        self.expand_u8(&entries, mask)
+    }
+    #[inline(always)]
     fn splat_f16(self, bytes: [u8; 2]) -> Lanes {
         let mut eight = [0; LANES];
         eight.as_chunks_mut::<2>().0.fill(bytes);

@@ -221,6 +221,15 @@ unsafe impl Vector for Avx512 {
         })
     }
     #[inline(always)]
+    fn expand_by_codebook(self, codebook: &[u8; 16], bytes: &[u8; LANES], skipped: bool, mask: u16) -> __m512 {
+        avx512!({
+            let [low, high] = nibbles_to_bytes(bytes, skipped);
+            let book = _mm_loadu_si128(codebook.as_ptr().cast());
+            let found = _mm_shuffle_epi8(book, _mm_set_epi64x(high as i64, low as i64));
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(expand_bytes(mask, found)))
+        })
+    }
+    #[inline(always)]
     fn splat_f16(self, bytes: [u8; 2]) -> __m512 {
         avx512!(sixteen_f16::<true>(_mm256_set1_epi16(i16::from_le_bytes(bytes))))
     }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::inner_loop::multiply_and_make;
-use super::magnitudes::{MagnitudeReader, Scalars};
+use super::magnitudes::{BYTES, COMPANDED, MagnitudeReader, NIBBLES, Scalars};
 use super::words::{CHANNELS, Words, takes};
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes, no_products};
 use crate::cpu::decode::kernels::KeyRows;
@@ -50,9 +50,7 @@ impl Default for KeyScratch {
 
 impl<'a, const H: usize> I16Keys<'a, H> {
     /// For `queries`, in units of c, block by block. `None` if others are to read these rows, or these queries.
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     pub(super) fn new(
         v: Avx512,
         rows: KeyRows<'a>,
@@ -99,9 +97,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
 
     /// Products of the queries with the `count` first of `rows`, or false if a row has numbers that only others can
     /// read.
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     pub(super) fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> bool {
         let stride = self.rows.layout.row_bytes();
         // Sixteen at a time as far as vectors reach only what is there.
@@ -131,9 +127,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
     /// sixteen, or one has too many channels marked. The products become those of the `group`th sixteen.
     #[cold]
     #[inline(never)]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     fn copied(&mut self, rows: &[u8], count: usize, group: usize, products: &mut ByKey<H>) -> bool {
         let used = self.used();
         let mut copy = [0; ROWS * MOST_BYTES + BEYOND];
@@ -151,9 +145,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
 
     /// Products with the first of `rows`, `stride` bytes apart, `groups` times sixteen of them.
     #[inline]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     fn multiply(
         &mut self,
         (rows, stride): (&[u8], usize),
@@ -172,15 +164,10 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         let KeyScratch { scalars, sums } = &mut *self.scratch;
         // SAFETY: as the assertion says.
         let read = unsafe {
-            match (layout.bits(), layout.head_dim()) {
-                (Bits::B8, 64) => multiply_keys_i16::<false, 1, H>(&of, scalars, sums),
-                (Bits::B8, 128) => multiply_keys_i16::<false, 2, H>(&of, scalars, sums),
-                (Bits::B8, 192) => multiply_keys_i16::<false, 3, H>(&of, scalars, sums),
-                (Bits::B8, _) => multiply_keys_i16::<false, 4, H>(&of, scalars, sums),
-                (_, 64) => multiply_keys_i16::<true, 1, H>(&of, scalars, sums),
-                (_, 128) => multiply_keys_i16::<true, 2, H>(&of, scalars, sums),
-                (_, 192) => multiply_keys_i16::<true, 3, H>(&of, scalars, sums),
-                _ => multiply_keys_i16::<true, 4, H>(&of, scalars, sums),
+            match (layout.bits(), layout.codebook()) {
+                (Bits::B8, _) => multiply_keys::<BYTES, H>(&of, scalars, sums),
+                (_, None) => multiply_keys::<NIBBLES, H>(&of, scalars, sums),
+                (_, Some(_)) => multiply_keys::<COMPANDED, H>(&of, scalars, sums),
             }
         };
         for group in 0..groups {
@@ -225,15 +212,35 @@ impl Multiplied<'_> {
     /// # Safety
     /// There are these rows, with 16 bytes from the scalars of each on.
     #[inline]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
-    unsafe fn set(&self, group: usize, scalars: &mut Scalars) -> bool {
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
+    unsafe fn set<const CODES: u8>(&self, group: usize, scalars: &mut Scalars) -> bool {
         // SAFETY: by this function's contract.
         let [recovery_least, step, ..] = unsafe {
             first_words(self.rows.as_ptr().add(group * ROWS * self.stride + self.keys.layout.scalars_at()), self.stride)
         };
-        scalars.set(group, recovery_least, step, self.keys.layout.bits(), self.keys.recover)
+        scalars.set::<CODES>(group, recovery_least, step, self.keys.recover)
+    }
+}
+
+/// [`multiply_keys_i16`] for the head size at hand.
+///
+/// # Safety
+/// As [`multiply_keys_i16`] asks for.
+#[inline]
+#[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
+unsafe fn multiply_keys<const CODES: u8, const H: usize>(
+    of: &Multiplied,
+    scalars: &mut Scalars,
+    sums: &mut RowSums,
+) -> Outcome {
+    // SAFETY: by this function's contract.
+    unsafe {
+        match of.keys.layout.head_dim() / CHANNELS {
+            1 => multiply_keys_i16::<CODES, 1, H>(of, scalars, sums),
+            2 => multiply_keys_i16::<CODES, 2, H>(of, scalars, sums),
+            3 => multiply_keys_i16::<CODES, 3, H>(of, scalars, sums),
+            _ => multiply_keys_i16::<CODES, 4, H>(of, scalars, sums),
+        }
     }
 }
 
@@ -243,20 +250,18 @@ impl Multiplied<'_> {
 /// The count is a multiple of sixteen, though not 0, there are not more rows than a chunk has, and from the beginning
 /// of each on, its fields and [`BEYOND`] bytes can be read.
 #[inline(never)]
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-)]
-unsafe fn multiply_keys_i16<const NIBBLES: bool, const N: usize, const H: usize>(
+#[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
+unsafe fn multiply_keys_i16<const CODES: u8, const N: usize, const H: usize>(
     of: &Multiplied,
     scalars: &mut Scalars,
     sums: &mut RowSums,
 ) -> Outcome {
     let &Multiplied { keys: KeyRows { layout, .. }, queries, rows, stride, count, prefetch, .. } = of;
     assert_eq!(queries.len(), 2 * N * H);
-    let reader = MagnitudeReader::<NIBBLES, N>::new(layout);
+    let reader = MagnitudeReader::<CODES, N>::new(layout);
     // SAFETY: by this function's contract, and there are 2 * N * H vectors of queries.
     unsafe {
-        let mut none_negative = of.set(0, scalars);
+        let mut none_negative = of.set::<CODES>(0, scalars);
         let mut magnitudes = [[_mm512_setzero_si512(); 2]; N];
         let mut most = 0;
         // The magnitudes of a row are made while those of the one before are multiplied; before the first there are
@@ -264,7 +269,7 @@ unsafe fn multiply_keys_i16<const NIBBLES: bool, const N: usize, const H: usize>
         for row in 0..=count {
             // Not earlier: what is far ahead has not been asked for yet.
             if row % ROWS == 0 && row + ROWS < count {
-                none_negative &= of.set(row / ROWS + 1, scalars);
+                none_negative &= of.set::<CODES>(row / ROWS + 1, scalars);
             }
             if let Some(prefetch) = prefetch {
                 prefetch.at_key(of.v, row);

@@ -7,10 +7,17 @@ use super::words::CHANNELS;
 use crate::cpu::decode::chunk::CHUNK;
 use crate::cpu::isa::x86_64::avx512::reduce::ROWS;
 use crate::cpu::isa::x86_64::avx512::vector::finite_f16;
-use crate::format::v1::layout::{Bits, KeyLayout};
+use crate::format::v1::layout::KeyLayout;
 
 /// The greatest magnitude of a row, in its own units.
 pub(super) const GREATEST_MAGNITUDE: f32 = 32_000.0;
+
+/// Codes of a byte each.
+pub(super) const BYTES: u8 = 0;
+/// Codes of a nibble each.
+pub(super) const NIBBLES: u8 = 1;
+/// Codes of a nibble each that stand for a byte of a codebook.
+pub(super) const COMPANDED: u8 = 2;
 
 /// What the magnitudes of a chunk's rows are made of, in units of each row.
 pub(super) struct Scalars {
@@ -30,21 +37,17 @@ impl Scalars {
     /// Sets those of the `group`th sixteen rows from float16 scalars, a lane a row: recovery and least, one after the
     /// other, and step, whatever follows it. False if one is negative; then they are any numbers.
     #[inline]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
-    pub(super) fn set(
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
+    pub(super) fn set<const CODES: u8>(
         &mut self,
         group: usize,
         recovery_least: __m512i,
         step: __m512i,
-        bits: Bits,
         recover: bool,
     ) -> bool {
-        let levels = bits.greatest_code().expect("quantised");
-        // What 1 is in a word that is to be multiplied and cut off: a byte stands there twice, a nibble in the high
-        // half.
-        let code = if bits == Bits::B8 { 257.0 } else { 16.0 * 257.0 };
+        // The greatest code, and what 1 is in a word that is to be multiplied and cut off: a byte stands there twice, a
+        // nibble in the high half.
+        let (levels, code) = if CODES == NIBBLES { (15.0, 16.0 * 257.0) } else { (255.0, 257.0) };
         let zero = _mm512_setzero_ps();
         let recovery = if recover { finite_f16(_mm512_cvtepi32_epi16(recovery_least)) } else { zero };
         let least = finite_f16(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(recovery_least)));
@@ -84,16 +87,18 @@ impl Scalars {
 }
 
 /// Reads rows of `N` times 64 channels.
-pub(super) struct MagnitudeReader<const NIBBLES: bool, const N: usize> {
+pub(super) struct MagnitudeReader<const CODES: u8, const N: usize> {
     codes_at: usize,
     kept: usize,
     /// See [`INTO_WORDS`].
     into_words: [__m512i; 2],
     /// See [`INTO_OCTETS`].
     into_octets: __m512i,
+    /// In each quarter, the codebook; nothing where there is none.
+    codebook: __m512i,
 }
 
-impl<const NIBBLES: bool, const N: usize> MagnitudeReader<NIBBLES, N> {
+impl<const CODES: u8, const N: usize> MagnitudeReader<CODES, N> {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn new(layout: &KeyLayout) -> Self {
@@ -107,6 +112,9 @@ impl<const NIBBLES: bool, const N: usize> MagnitudeReader<NIBBLES, N> {
                     _mm512_loadu_si512(INTO_WORDS[1].as_ptr().cast()),
                 ],
                 into_octets: _mm512_loadu_si512(INTO_OCTETS.as_ptr().cast()),
+                codebook: _mm512_broadcast_i32x4(_mm_loadu_si128(
+                    layout.codebook().unwrap_or(&[0; 16]).as_ptr().cast(),
+                )),
             }
         }
     }
@@ -117,9 +125,7 @@ impl<const NIBBLES: bool, const N: usize> MagnitudeReader<NIBBLES, N> {
     /// # Safety
     /// The fields of a row and [`CHANNELS`] bytes more can be read from `row` on.
     #[inline]
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-    )]
+    #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     pub(super) unsafe fn read(
         &self,
         row: *const u8,
@@ -154,13 +160,19 @@ impl<const NIBBLES: bool, const N: usize> MagnitudeReader<NIBBLES, N> {
     unsafe fn codes(&self, codes: *const u8, first: usize) -> __m512i {
         // SAFETY: by this function's contract.
         unsafe {
-            if !NIBBLES {
+            if CODES == BYTES {
                 return _mm512_loadu_si512(codes.add(first).cast());
             }
             let octets = _mm512_permutexvar_epi8(self.into_octets, _mm512_loadu_si512(codes.add(first / 2).cast()));
+            let even = first.is_multiple_of(2);
+            if CODES == COMPANDED {
+                // Every eight bits that begin with a nibble.
+                let shifts = _mm512_set1_epi64(if even { 0x1c18_1410_0c08_0400 } else { 0x201c_1814_100c_0804 });
+                let nibbles = _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, octets), _mm512_set1_epi8(0x0f));
+                return _mm512_shuffle_epi8(self.codebook, nibbles);
+            }
             // Every eight bits that end with a nibble.
-            let shifts =
-                _mm512_set1_epi64(if first.is_multiple_of(2) { 0x1814_100c_0804_003c } else { 0x1c18_1410_0c08_0400 });
+            let shifts = _mm512_set1_epi64(if even { 0x1814_100c_0804_003c } else { 0x1c18_1410_0c08_0400 });
             _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, octets), _mm512_set1_epi8(0xf0u8 as i8))
         }
     }

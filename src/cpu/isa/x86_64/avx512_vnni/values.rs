@@ -22,9 +22,7 @@ pub(super) fn takes(layout: &ValueLayout) -> bool {
 /// Adds the values of the `count` first of `rows` times their `weights` to `sums`, one entry a block of channels, with
 /// 4 bits the even and the odd channels of a group apart, as `decode::values::add_rows` does. For quantised values;
 /// `scaled` is room for their weights.
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,bmi2,popcnt,fma,avx2"
-)]
+#[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
 pub(super) fn add_rows<const H: usize>(
     v: Avx512,
     layout: &ValueLayout,
@@ -37,11 +35,13 @@ pub(super) fn add_rows<const H: usize>(
     let rows = ValueRows::new(v, layout, rows, count, prefetch);
     let groups = scaled.weigh(&rows, weights);
     for (part, sums) in sums.as_chunks_mut::<BLOCKS>().0.iter_mut().enumerate() {
+        // One for all channels, or one for 32 channels each.
+        let of_part = [2 * part, 2 * part + 1].map(|n| &groups[n.min(groups.len() - 1)]);
         match (layout.bits(), H) {
             (Bits::B8, 8) => (0..2).for_each(|n| bytes::<H, 4>(&rows, part, &groups[0], 4 * n, sums)),
             (Bits::B8, _) => bytes::<H, H>(&rows, part, &groups[0], 0, sums),
-            (_, 8) => (0..2).for_each(|n| nibbles::<H, 4>(&rows, part, &groups[2 * part..], 4 * n, sums)),
-            _ => nibbles::<H, H>(&rows, part, &groups[2 * part..], 0, sums),
+            (_, 8) => (0..2).for_each(|n| nibbles::<H, 4>(&rows, part, of_part, 4 * n, sums)),
+            _ => nibbles::<H, H>(&rows, part, of_part, 0, sums),
         }
     }
 }
@@ -99,13 +99,12 @@ fn bytes<const H: usize, const N: usize>(
 fn nibbles<const H: usize, const N: usize>(
     rows: &ValueRows,
     part: usize,
-    groups: &[Group<H>],
+    groups: [&Group<H>; 2],
     first: usize,
     sums: &mut [HeadLanes<H>; BLOCKS],
 ) {
     assert!((part + 1) * CHANNELS <= rows.layout.head_dim());
     let at = rows.layout.codes_at() + part * CHANNELS / 2;
-    let groups: &[Group<H>; 2] = groups.first_chunk().expect("two of 32 channels");
     let pairs = [groups[0].pairs::<N>(first), groups[1].pairs::<N>(first)];
     // SAFETY: memory is read through references to arrays of the sizes that the instructions take.
     let places = unsafe {
@@ -133,7 +132,7 @@ fn nibbles<const H: usize, const N: usize>(
             }
         }
     }
-    for ((group, lanes), sums) in groups.iter().zip(lanes).zip(sums.as_chunks_mut::<2>().0) {
+    for ((group, lanes), sums) in groups.into_iter().zip(lanes).zip(sums.as_chunks_mut::<2>().0) {
         for (h, lanes) in lanes.into_iter().enumerate() {
             for (sums, lanes) in sums.iter_mut().zip(lanes) {
                 group.add(first + h, lanes, sums);

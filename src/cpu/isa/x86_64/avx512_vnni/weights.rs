@@ -7,7 +7,7 @@ use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, first_words, greatest_each, sum_each};
 use crate::cpu::isa::x86_64::avx512::vector::{Avx512, finite_f16};
-use crate::format::v1::layout::{Bits, MAX_HEAD_DIM, ValueLayout};
+use crate::format::v1::layout::{MAX_HEAD_DIM, ValueLayout};
 
 /// Most pairs of scale and minimum of a row.
 const MOST_GROUPS: usize = MAX_HEAD_DIM / 32;
@@ -157,9 +157,9 @@ impl<const H: usize> ScaledWeights<H> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
     pub(super) fn weigh(&mut self, rows: &ValueRows, weights: &ByKey<H>) -> &[Group<H>] {
-        let groups = &mut self.0[..rows.layout.codes_at() / 4];
-        if rows.layout.bits() == Bits::B8 {
-            groups[0].set(&fields::<1>(rows, 0)[0], weights);
+        let groups = &mut self.0[..rows.layout.groups()];
+        if let [one] = groups {
+            one.set(&fields::<1>(rows, 0)[0], weights);
         } else {
             for (n, groups) in groups.chunks_mut(4).enumerate() {
                 let fields = fields::<4>(rows, n);

@@ -11,29 +11,29 @@ use super::super::node::{Failure, Node, guard};
 use super::super::output::attention_output;
 use super::super::tensors::Inputs;
 use super::super::{Container, attention::NAME, outputs, shape_inference, versions};
-use super::{Call, PROVIDER, Tensor, device, device_inputs, memory};
+use super::{Call, Provider, Tensor, check, device_inputs};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
 use crate::gpu::{Device, plan};
 use crate::spec;
 
-/// `SparkAttention` for tensors of T and caches of C.
-pub(super) struct RocmAttention<T, C>(PhantomData<(T, C)>);
+/// `SparkAttention` on provider P, for tensors of T and caches of C.
+pub(super) struct GpuAttention<P, T, C>(PhantomData<(P, T, C)>);
 
-impl<T: Tensor, C: Container> RocmAttention<T, C> {
+impl<P: Provider, T: Tensor, C: Container> GpuAttention<P, T, C> {
     pub(super) fn new() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<T: Tensor, C: Container> Operator for RocmAttention<T, C> {
-    type Kernel<'attr> = AttentionKernel<T, C>;
+impl<P: Provider, T: Tensor, C: Container> Operator for GpuAttention<P, T, C> {
+    type Kernel<'attr> = AttentionKernel<P, T, C>;
 
     fn name(&self) -> &str {
         NAME
     }
 
     fn execution_provider_type(&self) -> Option<&str> {
-        Some(PROVIDER)
+        Some(P::NAME)
     }
 
     fn versions(&self) -> RangeInclusive<u32> {
@@ -50,7 +50,11 @@ impl<T: Tensor, C: Container> Operator for RocmAttention<T, C> {
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
         let node = Node::new(NAME, context);
-        let (settings, device) = node.guard(|| Ok((AttentionSettings::read(context)?, device(context)?)))?;
+        let (settings, device) = node.guard(|| {
+            let settings = AttentionSettings::read(context)?;
+            check(&settings.common)?;
+            Ok((settings, P::device(context)?))
+        })?;
         Ok(AttentionKernel { node, settings, device, types: PhantomData })
     }
 
@@ -60,21 +64,21 @@ impl<T: Tensor, C: Container> Operator for RocmAttention<T, C> {
 }
 
 /// The kernel of one node, without anything of any call.
-pub(super) struct AttentionKernel<T, C> {
+pub(super) struct AttentionKernel<P, T, C> {
     node: Node,
     settings: AttentionSettings,
     device: &'static Device,
-    types: PhantomData<(T, C)>,
+    types: PhantomData<(P, T, C)>,
 }
 
 // The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
-impl<T: Tensor, C: Container> Kernel for AttentionKernel<T, C> {
+impl<P: Provider, T: Tensor, C: Container> Kernel for AttentionKernel<P, T, C> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        self.node.guard(|| compute::<T>(&self.settings, self.device, size_of::<C>(), context))
+        self.node.guard(|| compute::<P, T>(&self.settings, self.device, size_of::<C>(), context))
     }
 }
 
-fn compute<T: Tensor>(
+fn compute<P: Provider, T: Tensor>(
     settings: &AttentionSettings,
     device: &Device,
     container: usize,
@@ -97,7 +101,7 @@ fn compute<T: Tensor>(
         output: output.address().cast(),
     };
     let plan = plan::attention(&device.for_plan(), &geometry, &lengths, settings, &inputs, &attention)?;
-    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of its ROCm provider and keeps them
+    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps them
     // until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
-    unsafe { memory::run(context, device, output.memory_info(), plan) }
+    unsafe { P::run(context, device, output.memory_info(), plan) }
 }

@@ -1,39 +1,49 @@
-//! Device memory for the time of a call, from ONNX Runtime's own arena.
+//! ONNX Runtime's own provider for AMD GPUs, up to version 1.22. Workspaces come from ONNX Runtime's arena.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use ort::memory::{Allocator, MemoryInfo};
-use ort::operator::ComputeContext;
+use ort::memory::{Allocator, MemoryInfo, MemoryType};
+use ort::operator::{ComputeContext, KernelContext};
 use ort::{AsPointer, Error};
 
 use super::super::node::Failure;
-use crate::gpu::Device;
+use super::Provider;
 use crate::gpu::plan::Plan;
+use crate::gpu::{Device, Vendor};
 
-/// Runs `plan` on the call's stream, with a workspace next to a tensor of `memory`.
-///
-/// # Safety
-/// As for [`Device::run`], the workspace aside.
-pub(super) unsafe fn run(
-    context: &ComputeContext,
-    device: &Device,
-    memory: &MemoryInfo<'_>,
-    mut plan: Plan,
-) -> Result<(), Failure> {
-    let stream = context.stream()?;
-    let workspace = match plan.workspace_bytes {
-        0 => None,
-        bytes => Some(Workspace::new(context, memory, stream, bytes)?),
-    };
-    if let Some(workspace) = &workspace {
-        plan.set_workspace(workspace.address.as_ptr());
+pub(super) struct Rocm;
+
+impl Provider for Rocm {
+    const NAME: &'static str = "ROCMExecutionProvider";
+
+    fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
+        let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
+        Ok(Device::get(Vendor::Amd, ordinal)?)
     }
-    let stream = stream.map_or(std::ptr::null_mut(), NonNull::as_ptr);
-    // SAFETY: by this function's contract. The workspace goes back to the arena when this function ends, before kernels
-    // ran; the arena gives it to work that is queued later on the same stream only.
-    unsafe { device.run(&plan, stream) }?;
-    Ok(())
+
+    /// # Safety
+    /// As the trait says.
+    unsafe fn run(
+        context: &ComputeContext,
+        device: &Device,
+        memory: &MemoryInfo<'_>,
+        mut plan: Plan,
+    ) -> Result<(), Failure> {
+        let stream = context.stream()?;
+        let workspace = match plan.workspace_bytes {
+            0 => None,
+            bytes => Some(Workspace::new(context, memory, stream, bytes)?),
+        };
+        if let Some(workspace) = &workspace {
+            plan.set_workspace(workspace.address.as_ptr());
+        }
+        let stream = stream.map_or(std::ptr::null_mut(), NonNull::as_ptr);
+        // SAFETY: by this function's contract. The workspace goes back to the arena when this function ends, before kernels
+        // ran; the arena gives it to work that is queued later on the same stream only.
+        unsafe { device.run(&plan, stream) }?;
+        Ok(())
+    }
 }
 
 /// Memory of ONNX Runtime's arena, given back when dropped.

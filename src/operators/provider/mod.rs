@@ -1,27 +1,48 @@
-//! The operators on ONNX Runtime's ROCm execution provider: its device pointers, its stream and its memory, handed to
+//! The operators on execution providers with a GPU: their device pointers, stream and memory, handed to
 //! [`crate::gpu`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
 //! device.
 
 mod attention;
-mod memory;
 mod prune;
+mod rocm;
+mod spark;
 
 use std::ffi::c_void;
 
 use half::{bf16, f16};
-use ort::memory::MemoryType;
-use ort::operator::{KernelContext, OperatorDomain, OperatorInput};
+use ort::memory::{MemoryInfo, MemoryType};
+use ort::operator::{ComputeContext, KernelContext, OperatorDomain, OperatorInput};
 use ort::value::PrimitiveTensorElementType;
 
 use super::node::Failure;
 use super::tensors::Inputs;
 use super::{Container, inputs};
-use crate::call::{Geometry, Input, Lengths, Settings, positions};
-use crate::gpu::{Device, Vendor, plan};
+use crate::call::{CallError, Geometry, Input, Lengths, Settings, positions};
+use crate::format::RowFormat;
+use crate::gpu::Device;
+use crate::gpu::plan::{self, Plan};
 use crate::spec;
 
-/// What ONNX Runtime calls the provider.
-const PROVIDER: &str = "ROCMExecutionProvider";
+/// An execution provider whose nodes run on a GPU.
+trait Provider: Send + Sync + 'static {
+    /// What ONNX Runtime calls it.
+    const NAME: &'static str;
+
+    /// The device of a session that makes a kernel, with our kernels loaded: what is wrong with it is found here, not in
+    /// the first run.
+    fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure>;
+
+    /// Runs `plan` on the call's stream, with a workspace on the device of `memory`.
+    ///
+    /// # Safety
+    /// As for [`Device::run`], the workspace aside.
+    unsafe fn run(
+        context: &ComputeContext,
+        device: &Device,
+        memory: &MemoryInfo<'_>,
+        plan: Plan,
+    ) -> Result<(), Failure>;
+}
 
 /// An element type T of the operators on a GPU.
 trait Tensor: PrimitiveTensorElementType + Send + Sync + 'static {
@@ -38,21 +59,25 @@ impl Tensor for bf16 {
     const SCALAR: plan::Scalar = plan::Scalar::Bf16;
 }
 
-/// Adds the operators to `domain`. Hosts without the provider never look at them.
+/// Adds the operators to `domain`, for every provider with a GPU. Hosts without one never look at them.
 pub(super) fn add(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
+    add_for::<spark::Spark>(add_for::<rocm::Rocm>(domain)?)
+}
+
+fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
     domain
-        .add(prune::RocmPrune::<f32, f32>::new())?
-        .add(prune::RocmPrune::<f32, u8>::new())?
-        .add(prune::RocmPrune::<f16, f16>::new())?
-        .add(prune::RocmPrune::<f16, u8>::new())?
-        .add(prune::RocmPrune::<bf16, bf16>::new())?
-        .add(prune::RocmPrune::<bf16, u8>::new())?
-        .add(attention::RocmAttention::<f32, f32>::new())?
-        .add(attention::RocmAttention::<f32, u8>::new())?
-        .add(attention::RocmAttention::<f16, f16>::new())?
-        .add(attention::RocmAttention::<f16, u8>::new())?
-        .add(attention::RocmAttention::<bf16, bf16>::new())?
-        .add(attention::RocmAttention::<bf16, u8>::new())
+        .add(prune::GpuPrune::<P, f32, f32>::new())?
+        .add(prune::GpuPrune::<P, f32, u8>::new())?
+        .add(prune::GpuPrune::<P, f16, f16>::new())?
+        .add(prune::GpuPrune::<P, f16, u8>::new())?
+        .add(prune::GpuPrune::<P, bf16, bf16>::new())?
+        .add(prune::GpuPrune::<P, bf16, u8>::new())?
+        .add(attention::GpuAttention::<P, f32, f32>::new())?
+        .add(attention::GpuAttention::<P, f32, u8>::new())?
+        .add(attention::GpuAttention::<P, f16, f16>::new())?
+        .add(attention::GpuAttention::<P, f16, u8>::new())?
+        .add(attention::GpuAttention::<P, bf16, bf16>::new())?
+        .add(attention::GpuAttention::<P, bf16, u8>::new())
 }
 
 /// Inputs of `operator`: lengths on the CPU, the rest on the device.
@@ -63,11 +88,15 @@ fn device_inputs<T: Tensor, C: Container>(operator: &spec::Operator) -> impl Ite
     })
 }
 
-/// The device of a session that makes a kernel, with our kernels loaded: what is wrong with it is found here, not in
-/// the first run.
-fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
-    let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
-    Ok(Device::get(Vendor::Amd, ordinal)?)
+/// Refuses what the kernels here do not read.
+fn check(settings: &Settings) -> Result<(), Failure> {
+    match settings.row_format {
+        RowFormat::V1 => Ok(()),
+        _ => {
+            let problem = "format 2 has no kernels on a GPU yet: leave it out, or run the node on the CPU";
+            Err(CallError::attribute(spec::ROW_FORMAT.name, problem.to_owned()).into())
+        }
+    }
 }
 
 /// Sizes and lengths of a call, and where its inputs lie.

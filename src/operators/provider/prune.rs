@@ -11,29 +11,29 @@ use super::super::node::{Failure, Node, guard};
 use super::super::output::{Output, PruneOutputs};
 use super::super::tensors::Inputs;
 use super::super::{Container, outputs, prune, shape_inference, versions};
-use super::{Call, PROVIDER, Tensor, device, device_inputs, memory};
+use super::{Call, Provider, Tensor, check, device_inputs};
 use crate::call::PruneSettings;
 use crate::gpu::{Device, plan};
 use crate::spec;
 
-/// `SparkPrune` for tensors of T and caches of C.
-pub(super) struct RocmPrune<T, C>(PhantomData<(T, C)>);
+/// `SparkPrune` on provider P, for tensors of T and caches of C.
+pub(super) struct GpuPrune<P, T, C>(PhantomData<(P, T, C)>);
 
-impl<T: Tensor, C: Container> RocmPrune<T, C> {
+impl<P: Provider, T: Tensor, C: Container> GpuPrune<P, T, C> {
     pub(super) fn new() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<T: Tensor, C: Container> Operator for RocmPrune<T, C> {
-    type Kernel<'attr> = PruneKernel<T, C>;
+impl<P: Provider, T: Tensor, C: Container> Operator for GpuPrune<P, T, C> {
+    type Kernel<'attr> = PruneKernel<P, T, C>;
 
     fn name(&self) -> &str {
         prune::NAME
     }
 
     fn execution_provider_type(&self) -> Option<&str> {
-        Some(PROVIDER)
+        Some(P::NAME)
     }
 
     fn versions(&self) -> RangeInclusive<u32> {
@@ -50,7 +50,11 @@ impl<T: Tensor, C: Container> Operator for RocmPrune<T, C> {
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
         let node = Node::new(prune::NAME, context);
-        let (settings, device) = node.guard(|| Ok((PruneSettings::read(context)?, device(context)?)))?;
+        let (settings, device) = node.guard(|| {
+            let settings = PruneSettings::read(context)?;
+            check(&settings.common)?;
+            Ok((settings, P::device(context)?))
+        })?;
         Ok(PruneKernel { node, settings, device, types: PhantomData })
     }
 
@@ -60,21 +64,21 @@ impl<T: Tensor, C: Container> Operator for RocmPrune<T, C> {
 }
 
 /// The kernel of one node, without anything of any call.
-pub(super) struct PruneKernel<T, C> {
+pub(super) struct PruneKernel<P, T, C> {
     node: Node,
     settings: PruneSettings,
     device: &'static Device,
-    types: PhantomData<(T, C)>,
+    types: PhantomData<(P, T, C)>,
 }
 
 // The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
-impl<T: Tensor, C: Container> Kernel for PruneKernel<T, C> {
+impl<P: Provider, T: Tensor, C: Container> Kernel for PruneKernel<P, T, C> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        self.node.guard(|| compute::<T>(&self.settings, self.device, size_of::<C>(), context))
+        self.node.guard(|| compute::<P, T>(&self.settings, self.device, size_of::<C>(), context))
     }
 }
 
-fn compute<T: Tensor>(
+fn compute<P: Provider, T: Tensor>(
     settings: &PruneSettings,
     device: &Device,
     container: usize,
@@ -92,7 +96,7 @@ fn compute<T: Tensor>(
         observed_saliency: address(&mut present.observed).cast(),
     };
     let plan = plan::prune(&device.for_plan(), &geometry, &lengths, settings, &inputs, &outputs)?;
-    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of its ROCm provider and keeps them
+    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps them
     // until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
-    unsafe { memory::run(context, device, present.key.memory_info(), plan) }
+    unsafe { P::run(context, device, present.key.memory_info(), plan) }
 }

@@ -1,0 +1,207 @@
+//! What the kernels of the processor take for a row, without ONNX Runtime: `cargo bench --bench kernels`.
+//!
+//! One token is decoded by 32 query heads over 8 KV heads of 16,384 cached keys, D = 128, float32, by one thread. An
+//! item is a row: a key and its value. Cycles of a row are the clock over the items a second (docs/performance.md);
+//! where a row's time goes shows `perf record -e cpu-clock` of this program.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use divan::counter::{BytesCount, ItemsCount};
+use divan::{Bencher, black_box};
+use ndarray::Array4;
+use spark_ort::call::{AttentionSettings, Geometry, Lengths, PruneSettings, QueryLayout, Settings};
+use spark_ort::cpu::{Attention, HeadRows, InstructionSet, Prune, Serial, Tokens, attention, prune};
+use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
+use spark_ort::method::{Recovery, channel_scale};
+
+const HEAD_DIM: usize = 128;
+const QUERY_HEADS: usize = 32;
+const KV_HEADS: usize = 8;
+const KEYS: usize = 16_384;
+
+/// Row format, kept channels, key bits and value bits.
+#[derive(Clone, Copy)]
+struct Setting(RowFormat, usize, i64, i64);
+
+const SETTINGS: [Setting; 4] = [
+    Setting(RowFormat::V1, 64, 16, 16),
+    Setting(RowFormat::V1, 64, 8, 8),
+    Setting(RowFormat::V1, 38, 4, 4),
+    Setting(RowFormat::V2, 38, 4, 4),
+];
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let &Self(format, kept, key, value) = self;
+        write!(f, "{format:?}, {kept} of {HEAD_DIM} channels, {key}/{value} bits")
+    }
+}
+
+/// A cache full of ordinary numbers, and a token that reads it.
+struct Lab {
+    geometry: Geometry,
+    lengths: Lengths,
+    attention: AttentionSettings,
+    prune: PruneSettings,
+    token: [Array4<f32>; 3],
+    scale: Vec<f32>,
+    saliency: Vec<f32>,
+    past: [Vec<u8>; 2],
+}
+
+impl Lab {
+    fn new(Setting(format, kept_channels, key_bits, value_bits): Setting) -> Self {
+        let [key_bits, value_bits] = [key_bits, value_bits].map(|bits| Bits::new(bits).expect("16, 8 or 4"));
+        let key = KeyLayout::of(format, HEAD_DIM, kept_channels, key_bits, 0).expect("a layout");
+        let value = ValueLayout::of(format, HEAD_DIM, value_bits, 0).expect("a layout");
+        let common = Settings {
+            query_heads: QUERY_HEADS,
+            kv_heads: KV_HEADS,
+            kept_channels,
+            row_format: format,
+            key_bits,
+            value_bits,
+            key_row_bytes: key.row_bytes(),
+            value_row_bytes: value.row_bytes(),
+            recovery: Recovery::Mean,
+            recent_window: 0,
+            tail_window: 0,
+            rotary: None,
+        };
+        let mut at = 0_u32;
+        let mut number = || {
+            at += 1;
+            // Without a period that rows could have in common.
+            (at as f32 * 0.618_034).fract() * 4.0 - 2.0
+        };
+        let mut heads = |heads, tokens| Array4::from_shape_simple_fn([1, heads, tokens, HEAD_DIM], &mut number);
+        let filling = [heads(QUERY_HEADS, KEYS / 64), heads(KV_HEADS, KEYS / 64), heads(KV_HEADS, KEYS / 64)];
+        let token = [heads(QUERY_HEADS, 1), heads(KV_HEADS, 1), heads(KV_HEADS, 1)];
+        let saliency = vec![1.0; KV_HEADS * HEAD_DIM];
+        let mut lab = Self {
+            geometry: Geometry {
+                batch: 1,
+                new: KEYS / 64,
+                past: 0,
+                query_heads: QUERY_HEADS,
+                kv_heads: KV_HEADS,
+                layout: QueryLayout::Heads,
+                key,
+                value,
+            },
+            lengths: Lengths { total: KEYS / 64, past: vec![0], new: vec![KEYS / 64] },
+            attention: AttentionSettings {
+                common: common.clone(),
+                scale: None,
+                softcap: None,
+                window: None,
+                causal: true,
+            },
+            prune: PruneSettings { common, observation_window: 32 },
+            scale: saliency.iter().map(|&s| channel_scale(s)).collect(),
+            token: filling,
+            saliency,
+            past: [Vec::new(), Vec::new()],
+        };
+        // Every 64th row is made; the others repeat them.
+        lab.past = lab.new_rows(InstructionSet::Portable).map(|head_rows| {
+            let one = head_rows.len() / KV_HEADS;
+            head_rows.chunks_exact(one).flat_map(|rows| rows.repeat(64)).collect()
+        });
+        lab.geometry.new = 1;
+        lab.geometry.past = KEYS;
+        lab.lengths = Lengths { total: KEYS + 1, past: vec![KEYS], new: vec![1] };
+        lab.token = token;
+        lab
+    }
+
+    fn tokens(&self) -> Tokens<'_, f32> {
+        let [query, key, value] = &self.token;
+        Tokens { query: query.view(), key: key.view(), value: value.view(), rotation: None }
+    }
+
+    /// Key and value rows of the new tokens, head by head.
+    fn new_rows(&self, path: InstructionSet) -> [Vec<u8>; 2] {
+        let bytes = |row_bytes| vec![0; KV_HEADS * self.geometry.new * row_bytes];
+        let (key_bytes, value_bytes) = (self.geometry.key.row_bytes(), self.geometry.value.row_bytes());
+        let (mut key, mut value) = (bytes(key_bytes), bytes(value_bytes));
+        let call = Prune {
+            geometry: &self.geometry,
+            lengths: &self.lengths,
+            settings: &self.prune,
+            tokens: self.tokens(),
+            query_saliency: Some(&self.saliency),
+            scale: &self.scale,
+        };
+        let new = self.geometry.new;
+        let rows = key.chunks_exact_mut(new * key_bytes).zip(value.chunks_exact_mut(new * value_bytes));
+        let rows = rows.map(|(key, value)| HeadRows { key, value }).collect();
+        prune(&Serial, path, &call, rows, None);
+        [key, value]
+    }
+}
+
+fn lab(which: usize) -> &'static Lab {
+    static LABS: [OnceLock<Lab>; SETTINGS.len()] = [const { OnceLock::new() }; SETTINGS.len()];
+    LABS[which].get_or_init(|| Lab::new(SETTINGS[which]))
+}
+
+/// A setting, read or written with one instruction set.
+#[derive(Clone, Copy)]
+struct Measured {
+    path: InstructionSet,
+    setting: usize,
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", self.path.name(), SETTINGS[self.setting])
+    }
+}
+
+/// Every setting with every instruction set of this processor that is to be fast.
+fn measured() -> impl Iterator<Item = Measured> {
+    let fast = |&path: &InstructionSet| path != InstructionSet::Scalar && path.is_available();
+    let settings = |path| (0..SETTINGS.len()).map(move |setting| Measured { path, setting });
+    InstructionSet::ALL.into_iter().filter(fast).flat_map(settings)
+}
+
+/// Decoding of one token.
+#[divan::bench(args = measured(), max_time = 2)]
+fn attend(bencher: Bencher<'_, '_>, measured: Measured) {
+    let lab = lab(measured.setting);
+    let heads = |rows: usize| {
+        let past = &lab.past[rows];
+        past.chunks_exact(past.len() / KV_HEADS).collect::<Vec<_>>()
+    };
+    let (past_key, past_value) = (heads(0), heads(1));
+    let call = Attention {
+        geometry: &lab.geometry,
+        lengths: &lab.lengths,
+        settings: &lab.attention,
+        tokens: lab.tokens(),
+        past_key: &past_key,
+        past_value: &past_value,
+        recent: None,
+        tail: None,
+        scale: &lab.scale,
+        bias: None,
+    };
+    let mut output = Array4::<f32>::zeros([1, QUERY_HEADS, 1, HEAD_DIM]);
+    let bytes = lab.past.iter().map(Vec::len).sum::<usize>();
+    bencher.counter(ItemsCount::new(KV_HEADS * KEYS)).counter(BytesCount::new(bytes)).bench_local(|| {
+        attention(&Serial, measured.path, black_box(&call), output.view_mut());
+    });
+}
+
+/// Rows of one new token made.
+#[divan::bench(args = measured(), max_time = 1)]
+fn encode(bencher: Bencher<'_, '_>, measured: Measured) {
+    let lab = lab(measured.setting);
+    bencher.counter(ItemsCount::new(KV_HEADS)).bench_local(|| black_box(lab).new_rows(measured.path));
+}
+
+fn main() {
+    divan::main();
+}

@@ -1,0 +1,55 @@
+//! The execution provider of this library, [`crate::plugin`].
+
+use std::ptr::NonNull;
+
+use ort::AsPointer;
+use ort::memory::{MemoryInfo, MemoryType};
+use ort::operator::{ComputeContext, KernelContext};
+
+use super::super::node::Failure;
+use super::Provider;
+use crate::gpu::Device;
+use crate::gpu::plan::Plan;
+use crate::plugin;
+
+pub(super) struct Spark;
+
+impl Provider for Spark {
+    const NAME: &'static str = "SparkExecutionProvider";
+
+    fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
+        let allocator = context.allocator(MemoryType::Default)?;
+        let of = offered(allocator.memory_info())?;
+        Ok(Device::get(of.vendor(), of.ordinal())?)
+    }
+
+    /// # Safety
+    /// As the trait says.
+    unsafe fn run(
+        context: &ComputeContext,
+        device: &Device,
+        memory: &MemoryInfo<'_>,
+        mut plan: Plan,
+    ) -> Result<(), Failure> {
+        let stream = context.stream()?.map_or(std::ptr::null_mut(), NonNull::as_ptr);
+        let bytes = plan.workspace_bytes;
+        if bytes == 0 {
+            // SAFETY: by this function's contract.
+            return Ok(unsafe { device.run(&plan, stream) }?);
+        }
+        let launched = offered(memory)?.with_workspace(stream, bytes, |workspace| {
+            plan.set_workspace(workspace);
+            // SAFETY: by this function's contract; the workspace is the stream's until the launches are queued, and what
+            // is queued there later comes after them.
+            unsafe { device.run(&plan, stream) }
+        });
+        let none = |e| Failure::Plugin(format!("no device memory for a workspace of {bytes} bytes: {e}"));
+        Ok(launched.map_err(none)??)
+    }
+}
+
+/// The device that `memory` is of.
+fn offered(memory: &MemoryInfo<'_>) -> Result<&'static plugin::Device, Failure> {
+    // SAFETY: the memory info is ONNX Runtime's, of the session that makes or runs the kernel.
+    unsafe { plugin::Device::of_memory(memory.ptr().cast()) }.map_err(Failure::Plugin)
+}

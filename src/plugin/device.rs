@@ -1,0 +1,103 @@
+//! The GPUs that the provider offers, and what it keeps of each for as long as the process lives.
+
+use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError};
+
+use super::driver::{Driver, Handle, Names, Vendor};
+use super::host::{Failure, Host};
+use super::pool::Pool;
+use super::workspace::Workspaces;
+
+/// A GPU.
+pub struct Device {
+    pub(super) driver: &'static dyn Driver,
+    pub(super) vendor: Vendor,
+    pub(super) ordinal: i32,
+    /// The number by which ONNX Runtime knows its memory.
+    pub(super) memory_id: i32,
+    /// Device memory.
+    pub(super) memory: Pool,
+    /// Host memory that the device can copy from and to.
+    pub(super) pinned: Pool,
+    workspaces: Workspaces,
+}
+
+static DEVICES: Mutex<Vec<&'static Device>> = Mutex::new(Vec::new());
+
+impl Device {
+    /// The device, made once: a later registration finds it again.
+    pub(super) fn offer(driver: &'static dyn Driver, vendor: Vendor, ordinal: i32, memory_id: i32) -> &'static Self {
+        let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = devices.iter().position(|d| (d.vendor, d.memory_id) == (vendor, memory_id));
+        if let Some(known) = known.filter(|&known| devices[known].ordinal == ordinal) {
+            return devices[known];
+        }
+        let device: &'static Self = Box::leak(Box::new(Self {
+            driver,
+            vendor,
+            ordinal,
+            memory_id,
+            memory: Pool::new(driver, ordinal, false),
+            pinned: Pool::new(driver, ordinal, true),
+            workspaces: Workspaces::default(),
+        }));
+        match known {
+            Some(known) => devices[known] = device,
+            None => devices.push(device),
+        }
+        device
+    }
+
+    /// The device whose memory ONNX Runtime knows by these numbers.
+    pub(super) fn of(vendor_id: u32, memory_id: i32) -> Option<&'static Self> {
+        let devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.iter().copied().find(|d| d.vendor.id() == vendor_id && d.memory_id == memory_id)
+    }
+
+    /// The device of an OrtMemoryInfo.
+    ///
+    /// # Safety
+    /// `info` is ONNX Runtime's, of the one that registered the library as a plugin.
+    ///
+    /// # Errors
+    /// If the library is no plugin in this process, or the memory is of no device that it offers.
+    pub unsafe fn of_memory(info: *const c_void) -> Result<&'static Self, String> {
+        let host = Host::get().ok_or("the library is not registered as an execution provider library")?;
+        // SAFETY: by this function's contract.
+        let (vendor, id) = unsafe { host.memory_of(info) }.map_err(|e| match e {
+            Failure::Message(message) => message,
+            Failure::Status(_) => "MemoryInfoGetId failed".into(),
+        })?;
+        Self::of(vendor, id).ok_or_else(|| format!("memory {id} of vendor {vendor:#x} is of no device that is offered"))
+    }
+
+    /// Who made it.
+    pub fn vendor(&self) -> Vendor {
+        self.vendor
+    }
+
+    /// Its number for the driver.
+    pub fn ordinal(&self) -> i32 {
+        self.ordinal
+    }
+
+    /// Runs `work`, which queues launches on `stream`, with a workspace of `bytes` bytes for them.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn with_workspace<R>(
+        &self,
+        stream: Handle,
+        bytes: usize,
+        work: impl FnOnce(*mut c_void) -> R,
+    ) -> Result<R, String> {
+        self.workspaces.with((self.driver, self.ordinal), stream, bytes, work)
+    }
+
+    /// A stream has run all its work and is about to go.
+    pub(super) fn retire(&self, stream: Handle) {
+        self.memory.retire(stream);
+        self.pinned.retire(stream);
+        self.workspaces.retire((self.driver, self.ordinal), stream);
+    }
+}

@@ -1,0 +1,141 @@
+//! Memory of a device that is given out again and again: a driver's own functions wait for the device, so that they are
+//! for the first steps of a session only.
+//!
+//! Memory that was used on a stream goes back to that stream's list: work of the stream may still be queued when ONNX
+//! Runtime frees the memory, and only later work of the same stream is sure to come after it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
+
+use super::driver::{Driver, Handle};
+
+/// Memory of one kind on one device.
+pub struct Pool {
+    driver: &'static dyn Driver,
+    ordinal: i32,
+    /// Whether it is host memory that the device can copy from and to.
+    pinned: bool,
+    state: Mutex<State>,
+}
+
+/// A stream's address, 0 where there is none.
+type StreamKey = usize;
+
+#[derive(Default)]
+struct State {
+    /// Size of every block, and the stream that it was last given to.
+    blocks: HashMap<usize, (usize, StreamKey)>,
+    /// Free blocks: by stream, then size.
+    free: HashMap<StreamKey, BTreeMap<usize, Vec<usize>>>,
+}
+
+/// `bytes` rounded up to a step of an eighth of its size: tensors that grow by a token a step then mostly fit the block
+/// of the step before.
+pub fn rounded(bytes: usize) -> usize {
+    const LEAST: usize = 256;
+    let step = (bytes.checked_next_power_of_two().unwrap_or(bytes) / 16).max(LEAST);
+    bytes.max(1).div_ceil(step).saturating_mul(step)
+}
+
+impl State {
+    /// A free block of `bytes` bytes or a quarter more of `stream`'s list.
+    fn take(&mut self, stream: StreamKey, bytes: usize) -> Option<usize> {
+        let sizes = self.free.get_mut(&stream)?;
+        let (&size, blocks) = sizes.range_mut(bytes..=bytes + bytes / 4).find(|(_, blocks)| !blocks.is_empty())?;
+        let block = blocks.pop()?;
+        if blocks.is_empty() {
+            sizes.remove(&size);
+        }
+        Some(block)
+    }
+}
+
+impl Pool {
+    pub(super) fn new(driver: &'static dyn Driver, ordinal: i32, pinned: bool) -> Self {
+        Self { driver, ordinal, pinned, state: Mutex::default() }
+    }
+
+    /// Memory of at least `bytes` bytes for work on `stream`, or, where it is null, for whoever has it.
+    ///
+    /// # Errors
+    /// If the driver has none, also after all that is free here has been given back.
+    pub fn allocate(&self, bytes: usize, stream: Handle) -> Result<NonNull<c_void>, String> {
+        let (bytes, stream) = (rounded(bytes), stream as StreamKey);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Blocks without a stream are used by nobody: what had them is over.
+        let kept = state.take(stream, bytes).or_else(|| state.take(0, bytes));
+        let block = match kept {
+            Some(block) => block,
+            None => {
+                let block = self.new_block(bytes).or_else(|_| {
+                    self.give_back(&mut state);
+                    self.new_block(bytes)
+                })?;
+                state.blocks.insert(block, (bytes, stream));
+                block
+            }
+        };
+        if let Some((_, owner)) = state.blocks.get_mut(&block) {
+            *owner = stream;
+        }
+        NonNull::new(block as *mut c_void).ok_or_else(|| "the driver gave no memory".into())
+    }
+
+    fn new_block(&self, bytes: usize) -> Result<usize, String> {
+        let allocate = if self.pinned { Driver::allocate_pinned } else { Driver::allocate };
+        Ok(allocate(self.driver, self.ordinal, bytes)? as usize)
+    }
+
+    /// Takes memory back; whatever is no block of this pool is ignored.
+    pub fn free(&self, memory: *mut c_void) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&(bytes, stream)) = state.blocks.get(&(memory as usize)) {
+            state.free.entry(stream).or_default().entry(bytes).or_default().push(memory as usize);
+        }
+    }
+
+    /// A stream has run all its work and is gone: its memory is anybody's.
+    pub fn retire(&self, stream: Handle) {
+        let stream = stream as StreamKey;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, owner) in state.blocks.values_mut().filter(|(_, owner)| *owner == stream) {
+            *owner = 0;
+        }
+        for (bytes, blocks) in state.free.remove(&stream).unwrap_or_default() {
+            state.free.entry(0).or_default().entry(bytes).or_default().extend(blocks);
+        }
+    }
+
+    /// Gives all that is free back to the driver.
+    pub fn trim(&self) {
+        self.give_back(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn give_back(&self, state: &mut State) {
+        // What is free may still be used by work that is queued. After a fault nothing is, and freeing fails too.
+        let _ = self.driver.synchronize(self.ordinal);
+        for block in std::mem::take(&mut state.free).into_values().flat_map(BTreeMap::into_values).flatten() {
+            state.blocks.remove(&block);
+            let free = if self.pinned { Driver::free_pinned } else { Driver::free };
+            // SAFETY: the block is of this pool's driver, free, and the device has run all that was queued.
+            let _ = unsafe { free(self.driver, self.ordinal, block as *mut c_void) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_by_an_eighth_at_most() {
+        for bytes in [0, 1, 255, 256, 257, 4096, 5000, 1 << 20, (1 << 20) + 1, 123_456_789] {
+            let got = rounded(bytes);
+            assert!(got >= bytes.max(1) && got.is_multiple_of(256), "{bytes}: {got}");
+            assert!(got <= bytes + (bytes / 8).max(256), "{bytes}: {got}");
+        }
+        assert_eq!(rounded(usize::MAX), usize::MAX);
+    }
+}

@@ -1,0 +1,61 @@
+"""What only SparkExecutionProvider, the library's own, is asked for."""
+
+import os
+import re
+
+import pytest
+
+if os.environ.get("SPARK_TEST_PROVIDER") != "SparkExecutionProvider":
+    pytest.skip("only where SPARK_TEST_PROVIDER=SparkExecutionProvider", allow_module_level=True)
+
+
+def test_only_the_operators_are_taken(scenario):
+    """Nodes of ONNX's own domain stay on the CPU, with copies between; results are the CPU's."""
+    got = scenario("neighbours").result
+    assert got["placed"] == [["MemcpyFromHost", "SparkExecutionProvider"], ["MemcpyToHost", "SparkExecutionProvider"],
+                             ["Neg", "CPUExecutionProvider"], ["SparkAttention", "SparkExecutionProvider"],
+                             ["SparkPrune", "SparkExecutionProvider"]]
+    assert got["difference"] <= 1e-5
+
+
+HIP = "SPARK_EMULATION" in os.environ
+only_hip = pytest.mark.skipif(not HIP, reason="asks the stand-in HIP what it saw")
+
+
+@only_hip
+def test_no_memory_is_taken_after_the_first_runs(scenario):
+    """The driver is asked for memory by the first runs only, also where outputs are ONNX Runtime's to allocate."""
+    lines = scenario("plain", "6").trace
+    starts = [i for i, line in enumerate(lines) if line.startswith("-- run")]
+    assert len(starts) == 6
+    assert any(line.startswith("hipMalloc") for line in lines[:starts[2]])
+    assert not any(line.startswith(("hipMalloc", "hipFree")) for line in lines[starts[2]:starts[5]])
+
+
+def test_two_sessions_on_two_threads(scenario):
+    assert scenario("side_by_side").result == {"equal": True}
+
+
+def test_registered_again(scenario):
+    """The library may be unregistered and registered again in one process."""
+    assert scenario("again").result == [None, None]
+
+
+@only_hip
+@pytest.mark.parametrize("devices", ["0", "3"])
+def test_devices_that_onnx_runtime_does_not_see(scenario, devices):
+    """Where ONNX Runtime finds no GPU, as in containers, the driver's own devices are offered."""
+    assert scenario("devices", ROCM_SIM_DEVICES=devices).result == int(devices)
+
+
+def test_a_whole_model(scenario):
+    """A rewritten model, everything but the operators on the CPU."""
+    assert scenario("language").result["difference"] <= 1e-5
+
+
+@only_hip
+def test_a_fault_is_not_hidden(scenario):
+    """A kernel that faults is the run's error, and nothing runs on the CPU instead."""
+    got = scenario("plain", "1", ROCM_SIM_FAIL="kernel:2:700", SCENARIO_ENDS_AT_ONCE="1")
+    assert re.search("SparkExecutionProvider: .*failed: hipErrorIllegalAddress", got.result["runs"][0])
+    assert "Falling back" not in got.errors
