@@ -11,6 +11,9 @@ pub const MOST_JSON: u64 = 16 << 20;
 /// Most bytes of a tokenizer; the largest in use have about 40 MB.
 pub const MOST_TOKENIZER: u64 = 256 << 20;
 
+/// Most values in it.
+pub const MOST_TOKENIZER_VALUES: usize = 8 << 20;
+
 /// Most bytes of a text.
 pub const MOST_TEXT: u64 = 256 << 20;
 
