@@ -204,7 +204,7 @@ impl<'g> Context<'g> {
                 }
                 let value = labelled.entry((element, shape)).or_insert_with_key(|(element, shape)| {
                     let known = labels(shape).filter(|data| {
-                        left = left.checked_sub(data.len()).unwrap_or(0);
+                        left = left.saturating_sub(data.len());
                         left > 0
                     });
                     let known = known.map(|data| Value::known(*element, data));

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use super::Value;
+use super::value::Value;
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
