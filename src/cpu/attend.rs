@@ -21,13 +21,9 @@ use crate::element::Element;
 /// Queries of a block up to which rows are read as they are.
 const MOST_DECODE_QUERIES: usize = 16;
 
-/// Writes the attention output of every query to `out`, `[B, Hq, L, D]`; zero for padding. Memory beside it is
-/// proportional to the new tokens, never to the cache.
-///
-/// # Panics
-/// If this processor has not the instructions of `set`.
-pub fn attention<T: Element>(
-    pool: &impl Pool,
+/// See [`super::attention`].
+pub(super) fn attention<T: Element>(
+    pool: &dyn Pool,
     set: InstructionSet,
     call: &Attention<'_, T>,
     out: ArrayViewMut4<'_, T>,
@@ -41,13 +37,13 @@ pub fn attention<T: Element>(
 }
 
 /// A call to be done with an instruction set.
-struct Call<'s, 'c, 'o, P, T> {
-    pool: &'s P,
+struct Call<'s, 'c, 'o, T> {
+    pool: &'s dyn Pool,
     call: &'s Attention<'c, T>,
     out: ArrayViewMut4<'o, T>,
 }
 
-impl<P: Pool, T: Element> Work for Call<'_, '_, '_, P, T> {
+impl<T: Element> Work for Call<'_, '_, '_, T> {
     type Output = ();
 
     fn with<I: Isa>(self, isa: I) {

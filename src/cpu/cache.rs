@@ -11,7 +11,7 @@ use crate::call::{Geometry, Lengths};
 /// # Panics
 /// If the sizes disagree.
 pub fn grow<'a>(
-    pool: &impl Pool,
+    pool: &dyn Pool,
     geometry: &Geometry,
     lengths: &Lengths,
     row_bytes: usize,

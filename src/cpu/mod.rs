@@ -1,13 +1,14 @@
 //! The kernels on the CPU.
 //!
-//! [`prune()`] and [`attention()`] take views of a call's tensors and a [`Pool`] to spread work over. `schedule` shares
-//! out queries and keys. `attend` gives each share to `reference`, the scalar oracle, or to an instruction set of
-//! `isa`: few queries to `decode`, many to `prefill`.
+//! [`prune()`] and [`attention()`], compiled in `entry`, take views of a call's tensors and a [`Pool`] to spread work
+//! over. `schedule` shares out queries and keys. `attend` gives each share to `reference`, the scalar oracle, or to an
+//! instruction set of `isa`: few queries to `decode`, many to `prefill`.
 
 mod attend;
 mod attention;
 mod cache;
 mod decode;
+mod entry;
 mod isa;
 mod kv_source;
 mod new_tokens;
@@ -22,12 +23,12 @@ mod softmax;
 mod tail;
 mod tokens;
 
-pub use attend::attention;
 pub use attention::{Attention, TailRows};
 pub use cache::grow;
+pub use entry::{KernelElement, attention, prune};
 pub use isa::{CPU_VARIABLE, InstructionSet};
 pub use pool::{Pool, Serial};
-pub use prune::{HeadRows, Prune, prune, recent_keys};
+pub use prune::{HeadRows, Prune, recent_keys};
 pub use softmax::SoftmaxState;
 pub use tail::write_tail;
 pub use tokens::{Rotation, Tokens};

@@ -42,13 +42,9 @@ pub struct HeadRows<'a> {
     pub value: &'a mut [u8],
 }
 
-/// Encodes the new tokens into `rows`, one entry for each (sequence, KV head) with the head varying fastest, and writes
-/// n of the call to `observed` (`[B, Hk, D]`), if wanted. Rows do not depend on `set`.
-///
-/// # Panics
-/// If this processor has not the instructions of `set`.
-pub fn prune<T: Element>(
-    pool: &impl Pool,
+/// See [`super::prune`].
+pub(super) fn prune<T: Element>(
+    pool: &dyn Pool,
     set: InstructionSet,
     call: &Prune<'_, T>,
     rows: Vec<HeadRows<'_>>,
@@ -115,7 +111,7 @@ impl<T: Element> Work for Encode<'_, '_, '_, T> {
 
 /// n by which each (sequence, KV head) is pruned: its own, or the model's when it has few new tokens.
 fn saliencies<T: Element>(
-    pool: &impl Pool,
+    pool: &dyn Pool,
     call: &Prune<'_, T>,
     observed: Option<ArrayViewMut3<'_, f32>>,
 ) -> Vec<Vec<f32>> {
@@ -178,7 +174,7 @@ fn encode_key(layout: &KeyLayout, recovery: Recovery, key: &[f32], saliency: &[f
 /// # Panics
 /// If a past key is needed and `past` does not hold it.
 pub fn recent_keys<T: Element>(
-    pool: &impl Pool,
+    pool: &dyn Pool,
     call: &Prune<'_, T>,
     past: Option<ArrayView4<'_, T>>,
     mut present: ArrayViewMut4<'_, T>,

@@ -48,7 +48,7 @@ struct Part {
 
 /// Attends with every query of `call` to all keys that it sees, by `attend`, and writes to `out`, `[B, Hq, L, D]`.
 pub(super) fn run<T: Element>(
-    pool: &impl Pool,
+    pool: &dyn Pool,
     call: &Attention<'_, T>,
     attend: &impl Attend,
     out: ArrayViewMut4<'_, T>,

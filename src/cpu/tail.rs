@@ -77,7 +77,7 @@ impl<T: Element> Attention<'_, T> {
 const FEW_KEYS: usize = 64;
 
 /// Writes the last new keys of each (sequence, KV head), the head varying fastest, to the `slots` of its tail.
-pub fn write_tail<T: Element>(pool: &impl Pool, call: &Prune<'_, T>, slots: Vec<Vec<&mut [u8]>>) {
+pub fn write_tail<T: Element>(pool: &dyn Pool, call: &Prune<'_, T>, slots: Vec<Vec<&mut [u8]>>) {
     let kv_heads = call.geometry.kv_heads;
     let keys: usize = slots.iter().map(Vec::len).sum();
     let slots: Vec<_> = slots.into_iter().map(Mutex::new).collect();

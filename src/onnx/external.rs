@@ -94,6 +94,12 @@ impl Homes {
         Self(fs::canonicalize(folder).into_iter().chain(real).collect())
     }
 
+    /// These and `folder`, of which the model's own is a part.
+    pub(crate) fn and(mut self, folder: &Path) -> Self {
+        self.0.extend(fs::canonicalize(folder));
+        self
+    }
+
     /// # Errors
     /// `file` leads elsewhere, or cannot be followed.
     pub(crate) fn check(&self, file: &Path) -> Result<(), FileError> {

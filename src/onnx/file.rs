@@ -1,7 +1,7 @@
 //! Reading and writing `.onnx` files.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Seek, Write};
+use std::io::{BufRead, BufReader, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use protobuf::{CodedInputStream, CodedOutputStream, Message};
@@ -29,6 +29,11 @@ pub enum FileError {
     /// Protobuf, but no model.
     #[error("{0} is not an ONNX model: it has no graph")]
     NoGraph(PathBuf),
+    /// ONNX Runtime's own format.
+    #[error(
+        "{0} is in ONNX Runtime's own format (.ort), which is not rewritten; name the .onnx file that it was made from"
+    )]
+    OrtFormat(PathBuf),
     /// External data whose location is no plain relative path.
     #[error("{model}: tensor '{tensor}' has its data in '{location}', which is not a path inside the model's folder")]
     Location {
@@ -96,6 +101,9 @@ pub fn read(path: &Path) -> Result<ModelProto, FileError> {
     let bytes = file.metadata().map_err(io())?.len();
     let malformed = |e| FileError::Malformed(path.into(), e);
     let mut reader = BufReader::new(file);
+    if reader.fill_buf().map_err(io())?.get(4..8) == Some(b"ORTM") {
+        return Err(FileError::OrtFormat(path.into()));
+    }
     let most = MOST_MEMORY.saturating_add(bytes.saturating_mul(2));
     let memory = measure::memory(&mut reader, bytes, most).map_err(io())?;
     if memory > most {

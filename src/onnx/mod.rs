@@ -2,13 +2,14 @@
 //!
 //! Knows ONNX and nothing of attention or caches.
 
+mod cleanup;
 pub mod evaluate;
 mod external;
 mod file;
+mod functions;
 mod index;
 mod measure;
 mod node;
-mod prune;
 
 #[allow(missing_docs, clippy::all)]
 mod generated {
@@ -25,11 +26,12 @@ pub fn onnx_opset(model: &proto::ModelProto) -> i64 {
     model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(0, |o| o.version())
 }
 
+pub use cleanup::{remove_nodes, sort_nodes};
 pub use external::{DataFile, Placement, data_files, data_locations, move_data};
 pub(crate) use external::{Homes, place};
 pub(crate) use file::write_text;
 pub use file::{FileError, read, write};
+pub use functions::inline_functions;
 pub(crate) use index::reads;
 pub use index::{Index, OrderError};
 pub use node::NodeExt;
-pub use prune::{remove_nodes, sort_nodes};

@@ -24,13 +24,13 @@ pub use attention::SparkAttention;
 pub(crate) use node::panic_message;
 pub use prune::SparkPrune;
 
-use crate::element::Element;
+use crate::cpu::KernelElement;
 use crate::spec;
 
 pub use crate::spec::DOMAIN;
 
 /// An element type T of the operators on the CPU.
-pub trait Tensor: Element + PrimitiveTensorElementType + std::fmt::Debug {}
+pub trait Tensor: KernelElement + PrimitiveTensorElementType + std::fmt::Debug {}
 impl Tensor for f32 {}
 impl Tensor for f16 {}
 

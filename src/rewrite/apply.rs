@@ -6,11 +6,13 @@ use protobuf::MessageField;
 
 use super::bias::{attention_bias, empty_tensor};
 use super::build::{Attribute, Builder, FLOAT16, node, set_attribute};
+use super::cache::passes_on;
 use super::context::{rank, static_dim};
 use super::error::Refusal;
-use super::front::front;
+use super::front::{Operands, front};
 use super::layer::Layer;
 use super::recent::Recent;
+use crate::onnx::proto::tensor_shape_proto::Dimension;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt, reads, remove_nodes, sort_nodes};
 use crate::spec;
@@ -46,6 +48,7 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: 
     let mut added: BTreeMap<usize, Vec<NodeProto>> = BTreeMap::new();
     let mut biases: HashMap<(String, i32), String> = HashMap::new();
     let mut empty = None;
+    let mut positions = HashMap::new();
     for layer in layers {
         let mut unique = |wanted: String| builder.unique(wanted);
         let recent_of = |name: &String| format!("{name}_recent");
@@ -63,15 +66,19 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: 
             optional[0] = made.clone();
         }
         // In this order; recent keys are there only while they are not wired.
-        let free = [layer.bias.is_empty(), layer.rotary.is_none(), recent.inputs == 0].iter().position(|&free| free);
+        let free =
+            [layer.bias.is_empty(), layer.rotary_inside().is_none(), recent.inputs == 0].iter().position(|&free| free);
         if let Some(free) = free.filter(|_| layer.element == FLOAT16) {
             optional[free] = empty.get_or_insert_with(|| empty_tensor(&mut builder, layer)).clone();
         }
-        spark_nodes(&mut builder, layer, &new, optional, recent.buffer > 0);
+        let operands = front(&mut builder, layer, &mut positions);
+        spark_nodes(&mut builder, layer, operands, &new, optional, recent.buffer > 0);
         added.entry(layer.doomed[0]).or_default().append(&mut builder.nodes);
         names.push(new);
     }
     graph.initializer.append(&mut builder.initializers);
+    let declared: HashSet<String> = graph.value_info.iter().map(|v| v.name().to_string()).collect();
+    graph.value_info.extend(layers.iter().filter(|l| !declared.contains(&l.output)).map(result_info));
 
     let doomed = insert(graph, added, layers.iter().flat_map(|l| &l.doomed).copied().collect());
     remove_nodes(graph, &doomed);
@@ -81,25 +88,24 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: 
     store_early(graph);
     only_lengths_are_read(graph, layers)?;
     nothing_is_missing(graph)?;
-    if !model.opset_import.iter().any(|o| o.domain() == DOMAIN) {
-        let mut opset = OperatorSetIdProto::new();
-        opset.set_domain(DOMAIN.into());
-        opset.set_version(version);
-        model.opset_import.push(opset);
-    }
+    model.opset_import.retain(|o| o.domain() != DOMAIN);
+    let mut opset = OperatorSetIdProto::new();
+    opset.set_domain(DOMAIN.into());
+    opset.set_version(version);
+    model.opset_import.push(opset);
     Ok(names)
 }
 
-/// Where an Identity that goes away names the output of the model, what it reads is read by that name.
+/// Where an Identity or Cast that goes away names the output of the model, what it reads is read by that name.
 fn read_presents(graph: &mut GraphProto, layers: &[Layer]) {
     let mut renamed = HashMap::new();
     for layer in layers {
-        let identities = layer.doomed.iter().map(|&n| &graph.node[n]).filter(|n| n.is_onnx("Identity"));
+        let identities = layer.doomed.iter().map(|&n| &graph.node[n]).filter(|n| passes_on(n));
         for node in identities.filter(|n| n.output.first().is_some_and(|o| layer.cache.present.contains(o))) {
             renamed.insert(node.input[0].clone(), node.output[0].clone());
         }
     }
-    for input in graph.node.iter_mut().filter(|n| !n.is_onnx("Identity")).flat_map(|n| &mut n.input) {
+    for input in graph.node.iter_mut().filter(|n| !passes_on(n)).flat_map(|n| &mut n.input) {
         if let Some(present) = renamed.get(input) {
             input.clone_from(present);
         }
@@ -130,15 +136,21 @@ fn insert(graph: &mut GraphProto, added: BTreeMap<usize, Vec<NodeProto>>, doomed
 
 /// Adds the two operators of `layer`. The `optional` inputs of SparkAttention are attention_bias, cos_cache and
 /// past_key_recent. With a `tail` SparkPrune may write what SparkAttention reads, and comes after it.
-fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [String; 3], tail: bool) {
+fn spark_nodes(
+    builder: &mut Builder,
+    layer: &Layer,
+    (query, key_value): Operands,
+    names: &Names,
+    optional: [String; 3],
+    tail: bool,
+) {
     let given = |o: Option<&String>| o.cloned().unwrap_or_default();
-    let (query, key_value) = front(builder, layer);
     let mut inputs = vec![query];
     inputs.extend((0..2).map(|i| given(key_value.as_ref().map(|kv| &kv[i]))));
     inputs.extend(layer.cache.past.iter().cloned());
     inputs.extend((0..2).map(|i| given(layer.lengths.as_ref().map(|l| &l[i]))));
-    inputs.extend((0..2).map(|i| given(layer.rotary.as_ref().map(|r| &r.caches[i]))));
-    inputs.push(given(layer.rotary.as_ref().and_then(|r| r.positions.as_ref())));
+    inputs.extend((0..2).map(|i| given(layer.rotary_inside().map(|r| &r.caches[i]))));
+    inputs.push(given(layer.rotary_inside().and_then(|r| r.positions.as_ref())));
     inputs.extend([String::new(), String::new()]);
     let output = match layer.output_shape {
         Some(_) => builder.unique(format!("{}/SparkAttention/output", layer.name)),
@@ -156,7 +168,7 @@ fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [S
     for node in [&mut attention, &mut prune] {
         set_attribute(node, "num_heads", Attribute::Int(layer.query_heads as i64));
         set_attribute(node, "kv_num_heads", Attribute::Int(layer.kv_heads as i64));
-        if let Some(rotary) = &layer.rotary {
+        if let Some(rotary) = layer.rotary_inside() {
             set_attribute(node, "do_rotary", Attribute::Int(1));
             set_attribute(node, "rotary_interleaved", Attribute::Int(rotary.interleaved.into()));
         }
@@ -173,13 +185,42 @@ fn spark_nodes(builder: &mut Builder, layer: &Layer, names: &Names, optional: [S
     }
 }
 
+/// The declaration of the result of `layer`: tools that know ONNX's operators only, as those that quantise, need it.
+fn result_info(layer: &Layer) -> ValueInfoProto {
+    let mut info = ValueInfoProto::new();
+    info.set_name(layer.output.clone());
+    let tensor = info.type_.mut_or_insert_default().mut_tensor_type();
+    tensor.set_elem_type(layer.element);
+    let (heads, size) = (layer.query_heads as i64, layer.head_dim as i64);
+    let sizes = match (&layer.output_shape, layer.token_axis) {
+        (Some(shape), _) => shape.iter().map(|&d| (d > 0).then_some(d)).collect(),
+        (None, 1) => vec![None, None, Some(heads * size)],
+        _ => vec![None, Some(heads), None, Some(size)],
+    };
+    tensor.shape.mut_or_insert_default().dim = sizes
+        .into_iter()
+        .map(|size| {
+            let mut dim = Dimension::new();
+            size.into_iter().for_each(|size| dim.set_dim_value(size));
+            dim
+        })
+        .collect();
+    info
+}
+
 /// Caches of rows still have their batch, heads and tokens; nothing else may be read of them.
 fn only_lengths_are_read(graph: &GraphProto, layers: &[Layer]) -> Result<(), Refusal> {
     let index = Index::new(graph).map_err(|e| Refusal::new("the graph", "nodes in order", e.to_string()))?;
-    for tensor in layers.iter().flat_map(|l| l.cache.past.iter().chain(&l.cache.present)) {
+    let mut queue: Vec<&str> =
+        layers.iter().flat_map(|l| l.cache.past.iter().chain(&l.cache.present)).map(|t| &**t).collect();
+    while let Some(tensor) = queue.pop() {
         for &reader in index.readers(tensor) {
             let reader = &graph.node[reader];
             if reader.domain() == DOMAIN || reader.is_onnx("Shape") && reads_lengths(&index, reader) {
+                continue;
+            }
+            if let Some(same) = reader.output_at(0).filter(|same| passes_on(reader) && !index.is_output(same)) {
+                queue.push(same);
                 continue;
             }
             let expected = format!("only the attention, and lengths, to read '{tensor}'");

@@ -9,9 +9,11 @@ use super::apply::Names;
 use super::configure::Saliency;
 use super::error::RewriteError;
 use super::inspect::Inspection;
+use super::layer::Layer;
 use super::options::{Calibration, Options};
 use super::progress::Progress;
 use crate::files;
+use crate::onnx::proto::ModelProto;
 use crate::runtime::{FolderSettings, Model, Options as RunOptions, Tokenizer};
 
 /// Tokens read at once.
@@ -40,10 +42,10 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
         Some(path) => Tokenizer::open(path),
         None => Tokenizer::beside(model),
     };
-    let problem = |text: String| RewriteError::option("--calibrate", text);
+    let problem = |text: String| RewriteError::option("calibrate", text);
     let most = options.calibration_tokens;
     if most < FEWEST {
-        return Err(RewriteError::option("--calibration-tokens", format!("{most} is less than {FEWEST}")));
+        return Err(RewriteError::option("calibration_tokens", format!("{most} is less than {FEWEST}")));
     }
     let (text, name, tokenizer) = match &options.calibrate {
         Calibration::Off => return Ok(None),
@@ -51,7 +53,7 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
         Calibration::Auto => match tokenizer() {
             Ok(tokenizer) => (SAMPLE.to_string(), "the bundled sample".to_string(), tokenizer),
             // One that was named must be there.
-            Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("--tokenizer", e.to_string())),
+            Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("tokenizer", e.to_string())),
             Err(crate::runtime::Error::NoTokenizer { .. }) => return Ok(Some(Tokens::Random(most))),
             Err(e) => return Err(problem(format!("{e}; mend it, or say random"))),
         },
@@ -72,7 +74,15 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
     Ok(Some(Tokens::Text(tokens, name)))
 }
 
-/// Runs the model at `path`, whose outputs `names` say saliency, over `tokens`.
+/// The positions that the tables of `layers` rotate by, where the model has them as numbers.
+pub fn positions(model: &ModelProto, layers: &[Layer]) -> Option<usize> {
+    let tables: Vec<&str> = layers.iter().filter_map(|l| Some(l.rotary.as_ref()?.caches[0].as_str())).collect();
+    let stored = model.graph.iter().flat_map(|graph| &graph.initializer);
+    stored.filter(|t| tables.contains(&t.name())).filter_map(|t| usize::try_from(*t.dims.first()?).ok()).min()
+}
+
+/// Runs the model at `path`, whose outputs `names` say saliency, over `tokens`, as many at once as it has
+/// `positions`.
 ///
 /// # Errors
 /// There is no ONNX Runtime, or it cannot run the model; or the caller cancelled.
@@ -80,23 +90,25 @@ pub fn measure(
     path: &Path,
     model: &Inspection,
     names: &[Names],
-    tokens: Tokens,
+    (tokens, positions): (Tokens, Option<usize>),
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Saliency, RewriteError> {
     let failed = |e: crate::runtime::Error| RewriteError::Calibration(chain(&e));
     progress.step("calibrating", 0, 1);
-    let mut session = Model::open(path, &model.interface, &RunOptions { threads: options.threads }).map_err(failed)?;
+    let mut session =
+        Model::open_filling(path, &model.interface, &RunOptions { threads: options.threads }).map_err(failed)?;
     let context = FolderSettings::beside(path).ok().and_then(|s| s.context_length).unwrap_or(usize::MAX);
-    let chunk = CHUNK.min(context.max(1));
+    let chunk = CHUNK.min(context.max(1)).min(positions.unwrap_or(CHUNK).max(1));
     let (tokens, name) = match tokens {
         Tokens::Text(tokens, name) => (tokens, format!("tokens of {name}")),
         Tokens::Random(count) => {
             if session.vocabulary().is_none() {
                 let mut sequence = session.start(None).map_err(failed)?;
-                session.run(&mut sequence, &[0]).map_err(failed)?;
+                // A model without logits does not say.
+                session.run(&mut sequence, &[0]).ok();
             }
-            let vocabulary = session.vocabulary().unwrap_or(1) as i64;
+            let vocabulary = session.vocabulary().unwrap_or(FEWEST) as i64;
             let mut random = StdRng::seed_from_u64(0);
             ((0..count).map(|_| random.random_range(0..vocabulary)).collect(), "random tokens".to_string())
         }
@@ -139,7 +151,7 @@ fn normalised(squares: &[f64]) -> Vec<f32> {
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(e) = cause {

@@ -65,7 +65,7 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
             observed(graph, &places, layer, names);
         }
     }
-    metadata(model, rows, layers.first().map(|l| l.source));
+    metadata(model, rows, layers.first().map(|l| &l.source));
 }
 
 /// Removes what another version had beside the nodes.
@@ -201,11 +201,11 @@ fn observed(graph: &mut GraphProto, places: &Places, layer: &Layer, names: &Name
     graph.output.push(info);
 }
 
-fn metadata(model: &mut ModelProto, rows: &Rows, source: Option<Source>) {
+fn metadata(model: &mut ModelProto, rows: &Rows, source: Option<&Source>) {
     let format = rows.row_format.to_string();
     let rows = serde_json::to_string(rows).expect("plain numbers and words");
-    let source = source.and_then(|s| serde_json::to_value(s).ok()).and_then(|s| s.as_str().map(str::to_string));
-    let entries = [(FORMAT_KEY, format), (ROWS_KEY, rows), (SOURCE_KEY, source.unwrap_or_default())];
+    let source = source.map_or(String::new(), |source| source.name().into());
+    let entries = [(FORMAT_KEY, format), (ROWS_KEY, rows), (SOURCE_KEY, source)];
     model.metadata_props.retain(|p| entries.iter().all(|(key, _)| *key != p.key()));
     for (key, value) in entries {
         let mut entry = StringStringEntryProto::new();

@@ -5,61 +5,27 @@ use std::rc::Rc;
 
 use ndarray::{ArrayD, IxDyn};
 
+pub use super::cache::CacheInput;
+use super::cache::{joins_tokens, origin, passes_on};
 use super::error::Refusal;
-use super::mask::Causality;
-use crate::onnx::evaluate::{Constants, Evaluator, Value, kinds};
+use super::operator::{self, Operator};
+use super::sizes::{Length, MOST_PER_TOKEN, of_known_shape};
+pub use super::sizes::{Sizes, USUAL, labels, rank, static_dim};
+use crate::onnx::evaluate::{Constants, Evaluator, Fallback, Value, kinds};
 use crate::onnx::proto::{NodeProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt};
 
-/// Sizes of a call at which a graph is evaluated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Sizes {
-    /// B
-    pub batch: usize,
-    /// P
-    pub past: usize,
-    /// L
-    pub new: usize,
-}
-
-impl Sizes {
-    /// S
-    pub fn total(self) -> usize {
-        self.past + self.new
-    }
-
-    fn of(self, length: Length) -> usize {
-        match length {
-            Length::Batch => self.batch,
-            Length::Past => self.past,
-            Length::New => self.new,
-            Length::Total => self.total(),
-        }
-    }
-}
-
-/// What a dimension counts.
+/// What a mask hides, in all calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Length {
-    Batch,
-    Past,
-    New,
-    Total,
+pub struct Causality {
+    /// All keys behind the query's own.
+    pub hides_later: bool,
+    /// Those and no others, whatever attention_mask says.
+    pub only_later: bool,
 }
 
-/// All numbers differ, so that no two dimensions can be taken for each other; and one decoded token.
-pub const USUAL: [Sizes; 2] = [Sizes { batch: 2, past: 3, new: 4 }, Sizes { batch: 1, past: 5, new: 1 }];
-
-/// A graph input that is a cache.
-#[derive(Clone, Debug)]
-pub struct CacheInput {
-    /// Element type.
-    pub element: i32,
-    /// Hk, where declared.
-    pub kv_heads: Option<usize>,
-    /// D, where declared.
-    pub head_dim: Option<usize>,
-}
+/// Added values from here on hide a key.
+pub const HIDDEN: f64 = -1e4;
 
 /// `Concat` of a cache input and new rows.
 #[derive(Clone, Debug)]
@@ -72,7 +38,7 @@ pub struct Appended {
     pub new: String,
     /// The graph output.
     pub present: String,
-    /// The Identity that gives the graph output its name, where the Concat does not.
+    /// The Identity or Cast that gives the graph output its name, where the Concat does not.
     pub naming: Option<usize>,
 }
 
@@ -99,36 +65,22 @@ pub struct Context<'g> {
     pub constants: Constants,
     /// Dimensions that inputs and outputs of known meaning name.
     named: HashMap<&'g str, Length>,
+    operators: &'static [Option<Operator>],
     evaluators: HashMap<(Sizes, bool), Evaluator<'g>>,
 }
-
-/// Most elements of a cache for one token that are followed.
-const MOST_PER_TOKEN: usize = 1 << 18;
 
 /// Most elements of caches of different shapes in one evaluator.
 const MOST_LABELS: usize = 8 << 20;
 
-/// Dimension `axis` of a declared tensor, where it is a number.
-pub fn static_dim(info: &ValueInfoProto, axis: usize) -> Option<usize> {
-    let dim = info.type_.tensor_type().shape.dim.get(axis)?;
-    dim.has_dim_value().then(|| usize::try_from(dim.dim_value()).ok()).flatten()
-}
-
-/// Number of dimensions of a declared tensor.
-pub fn rank(info: &ValueInfoProto) -> Option<usize> {
-    info.type_.tensor_type().shape.as_ref().map(|s| s.dim.len())
-}
-
 impl<'g> Context<'g> {
-    /// Looks at the inputs of the graph, of operators of version `opset`, and at what is appended to them.
+    /// Looks at the inputs of the graph, of ONNX's operators of version `opset` and those of attention, and at what is appended to them.
     ///
     /// # Errors
     /// A cache has more heads, or larger ones, than there can be.
-    pub fn new(index: &'g Index<'g>, opset: i64) -> Result<Self, Refusal> {
+    pub fn new(index: &'g Index<'g>, opset: i64, operators: &'static [Option<Operator>]) -> Result<Self, Refusal> {
         let mut caches = HashMap::new();
-        for input in index.graph.input.iter().filter(|i| index.input(i.name()).is_some() && is_cache(index, i)) {
-            let element = input.type_.tensor_type().elem_type();
-            let cache = CacheInput { element, kv_heads: static_dim(input, 1), head_dim: static_dim(input, 3) };
+        for input in index.graph.input.iter().filter(|i| index.input(i.name()).is_some()) {
+            let Some(cache) = CacheInput::of(index, input, operators) else { continue };
             let sizes = [cache.kv_heads, cache.head_dim].map(|size| size.unwrap_or(1));
             if !sizes[0].checked_mul(sizes[1]).is_some_and(|n| (1..=MOST_PER_TOKEN).contains(&n)) {
                 let found = format!("{} heads of size {}", sizes[0], sizes[1]);
@@ -144,6 +96,7 @@ impl<'g> Context<'g> {
             appended: HashMap::new(),
             causalities: HashMap::new(),
             constants: Constants::default(),
+            operators,
             evaluators: HashMap::new(),
         };
         for (n, node) in index.graph.node.iter().enumerate() {
@@ -156,21 +109,24 @@ impl<'g> Context<'g> {
 
     fn append(&self, n: usize, node: &NodeProto) -> Option<Appended> {
         let [past, new] = node.input.as_slice() else { return None };
+        let past = origin(self.index, past);
         if !joins_tokens(node) || !self.caches.contains_key(past) || self.caches.contains_key(new) {
             return None;
         }
-        let output = node.output.first()?;
-        // Exporters name the output itself, or let an Identity do it.
-        let names = |n: &usize| {
-            let node = &self.index.graph.node[*n];
-            node.is_onnx("Identity") && node.output_at(0).is_some_and(|o| self.index.is_output(o))
-        };
-        let naming = match self.index.is_output(output) {
-            true => None,
-            false => Some(self.index.readers(output).iter().copied().find(names)?),
-        };
-        let present = naming.map_or(output, |n| &self.index.graph.node[n].output[0]).clone();
-        Some(Appended { node: n, past: past.clone(), new: new.clone(), present, naming })
+        let (present, naming) = self.as_output(node.output.first()?)?;
+        Some(Appended { node: n, past: past.into(), new: new.clone(), present, naming })
+    }
+
+    /// The graph output that `tensor` is, and the Identity or Cast that gives it that name where it has another.
+    pub fn as_output(&self, tensor: &str) -> Option<(String, Option<usize>)> {
+        if self.index.is_output(tensor) {
+            return Some((tensor.into(), None));
+        }
+        self.index.readers(tensor).iter().find_map(|&n| {
+            let node = &self.index.graph.node[n];
+            let output = node.output_at(0).filter(|output| passes_on(node) && self.index.is_output(output))?;
+            Some((output.into(), Some(n)))
+        })
     }
 
     /// The evaluator for calls of `sizes`, with an attention mask of ones, or with one that may be anything. Appended
@@ -185,11 +141,12 @@ impl<'g> Context<'g> {
 
     /// An evaluator as [`Self::evaluator`] gives, which is not kept.
     pub fn new_evaluator(&self, sizes: Sizes, mask_known: bool) -> Evaluator<'g> {
-        let mut evaluator = Evaluator::new(self.index, &self.constants);
+        let mut evaluator = self.blank_evaluator().with_fallback(self.fallback(sizes));
         // The caches of most models are all alike.
         let mut labelled: HashMap<(i32, Vec<usize>), Rc<Value>> = HashMap::new();
         let mut left = MOST_LABELS;
-        for input in &self.index.graph.input {
+        // Of an input with a default the initializer is taken.
+        for input in self.index.graph.input.iter().filter(|i| self.index.input(i.name()).is_some()) {
             let known = given(input, self.caches.get(input.name()), sizes, mask_known);
             if let Some(value) = known.or_else(|| self.of_known_shape(input, sizes)) {
                 evaluator.give(input.name(), value);
@@ -216,15 +173,41 @@ impl<'g> Context<'g> {
         evaluator
     }
 
+    /// An evaluator to which nothing is given.
+    pub fn blank_evaluator(&self) -> Evaluator<'g> {
+        let operators = self.operators;
+        Evaluator::new(
+            self.index,
+            &self.constants,
+            Rc::new(move |node, inputs| operator::infer(operators, node, inputs)),
+        )
+    }
+
+    /// What is known of a tensor behind nodes that cannot be evaluated: its declared shape, or that the Reshape which makes
+    /// it gives each token its heads.
+    fn fallback(&self, sizes: Sizes) -> Fallback<'g> {
+        let (index, named) = (self.index, self.named.clone());
+        let constants = self.constants.clone();
+        let float = self.caches.values().next().map_or(1, |cache| cache.element);
+        Rc::new(move |tensor| {
+            if let Some(value) = index.declared(tensor).and_then(|info| of_known_shape(&named, info, sizes)) {
+                return Some(value);
+            }
+            let node = index.maker(tensor).filter(|node| node.is_onnx("Reshape"))?;
+            let wanted = constants.get(index, node.input_at(1)?)?.ok()?.ints().ok()?;
+            match wanted[..] {
+                [-1..=1, -1 | 0, heads, size] if heads > 0 && size > 0 => {
+                    let [heads, size] = [heads, size].map(|d| usize::try_from(d).unwrap_or(0));
+                    Some(Value::shaped(float, vec![sizes.batch, sizes.new, heads, size]))
+                }
+                _ => None,
+            }
+        })
+    }
+
     /// An input of which nothing is known but its shape, where that follows from `sizes`.
     fn of_known_shape(&self, input: &ValueInfoProto, sizes: Sizes) -> Option<Value> {
-        let tensor = input.type_.tensor_type();
-        let size = |axis: usize| {
-            let named = || self.named.get(tensor.shape.dim[axis].dim_param()).map(|&length| sizes.of(length));
-            static_dim(input, axis).or_else(named)
-        };
-        let shape = (0..rank(input)?).map(size).collect::<Option<_>>()?;
-        Some(Value::shaped(tensor.elem_type(), shape))
+        of_known_shape(&self.named, input, sizes)
     }
 
     /// The value of `tensor` in a call of `sizes`.
@@ -243,21 +226,39 @@ impl<'g> Context<'g> {
         values[0].filter(|_| values[0] == values[1])
     }
 
-    /// The cache input `name`, which `title` reads as `role`.
+    /// The cache input `name`, which `title` reads as `role`, with its name.
     ///
     /// # Errors
     /// It is none.
-    pub fn cache(&self, title: &str, role: &str, name: Option<&str>) -> Result<&CacheInput, Refusal> {
+    pub fn cache(&self, title: &str, role: &str, name: Option<&'g str>) -> Result<(&CacheInput, String), Refusal> {
         let expected = || format!("a cache input of the model as {role}");
         let name =
             name.ok_or_else(|| Refusal::new(title, expected(), "no such input: it reads no past keys and values"))?;
-        self.caches.get(name).ok_or_else(|| {
-            let found = match self.index.maker(name) {
-                Some(node) => format!("'{name}', made by {}", node.title()),
-                None => format!("'{name}', which is none"),
+        let name = origin(self.index, name);
+        let cache = self.caches.get(name).ok_or_else(|| {
+            let found = match (self.index.maker(name), self.index.input(name)) {
+                (Some(node), _) => format!("'{name}', made by {}", node.title()),
+                (None, Some(input)) => match rank(input) {
+                    None => format!("'{name}', which declares no shape; declare [batch, heads, tokens, head size]"),
+                    Some(4) => format!("'{name}' of element type {}", input.type_.tensor_type().elem_type()),
+                    Some(rank) => format!("'{name}' of {rank} dimensions, not [batch, heads, tokens, head size]"),
+                },
+                (None, None) => format!("'{name}', which is none"),
             };
             Refusal::new(title, expected(), found)
-        })
+        })?;
+        Ok((cache, name.into()))
+    }
+
+    /// The cache input that the elements of `tensor` come from in whatever way, through each node's first input.
+    pub fn behind(&self, tensor: &str) -> Option<&str> {
+        let mut tensor = tensor;
+        loop {
+            if let Some((name, _)) = self.caches.get_key_value(tensor) {
+                return Some(name);
+            }
+            tensor = self.index.maker(tensor)?.input_at(0)?;
+        }
     }
 
     /// The caches that the elements of `tensor` come from by way of nodes that only move or scale them.
@@ -294,29 +295,6 @@ impl<'g> Context<'g> {
     }
 }
 
-/// Whether a graph input of this name is a cache, as exporters name them.
-pub fn is_cache_name(name: &str) -> bool {
-    name.contains("past") || name.contains("cache")
-}
-
-/// Whether `input` is a cache: by its name, or by what reads it, as there are masks of four dimensions too.
-fn is_cache(index: &Index<'_>, input: &ValueInfoProto) -> bool {
-    let name = input.name();
-    let as_past = |&n: &usize| {
-        let node = &index.graph.node[n];
-        let places = match node.op_type() {
-            "Attention" => [4, 5],
-            "GroupQueryAttention" => [3, 4],
-            "MultiHeadAttention" => [6, 7],
-            _ if joins_tokens(node) => [0, 0],
-            _ => return false,
-        };
-        places.iter().any(|&i| node.input_at(i) == Some(name))
-    };
-    let floating = matches!(input.type_.tensor_type().elem_type(), 1 | 10 | 11 | 16);
-    floating && rank(input) == Some(4) && (is_cache_name(name) || index.readers(name).iter().any(as_past))
-}
-
 /// The names that inputs and outputs of known meaning give their dimensions, unless one name stands for several.
 fn named_dimensions<'g>(index: &Index<'g>, caches: &HashMap<String, CacheInput>) -> HashMap<&'g str, Length> {
     use Length::{Batch, New, Past, Total};
@@ -336,17 +314,6 @@ fn named_dimensions<'g>(index: &Index<'g>, caches: &HashMap<String, CacheInput>)
         }
     }
     named.into_iter().filter(|(name, _)| !name.is_empty()).filter_map(|(name, l)| Some((name, l?))).collect()
-}
-
-/// Whether `node` puts tensors `[B,H,tokens,D]` one behind the other.
-fn joins_tokens(node: &NodeProto) -> bool {
-    node.is_onnx("Concat") && matches!(node.int("axis"), Some(2 | -2))
-}
-
-/// A tensor that numbers its elements from 1; `None` if there are too many.
-pub fn labels(shape: &[usize]) -> Option<ArrayD<f64>> {
-    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= 16 * MOST_PER_TOKEN)?;
-    ArrayD::from_shape_vec(IxDyn(shape), (1..=count).map(|i| i as f64).collect()).ok()
 }
 
 /// The value of a graph input in a call of `sizes`, where that is known.

@@ -37,7 +37,7 @@ pub enum RewriteError {
     /// An option that cannot be honoured.
     #[error("{option}: {problem}")]
     Option {
-        /// As the command line names it.
+        /// The field of [`Options`](super::Options).
         option: &'static str,
         /// What is wrong with it.
         problem: String,
@@ -46,10 +46,13 @@ pub enum RewriteError {
     #[error("{0} {1}")]
     Output(PathBuf, String),
     /// Calibration was asked for and cannot be done.
-    #[error(
-        "calibration failed: {0}\nWithout calibration (--calibrate off) the model can be rewritten, but loses more accuracy."
-    )]
+    #[error("calibration failed: {0}")]
     Calibration(String),
+    /// ONNX Runtime runs the original and not what was made of it.
+    #[error(
+        "the rewritten model does not run, although the original does, and is not written: {0}\nThis is a fault of the rewriter; please report it with the model's graph."
+    )]
+    Trial(String),
     /// The caller's [`Progress`](super::Progress) said so.
     #[error("cancelled, nothing was written")]
     Cancelled,
@@ -63,6 +66,13 @@ impl From<Refusal> for RewriteError {
 }
 
 impl RewriteError {
+    /// Whether the model could be rewritten without calibration. Where the operators themselves failed, they would do so
+    /// in any call.
+    pub fn is_only_calibration(&self) -> bool {
+        matches!(self, RewriteError::Calibration(problem)
+            if !problem.contains("SparkAttention") && !problem.contains("SparkPrune"))
+    }
+
     pub(super) fn option(option: &'static str, problem: impl Into<String>) -> Self {
         RewriteError::Option { option, problem: problem.into() }
     }

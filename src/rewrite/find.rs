@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 
 use super::apply::DOMAIN;
-use super::context::{Context, is_cache_name, rank};
+use super::cache::is_cache_name;
+use super::context::{Context, rank, static_dim};
+use super::diagnosis::{no_caches, why_unknown};
 use super::error::Refusal;
 use super::layer::Layer;
-use super::patterns;
-use crate::onnx::proto::{GraphProto, ModelProto};
+use super::source;
+use crate::onnx::proto::{GraphProto, ModelProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt, onnx_opset};
 
 /// The attention layers of `model` that read cache inputs: all of them.
@@ -21,10 +23,10 @@ pub fn find_layers(model: &ModelProto) -> Result<Vec<Layer>, Refusal> {
     }
     whole_model(graph)?;
     let index = Index::new(graph).map_err(|e| Refusal::new("the graph", "nodes in order", e.to_string()))?;
-    let mut context = Context::new(&index, onnx_opset(model))?;
+    let mut context = Context::new(&index, onnx_opset(model), source::OPERATORS)?;
     let mut layers = Vec::new();
     for n in 0..graph.node.len() {
-        layers.extend(patterns::layer_at(&mut context, n)?);
+        layers.extend(source::layer_at(&mut context, n)?);
     }
     all_caches_are_claimed(&context, &layers)?;
     if let Some(other) = layers.iter().find(|l| l.head_dim != layers[0].head_dim) {
@@ -46,12 +48,13 @@ pub fn find_layers(model: &ModelProto) -> Result<Vec<Layer>, Refusal> {
 
 /// What can be said of a model by its inputs.
 fn whole_model(graph: &GraphProto) -> Result<(), Refusal> {
-    if let Some(input) = graph.input.iter().find(|i| i.name().contains("encoder")) {
+    let of_encoder = |name: &str| name.starts_with("encoder_") || name.contains(".encoder.");
+    if let Some(input) = graph.input.iter().find(|i| of_encoder(i.name())) {
         let place = format!("input '{}'", input.name());
         return Err(Refusal::new(place, "a decoder-only model", "an encoder-decoder model"));
     }
     if let Some(input) = graph.input.iter().find(|i| i.name().contains("past") && rank(i) == Some(5)) {
-        let found = "five dimensions: key and value in one tensor";
+        let found = "five dimensions: several caches in one tensor";
         return Err(Refusal::new(
             format!("input '{}'", input.name()),
             "past keys and values as tensors of their own",
@@ -81,23 +84,19 @@ fn all_caches_are_claimed(context: &Context<'_>, layers: &[Layer]) -> Result<(),
         }
     }
     let graph = context.index.graph;
-    let unclaimed = |name: &str| context.caches.contains_key(name) && !claimed.contains(name);
-    if let Some(input) = graph.input.iter().find(|i| unclaimed(i.name())) {
+    let is_claimed = |name: &str| claimed.contains(name);
+    // States of other kinds do not grow, nor do the caches of a model of fixed sizes.
+    let fixed = graph.input.iter().any(|i| is_claimed(i.name()) && static_dim(i, 2).is_some()) || layers.is_empty();
+    let unclaimed = |i: &&ValueInfoProto| {
+        context.caches.contains_key(i.name()) && !is_claimed(i.name()) && (fixed || static_dim(i, 2).is_none())
+    };
+    if let Some(input) = graph.input.iter().find(unclaimed) {
         let place = format!("input '{}'", input.name());
         let expected = "an attention layer that appends to it and reads it";
-        let readers = context.index.readers(input.name());
-        let found = match readers.iter().map(|&r| &graph.node[r]).find(|r| !r.is_onnx("Shape")) {
-            Some(reader) => format!("it is read by {}, in a way that is not known", reader.title()),
-            None => "nothing reads its elements".to_string(),
-        };
-        return Err(Refusal::new(place, expected, found));
+        return Err(Refusal::new(place, expected, why_unknown(context.index, input.name())));
     }
     if layers.is_empty() {
-        let found = match context.caches.is_empty() {
-            true => "no past inputs: export the model with its KV cache (Optimum: --task text-generation-with-past)",
-            false => "none",
-        };
-        return Err(Refusal::new("the model", "attention layers that read past keys and values", found));
+        return Err(Refusal::new("the model", "attention layers that read past keys and values", no_caches(graph)));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Folders of ONNX Runtime GenAI.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -16,6 +16,9 @@ pub const CONFIG: &str = "genai_config.json";
 
 /// The operator library.
 pub const LIBRARY: &str = "libspark_ort.so";
+
+/// Execution providers, as GenAI names them, that the operators have kernels for.
+const KNOWN_PROVIDERS: [&str; 2] = ["cpu", "rocm"];
 
 /// A GenAI folder.
 pub struct GenAiFolder {
@@ -34,17 +37,20 @@ impl GenAiFolder {
         let file = path.join(CONFIG);
         let refuse = |expected: &str, found: String| Refusal::new(file.display().to_string(), expected, found);
         let config = read_config(path)?;
-        for (part, kind) in [("encoder", "an encoder"), ("speech", "a speech model"), ("vision", "a vision model")] {
-            if !config["model"][part].is_null() {
-                return Err(refuse("a model of one decoder", format!("model.{part}: {kind}")).into());
-            }
+        if !config["model"]["encoder"].is_null() {
+            let found = "model.encoder: the decoder also attends to what an encoder made";
+            return Err(refuse("a decoder that attends to its own tokens only", found.into()).into());
         }
         let decoder = &config["model"]["decoder"];
-        for part in ["pipeline", "sliding_window"] {
-            if !decoder[part].is_null() {
-                return Err(
-                    refuse("a decoder that is one file with a whole cache", format!("model.decoder.{part}")).into()
-                );
+        if !decoder["pipeline"].is_null() {
+            return Err(refuse("a decoder that is one file", "model.decoder.pipeline".into()).into());
+        }
+        let sliding = &decoder["sliding_window"];
+        for part in ["slide_key_value_cache", "slide_inputs"] {
+            // Both are on where nothing is said.
+            if !sliding.is_null() && sliding[part] != false {
+                let found = format!("model.decoder.sliding_window.{part}: GenAI then feeds and cuts windows by itself");
+                return Err(refuse("a cache that GenAI leaves whole", found).into());
             }
         }
         let model = decoder_file(&file, &config)?;
@@ -70,10 +76,31 @@ impl GenAiFolder {
         decoder_file(&path.join(CONFIG), &config)
     }
 
+    /// The folder of the decoder's file, relative to this one.
+    pub fn beside(&self) -> &Path {
+        Path::new(&self.model).parent().unwrap_or(Path::new(""))
+    }
+
     /// Whether GenAI is to keep past and present in one buffer, which it does not for several beams.
     pub fn shares_buffer(&self) -> bool {
         let search = &self.config["search"];
         search["past_present_share_buffer"] == true && search["num_beams"].as_u64().is_none_or(|beams| beams <= 1)
+    }
+
+    /// Warns of execution providers that do not have the operators.
+    pub fn foreign_providers(&self) -> Option<String> {
+        let options = self.config["model"]["decoder"]["session_options"]["provider_options"].as_array()?;
+        let names = options.iter().filter_map(Value::as_object).flat_map(|option| option.keys());
+        let foreign: Vec<&str> = names.map(String::as_str).filter(|name| !KNOWN_PROVIDERS.contains(name)).collect();
+        if foreign.is_empty() {
+            return None;
+        }
+        Some(format!(
+            "{CONFIG} asks for the execution provider {}, which these operators have no kernels for: ONNX Runtime runs them on \
+             the CPU, and copies queries, results and caches to and fro in every call. Without it in provider_options \
+             all runs on the CPU",
+            foreign.join(", ")
+        ))
     }
 
     /// Fills `folder` with all that belongs to the model but its .onnx file: data, tokenizer, and so on, the operator
@@ -92,7 +119,7 @@ impl GenAiFolder {
     ) -> Result<(), RewriteError> {
         let library = find_library(options.library.as_deref())?;
         self.check_names(data)?;
-        let homes = Homes::of(&self.path.join(&self.model));
+        let homes = Homes::of(&self.path.join(&self.model)).and(&self.path);
         let copies = Copies { to: folder, output, data, how: options.data, homes };
         self.copy_others(Path::new(""), &mut Vec::new(), &copies)?;
         // GenAI has a runtime of its own in the process, and a library file serves one: a link will not do.
@@ -102,6 +129,8 @@ impl GenAiFolder {
         // GenAI takes it for the width of cache rows and nothing else. It knows to look at the model as well, but then
         // cannot rewind a cache that grows by copies.
         decoder["head_size"] = row_width.into();
+        // Windows are kept by attention itself; the caches hold all tokens.
+        decoder.as_object_mut().map(|decoder| decoder.remove("sliding_window"));
         let session = &mut decoder["session_options"];
         if session.is_null() {
             *session = Value::Object(Map::new());
@@ -122,7 +151,8 @@ impl GenAiFolder {
         if taken.contains(&model) {
             return refuse("a model", model);
         }
-        let clash = |file: &&DataFile| taken.iter().chain([&model]).any(|name| file.location.starts_with(name));
+        let location = |file: &DataFile| self.beside().join(&file.location);
+        let clash = |file: &&DataFile| taken.iter().chain([&model]).any(|name| location(file).starts_with(name));
         data.iter().find(clash).map_or(Ok(()), |file| refuse("external data", &file.location))
     }
 
@@ -158,7 +188,8 @@ impl GenAiFolder {
                 return Err(odd(&from, "a link into the output, which is replaced").into());
             } else if !ours.contains(&relative.as_path()) {
                 copies.homes.check(&from)?;
-                let is_data = copies.data.iter().any(|d| d.location == relative);
+                // Data lies where the model says, seen from its own folder.
+                let is_data = copies.data.iter().any(|d| self.beside().join(&d.location) == relative);
                 place(&from, &copies.to.join(&relative), if is_data { copies.how } else { Placement::Copy })?;
             }
         }
@@ -192,10 +223,11 @@ fn brief(value: &Value) -> String {
     text.char_indices().nth(80).map_or(text.clone(), |(end, _)| format!("{} ...", &text[..end]))
 }
 
-/// model.decoder.filename: a plain name, so that nothing outside the folder is meant.
+/// model.decoder.filename: a path inside the folder.
 fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
     let name = config["model"]["decoder"]["filename"].as_str().unwrap_or_default();
-    match Path::new(name).file_name().is_some_and(|n| n == name) && !name.contains('\0') {
+    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    match inside && !name.is_empty() && !name.contains('\0') {
         true => Ok(name.to_string()),
         false => {
             let expected = "model.decoder.filename, a file in this folder";
@@ -209,7 +241,7 @@ fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
 /// # Errors
 /// There is none, and where it was looked for.
 pub fn find_library(named: Option<&Path>) -> Result<PathBuf, RewriteError> {
-    let problem = |text: String| RewriteError::option("--library", text);
+    let problem = |text: String| RewriteError::option("library", text);
     if let Some(path) = named {
         return match path.is_file() {
             true => Ok(path.into()),

@@ -1,19 +1,72 @@
 //! Nodes in front of the operators, for what an attention node did to query and key itself.
 
+use std::collections::HashMap;
+
 use super::build::{Attribute, Builder, set_attribute};
-use super::layer::{Layer, Norm};
+use super::layer::{Layer, Norm, Rotary};
+
+/// Query, and key and value unless they are packed in it.
+pub type Operands = (String, Option<[String; 2]>);
 
 /// Adds the nodes, if any, that make query, key and value of `layer`, and gives the names of
-/// query, and of key and value unless they are packed.
-pub fn front(builder: &mut Builder, layer: &Layer) -> (String, Option<[String; 2]>) {
-    let Some(norm) = &layer.norm else { return (layer.query.clone(), layer.key_value.clone()) };
-    let [query, key, value] = match &layer.key_value {
+/// query, and of key and value unless they are packed. Layers of the same lengths share `positions`.
+pub fn front(builder: &mut Builder, layer: &Layer, positions: &mut HashMap<String, String>) -> Operands {
+    if layer.norm.is_none() && layer.rotary_in_front().is_none() {
+        return (layer.query.clone(), layer.key_value.clone());
+    }
+    let [mut query, mut key, value] = match &layer.key_value {
         Some([key, value]) => [layer.query.clone(), key.clone(), value.clone()],
         None => split(builder, layer),
     };
-    let query = normalised(builder, layer, norm, 0, &query);
-    let key = normalised(builder, layer, norm, 1, &key);
+    if let Some(norm) = &layer.norm {
+        query = normalised(builder, layer, norm, 0, &query);
+        key = normalised(builder, layer, norm, 1, &key);
+    }
+    if let Some(rotary) = layer.rotary_in_front() {
+        let positions = match &rotary.positions {
+            Some(given) => given.clone(),
+            None => {
+                let seqlens = layer.lengths.as_ref().map(|lengths| lengths[0].clone()).unwrap_or_default();
+                positions.entry(seqlens).or_insert_with_key(|seqlens| positions_of(builder, layer, seqlens)).clone()
+            }
+        };
+        query = rotated(builder, layer, rotary, 0, [&query, &positions]);
+        key = rotated(builder, layer, rotary, 1, [&key, &positions]);
+    }
     (query, Some([key, value]))
+}
+
+/// The heads of query (`part` 0) or key (1), `[B,L,H*D]`, rotated at their positions `[B,L]`.
+fn rotated(builder: &mut Builder, layer: &Layer, rotary: &Rotary, part: usize, [tensor, at]: [&str; 2]) -> String {
+    let base = format!("{}/{}_rotation", layer.name, ["query", "key"][part]);
+    let heads = if part == 0 { layer.query_heads } else { layer.kv_heads };
+    let [cos, sin] = &rotary.caches;
+    let output = builder.add(&base, "RotaryEmbedding", &[tensor, at, cos, sin]);
+    let node = builder.last();
+    node.set_domain("com.microsoft".into());
+    set_attribute(node, "num_heads", Attribute::Int(heads as i64));
+    set_attribute(node, "rotary_embedding_dim", Attribute::Int(rotary.width as i64));
+    set_attribute(node, "interleaved", Attribute::Int(rotary.interleaved.into()));
+    output
+}
+
+/// The positions `[B,L]` that GroupQueryAttention takes for new tokens: those behind the past of each sequence.
+fn positions_of(builder: &mut Builder, layer: &Layer, seqlens: &str) -> String {
+    let base = format!("{}/positions", layer.name);
+    let [zero, one, axis] =
+        [0, 1, layer.token_axis as i64].map(|n| builder.int64s(format!("{base}/number"), &[], &[n]));
+    let column = builder.int64s(format!("{base}/column"), &[2], &[-1, 1]);
+    let shape = builder.add(&base, "Shape", &[&layer.query]);
+    let tokens = builder.add(&base, "Gather", &[&shape, &axis]);
+    let last = builder.add(&base, "Cast", &[seqlens]);
+    set_attribute(builder.last(), "to", Attribute::Int(7));
+    let total = builder.add(&base, "Add", &[&last, &one]);
+    // A first prompt may be padded on the right: then there are fewer than new tokens, and none is past.
+    let past = builder.add(&base, "Sub", &[&total, &tokens]);
+    let past = builder.add(&base, "Max", &[&past, &zero]);
+    let past = builder.add(&base, "Reshape", &[&past, &column]);
+    let new = builder.add(&base, "Range", &[&zero, &tokens, &one]);
+    builder.add(&base, "Add", &[&past, &new])
 }
 
 /// Query, key and value of what has all three, `[B,L,(Hq+2Hk)*D]`.

@@ -6,7 +6,7 @@ use ndarray::{ArrayD, Axis, IxDyn};
 use super::context::{Appended, Context, Sizes, USUAL, labels};
 use super::error::Refusal;
 use super::layer::CacheTensors;
-use crate::onnx::evaluate::{Evaluator, Value};
+use crate::onnx::evaluate::Value;
 
 /// How a tensor lays out what were `[B,Hk,S,D]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,7 +186,7 @@ pub fn scaled_query(
     for sizes in USUAL {
         let shape = [sizes.batch, query_heads, sizes.new, head_dim];
         let kind = context.value(query, sizes).map_or(1, |v| v.kind);
-        let mut evaluator = Evaluator::new(context.index, &context.constants);
+        let mut evaluator = context.blank_evaluator();
         evaluator.give(query, Value::known(kind, labels(&shape)?));
         // Lengths that a reshape on the way may use.
         for node in &context.index.graph.node {

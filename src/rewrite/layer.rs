@@ -1,29 +1,32 @@
 //! An attention layer of an exported model, whatever it was exported as.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
-/// How a model spells its attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Source {
-    /// `com.microsoft::GroupQueryAttention`
-    GroupQueryAttention,
-    /// `com.microsoft::MultiHeadAttention`
-    MultiHeadAttention,
-    /// ONNX `Attention` of opset 23 and later
-    Attention,
-    /// MatMul, Softmax, MatMul
-    #[serde(rename = "decomposed")]
-    Decomposed,
+/// How a model spells its attention: a name that the source has in [`source`](super::source), and that the metadata of a
+/// rewritten model keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Source(Cow<'static, str>);
+
+impl Source {
+    /// The source of this name.
+    pub const fn new(name: &'static str) -> Self {
+        Self(Cow::Borrowed(name))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
 }
 
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Source::GroupQueryAttention => "GroupQueryAttention",
-            Source::MultiHeadAttention => "MultiHeadAttention",
-            Source::Attention => "Attention",
-            Source::Decomposed => "decomposed attention",
-        })
+        // The name of an operator as it is; a way to spell attention without one is a word.
+        let is_word = self.0.starts_with(|c: char| c.is_lowercase());
+        write!(f, "{}{}", self.0, if is_word { " attention" } else { "" })
     }
 }
 
@@ -34,8 +37,10 @@ pub struct Rotary {
     pub caches: [String; 2],
     /// position_ids
     pub positions: Option<String>,
-    /// Pairs (2j, 2j+1) rather than (j, j+D/2).
+    /// Pairs (2j, 2j+1) rather than (j, j+width/2).
     pub interleaved: bool,
+    /// Channels of a head that are rotated, the first ones.
+    pub width: usize,
 }
 
 /// RMS normalisation of each head of query and key, before they are rotated.
@@ -122,4 +127,16 @@ pub struct Layer {
     pub output_shape: Option<Vec<i64>>,
     /// Type of query, key and value: ONNX's number.
     pub element: i32,
+}
+
+impl Layer {
+    /// The rotation, if the operators do it themselves: that of all channels.
+    pub fn rotary_inside(&self) -> Option<&Rotary> {
+        self.rotary.as_ref().filter(|rotary| rotary.width == self.head_dim)
+    }
+
+    /// The rotation, if it stands in front of the operators.
+    pub fn rotary_in_front(&self) -> Option<&Rotary> {
+        self.rotary.as_ref().filter(|rotary| rotary.width != self.head_dim)
+    }
 }

@@ -1,15 +1,12 @@
 //! What an attention mask is: causal and thus not needed, or a bias to keep.
 
-mod causality;
-
-use super::context::{Context, Sizes, USUAL, labels};
+use super::causality::causality;
+use super::context::{Context, HIDDEN, Sizes, USUAL, labels};
 use super::error::Refusal;
 use super::layer::Bias;
 use crate::onnx::NodeExt;
-use crate::onnx::evaluate::{Evaluator, Value, kinds};
+use crate::onnx::evaluate::{Value, kinds};
 use crate::onnx::proto::NodeProto;
-pub use causality::Causality;
-use causality::causality;
 
 /// A mask as an exported graph has it.
 #[derive(Clone, Debug)]
@@ -45,9 +42,6 @@ struct Origin {
     low: Option<f32>,
     hides: bool,
 }
-
-/// Added values from here on hide a key.
-pub const HIDDEN: f64 = -1e4;
 
 /// What becomes of the `masks` of the scores of layer `title`, whose query has type `element`; `grouped` scores are
 /// `[B,Hk,G,L,S]`. A causal mask that nothing else goes into is dropped, any other stays in attention_bias; in a mask that
@@ -149,7 +143,7 @@ fn first_columns(context: &mut Context<'_>, slice: &NodeProto, sizes: Sizes) -> 
     let (whole, cut) = (slice.input_at(0)?, slice.output_at(0)?);
     let value = context.value(whole, sizes).ok()?;
     let numbered = labels(&value.shape)?;
-    let mut evaluator = Evaluator::new(context.index, &context.constants);
+    let mut evaluator = context.blank_evaluator();
     evaluator.give(whole, Value::known(value.kind, numbered.clone()));
     for limit in slice.input[1..].iter().filter(|i| !i.is_empty()) {
         evaluator.give(limit, (*context.value(limit, sizes).ok()?).clone());

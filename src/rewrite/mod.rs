@@ -1,6 +1,6 @@
 //! Rewriting exported LLaMA-family models so that their cache is SparK rows.
 //!
-//! `find` looks for attention by `patterns`, which follow keys and values (`heads`) and masks (`mask`) through a
+//! `find` looks for attention by its `source`s, which follow keys and values (`heads`) and masks (`mask`) through a
 //! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and `front` make;
 //! `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency; `folder` and
 //! `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
@@ -8,9 +8,12 @@
 mod apply;
 mod bias;
 mod build;
+mod cache;
 mod calibrate;
+mod causality;
 mod configure;
 mod context;
+mod diagnosis;
 mod error;
 mod find;
 mod folder;
@@ -19,13 +22,17 @@ mod heads;
 mod inspect;
 mod layer;
 mod mask;
+mod operator;
 mod options;
-mod patterns;
 mod progress;
 mod publish;
 mod recent;
 mod report;
 mod rows;
+mod sizes;
+mod source;
+mod trial;
+mod warnings;
 
 use std::path::{Path, PathBuf};
 
@@ -39,12 +46,16 @@ pub use progress::Progress;
 pub use recent::RecentIn;
 pub use report::Report;
 pub use rows::Rows;
+pub use source::GROUP_QUERY_ATTENTION;
 
-use crate::onnx::{self, DataFile, FileError, Placement};
+use crate::onnx::proto::ModelProto;
+use crate::onnx::{self, DataFile, FileError, Index, Placement};
 use configure::{Version, configure};
 use folder::GenAiFolder;
 use publish::{PlacedData, Stage, contains, parent, same_file};
 use recent::Recent;
+use trial::trial;
+pub use trial::{NO_RUNTIME, TrialError, run_one_token};
 
 /// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
 /// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the model.
@@ -69,16 +80,20 @@ pub fn rewrite(
     let mut model = onnx::read(&path)?;
     let data = onnx::data_files(&model, &path)?;
     check_report(&path, output, &data, options)?;
+    prepare(&mut model)?;
     let layers = find_layers(&model)?;
+    let untouched = warnings::of_inputs(&model, &layers);
     let mut options = options.clone();
     options.uniform_rows |= folder.is_some();
     let recent = Recent::new(&options, folder.is_some(), layers.iter().all(|l| l.lengths.is_some()))?;
     let rows = Rows::new(&options, layers[0].head_dim)?;
     let rows = Rows { recent_window: recent.inputs, tail_window: recent.buffer, ..rows };
     let tokens = calibrate::tokens(&path, &options)?;
+    let positions = calibrate::positions(&model, &layers);
     let names = apply::apply(&mut model, &layers, recent, rows.operator_version())?;
     let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
 
+    let mut uncalibrated = None;
     let mut data_plan = Vec::new();
     let saliency = match &stage {
         Some(stage) => {
@@ -90,47 +105,91 @@ pub fn rewrite(
                     Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
                 configure(&mut model, &layers, &names, &observe);
                 // Beside its data, and beside the settings of a folder.
-                let copy = stage.unused("calibration.onnx");
+                let copy =
+                    stage.unused(folder.map_or(Path::new(""), |(folder, _)| folder.beside()), "calibration.onnx");
                 onnx::write(&model, &copy)?;
-                let saliency = calibrate::measure(&copy, &Inspection::new(&model)?, &names, tokens, &options, progress);
+                let saliency = calibrate::measure(
+                    &copy,
+                    &Inspection::new(&model)?,
+                    &names,
+                    (tokens, positions),
+                    &options,
+                    progress,
+                );
                 std::fs::remove_file(&copy).map_err(FileError::io(&copy))?;
                 saliency
             };
-            tokens.map(measure).transpose()?
+            match tokens.map(measure).transpose() {
+                // Nobody asked for it.
+                Err(RewriteError::Calibration(problem))
+                    if options.calibrate == Calibration::Auto && crate::runtime::load().is_ok() =>
+                {
+                    uncalibrated = Some(problem);
+                    None
+                }
+                saliency => saliency?,
+            }
         }
         None => None,
     };
     configure(&mut model, &layers, &names, &version(saliency.as_ref()));
     let inspection = Inspection::new(&model)?;
-    let mut warnings = warnings(&options, &rows, folder.as_ref(), saliency.is_some());
-    warnings.extend(whole_caches(&layers, &inspection));
-    let report = |output: Option<PathBuf>| Report {
-        warnings: warnings.clone(),
-        host: host_line(&rows, folder.is_some()),
-        model: inspection,
-        output,
-    };
-    let Some(stage) = stage else { return Ok(report(None)) };
+    let mut warnings = warnings::of_options(&options, &rows, folder.as_ref(), saliency.is_some());
+    warnings.extend(folder.as_ref().and_then(GenAiFolder::foreign_providers));
+    warnings.extend(warnings::whole_caches(&layers, &inspection));
+    warnings.extend(untouched);
+    warnings.extend(uncalibrated.map(|problem| format!("calibration failed: {problem}")));
+    let host = host_line(&rows, folder.is_some());
+    let Some(stage) = stage else { return Ok(Report { warnings, host, model: inspection, output: None }) };
     if progress.cancelled() {
         return Err(RewriteError::Cancelled);
     }
     progress.step("writing", 0, 1);
+    let written = match &folder {
+        Some(folder) => stage.made().join(&folder.model),
+        // Beside its data, as long as that has the names that the model knows.
+        None => stage.unused(Path::new(""), "trial.onnx"),
+    };
+    onnx::write(&model, &written)?;
+    let bytes = std::fs::metadata(&written).map_err(FileError::io(&written))?.len();
+    let bytes = data.iter().fold(bytes, |sum, file| sum.saturating_add(file.bytes));
+    warnings.extend(trial(options.trial.as_deref(), &written, &path, bytes, progress)?.warning());
     let left = match &folder {
-        Some(folder) => {
-            onnx::write(&model, &stage.made().join(&folder.model))?;
-            stage.publish_folder()?
-        }
+        Some(_) => stage.publish_folder()?,
         None => {
-            for file in data_plan.iter().filter(|file| file.from != file.to) {
-                onnx::move_data(&mut model, &file.from, &file.to.to_string_lossy());
+            let moved: Vec<&PlacedData> = data_plan.iter().filter(|file| file.from != file.to).collect();
+            if moved.is_empty() {
+                std::fs::rename(&written, stage.file()).map_err(FileError::io(&written))?;
+            } else {
+                std::fs::remove_file(&written).map_err(FileError::io(&written))?;
+                moved.iter().for_each(|file| onnx::move_data(&mut model, &file.from, &file.to.to_string_lossy()));
+                onnx::write(&model, &stage.file())?;
             }
-            onnx::write(&model, &stage.file())?;
             stage.publish_file(&data_plan)?
         }
     };
-    let mut report = report(Some(output.into()));
-    report.warnings.extend(left);
-    Ok(report)
+    warnings.extend(left);
+    Ok(Report { warnings, host, model: inspection, output: Some(output.into()) })
+}
+
+/// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them.
+fn prepare(model: &mut ModelProto) -> Result<(), Refusal> {
+    in_order(model)?;
+    if !model.functions.is_empty() && find_layers(model).is_err() {
+        onnx::inline_functions(model);
+        in_order(model)?;
+    }
+    Ok(())
+}
+
+fn in_order(model: &mut ModelProto) -> Result<(), Refusal> {
+    let graph = model.graph.mut_or_insert_default();
+    if Index::new(graph).is_ok() {
+        return Ok(());
+    }
+    onnx::sort_nodes(graph).map_err(|tensor| {
+        Refusal::new("the graph", "nodes that can be put in order", format!("a circle through '{tensor}'"))
+    })
 }
 
 /// The .onnx file of `model`, which is one, or a folder of GenAI.
@@ -149,8 +208,9 @@ pub fn model_file(model: &Path) -> Result<PathBuf, RewriteError> {
 /// # Errors
 /// It cannot be read, or is neither rewritten nor one that could be.
 pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
-    let path = model_file(model)?;
-    Ok(Inspection::new(&onnx::read(&path)?)?)
+    let mut model = onnx::read(&model_file(model)?)?;
+    prepare(&mut model)?;
+    Ok(Inspection::new(&model)?)
 }
 
 /// Brings all files to the stage but the model itself, and says where the data of a single file goes. With a GenAI folder
@@ -182,8 +242,7 @@ fn check_options(input: &Path, output: &Path, options: &Options) -> Result<(), R
         Calibration::File(path) => Some(path),
         _ => None,
     };
-    let read =
-        [("--calibrate", text), ("--tokenizer", options.tokenizer.as_ref()), ("--library", options.library.as_ref())];
+    let read = [("calibrate", text), ("tokenizer", options.tokenizer.as_ref()), ("library", options.library.as_ref())];
     for (option, path) in read.iter().filter_map(|(option, path)| path.map(|path| (*option, path))) {
         if contains(output, path) {
             let problem = format!("{} lies in the output, which is replaced; copy it elsewhere", path.display());
@@ -211,41 +270,7 @@ fn check_report(path: &Path, output: &Path, data: &[DataFile], options: &Options
 
 fn report_in_the_way(report: &Path) -> RewriteError {
     let problem = format!("{} is a file that is read or made; name another one", report.display());
-    RewriteError::option("--json", problem)
-}
-
-/// Above this ratio decoding suffers without recent keys.
-const RECENT_ABOVE: f64 = 0.6;
-
-fn warnings(options: &Options, rows: &Rows, folder: Option<&GenAiFolder>, calibrated: bool) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if options.ratio > RECENT_ABOVE && rows.recent_window == 0 && rows.tail_window == 0 {
-        warnings.push(format!(
-            "above ratio {RECENT_ABOVE} decoded tokens need recent keys to stay accurate: --recent 16 does"
-        ));
-    }
-    if rows.tail_window > 0 && folder.is_some_and(|folder| !folder.shares_buffer()) {
-        let warning = "genai_config.json does not set search.past_present_share_buffer: caches that grow have no room for \
-                       recent keys, and the error is several times as large";
-        warnings.push(warning.into());
-    }
-    if !calibrated && !options.dry_run {
-        warnings.push("not calibrated: models whose keys have outlier channels lose accuracy".into());
-    }
-    warnings
-}
-
-/// Says that caches which held a window of tokens hold all of them now.
-fn whole_caches(layers: &[Layer], rewritten: &Inspection) -> Option<String> {
-    let windowed: Vec<&Layer> = layers.iter().filter(|l| l.windowed_cache).collect();
-    let tokens = windowed.iter().map(|l| l.window).max()?;
-    let before = rewritten.original_bytes_per_token / layers.len() * windowed.len() * tokens.max(0) as usize;
-    let now = rewritten.bytes_per_token / layers.len() * windowed.len();
-    Some(format!(
-        "the caches of {} layers held the last {tokens} tokens only (sliding_window_cache), {before} bytes; they hold all \
-         tokens now, {now} bytes each, and hosts must not cut them",
-        windowed.len()
-    ))
+    RewriteError::option("report", problem)
 }
 
 fn host_line(rows: &Rows, folder: bool) -> String {

@@ -47,6 +47,9 @@ pub struct Options {
     pub dry_run: bool,
     /// Threads for calibration; `None`: ONNX Runtime's choice.
     pub threads: Option<usize>,
+    /// The program `spark-ort`, which is started as `PROGRAM trial MODEL` to run one token through what was written;
+    /// `None`: that is not done.
+    pub trial: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -70,6 +73,7 @@ impl Default for Options {
             force: false,
             dry_run: false,
             threads: None,
+            trial: None,
         }
     }
 }

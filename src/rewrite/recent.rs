@@ -44,16 +44,16 @@ impl Recent {
         let gains = options.ratio > 0.0 || options.key_bits < 16;
         let count = options.recent.unwrap_or(if folder && in_buffer && shares_buffer && gains { DEFAULT } else { 0 });
         if count > i32::MAX as usize {
-            return Err(RewriteError::option("--recent", format!("{count} is too many")));
+            return Err(RewriteError::option("recent", format!("{count} is too many")));
         }
         if folder && !in_buffer && count > 0 {
             let problem = "GenAI feeds no inputs but the caches it knows; --recent-in buffer needs none";
-            return Err(RewriteError::option("--recent-in", problem));
+            return Err(RewriteError::option("recent_in", problem));
         }
         if in_buffer && !shares_buffer && count > 0 {
             let problem = "past and present can share a buffer only where attention is given its lengths, as \
                            GroupQueryAttention is; this model's is not";
-            return Err(RewriteError::option("--recent-in", problem));
+            return Err(RewriteError::option("recent_in", problem));
         }
         Ok(match in_buffer {
             true => Self { inputs: 0, buffer: count },

@@ -51,18 +51,18 @@ impl Rows {
     pub fn new(options: &Options, head_dim: usize) -> Result<Self, RewriteError> {
         let &Options { ratio, key_bits, value_bits, row_format, recovery, cache_type, uniform_rows, .. } = options;
         if !(0.0..1.0).contains(&ratio) {
-            return Err(RewriteError::option("--ratio", format!("{ratio} is not at least 0 and below 1")));
+            return Err(RewriteError::option("ratio", format!("{ratio} is not at least 0 and below 1")));
         }
         let kept_channels = head_dim - (ratio * head_dim as f64).floor() as usize;
         let bits = |option, bits: u8| {
             Bits::new(bits.into()).ok_or_else(|| RewriteError::option(option, format!("{bits} is not 16, 8 or 4")))
         };
         let format = RowFormat::new(row_format.into())
-            .ok_or_else(|| RewriteError::option("--row-format", format!("{row_format} is not 1 or 2")))?;
-        let key = KeyLayout::of(format, head_dim, kept_channels, bits("--key-bits", key_bits)?, 0);
-        let key = key.map_err(|e| RewriteError::option("--ratio", e.to_string()))?.row_bytes();
-        let value = ValueLayout::of(format, head_dim, bits("--value-bits", value_bits)?, 0);
-        let value = value.map_err(|e| RewriteError::option("--value-bits", e.to_string()))?.row_bytes();
+            .ok_or_else(|| RewriteError::option("row_format", format!("{row_format} is not 1 or 2")))?;
+        let key = KeyLayout::of(format, head_dim, kept_channels, bits("key_bits", key_bits)?, 0);
+        let key = key.map_err(|e| RewriteError::option("ratio", e.to_string()))?.row_bytes();
+        let value = ValueLayout::of(format, head_dim, bits("value_bits", value_bits)?, 0);
+        let value = value.map_err(|e| RewriteError::option("value_bits", e.to_string()))?.row_bytes();
         let larger = key.max(value);
         let (key_row_bytes, value_row_bytes) = if uniform_rows { (larger, larger) } else { (key, value) };
         Ok(Self {

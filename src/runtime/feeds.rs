@@ -4,10 +4,11 @@ use ort::memory::Allocator;
 use ort::session::Session;
 use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
 
+use super::filler::{Filler, Lengths};
 use super::interface::{CachePair, Element, Interface};
 
 /// The meaning of an input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Meaning {
     /// The new tokens, `[1, L]`.
     InputIds,
@@ -15,6 +16,8 @@ enum Meaning {
     AttentionMask,
     /// From P on, `[1, L]`.
     PositionIds,
+    /// Not known: see [`Filler`].
+    Unknown(Filler),
 }
 
 /// An input that is made anew for every call.
@@ -30,7 +33,8 @@ impl Feed {
     /// The tensor of a call with `past` tokens held. `tokens` must have been checked to fit.
     pub fn tensor(&self, tokens: &[i64], past: usize) -> ort::Result<DynValue> {
         let total = past + tokens.len();
-        match self.meaning {
+        match &self.meaning {
+            Meaning::Unknown(filler) => filler.tensor(tokens, past),
             Meaning::InputIds => self.row(tokens.to_vec()),
             Meaning::AttentionMask => self.row(vec![1; total]),
             Meaning::PositionIds => self.row((past as i64..total as i64).collect()),
@@ -55,18 +59,31 @@ impl Feed {
     }
 }
 
-/// The inputs of a session that are not in the cache.
+/// The inputs of a session that are not in the cache. With `fill`, those of unknown meaning are given harmless values.
 ///
 /// # Errors
 /// A sentence about an input or output that cannot be served.
-pub(super) fn feeds(session: &Session, interface: &Interface) -> Result<Vec<Feed>, String> {
+pub(super) fn feeds(session: &Session, interface: &Interface, fill: bool) -> Result<Vec<Feed>, String> {
     let mut feeds = Vec::new();
+    let lengths = Lengths::of(session, interface);
     for input in session.inputs() {
         let name = input.name();
         if interface.pairs().any(|(_, pair)| pair.past == name) {
             continue;
         }
+        let rank = match input.dtype() {
+            ValueType::Tensor { shape, .. } => shape.len(),
+            _ => 0,
+        };
         let meaning = match name {
+            _ if fill && (rank != 2 || !["input_ids", "attention_mask", "position_ids"].contains(&name)) => {
+                feeds.push(Feed {
+                    name: name.into(),
+                    meaning: Meaning::Unknown(Filler::new(input, &lengths)?),
+                    narrow: false,
+                });
+                continue;
+            }
             "input_ids" => Meaning::InputIds,
             "attention_mask" => Meaning::AttentionMask,
             "position_ids" => Meaning::PositionIds,
@@ -85,7 +102,7 @@ pub(super) fn feeds(session: &Session, interface: &Interface) -> Result<Vec<Feed
         };
         feeds.push(Feed { name: name.into(), meaning, narrow });
     }
-    if !feeds.iter().any(|feed| feed.meaning == Meaning::InputIds) {
+    if !fill && !feeds.iter().any(|feed| feed.meaning == Meaning::InputIds) {
         return Err("it has no input 'input_ids'".into());
     }
     for (kv_heads, pair) in interface.pairs() {

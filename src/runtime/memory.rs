@@ -24,8 +24,17 @@ pub fn reset_peak() -> bool {
     fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
+/// Memory in bytes that new work may take without swapping, if the system tells.
+pub fn available() -> Option<u64> {
+    field_of("/proc/meminfo", "MemAvailable:")
+}
+
 fn value_of(field: &str) -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
+    field_of("/proc/self/status", field)
+}
+
+fn field_of(file: &str, field: &str) -> Option<u64> {
+    let status = fs::read_to_string(file).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)

@@ -10,6 +10,7 @@
 mod cancel;
 mod error;
 mod feeds;
+mod filler;
 mod interface;
 mod load;
 mod locate;

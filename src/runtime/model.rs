@@ -55,6 +55,19 @@ impl Model {
     /// If there is no ONNX Runtime, if it refuses the model, or if an input or output is not supported: inputs may be
     /// `input_ids`, `attention_mask` and `position_ids` (int64 or int32) and those of the cache; `logits` is needed.
     pub fn open(path: &Path, interface: &Interface, options: &Options) -> Result<Self, Error> {
+        Self::open_as(path, interface, options, false)
+    }
+
+    /// As [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning are given harmless values, and
+    /// there may be no `logits`.
+    ///
+    /// # Errors
+    /// If there is no ONNX Runtime, if it refuses the model, or if an input is no tensor of numbers.
+    pub fn open_filling(path: &Path, interface: &Interface, options: &Options) -> Result<Self, Error> {
+        Self::open_as(path, interface, options, true)
+    }
+
+    fn open_as(path: &Path, interface: &Interface, options: &Options, fill: bool) -> Result<Self, Error> {
         let runtime = load()?;
         let session = runtime.session(|mut builder| {
             if let Some(threads) = options.threads {
@@ -64,8 +77,11 @@ impl Model {
         });
         let session = session.map_err(|source| Error::Open { path: path.into(), source })?;
         let unsupported = |problem| Error::Unsupported { path: path.into(), problem };
-        let feeds = feeds(&session, interface).map_err(unsupported)?;
-        let vocabulary = Logits::declared_vocabulary(&session).map_err(unsupported)?;
+        let feeds = feeds(&session, interface, fill).map_err(unsupported)?;
+        let vocabulary = match Logits::declared_vocabulary(&session) {
+            Err(_) if fill => None,
+            declared => declared.map_err(unsupported)?,
+        };
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
         let interface = Arc::new(interface.clone());
         Ok(Self { session, interface, feeds, vocabulary, canceller: Canceller::new()?, memory })

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -56,6 +57,17 @@ def test_error_follows_what_is_kept(report):
             assert row[figure]["low"] <= row[figure]["value"] <= row[figure]["high"], (row["name"], figure)
 
 
+def test_pictures_show_every_row(exports, tmp_path):
+    """One SVG: error against share, error against bytes, speed against bytes; simulations have no speed."""
+    picture = tmp_path / "eval.svg"
+    measure(exports["genai-cpu-fp32"], "--settings", "0.5/8/8", "--rivals", "int8", "--plot", picture, *SMALL)
+    root = ElementTree.parse(picture).getroot()
+    texts = ["".join(element.itertext()).strip() for element in root.iter() if element.tag.endswith("text")]
+    assert [texts.count(name) for name in ("original", "0.5/8/8", "int8+64")] == [1, 3, 1]
+    for wanted in ("pruned key channels, share", "cache, bytes per token", "decode, tokens/s"):
+        assert wanted in texts, wanted
+
+
 def test_rivals_are_all_there_and_cost_what_they_store(report):
     rows = by_name(report)
     assert report["absent"] == []
@@ -96,6 +108,8 @@ def test_chunks_of_a_prompt(exports):
         (("--contexts", "0"), "--contexts is 0"),
         (("--shared-buffer", "--capacity", "10"), "has no room"),
         (("--tokenizer", "nowhere.json"), "there is no nowhere.json"),
+        (("--plot", "eval.png"), "pictures are written as SVG only"),
+        (("--plot", "nowhere/eval.svg"), "there is no folder nowhere"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(exports, arguments, message):

@@ -19,7 +19,7 @@ AXES = {
     # A kernel may read one width only: it belongs to an instruction set and a row format both.
     "bit widths": (r"Bits::B(?:16|8|4)\b", ["src/format/", "src/cpu/isa/"]),
     "execution providers": (r'"\w+ExecutionProvider"', ["src/operators/provider/", "src/plugin/"]),
-    "source operators": (r'"(?:GroupQuery|MultiHead)?Attention"', ["src/rewrite/source/", "src/rewrite/patterns/"]),
+    "source operators": (r'"(?:GroupQuery|MultiHead)?Attention"', ["src/rewrite/source/"]),
 }
 
 

@@ -16,10 +16,12 @@ mod prompt;
 mod report;
 mod rewrite;
 mod terminal;
+mod trial;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use spark_ort::rewrite::RewriteError;
 
 /// Language models in ONNX whose KV cache is stored pruned.
 ///
@@ -40,6 +42,8 @@ enum Command {
     Eval(eval::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    #[command(hide = true)]
+    Trial(trial::Args),
 }
 
 impl Command {
@@ -51,6 +55,7 @@ impl Command {
             Command::Eval(args) => eval::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),
+            Command::Trial(args) => trial::run(args),
         }
     }
 }
@@ -63,12 +68,25 @@ fn main() -> ExitCode {
         // Whoever reads the output has seen enough, such as `head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::note(&format!("error: {error}\n"));
+            terminal::note(&format!("error: {}\n", message(&error)));
             for cause in error.chain().skip(1) {
                 terminal::note(&format!("  caused by: {cause}\n"));
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// `error` as the command line says it: options as they are given here.
+fn message(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<RewriteError>() {
+        // A report goes to the file that --json names.
+        Some(RewriteError::Option { option: "report", problem }) => format!("--json: {problem}"),
+        Some(RewriteError::Option { option, problem }) => format!("--{}: {problem}", option.replace('_', "-")),
+        Some(e) if e.is_only_calibration() => {
+            format!("{e}\nWithout calibration (--calibrate off) the model can be rewritten, but loses more accuracy.")
+        }
+        _ => error.to_string(),
     }
 }
 

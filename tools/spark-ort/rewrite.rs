@@ -110,6 +110,11 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
+    /// Do not run one token through what was written. Otherwise that is done in a process of its own, for models of up to 4
+    /// GiB, and a model that fails there although the original runs is not written
+    #[arg(long)]
+    no_trial: bool,
+
     /// Also write the report as JSON to a file, or to stdout (-) in place of the text
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -150,6 +155,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         force: args.force,
         dry_run: args.dry_run,
         threads: args.threads,
+        trial: (!args.no_trial).then(std::env::current_exe).transpose()?,
     };
     let cancelled = Arc::new(AtomicBool::new(false));
     let handler = cancelled.clone();

@@ -8,7 +8,7 @@ use crate::onnx::proto::attribute_proto::AttributeType;
 use crate::onnx::proto::tensor_shape_proto::Dimension;
 use crate::onnx::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::onnx::{read, write};
-use crate::rewrite::{Refusal, RewriteError, Source, find_layers};
+use crate::rewrite::{GROUP_QUERY_ATTENTION, Refusal, RewriteError, find_layers};
 use crate::runtime::{Element, Error, Interface, Sequence};
 
 /// Largest magnitudes, `[Hk, D]`, of each tensor of a cache.
@@ -49,8 +49,8 @@ pub fn quantised_model(
 ) -> Result<Interface, RewriteError> {
     let mut model = read(original)?;
     let layers = find_layers(&model)?;
-    if let Some(layer) = layers.iter().find(|layer| layer.source != Source::GroupQueryAttention) {
-        let expected = "GroupQueryAttention, which has quantised caches";
+    if let Some(layer) = layers.iter().find(|layer| layer.source != GROUP_QUERY_ATTENTION) {
+        let expected = format!("{GROUP_QUERY_ATTENTION}, which has quantised caches");
         return Err(Refusal::new(layer.title.clone(), expected, layer.source.to_string()).into());
     }
     let mut interface = interface.clone();

@@ -4,7 +4,6 @@
 //! sizes, and what comes out is compared with what it should be. Weights and tokens stay unknown, of them only shapes
 //! are known.
 
-mod attention;
 mod operators;
 mod shapes;
 mod value;
@@ -14,15 +13,24 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::proto::NodeProto;
 use super::{Index, NodeExt};
 use value::MOST_DIMENSIONS;
-pub use value::{Value, kinds};
+pub use value::{Inputs, Value, kinds, need};
 use work::Work;
+
+/// A value, or why there is none.
+pub type Answer = Result<Rc<Value>, Rc<str>>;
+
+/// What an operator that is not ONNX's own does to shapes: its outputs, as far as they are known, or why it cannot be told;
+/// `None` for an operator that it does not know.
+pub type ShapeRule = Rc<dyn Fn(&NodeProto, &Inputs<'_>) -> Option<Result<Vec<Value>, String>>>;
+
+/// What is known of a tensor that cannot be evaluated.
+pub type Fallback<'g> = Rc<dyn Fn(&str) -> Option<Value> + 'g>;
 
 /// Elements that an evaluator keeps at most, or the constants of a graph: 128 MB.
 const MOST_KEPT: usize = 16 << 20;
-
-type Answer = Result<Rc<Value>, Rc<str>>;
 
 /// The constants of a graph that were read so far. Evaluators of one graph may share them, and the work that the graph is
 /// worth.
@@ -31,7 +39,7 @@ pub struct Constants(Rc<RefCell<HashMap<String, Answer>>>, Rc<Cell<usize>>, Rc<W
 
 impl Constants {
     /// The value of `name`, `None` if it is no initializer and no Constant of a tensor.
-    fn get(&self, index: &Index<'_>, name: &str) -> Option<Answer> {
+    pub fn get(&self, index: &Index<'_>, name: &str) -> Option<Answer> {
         if let Some(known) = self.0.borrow().get(name) {
             return Some(known.clone());
         }
@@ -73,12 +81,20 @@ pub struct Evaluator<'g> {
     values: HashMap<String, Answer>,
     /// Elements of `values`.
     kept: usize,
+    rule: ShapeRule,
+    fallback: Option<Fallback<'g>>,
 }
 
 impl<'g> Evaluator<'g> {
-    /// Nothing given yet.
-    pub fn new(index: &'g Index<'g>, constants: &Constants) -> Self {
-        Self { index, constants: constants.clone(), values: HashMap::new(), kept: 0 }
+    /// Nothing given yet; `rule` is asked first what a node makes.
+    pub fn new(index: &'g Index<'g>, constants: &Constants, rule: ShapeRule) -> Self {
+        Self { index, constants: constants.clone(), values: HashMap::new(), kept: 0, rule, fallback: None }
+    }
+
+    /// Asks `fallback` for tensors that cannot be evaluated.
+    pub fn with_fallback(mut self, fallback: Fallback<'g>) -> Self {
+        self.fallback = Some(fallback);
+        self
     }
 
     /// Gives the value of `tensor`, a graph input or any other; of what is too much to keep, the shape. A value that others
@@ -125,9 +141,11 @@ impl<'g> Evaluator<'g> {
                 .collect();
             let outputs = inputs.and_then(|inputs| {
                 let inputs: Vec<Option<&Value>> = inputs.iter().map(|i| i.as_deref()).collect();
-                let outputs = self.constants.2.begin(node, &inputs);
-                let outputs = outputs.and_then(|()| operators::evaluate(node, &inputs));
-                let outputs = outputs.and_then(|values| self.affordable(values));
+                let known =
+                    self.constants.2.begin(node, &inputs).and_then(|()| {
+                        (self.rule)(node, &inputs).unwrap_or_else(|| operators::evaluate(node, &inputs))
+                    });
+                let outputs = known.and_then(|values| self.affordable(values));
                 outputs.map_err(|e| format!("{}: {e}", node.title()).into())
             });
             for (o, name) in node.output.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
@@ -139,6 +157,10 @@ impl<'g> Evaluator<'g> {
                         .ok_or_else(|| format!("{}: output {o}", node.title()).into()),
                     Err(e) => Err(e.clone()),
                 };
+                let value = value.or_else(|e| {
+                    let known = self.fallback.as_ref().and_then(|fallback| fallback(name));
+                    known.map(Rc::new).ok_or(e)
+                });
                 self.values.entry(name.clone()).or_insert(value);
             }
         }

@@ -3,18 +3,12 @@
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice, concatenate};
 
 use super::shapes::{self, axis_of, broadcast};
-use super::value::{MOST_DIMENSIONS, Value, kinds};
+use super::value::{Inputs, MOST_DIMENSIONS, Value, kinds, need};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
 /// Largest tensor that is made.
 const MOST_ELEMENTS: usize = 4 << 20;
-
-type Inputs<'v> = [Option<&'v Value>];
-
-fn need<'v>(inputs: &Inputs<'v>, index: usize) -> Result<&'v Value, String> {
-    inputs.get(index).copied().flatten().ok_or_else(|| format!("input {index} is missing"))
-}
 
 fn optional<'v>(inputs: &Inputs<'v>, index: usize) -> Option<&'v Value> {
     inputs.get(index).copied().flatten()

@@ -2,16 +2,9 @@
 
 use ndarray::Slice;
 
-use super::attention;
-use super::value::{MOST_DIMENSIONS, Value, kinds};
+use super::value::{Inputs, MOST_DIMENSIONS, Value, kinds, need};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
-
-type Inputs<'v> = [Option<&'v Value>];
-
-pub(super) fn need<'v>(inputs: &Inputs<'v>, index: usize) -> Result<&'v Value, String> {
-    inputs.get(index).copied().flatten().ok_or_else(|| format!("input {index} is missing"))
-}
 
 /// `axis`, which may count from the end, of a tensor with `rank` dimensions.
 pub(super) fn axis_of(axis: i64, rank: usize) -> Result<usize, String> {
@@ -176,9 +169,6 @@ pub(super) fn split_sizes(node: &NodeProto, inputs: &Inputs<'_>, size: usize) ->
 
 /// Outputs of which only the shapes are known.
 pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>, String> {
-    if let Some(outputs) = attention::infer(node, inputs) {
-        return outputs;
-    }
     let x = need(inputs, 0)?;
     let same = |kind: i32| Ok(vec![Value::shaped(kind, x.shape.clone()); node.output.len()]);
     let shaped = |shape: Vec<usize>| Ok(vec![Value::shaped(x.kind, shape)]);
@@ -206,6 +196,7 @@ pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>,
         | "Gelu"
         | "FastGelu"
         | "QuickGelu"
+        | "BiasGelu"
         | "Clip"
         | "LayerNormalization"
         | "RMSNormalization"
@@ -265,7 +256,24 @@ pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>,
             let axis = axis_of(node.int("axis").unwrap_or(0), x.shape.len())?;
             shaped(gathered(&x.shape, axis, &need(inputs, 1)?.shape))
         }
-        "MatMul" | "MatMulInteger" => shaped(matmul(&x.shape, &need(inputs, 1)?.shape)?),
+        // Bytes of what comes in, and their scale and zero point.
+        "DynamicQuantizeLinear" => Ok(vec![
+            Value::shaped(2, x.shape.clone()),
+            Value::shaped(kinds::FLOAT, Vec::new()),
+            Value::shaped(2, Vec::new()),
+        ]),
+        "MatMulInteger" => Ok(vec![Value::shaped(6, matmul(&x.shape, &need(inputs, 1)?.shape)?)]),
+        // com.microsoft
+        "DynamicQuantizeMatMul" | "MatMulIntegerToFloat" => shaped(matmul(&x.shape, &need(inputs, 1)?.shape)?)
+            .map(|values| values.into_iter().map(|v| Value::shaped(kinds::FLOAT, v.shape)).collect()),
+        "Gemm" => {
+            let side = |index: usize, transposed: &str, kept: usize| {
+                let kept = if node.int(transposed).unwrap_or(0) != 0 { 1 - kept } else { kept };
+                need(inputs, index)?.shape.get(kept).copied().ok_or(format!("input {index} of another rank"))
+            };
+            shaped(vec![side(0, "transA", 0)?, side(1, "transB", 1)?])
+        }
+        "MatMul" => shaped(matmul(&x.shape, &need(inputs, 1)?.shape)?),
         // com.microsoft: quantised weights, their number of columns is N.
         "MatMulNBits" | "MatMulBnb4" => {
             let columns = node.int("N").and_then(|n| usize::try_from(n).ok()).ok_or("no attribute N")?;

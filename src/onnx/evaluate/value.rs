@@ -25,6 +25,17 @@ pub struct Value {
     pub data: Option<ArrayD<f64>>,
 }
 
+/// Inputs of a node, `None` where one is absent.
+pub type Inputs<'v> = [Option<&'v Value>];
+
+/// Input `index`.
+///
+/// # Errors
+/// It is absent.
+pub fn need<'v>(inputs: &Inputs<'v>, index: usize) -> Result<&'v Value, String> {
+    inputs.get(index).copied().flatten().ok_or_else(|| format!("input {index} is missing"))
+}
+
 impl Value {
     /// A tensor with known elements.
     pub fn known(kind: i32, data: ArrayD<f64>) -> Self {

@@ -18,6 +18,8 @@ pub use data::{PlacedData, plan};
 /// A folder beside the output, on the same file system and its owner's alone, in which the output is made.
 pub struct Stage {
     folder: TempDir,
+    /// Dropped behind it.
+    _around: MadeFolders,
     output: PathBuf,
     force: bool,
 }
@@ -27,16 +29,15 @@ impl Stage {
     ///
     /// # Errors
     /// Something is there and `force` is not given; input and output are, or lie in, one another; the output's folder is
-    /// missing or read-only.
+    /// read-only or cannot be made.
     pub fn new(input: &Path, output: &Path, force: bool) -> Result<Self, RewriteError> {
         check::check(input, output, force)?;
         let parent = parent(output);
-        if !parent.is_dir() {
-            return Err(RewriteError::Output(parent, "is no folder to write to; create it first".into()));
-        }
+        let around = MadeFolders::make(&parent)?;
         // Not named after the output, whose name may be as long as names can be.
         let folder = tempfile::Builder::new().prefix(".spark-ort.").suffix(".partial").tempdir_in(&parent);
-        let stage = Self { folder: folder.map_err(FileError::io(&parent))?, output: output.to_path_buf(), force };
+        let folder = folder.map_err(FileError::io(&parent))?;
+        let stage = Self { folder, _around: around, output: output.to_path_buf(), force };
         // Made with the mode that folders of this user have; the one around it is closed to others.
         fs::create_dir(stage.made()).map_err(FileError::io(&stage.made()))?;
         Ok(stage)
@@ -47,9 +48,9 @@ impl Stage {
         self.folder.path().join("made")
     }
 
-    /// A file of about this `name` in [`Self::made`] that is not there.
-    pub fn unused(&self, name: &str) -> PathBuf {
-        let names = (0u64..).map(|number| self.made().join(format!(".{number}.{name}")));
+    /// A file of about this `name` in `folder` of [`Self::made`] that is not there.
+    pub fn unused(&self, folder: &Path, name: &str) -> PathBuf {
+        let names = (0u64..).map(|number| self.made().join(folder).join(format!(".{number}.{name}")));
         names.into_iter().find(|path| !check::is_there(path)).expect("there are more numbers than files")
     }
 
@@ -157,6 +158,25 @@ impl Stage {
             }
         }
         Ok(())
+    }
+}
+
+/// Folders around an output that were made for it. Those that are still empty in the end are removed.
+struct MadeFolders(Vec<PathBuf>);
+
+impl MadeFolders {
+    /// Makes `folder` and the missing ones around it.
+    fn make(folder: &Path) -> Result<Self, RewriteError> {
+        let missing = folder.ancestors().take_while(|path| *path != Path::new("") && !check::is_there(path));
+        let made = Self(missing.map(Path::to_path_buf).collect());
+        fs::create_dir_all(folder).map_err(FileError::io(folder))?;
+        Ok(made)
+    }
+}
+
+impl Drop for MadeFolders {
+    fn drop(&mut self) {
+        self.0.iter().take_while(|folder| fs::remove_dir(folder).is_ok()).for_each(drop);
     }
 }
 

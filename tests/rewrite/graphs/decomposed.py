@@ -107,6 +107,17 @@ def two_masks(graph, scores):
     return graph.add("Add", graph.add("Add", scores, masks.trilu(graph)), masks.added(graph, masks.padding(graph)))
 
 
+def capped(limit=2.0, times=False):
+    """A tanh that limits the scores before the mask, as Gemma 2 has it."""
+
+    def how(graph, scores):
+        inner = graph.add("Mul", scores, 1 / limit) if times else graph.add("Div", scores, limit)
+        scores = graph.add("Mul", graph.add("Tanh", inner), limit)
+        return graph.add("Add", scores, masks.added(graph, masks.padded(graph)))
+
+    return how
+
+
 def masked_fill(graph, scores):
     """Where(hidden, lowest, scores), as torch.Tensor.masked_fill becomes."""
     return graph.add("Where", graph.add("Not", masks.padded(graph)), masks.LOW[graph.dtype], scores)

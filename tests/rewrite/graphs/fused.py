@@ -1,7 +1,7 @@
 """Attention as one node: GroupQueryAttention, MultiHeadAttention, ONNX Attention."""
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from . import decomposed, masks
 from .builder import WIDTH, append, projections, split_heads, tables
@@ -47,6 +47,47 @@ def normalised(graph, tensor, heads, size, weight, epsilon):
     rows = graph.add("Reshape", tensor, np.array([0, 0, heads, size]))
     rows = graph.add("SimplifiedLayerNormalization", rows, weight, axis=-1, epsilon=epsilon, stash_type=1)
     return graph.add("Reshape", rows, np.array([0, 0, heads * size]))
+
+
+def rotation_tables(graph, size, kind):
+    """cos_cache and sin_cache of `size` channels, made as `kind` says."""
+    whole = [t.astype(graph.dtype) for t in tables(size)]
+    if kind == "initializer":
+        return whole
+    if kind == "Constant":
+        return [graph.add("Constant", value=numpy_helper.from_array(t)) for t in whole]
+    if kind == "Cast":
+        return [graph.cast(graph.constant(t.astype(np.float64).astype(np.float16))) for t in whole]
+
+    def branch(name, factor):
+        values = [numpy_helper.from_array((t * factor).astype(graph.dtype)) for t in whole]
+        nodes = [helper.make_node("Constant", [], [f"{name}_{i}"], value=v) for i, v in enumerate(values)]
+        outputs = [helper.make_tensor_value_info(f"{name}_{i}", graph.element, None) for i in range(2)]
+        return helper.make_graph(nodes, name, [], outputs)
+
+    def choose():
+        # Longer texts have another table.
+        long = graph.add("Greater", graph.scalar(graph.size(graph.mask(), 1)), np.array(15))
+        return graph.add("If", long, outputs=2, then_branch=branch("long", 1.1), else_branch=branch("short", 1.0))
+
+    return graph.once("tables", choose)
+
+
+def partly(kind="initializer", size=16, packed=False, positions=False, interleaved=0):
+    """A layer of GroupQueryAttention that rotates the first `size` channels of each head."""
+
+    def layer(graph, number, shape, hidden):
+        query, key, value = projections(graph, shape, hidden)
+        if packed:
+            query, key, value = graph.add("Concat", query, key, value, axis=-1), None, None
+        cos, sin = graph.once("both tables", lambda: rotation_tables(graph, size, kind))
+        places = graph.positions() if positions else None
+        inputs = [query, key, value, *pasts(graph, number, shape), *lengths(graph), cos, sin, places]
+        settings = dict(num_heads=shape.query_heads, kv_num_heads=shape.kv_heads, do_rotary=1, name=f"/layers.{number}/GroupQueryAttention")
+        settings["rotary_interleaved"] = interleaved
+        return graph.add("GroupQueryAttention", *inputs, outputs=outputs(graph, number), domain=MICROSOFT, **settings)[0]
+
+    return layer
 
 
 def group_query(

@@ -66,11 +66,17 @@ def bfloat16(model):
             value.type.tensor_type.elem_type = TensorProto.BFLOAT16
 
 
-def partial_rotary(model):
+def wide_rotary(model):
+    """Tables of more channels than a head has."""
     node = find(model, "GroupQueryAttention")
-    for index, name in ((7, "short_cos"), (8, "short_sin")):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 8), np.float32), name))
+    for index, name in ((7, "wide_cos"), (8, "wide_sin")):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 24), np.float32), name))
         node.input[index] = name
+
+
+def unknown_rotary(model):
+    extra(model, "cos", TensorProto.FLOAT, ["positions", "width"])
+    find(model, "GroupQueryAttention").input[7] = "cos"
 
 
 def one_length(model):
@@ -147,10 +153,10 @@ def countless_heads(model):
     info(model, "past_key_values.0.key").type.tensor_type.shape.dim[3].dim_param = "size"
 
 
-def disorder(model):
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(nodes))
+def circle(model):
+    """Two nodes that wait for each other."""
+    nodes = [helper.make_node("Neg", [f"turn_{i}"], [f"turn_{1 - i}"]) for i in range(2)]
+    model.graph.node.extend(nodes)
 
 
 def two_readers(model):
@@ -183,7 +189,8 @@ CHANGED = {
     "quantised": (gqa, quantised, "/layers.0/GroupQueryAttention", "k_quant_type", "PER_TENSOR"),
     "int8 past": (gqa, int8_past, "past_key_values.0.key", "quantised"),
     "bfloat16": (gqa, bfloat16, "/layers.0/GroupQueryAttention", "bfloat16", "float16 cache"),
-    "partial rotary": (gqa, partial_rotary, "/layers.0/GroupQueryAttention", "32 channels", "16"),
+    "wide rotary": (gqa, wide_rotary, "/layers.0/GroupQueryAttention", "32 channels", "wide_cos"),
+    "unknown rotary": (gqa, unknown_rotary, "/layers.0/GroupQueryAttention", "'cos', whose width nothing says"),
     "one length": (gqa, one_length, "/layers.0/GroupQueryAttention", "total_sequence_length", "missing"),
     "present inside": (gqa, present_inside, "/layers.1/GroupQueryAttention", "present_value", "present.1.value"),
     "other operator": (gqa, other_operator, "/layers.1/GroupQueryAttention", "DecoderMaskedMultiHeadAttention"),
@@ -193,7 +200,7 @@ CHANGED = {
     "no past": (gqa, no_past, "/layers.0/GroupQueryAttention", "cache input", "past_key_values.0.key"),
     "other heads": (gqa, other_heads, "/layers.0/GroupQueryAttention", "2", "3"),
     "countless heads": (gqa, countless_heads, "/layers.0/GroupQueryAttention"),
-    "disorder": (gqa, disorder, "nodes in order", "before it is made"),
+    "circle": (gqa, circle, "nodes that can be put in order", "turn_"),
     "past elements": (gqa, past_elements, "sum_of_keys", "past_key_values.0.key", "elements"),
     "last dimension": (gqa, last_dimension, "sizes_of_keys", "last dimension"),
     "last dimension by start": (gqa, last_dimension_by_start, "sizes_of_keys", "last dimension"),
@@ -206,7 +213,7 @@ CHANGED = {
 }
 SPELT = {
     "scaled after the mask": (spelt_out(how=unknown.scaled_after_mask), "node_Softmax", "scaled mask"),
-    "capped": (spelt_out(how=unknown.capped), "node_Softmax", "Tanh"),
+    "capped behind the mask": (spelt_out(how=unknown.capped_mask), "node_Softmax", "a mask inside of a tanh"),
     "sink": (spelt_out(softmax=unknown.sink), "past_key_values.0"),
     "softmax over queries": (spelt_out(softmax=unknown.over_queries), "node_Softmax", "over keys", "-2"),
     "softmax over axis 3 of 5": (decomposed.grouped(softmax=unknown.over_axis_3), "node_Softmax", "over keys", "3"),
@@ -225,7 +232,7 @@ SPELT = {
     "mask and softcap": (attention(mask=masks.padded, softcap=2.0), "/layers.0/Attention", "softcap"),
     "another Attention": (by_layer(gqa, unknown.microsoft_attention), "/encoder/Attention", "com.microsoft Attention"),
     "one of two": (by_layer(gqa, unknown.crossed), "/crossed", "key and value"),
-    "one of two spelt out": (by_layer(spelt_out(), spelt_out(how=unknown.capped)), "Tanh"),
+    "one of two spelt out": (by_layer(spelt_out(), spelt_out(how=unknown.capped_mask)), "tanh"),
 }
 
 

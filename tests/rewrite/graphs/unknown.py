@@ -8,13 +8,14 @@ from .fused import lengths, outputs, pasts
 from .variants import without_padding
 
 
-
 def scaled_after_mask(graph, scores):
     return graph.add("Mul", graph.add("Add", scores, masks.added(graph, without_padding(graph))), 0.5)
 
 
-def capped(graph, scores):
-    return graph.add("Mul", graph.add("Tanh", graph.add("Div", scores, 20.0)), 20.0)
+def capped_mask(graph, scores):
+    """A tanh that limits the mask too."""
+    masked = graph.add("Add", scores, masks.added(graph, masks.padded(graph)))
+    return graph.add("Mul", graph.add("Tanh", graph.add("Div", masked, 20.0)), 20.0)
 
 
 def sink(graph, scores):

@@ -8,7 +8,7 @@ import numpy as np
 from . import decomposed, masks
 from .builder import Shape, decoder
 from .decomposed import attention as spelt_out
-from .fused import added_padded, attention, group_query, multi_head, packed_matmul
+from .fused import added_padded, attention, group_query, multi_head, packed_matmul, partly
 
 GQA, MHA, ATTENTION, DECOMPOSED = "GroupQueryAttention", "MultiHeadAttention", "Attention", "decomposed"
 EQUAL_HEADS = Shape(4, 4)
@@ -170,6 +170,15 @@ VARIANTS = {
     "gqa-float16-bias-packed": gqa(dtype=np.float16, packed=True, bias=bias_of_heads, masking=BOTH),
     "gqa-float16-no-rotary": gqa(dtype=np.float16, rotary="none"),
     "gqa-float16-isolated": Variant(packed_matmul, GQA, dtype=np.float16, padding=RIGHT, chunk=False),
+    **{
+        f"gqa-partly-{kind}-{size}": Variant(partly(kind, size), GQA, padding=RIGHT, chunk=False)
+        for kind in ("initializer", "Constant", "Cast", "If")
+        for size in (16, 32)
+    },
+    "gqa-partly-packed": Variant(partly(packed=True), GQA, padding=RIGHT, chunk=False),
+    "gqa-partly-positions": Variant(partly("If", positions=True, packed=True), GQA, padding=RIGHT, chunk=False),
+    "gqa-partly-interleaved": Variant(partly(interleaved=1), GQA, padding=RIGHT, chunk=False),
+    "gqa-partly-float16": Variant(partly("If", packed=True), GQA, dtype=np.float16, padding=RIGHT, chunk=False),
     "mha": mha(NEITHER),
     "mha-unidirectional": mha(CAUSAL, unidirectional=1),
     "mha-rotary": mha(CAUSAL, rotary=True, unidirectional=1),
@@ -250,6 +259,9 @@ VARIANTS = {
     "mask cut": parts(mask=partial(masks.cut, mask=masks.padded), how="add"),
     "mask cut from behind": parts(BIAS, RIGHT, mask=masks.cut_from_behind),
     "masked fill": parts(how=decomposed.masked_fill),
+    "capped": parts(how=decomposed.capped()),
+    "capped, scaled query": parts(how=decomposed.capped(0.5, times=True), scale="Mul query key"),
+    "capped, float16": parts(how=decomposed.capped(), dtype=np.float16, padding=RIGHT),
     "two masks": parts(how=decomposed.two_masks),
     "mask of each layer": Variant(
         by_layer(

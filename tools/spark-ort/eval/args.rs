@@ -96,6 +96,10 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
 
+    /// Also draw error against pruned channels, error against bytes and speed against bytes, as an SVG file
+    #[arg(long, value_name = "FILE.svg")]
+    pub(super) plot: Option<PathBuf>,
+
     /// Also write what is shown as JSON to a file, or to stdout (-) in place of the table
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,

@@ -3,6 +3,7 @@
 mod args;
 mod candidate;
 mod measure;
+mod plot;
 mod progress;
 mod report;
 mod rivals;
@@ -24,6 +25,7 @@ use report::Report;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     args.check()?;
+    args.plot.as_deref().map_or(Ok(()), plot::check)?;
     let original = Candidate::given(&args.original, Kind::Original)?;
     let given =
         args.rewritten.iter().map(|path| Candidate::given(path, Kind::Rewritten)).collect::<Result<Vec<_>>>()?;
@@ -56,6 +58,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             other.map_or(Ok(()), |path| write_json(path, &report))?;
         }
     }
+    args.plot.as_deref().map_or(Ok(()), |path| plot::write(path, &report))?;
     Ok(if report.interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }
 

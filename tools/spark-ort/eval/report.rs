@@ -135,18 +135,22 @@ fn rate(tokens: usize, seconds: f64) -> String {
 }
 
 impl Report {
-    /// A table for each length of prompts.
-    pub fn lines(&self) -> String {
-        // In the order in which the original read them.
-        let mut groups: Vec<(usize, Option<Task>)> = Vec::new();
+    /// The rows of each length of prompts and task, in the order in which the original read them.
+    pub fn groups(&self) -> Vec<(usize, Option<Task>, Vec<&Row>)> {
+        let mut groups: Vec<(usize, Option<Task>, Vec<&Row>)> = Vec::new();
         for row in &self.rows {
-            if !groups.contains(&(row.context, row.task)) {
-                groups.push((row.context, row.task));
+            match groups.iter_mut().find(|(context, task, _)| (*context, *task) == (row.context, row.task)) {
+                Some((_, _, rows)) => rows.push(row),
+                None => groups.push((row.context, row.task, vec![row])),
             }
         }
+        groups
+    }
+
+    /// A table for each length of prompts.
+    pub fn lines(&self) -> String {
         let mut text = String::new();
-        for (context, task) in groups {
-            let rows: Vec<&Row> = self.rows.iter().filter(|row| (row.context, row.task) == (context, task)).collect();
+        for (context, task, rows) in self.groups() {
             let Some(first) = rows.first() else { continue };
             let buffer = if first.shared_buffer { "one buffer" } else { "growing caches" };
             let chunk = self.chunk.map_or(String::new(), |chunk| format!(" in chunks of {chunk}"));

@@ -4,18 +4,59 @@
 use super::super::context::Context;
 use super::super::error::Refusal;
 use super::super::heads::{Layout, Operand, appended, follow_both};
+use super::super::operator::Operator;
 use super::super::layer::{Layer, Source};
 use super::super::mask::{Mask, replace};
-use super::schema::MULTI_HEAD;
-use super::{Pattern, base_name, cache_on_node, heads};
+use super::schema::{Attribute, Port::Absent, Port::Read, Schema};
+use super::{Spell, base_name, cache_on_node, heads};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
-pub struct MultiHead;
+pub struct Spelling;
 
-impl Pattern for MultiHead {
+/// What is known of the operator before its layers are looked for.
+pub const OPERATOR: Option<Operator> = Some(Operator {
+    domain: "com.microsoft",
+    name: "MultiHeadAttention",
+    past: [6, 7],
+    heads: ["num_heads", "num_heads"],
+});
+
+/// `com.microsoft::MultiHeadAttention` of ONNX Runtime 1.32.
+const SCHEMA: Schema = Schema {
+    inputs: &[
+        Read("query"),
+        Read("key"),
+        Read("value"),
+        Absent("bias", "a bias of query, key and value"),
+        Absent("key_padding_mask", "which keys are padding"),
+        Read("attention_bias"),
+        Read("past_key"),
+        Read("past_value"),
+        Absent("past_sequence_length", "the tokens in a shared buffer"),
+        Absent("cache_indirection", "which beam a cached token belongs to"),
+    ],
+    outputs: &[
+        Read("output"),
+        Read("present_key"),
+        Read("present_value"),
+        Absent("qk", "the product of query and key"),
+    ],
+    attributes: &[
+        ("num_heads", Attribute::Read),
+        ("scale", Attribute::Read),
+        ("unidirectional", Attribute::Int(&[0, 1])),
+        // What is added to a hidden score: key_padding_mask's, or a later key's, of which nothing is left either way.
+        ("mask_filter_value", Attribute::Read),
+    ],
+};
+
+/// As metadata names it.
+const NAME: &str = "MultiHeadAttention";
+
+impl Spell for Spelling {
     fn begins_at(&self, node: &NodeProto) -> bool {
-        node.is("com.microsoft", "MultiHeadAttention")
+        OPERATOR.is_some_and(|operator| operator.is(node))
     }
 
     fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
@@ -36,19 +77,19 @@ impl Pattern for MultiHead {
         if !on_node && behind.is_none() {
             return Ok(None);
         }
-        MULTI_HEAD.check(node)?;
+        SCHEMA.check(node)?;
 
         let unidirectional = node.int("unidirectional").unwrap_or(0) != 0;
         let (mut doomed, cache, key_value, kv_heads, head_dim, element) = match behind {
             None => {
-                let (cache, tensors) = cache_on_node(context, node, 6, Some(query_heads))?;
+                let (cache, tensors, naming) = cache_on_node(context, node, 6, Some(query_heads))?;
                 let width = context.shape(query).ok().filter(|s| s.len() == 3).map(|s| s[2] / query_heads);
                 let head_dim = cache
                     .head_dim
                     .or(width)
                     .ok_or_else(|| Refusal::new(&title, "a head size: a static dimension 3 of past_key", "none"))?;
                 let key_value = [key.to_string(), value.to_string()];
-                (vec![], tensors, key_value, query_heads, head_dim, cache.element)
+                (naming, tensors, key_value, query_heads, head_dim, cache.element)
             }
             Some(pair) => {
                 let Operand { kv_heads, head_dim, repeats, .. } = pair[0];
@@ -69,7 +110,7 @@ impl Pattern for MultiHead {
         let masks: Vec<Mask> = node.input_at(5).map(Mask::new).into_iter().collect();
         let masking = replace(context, &title, &masks, element, false)?;
         Ok(Some(Layer {
-            source: Source::MultiHeadAttention,
+            source: Source::new(NAME),
             name: base_name(node),
             doomed,
             query: query.to_string(),

@@ -2,19 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::super::context::{Context, Sizes, USUAL};
-use super::HIDDEN;
+use super::context::{Causality, Context, HIDDEN, Sizes, USUAL};
 use crate::onnx::NodeExt;
 use crate::onnx::evaluate::{Evaluator, kinds};
-
-/// What a mask hides, in all calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Causality {
-    /// All keys behind the query's own.
-    pub hides_later: bool,
-    /// Those and no others, whatever attention_mask says.
-    pub only_later: bool,
-}
 
 /// Calls that tell most masks from causal ones.
 const CALLS: [Sizes; 4] = [USUAL[0], USUAL[1], call(0, 5), Sizes { batch: 2, past: 7, new: 2 }];

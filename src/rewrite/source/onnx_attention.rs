@@ -3,18 +3,62 @@
 use super::super::context::{Context, rank};
 use super::super::error::Refusal;
 use super::super::heads::{Layout, Operand, appended, follow_both};
+use super::super::operator::Operator;
 use super::super::layer::{Layer, Source};
 use super::super::mask::{Mask, replace};
-use super::schema::ATTENTION;
-use super::{Pattern, base_name, cache_on_node, heads};
+use super::schema::{Attribute, Port::Absent, Port::Read, Schema};
+use super::{Spell, base_name, cache_on_node, heads};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
-pub struct Attention;
+pub struct Spelling;
 
-impl Pattern for Attention {
+/// What is known of the operator before its layers are looked for.
+pub const OPERATOR: Option<Operator> = Some(Operator {
+    domain: "",
+    name: "Attention",
+    past: [4, 5],
+    heads: ["q_num_heads", "kv_num_heads"],
+});
+
+/// ONNX `Attention` of opsets 23 to 25.
+const SCHEMA: Schema = Schema {
+    inputs: &[
+        Read("Q"),
+        Read("K"),
+        Read("V"),
+        Read("attn_mask"),
+        Read("past_key"),
+        Read("past_value"),
+        Absent("nonpad_kv_seqlen", "the tokens in a cache that is written in place"),
+    ],
+    outputs: &[
+        Read("Y"),
+        Read("present_key"),
+        Read("present_value"),
+        Absent("qk_matmul_output", "the product of query and key"),
+    ],
+    attributes: &[
+        ("q_num_heads", Attribute::Read),
+        ("kv_num_heads", Attribute::Read),
+        ("scale", Attribute::Read),
+        ("softcap", Attribute::Read),
+        ("is_causal", Attribute::Int(&[0, 1])),
+        ("left_window_size", Attribute::Read),
+        ("right_window_size", Attribute::Read),
+        // Of an output that must be absent.
+        ("qk_matmul_output_mode", Attribute::Read),
+        // The softmax is computed in float32.
+        ("softmax_precision", Attribute::Read),
+    ],
+};
+
+/// As metadata names it.
+const NAME: &str = "Attention";
+
+impl Spell for Spelling {
     fn begins_at(&self, node: &NodeProto) -> bool {
-        node.is_onnx("Attention")
+        OPERATOR.is_some_and(|operator| operator.is(node))
     }
 
     fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
@@ -32,13 +76,13 @@ impl Pattern for Attention {
 
         let (mut doomed, cache, key_value, kv_heads, head_dim, repeats, element) = if on_node {
             let kv_heads = if flat { Some(heads(node, "kv_num_heads")?) } else { None };
-            let (cache, tensors) = cache_on_node(context, node, 4, kv_heads)?;
+            let (cache, tensors, naming) = cache_on_node(context, node, 4, kv_heads)?;
             let (Some(kv_heads), Some(head_dim)) = (cache.kv_heads, cache.head_dim) else {
                 let expected = "heads and head size of past_key as numbers";
                 return Err(Refusal::new(title, expected, "a cache input that does not declare them"));
             };
             let new = [key.to_string(), value.to_string()];
-            (vec![], tensors, new, kv_heads, head_dim, 1, cache.element)
+            (naming, tensors, new, kv_heads, head_dim, 1, cache.element)
         } else {
             let Some(pair) = follow_both(context, &title, [key, value], |_, _| layout)? else { return Ok(None) };
             if is_causal {
@@ -50,7 +94,7 @@ impl Pattern for Attention {
             let (doomed, cache, new) = appended(pair);
             (doomed, cache, new, kv_heads, head_dim, repeats, element)
         };
-        ATTENTION.check(node)?;
+        SCHEMA.check(node)?;
         let window = window(node, on_node)?;
         let softcap = node.float("softcap").unwrap_or(0.0);
         if softcap != 0.0 && node.input_at(3).is_some() {
@@ -72,7 +116,7 @@ impl Pattern for Attention {
         let masks: Vec<Mask> = node.input_at(3).map(Mask::new).into_iter().collect();
         let masking = replace(context, &title, &masks, element, false)?;
         Ok(Some(Layer {
-            source: Source::Attention,
+            source: Source::new(NAME),
             name: base_name(node),
             doomed,
             query: query.to_string(),

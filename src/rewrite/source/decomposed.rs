@@ -2,16 +2,18 @@
 
 use std::collections::HashSet;
 
-use super::super::context::{Context, USUAL};
+use super::super::context::{Context, HIDDEN, USUAL};
+use super::super::diagnosis::why_unknown;
 use super::super::error::Refusal;
-use super::super::heads::{Layout, alike, appended, follow, scaled_query};
+use super::super::heads::{Layout, Operand, alike, appended, follow, scaled_query};
+use super::super::operator::Operator;
 use super::super::layer::{Layer, Source};
-use super::super::mask::{HIDDEN, Mask, replace};
-use super::{Pattern, base_name};
+use super::super::mask::{Mask, replace};
+use super::{Spell, base_name};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
-pub struct Decomposed;
+pub struct Spelling;
 
 /// What stands between the product of query and key, and the softmax.
 struct Scores {
@@ -19,11 +21,19 @@ struct Scores {
     product: usize,
     /// Factor of the product.
     scale: f64,
+    /// Limit that a tanh sets to the scaled product, 0: none.
+    softcap: f64,
     /// Masks, which are added up.
     masks: Vec<Mask>,
 }
 
-impl Pattern for Decomposed {
+/// It is no operator of its own.
+pub const OPERATOR: Option<Operator> = None;
+
+/// As metadata names it.
+const NAME: &str = "decomposed";
+
+impl Spell for Spelling {
     fn begins_at(&self, node: &NodeProto) -> bool {
         node.is_onnx("Softmax")
     }
@@ -43,29 +53,14 @@ impl Pattern for Decomposed {
         over_keys(context, softmax)?;
         let scores = scores(context, softmax)?;
         let qk = &index.graph.node[scores.product];
-        let Some(key) = follow(context, &qk.title(), "key", &qk.input[1], Layout::Transposed)? else {
-            return Err(Refusal::new(qk.title(), "the key from a cache, as the value is", "another second factor"));
+        let layout = if qk.int("transB") == Some(1) { Layout::HeadsFirst } else { Layout::Transposed };
+        let Some(key) = follow(context, &qk.title(), "key", &qk.input[1], layout)? else {
+            let found = context.behind(&qk.input[1]).map(|cache| format!("'{cache}': {}", why_unknown(index, cache)));
+            let found = found.unwrap_or_else(|| format!("'{}', which comes from none", qk.input[1]));
+            return Err(Refusal::new(qk.title(), "the key from a cache, as the value is", found));
         };
         let [key, value] = alike(&title, key, value)?;
-        let query_shape = context
-            .shape(&qk.input[0])
-            .map_err(|e| Refusal::new(qk.title(), "a query whose shape can be followed", &*e))?;
-        let query_heads = match query_shape[..] {
-            [_, heads, _, _] => heads,
-            [_, heads, groups, _, _] => heads.saturating_mul(groups),
-            _ => {
-                let found = format!("'{}' of {} dimensions", qk.input[0], query_shape.len());
-                return Err(Refusal::new(qk.title(), "a query of four or five dimensions", found));
-            }
-        };
-        let grouped = query_shape.len() == 5;
-        if query_heads == 0
-            || !query_heads.is_multiple_of(key.kv_heads)
-            || key.repeats != 1 && query_heads != key.kv_heads * key.repeats
-        {
-            let found = format!("{query_heads} heads of the query, {} of the cache", key.kv_heads);
-            return Err(Refusal::new(qk.title(), "query heads that share KV heads evenly", found));
-        }
+        let (query_heads, grouped) = query_heads(context, qk, &key)?;
         let (query, query_scale) = query(context, &qk.input[0], query_heads, key.head_dim).ok_or_else(|| {
             Refusal::new(qk.title(), "a query [B,Hq,L,D] that is at most scaled", "another first factor")
         })?;
@@ -82,7 +77,7 @@ impl Pattern for Decomposed {
         let (nodes, cache, new) = appended([key, value]);
         let groups = (query_heads / kv_heads) as i64;
         Ok(Some(Layer {
-            source: Source::Decomposed,
+            source: Source::new(NAME),
             name: base_name(product),
             doomed: [result].into_iter().chain(nodes).collect(),
             query,
@@ -96,7 +91,7 @@ impl Pattern for Decomposed {
             kv_heads,
             head_dim,
             scale: super::usable_scale(qk, scores.scale * query_scale * key_scale)?,
-            softcap: 0.0,
+            softcap: scores.softcap as f32,
             window: -1,
             causal: masking.causal,
             norm: None,
@@ -107,6 +102,43 @@ impl Pattern for Decomposed {
             title,
         }))
     }
+}
+
+/// The heads of the query of `qk`, and whether they are grouped by KV head, `[B,Hk,G,L,D]`.
+fn query_heads(context: &mut Context<'_>, qk: &NodeProto, key: &Operand) -> Result<(usize, bool), Refusal> {
+    let query_shape = context
+        .shape(&qk.input[0])
+        .map_err(|e| Refusal::new(qk.title(), "a query whose shape can be followed", &*e))?;
+    let query_heads = match query_shape[..] {
+        [_, heads, _, _] => heads,
+        [_, heads, groups, _, _] => heads.saturating_mul(groups),
+        _ => {
+            let found = format!("'{}' of {} dimensions", qk.input[0], query_shape.len());
+            return Err(Refusal::new(qk.title(), "a query of four or five dimensions", found));
+        }
+    };
+    let grouped = query_shape.len() == 5;
+    if query_heads == 0
+        || !query_heads.is_multiple_of(key.kv_heads)
+        || key.repeats != 1 && query_heads != key.kv_heads * key.repeats
+    {
+        let found = format!("{query_heads} heads of the query, {} of the cache", key.kv_heads);
+        return Err(Refusal::new(qk.title(), "query heads that share KV heads evenly", found));
+    }
+    Ok((query_heads, grouped))
+}
+
+/// Whether `node` multiplies two tensors of heads: as ONNX's MatMul, or as the one that ONNX Runtime's optimiser writes,
+/// whose second factor may be transposed.
+fn is_product(node: &NodeProto) -> bool {
+    let fused = node.is("com.microsoft", "FusedMatMul")
+        && ["transA", "transBatchA", "transBatchB"].iter().all(|name| node.int(name).unwrap_or(0) == 0);
+    (fused || node.is_onnx("MatMul")) && node.input.len() == 2
+}
+
+/// Whether it does more than multiply them.
+fn has_factor(node: &NodeProto) -> bool {
+    node.float("alpha").unwrap_or(1.0) != 1.0 || node.int("transB").unwrap_or(0) != 0
 }
 
 /// Refuses a `softmax` that is not over the last dimension, as scores have their keys there.
@@ -132,7 +164,7 @@ fn weighted_sum(context: &mut Context<'_>, softmax: &NodeProto) -> Option<(usize
         let readers = index.readers(tensor);
         let node = |n: usize| &index.graph.node[n];
         match *readers {
-            [n] if node(n).is_onnx("MatMul") && node(n).input.len() == 2 && node(n).input[0] == tensor => {
+            [n] if is_product(node(n)) && !has_factor(node(n)) && node(n).input[0] == tensor => {
                 return Some((n, tensor.to_string()));
             }
             [n] if ["Cast", "Identity", "Dropout"].iter().any(|o| node(n).is_onnx(o)) => {
@@ -155,7 +187,7 @@ fn weighted_sum(context: &mut Context<'_>, softmax: &NodeProto) -> Option<(usize
 /// Follows what `softmax` reads up to a product.
 fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refusal> {
     let index = context.index;
-    let (mut scale, mut masks) = (1.0, Vec::new());
+    let (mut scale, mut softcap, mut masks) = (1.0, 0.0, Vec::new());
     let mut tensor = softmax.input_at(0).unwrap_or_default();
     loop {
         let refuse = |found: String| {
@@ -168,8 +200,15 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
         };
         let (a, b) = (node.input_at(0).unwrap_or_default(), node.input_at(1).unwrap_or_default());
         match node.op_type() {
-            "MatMul" if node.input.len() == 2 => return Ok(Scores { product: n, scale, masks }),
+            _ if is_product(node) => {
+                let scale = scale * f64::from(node.float("alpha").unwrap_or(1.0));
+                // The tanh is of the product divided by the limit.
+                let scale = if softcap > 0.0 { scale * softcap } else { scale };
+                return Ok(Scores { product: n, scale, softcap, masks });
+            },
             "Cast" | "Identity" => tensor = a,
+            "Tanh" if softcap == 0.0 && scale > 0.0 => (softcap, scale, tensor) = (scale, 1.0, a),
+            "Add" | "Where" if softcap != 0.0 => return Err(refuse(format!("a mask inside of a tanh, {}", node.title()))),
             "Mul" | "Div" => match (context.constant(a), context.constant(b)) {
                 (_, Some(factor)) => {
                     scale *= if node.op_type() == "Mul" { factor } else { 1.0 / factor };
@@ -210,8 +249,8 @@ fn leads_to_product(context: &Context<'_>, tensor: &str) -> bool {
     while let Some(name) = queue.pop() {
         let Some(node) = context.index.maker(name).filter(|_| context.constants.may_follow(1)) else { continue };
         match node.op_type() {
-            "MatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => return true,
-            "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" => {
+            "MatMul" | "FusedMatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => return true,
+            "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" | "Tanh" => {
                 queue.extend(node.input.iter().map(String::as_str).filter(|&name| seen.insert(name)));
             }
             _ => {}

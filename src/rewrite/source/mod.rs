@@ -1,19 +1,17 @@
-//! The ways in which models spell attention, each with its pattern and its checks; what they find is a [`Layer`].
+//! The ways in which models spell attention, each with all that it may have and how it is found; what they find is a [`Layer`].
 
-mod attention;
-mod decomposed;
-mod group_query;
-mod multi_head;
 mod schema;
 
-use super::context::{CacheInput, Context};
+use super::cache::origin;
+use super::context::{CacheInput, Context, rank};
 use super::error::Refusal;
 use super::layer::{CacheTensors, Layer};
+use super::operator::Operator;
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
 /// A way to spell attention.
-trait Pattern {
+trait Spell {
     /// Whether `node` may be the heart of such a layer.
     fn begins_at(&self, node: &NodeProto) -> bool;
 
@@ -24,19 +22,36 @@ trait Pattern {
     fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal>;
 }
 
-const PATTERNS: [&dyn Pattern; 4] =
-    [&group_query::GroupQuery, &multi_head::MultiHead, &attention::Attention, &decomposed::Decomposed];
+/// The ways, each a file of its own.
+macro_rules! sources {
+    ($($source:ident),*) => {
+        $(mod $source;)*
+        const SPELLINGS: &[&dyn Spell] = &[$(&$source::Spelling),*];
+        /// The operators of attention that are known.
+        pub const OPERATORS: &[Option<Operator>] = &[$($source::OPERATOR),*];
+    };
+}
 
-/// The layer at node `n`, if any pattern finds one.
+sources!(group_query, multi_head, onnx_attention, decomposed);
+
+/// The source whose nodes ONNX Runtime gives quantised caches too.
+pub use group_query::SOURCE as GROUP_QUERY_ATTENTION;
+
+/// The layer at node `n`, if any source finds one.
 pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
     let node = &context.index.graph.node[n];
-    for pattern in PATTERNS {
-        if pattern.begins_at(node) {
-            return pattern.check(context, n);
+    for spelling in SPELLINGS {
+        if spelling.begins_at(node) {
+            return spelling.check(context, n);
         }
     }
-    // Others compute attention in a way that SparkAttention does not, later ones included.
-    if node.domain() == "com.microsoft" && node.op_type().contains("Attention") {
+    // Others compute attention in a way that SparkAttention does not, later ones included. Linear attention, whose past is
+    // a state that does not grow, is none of ours.
+    let is_state = |input: &String| {
+        let name = origin(context.index, input);
+        context.index.input(name).is_some_and(|i| rank(i) > Some(2)) && !context.caches.contains_key(name)
+    };
+    if node.domain() == "com.microsoft" && node.op_type().contains("Attention") && !node.input.iter().any(is_state) {
         let expected = "GroupQueryAttention, MultiHeadAttention, ONNX Attention, or MatMul and Softmax";
         return Err(Refusal::new(node.title(), expected, format!("com.microsoft {}", node.op_type())));
     }
@@ -65,7 +80,8 @@ fn usable_scale(node: &NodeProto, scale: f64) -> Result<f32, Refusal> {
     }
 }
 
-/// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones.
+/// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones; and
+/// the nodes that only pass a present one on.
 ///
 /// # Errors
 /// These are no inputs and outputs of the model, or differ in heads or head size, or have other heads than `kv_heads`.
@@ -74,10 +90,11 @@ fn cache_on_node(
     node: &NodeProto,
     past: usize,
     kv_heads: Option<usize>,
-) -> Result<(CacheInput, CacheTensors), Refusal> {
+) -> Result<(CacheInput, CacheTensors, Vec<usize>), Refusal> {
     let title = node.title();
-    let mut cache = context.cache(&title, "past_key", node.input_at(past))?.clone();
-    let value = context.cache(&title, "past_value", node.input_at(past + 1))?;
+    let (key, past_key) = context.cache(&title, "past_key", node.input_at(past))?;
+    let (value, past_value) = context.cache(&title, "past_value", node.input_at(past + 1))?;
+    let mut cache = key.clone();
     let sizes =
         [(&mut cache.kv_heads, value.kv_heads, "heads"), (&mut cache.head_dim, value.head_dim, "channels a head")];
     for (key, value, what) in sizes {
@@ -96,18 +113,22 @@ fn cache_on_node(
         return Err(Refusal::new(title, expected, format!("'{}' of {declared}", node.input[past])));
     }
     cache.kv_heads = cache.kv_heads.or(kv_heads);
-    let present = [present(context, node, 1, "present_key")?, present(context, node, 2, "present_value")?];
-    Ok((cache, CacheTensors { past: [node.input[past].clone(), node.input[past + 1].clone()], present }))
+    let (present_key, naming_key) = present(context, node, 1, "present_key")?;
+    let (present_value, naming_value) = present(context, node, 2, "present_value")?;
+    let tensors = CacheTensors { past: [past_key, past_value], present: [present_key, present_value] };
+    Ok((cache, tensors, naming_key.into_iter().chain(naming_value).collect()))
 }
 
-/// The graph output that is output `index` of `node`, its `role`.
-fn present(context: &Context<'_>, node: &NodeProto, index: usize, role: &str) -> Result<String, Refusal> {
+/// The graph output that is output `index` of `node`, its `role`, and the node that only passes it on.
+fn present(
+    context: &Context<'_>,
+    node: &NodeProto,
+    index: usize,
+    role: &str,
+) -> Result<(String, Option<usize>), Refusal> {
     let expected = || format!("{role} as an output of the model");
     let name = node.output_at(index).ok_or_else(|| Refusal::new(node.title(), expected(), "no such output"))?;
-    match context.index.is_output(name) {
-        true => Ok(name.to_string()),
-        false => Err(Refusal::new(node.title(), expected(), format!("'{name}', which is none"))),
-    }
+    context.as_output(name).ok_or_else(|| Refusal::new(node.title(), expected(), format!("'{name}', which is none")))
 }
 
 /// More heads than any model has.

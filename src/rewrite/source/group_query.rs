@@ -3,25 +3,85 @@
 
 use super::super::context::{Context, static_dim};
 use super::super::error::Refusal;
+use super::super::operator::Operator;
 use super::super::layer::{Bias, Layer, Norm, Rotary, Source};
-use super::schema::GROUP_QUERY;
-use super::{Pattern, base_name, cache_on_node, heads};
+use super::schema::{Attribute, Port::Absent, Port::Read, Schema};
+use super::{Spell, base_name, cache_on_node, heads};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
-pub struct GroupQuery;
+pub struct Spelling;
 
-impl Pattern for GroupQuery {
+/// What is known of the operator before its layers are looked for.
+pub const OPERATOR: Option<Operator> = Some(Operator {
+    domain: "com.microsoft",
+    name: "GroupQueryAttention",
+    past: [3, 4],
+    heads: ["num_heads", "kv_num_heads"],
+});
+
+/// `com.microsoft::GroupQueryAttention` of ONNX Runtime 1.32.
+const SCHEMA: Schema = Schema {
+    inputs: &[
+        Read("query"),
+        Read("key"),
+        Read("value"),
+        Read("past_key"),
+        Read("past_value"),
+        Read("seqlens_k"),
+        Read("total_sequence_length"),
+        Read("cos_cache"),
+        Read("sin_cache"),
+        Read("position_ids"),
+        Read("attention_bias"),
+        Absent("head_sink", "attention sinks: a score of each head that no key has"),
+        Absent("k_scale", "the scale of a quantised key cache"),
+        Absent("v_scale", "the scale of a quantised value cache"),
+        Read("q_norm_weight"),
+        Read("k_norm_weight"),
+        Absent("query_seqlens", "the number of valid queries of each sequence"),
+    ],
+    outputs: &[
+        Read("output"),
+        Read("present_key"),
+        Read("present_value"),
+        Absent("output_qk", "the product of query and key"),
+    ],
+    attributes: &[
+        ("num_heads", Attribute::Read),
+        ("kv_num_heads", Attribute::Read),
+        ("scale", Attribute::Read),
+        ("softcap", Attribute::Read),
+        ("local_window_size", Attribute::Read),
+        ("sliding_window_cache", Attribute::Int(&[0, 1])),
+        ("causal", Attribute::Int(&[0, 1])),
+        ("do_rotary", Attribute::Int(&[0, 1])),
+        ("rotary_interleaved", Attribute::Int(&[0, 1])),
+        ("smooth_softmax", Attribute::Int(&[-1, 0])),
+        ("qk_output", Attribute::Int(&[0])),
+        ("qk_norm_epsilon", Attribute::Read),
+        ("q_norm_epsilon", Attribute::Read),
+        ("k_norm_epsilon", Attribute::Read),
+        ("k_quant_type", Attribute::Text("NONE")),
+        ("v_quant_type", Attribute::Text("NONE")),
+        ("kv_cache_bit_width", Attribute::Int(&[0])),
+    ],
+};
+
+/// As metadata names it.
+pub const SOURCE: Source = Source::new("GroupQueryAttention");
+
+impl Spell for Spelling {
     fn begins_at(&self, node: &NodeProto) -> bool {
-        node.is("com.microsoft", "GroupQueryAttention")
+        OPERATOR.is_some_and(|operator| operator.is(node))
     }
 
     fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal> {
         let node = &context.index.graph.node[n];
         let title = node.title();
-        GROUP_QUERY.check(node)?;
+        SCHEMA.check(node)?;
         let (query_heads, kv_heads) = (heads(node, "num_heads")?, heads(node, "kv_num_heads")?);
-        let (cache, tensors) = cache_on_node(context, node, 3, Some(kv_heads))?;
+        let (cache, tensors, naming) = cache_on_node(context, node, 3, Some(kv_heads))?;
         let query = node.input_at(0).ok_or_else(|| Refusal::new(&title, "a query", "none"))?;
         let key_value = match (node.input_at(1), node.input_at(2)) {
             (Some(key), Some(value)) => Some([key.to_string(), value.to_string()]),
@@ -42,9 +102,9 @@ impl Pattern for GroupQuery {
         };
         let window = window(node)?;
         Ok(Some(Layer {
-            source: Source::GroupQueryAttention,
+            source: SOURCE,
             name: base_name(node),
-            doomed: vec![n],
+            doomed: [n].into_iter().chain(naming).collect(),
             query: query.to_string(),
             token_axis: 1,
             key_value,
@@ -92,21 +152,52 @@ fn head_dim(context: &mut Context<'_>, node: &NodeProto, heads: usize) -> Result
     }
 }
 
-fn rotary(context: &Context<'_>, node: &NodeProto, head_dim: usize) -> Result<Rotary, Refusal> {
+fn rotary(context: &mut Context<'_>, node: &NodeProto, head_dim: usize) -> Result<Rotary, Refusal> {
     let (Some(cos), Some(sin)) = (node.input_at(7), node.input_at(8)) else {
         return Err(Refusal::new(node.title(), "cos_cache and sin_cache, since do_rotary is 1", "one of them missing"));
     };
-    if let Some(&width) = context.index.initializer(cos).and_then(|t| t.dims.get(1))
-        && width != (head_dim / 2) as i64
-    {
-        let expected = format!("a rotation of all {head_dim} channels");
-        return Err(Refusal::new(node.title(), expected, format!("one of {}", 2 * width)));
-    }
+    let expected = || format!("a cos_cache [positions,width/2] for a width of at most {head_dim} channels");
+    let width = columns(context, cos).ok_or_else(|| {
+        Refusal::new(node.title(), expected(), format!("'{cos}', whose width nothing says"))
+    })?;
+    let width = width.checked_mul(2).filter(|width| (1..=head_dim).contains(width));
+    let width = width.ok_or_else(|| Refusal::new(node.title(), expected(), format!("'{cos}' of another width")))?;
     Ok(Rotary {
         caches: [cos.to_string(), sin.to_string()],
         positions: node.input_at(9).map(str::to_string),
         interleaved: node.int("rotary_interleaved").unwrap_or(0) != 0,
+        width,
     })
+}
+
+/// Columns of a table of two dimensions, whatever makes it.
+fn columns(context: &mut Context<'_>, table: &str) -> Option<usize> {
+    let of_dims = |dims: &[i64]| dims.get(1).and_then(|&d| usize::try_from(d).ok());
+    if let Some(tensor) = context.index.initializer(table) {
+        return of_dims(&tensor.dims);
+    }
+    if let Some(width) = context.index.declared(table).and_then(|info| static_dim(info, 1)) {
+        return Some(width);
+    }
+    if let Ok(shape) = context.shape(table) {
+        return shape.get(1).copied();
+    }
+    let (n, output) = context.index.producer(table)?;
+    let node = &context.index.graph.node[n];
+    if node.is_onnx("Cast") || node.is_onnx("Identity") {
+        return columns(context, node.input_at(0)?);
+    }
+    // One of two tables, chosen by the number of tokens: both are as wide.
+    let branches = node.attribute.iter().filter(|_| node.is_onnx("If")).filter_map(|a| a.g.as_ref());
+    let mut widths = branches.map(|graph| {
+        let name = graph.output.get(output)?.name();
+        let made = graph.node.iter().find(|node| node.output_at(0) == Some(name)).and_then(|node| node.tensor("value"));
+        let stored = graph.initializer.iter().find(|tensor| tensor.name() == name);
+        let declared = static_dim(&graph.output[output], 1);
+        declared.or_else(|| of_dims(&made.or(stored)?.dims))
+    });
+    let first = widths.next()??;
+    widths.all(|width| width == Some(first)).then_some(first)
 }
 
 /// local_window_size; 0 hides even a query's own key.

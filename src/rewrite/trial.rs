@@ -1,0 +1,170 @@
+//! A trial of what was written: one token goes through the model, in a process of its own whose memory and time are
+//! limited. What a model does when it runs, nobody knows before.
+
+use std::io::{Read, Seek};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use super::calibrate::chain;
+use super::error::RewriteError;
+use super::progress::Progress;
+use crate::onnx::FileError;
+use crate::runtime::{Error, Model, Options as RunOptions, load, memory};
+
+/// The exit status of a trial for which there is no ONNX Runtime.
+pub const NO_RUNTIME: u8 = 3;
+
+/// Models of more bytes are not tried.
+const LARGEST: u64 = 4 << 30;
+
+/// What ONNX Runtime needs beside a model.
+const BASE: u64 = 768 << 20;
+
+/// Most bytes of memory for each byte of a model: as it is read, as constants, and again as kernels lay it out, wider
+/// than it is stored.
+const BYTES_PER_BYTE: u64 = 4;
+
+/// More threads would only need more memory.
+const THREADS: usize = 2;
+
+/// What came of a trial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// The model runs.
+    Runs,
+    /// There is no program that tries it, or no ONNX Runtime.
+    NotPossible,
+    /// It would need more memory or time than a trial may take, and what.
+    NotAffordable(String),
+    /// ONNX Runtime runs neither this model nor the original here, and why not this one.
+    NeitherRuns(String),
+}
+
+impl Trial {
+    /// What a user should know of it.
+    pub fn warning(self) -> Option<String> {
+        match self {
+            Trial::Runs | Trial::NotPossible => None,
+            Trial::NotAffordable(why) => Some(format!("the written model was not tried: {why}")),
+            Trial::NeitherRuns(why) => {
+                Some(format!("not tried: ONNX Runtime runs neither this model nor the original here: {why}"))
+            }
+        }
+    }
+}
+
+/// How one run ended.
+enum Ending {
+    Ran,
+    NoRuntime,
+    TooMuch(String),
+    Failed(String),
+}
+
+/// Has `program` run one token through the model at `path`, and where that fails, through the original. Both
+/// have about `bytes`, data included.
+///
+/// # Errors
+/// The original runs and this model does not; or the caller cancelled.
+pub fn trial(
+    program: Option<&Path>,
+    path: &Path,
+    original: &Path,
+    bytes: u64,
+    progress: &mut dyn Progress,
+) -> Result<Trial, RewriteError> {
+    let Some(program) = program else { return Ok(Trial::NotPossible) };
+    let why = match run(program, path, bytes, progress)? {
+        Ending::Ran => return Ok(Trial::Runs),
+        Ending::NoRuntime => return Ok(Trial::NotPossible),
+        Ending::TooMuch(why) => return Ok(Trial::NotAffordable(why)),
+        Ending::Failed(why) => why,
+    };
+    match run(program, original, bytes, progress)? {
+        Ending::Ran => Err(RewriteError::Trial(why)),
+        _ => Ok(Trial::NeitherRuns(why)),
+    }
+}
+
+/// Runs one token through the model at `path` in this process.
+///
+/// # Errors
+/// There is no ONNX Runtime, or what it says of the model.
+pub fn run_one_token(path: &Path, threads: Option<usize>) -> Result<(), TrialError> {
+    load().map_err(|_| TrialError::NoRuntime)?;
+    let failed = |e: Error| TrialError::Failed(chain(&e));
+    let model = super::inspect(path).map_err(|e| TrialError::Failed(chain(&e)))?;
+    let mut session = Model::open_filling(path, &model.interface, &RunOptions { threads }).map_err(failed)?;
+    let mut sequence = session.start(None).map_err(failed)?;
+    // None of its other outputs is asked for: the caches show that all layers ran.
+    session.run_with_outputs(&mut sequence, &[0], &[]).map(drop).map_err(failed)
+}
+
+/// Why one token did not go through a model.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    /// There is no ONNX Runtime.
+    #[error("there is no ONNX Runtime")]
+    NoRuntime,
+    /// What it says.
+    #[error("{0}")]
+    Failed(String),
+}
+
+fn run(program: &Path, path: &Path, bytes: u64, progress: &mut dyn Progress) -> Result<Ending, RewriteError> {
+    if bytes > LARGEST {
+        let why = format!("a model of {bytes} bytes is too large for a trial; `spark-ort generate` runs it");
+        return Ok(Ending::TooMuch(why));
+    }
+    let available = memory::available().unwrap_or(u64::MAX);
+    if available < bytes.saturating_add(BASE / 2) {
+        return Ok(Ending::TooMuch(format!("{bytes} bytes of a model, and {available} bytes of memory are free")));
+    }
+    let limit = available.min(BYTES_PER_BYTE * bytes + BASE);
+    let time = Duration::from_secs(30 + 30 * (bytes >> 30));
+    let mut said = tempfile::tempfile().map_err(FileError::io(path))?;
+    let mut command = Command::new(program);
+    command.arg("trial").arg(path).args(["--memory", &limit.to_string(), "--threads", &THREADS.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said.try_clone().map_err(FileError::io(path))?);
+    let child = command.spawn().map_err(FileError::io(program))?;
+    let Some(status) = wait(child, time, progress).map_err(FileError::io(program))? else {
+        return match progress.cancelled() {
+            true => Err(RewriteError::Cancelled),
+            false => Ok(Ending::TooMuch(format!("it did not end within {} s", time.as_secs()))),
+        };
+    };
+    let mut text = Vec::new();
+    said.rewind().and_then(|()| said.take(1 << 14).read_to_end(&mut text)).map_err(FileError::io(path))?;
+    let text = String::from_utf8_lossy(&text).trim().to_string();
+    Ok(match status.code() {
+        Some(0) => Ending::Ran,
+        Some(code) if code == i32::from(NO_RUNTIME) => Ending::NoRuntime,
+        _ if is_of_memory(&text) => Ending::TooMuch(format!("{limit} bytes of memory do not suffice: {text}")),
+        Some(_) => Ending::Failed(text),
+        None => Ending::Failed(format!("it ended by {status}: {text}")),
+    })
+}
+
+/// How `child` ended; `None` if it did not within `time`, or the caller cancelled: then it is ended.
+fn wait(mut child: Child, time: Duration, progress: &mut dyn Progress) -> std::io::Result<Option<ExitStatus>> {
+    let end = Instant::now() + time;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if progress.cancelled() || Instant::now() > end {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether what a run said is that memory did not suffice, as C++, ONNX Runtime and Rust say it.
+fn is_of_memory(text: &str) -> bool {
+    ["bad_alloc", "Failed to allocate memory", "memory allocation of", "Cannot allocate memory", "bad array new length"]
+        .iter()
+        .any(|sign| text.contains(sign))
+}
