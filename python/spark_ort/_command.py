@@ -69,6 +69,7 @@ def rewrite(
     recent_in: Literal["auto", "buffer", "inputs"] = "auto",
     cache_type: Literal["same", "uint8"] = "same",
     uniform_rows: bool = False,
+    exact_ratio: bool = False,
     calibrate: str | os.PathLike[str] = "auto",
     calibration_tokens: int = 4096,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -83,7 +84,7 @@ def rewrite(
     Args:
         source: an .onnx file or an ONNX Runtime GenAI folder; never changed.
         target: where the rewritten one goes, of the same kind.
-        ratio: share of key channels to prune, 0 to below 1.
+        ratio: share of key channels to prune, 0 to below 1; fewer are pruned where padded rows have room for more.
         key_bits: bits of a kept key channel.
         value_bits: bits of a value channel.
         row_format: how rows are laid out; 2 is more accurate at 4 bits, and runs on the CPU alone.
@@ -93,6 +94,7 @@ def rewrite(
             "auto": in the buffer in a GenAI folder, in inputs elsewhere.
         cache_type: element type of the cache tensors, the original's or bytes.
         uniform_rows: pad key and value rows to one size, as a GenAI folder always has them.
+        exact_ratio: prune exactly `ratio`, even where key rows are padded and have room for more channels.
         calibrate: a text file, "random" for random tokens, "off", or "auto" for a bundled text.
         calibration_tokens: measure on at most so many tokens.
         tokenizer: tokenizer.json for calibration; None: the one beside the model.
@@ -123,7 +125,7 @@ def rewrite(
     }
     # One argument each, so that a value may begin with a dash.
     arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    flags = {"uniform-rows": uniform_rows, "force": force, "dry-run": dry_run}
+    flags = {"uniform-rows": uniform_rows, "exact-ratio": exact_ratio, "force": force, "dry-run": dry_run}
     arguments += [f"--{name}" for name, wanted in flags.items() if wanted]
     report: Report = _answer("rewrite", *arguments, "--json=-", "--", os.fspath(source), os.fspath(target))
     return report

@@ -29,6 +29,8 @@ pub struct Options {
     pub cache_type: CacheType,
     /// Pad key and value rows to one size. A GenAI folder always is.
     pub uniform_rows: bool,
+    /// Prune exactly `ratio`, even where key rows are padded and have room for more channels.
+    pub exact_ratio: bool,
     /// What query_saliency is measured on.
     pub calibrate: Calibration,
     /// Tokens to calibrate on, at most.
@@ -64,6 +66,7 @@ impl Default for Options {
             recent_in: RecentIn::Auto,
             cache_type: CacheType::Same,
             uniform_rows: false,
+            exact_ratio: false,
             calibrate: Calibration::Auto,
             calibration_tokens: 4096,
             tokenizer: None,

@@ -12,7 +12,7 @@ use crate::spec;
 pub struct Rows {
     /// D
     pub head_dim: usize,
-    /// Share of pruned key channels that was asked for.
+    /// Share of pruned key channels that was asked for; fewer are pruned where rows have room for more.
     pub ratio: f64,
     /// T_k
     pub kept_channels: usize,
@@ -49,7 +49,9 @@ impl Rows {
     /// # Errors
     /// An option out of range, or one that this head size does not allow.
     pub fn new(options: &Options, head_dim: usize) -> Result<Self, RewriteError> {
-        let &Options { ratio, key_bits, value_bits, row_format, recovery, cache_type, uniform_rows, .. } = options;
+        let &Options {
+            ratio, key_bits, value_bits, row_format, recovery, cache_type, uniform_rows, exact_ratio, ..
+        } = options;
         if !(0.0..1.0).contains(&ratio) {
             return Err(RewriteError::option("ratio", format!("{ratio} is not at least 0 and below 1")));
         }
@@ -65,6 +67,11 @@ impl Rows {
         let value = value.map_err(|e| RewriteError::option("value_bits", e.to_string()))?.row_bytes();
         let larger = key.max(value);
         let (key_row_bytes, value_row_bytes) = if uniform_rows { (larger, larger) } else { (key, value) };
+        let kept_channels = match exact_ratio || !uniform_rows {
+            true => kept_channels,
+            // What is padding otherwise costs nothing.
+            false => most_channels(format, head_dim, kept_channels, bits("key_bits", key_bits)?, key_row_bytes),
+        };
         Ok(Self {
             head_dim,
             ratio,
@@ -99,5 +106,32 @@ impl Rows {
             ..Options::default()
         };
         Ok(Self { recent_window: self.recent_window, ..Self::new(&options, self.head_dim)? })
+    }
+}
+
+/// The most channels, from `kept` on, that a key row of `row_bytes` has room for.
+fn most_channels(format: RowFormat, head_dim: usize, kept: usize, bits: Bits, row_bytes: usize) -> usize {
+    let fits = |&kept: &usize| KeyLayout::of(format, head_dim, kept, bits, row_bytes).is_ok();
+    (kept..=head_dim).take_while(fits).last().unwrap_or(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_is_filled_with_channels() {
+        let kept = |uniform_rows, exact_ratio, (ratio, key_bits, value_bits)| {
+            let options = Options { ratio, key_bits, value_bits, uniform_rows, exact_ratio, ..Options::default() };
+            let rows = Rows::new(&options, 64).unwrap();
+            (rows.kept_channels, rows.key_row_bytes, rows.value_row_bytes)
+        };
+        // 8 + 8 + 6 bytes and the channels, in rows as large as those of values: 4 + 64 bytes, or 8 + 32.
+        assert_eq!(kept(false, false, (0.5, 8, 8)), (32, 56, 68));
+        assert_eq!(kept(true, false, (0.5, 8, 8)), (46, 68, 68));
+        assert_eq!(kept(true, true, (0.5, 8, 8)), (32, 68, 68));
+        assert_eq!(kept(true, false, (0.7, 4, 4)), (36, 40, 40));
+        // Where keys are the larger ones there is no room.
+        assert_eq!(kept(true, false, (0.0, 16, 8)), (64, 148, 148));
     }
 }

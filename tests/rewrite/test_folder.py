@@ -102,7 +102,9 @@ def test_dry_run(name, exports, tmp_path):
 REWRITES = {
     "default": ((), (56, 68), 32, 0),
     "4 bits": (("--ratio", 0.7, "--key-bits", 4, "--value-bits", 4, "--recent", 16), (32, 40), 20, 16),
-    "bytes": (("--cache-type", "uint8", "--uniform-rows"), (68, 68), 32, 0),
+    # Padding is filled with channels, unless it is not wanted.
+    "bytes": (("--cache-type", "uint8", "--uniform-rows"), (68, 68), 46, 0),
+    "exact ratio": (("--cache-type", "uint8", "--uniform-rows", "--exact-ratio"), (68, 68), 32, 0),
 }
 
 
@@ -119,7 +121,7 @@ def test_inspect_rewritten(name, case, exports, rewritten):
     assert (found["rows"]["kept_channels"], found["rows"]["recent_window"]) == (kept, recent)
     assert found["bytes_per_token"] == LAYERS * KV_HEADS * sum(rows)
     assert found["recent_bytes"] == LAYERS * KV_HEADS * recent * SIZE * element_bytes(name)
-    element = 1 if case == "bytes" else element_bytes(name)
+    element = 1 if "uint8" in options else element_bytes(name)
     for layer in found["interface"]["layers"]:
         assert (layer["key"]["width"], layer["value"]["width"]) == tuple(np.array(rows) // element)
 

@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(value_name = "OUT")]
     output: PathBuf,
 
-    /// Share of key channels to prune, 0 to below 1
+    /// Share of key channels to prune, 0 to below 1; fewer are pruned where padded rows have room for more
     #[arg(long, default_value_t = 0.5, allow_negative_numbers = true)]
     ratio: f64,
 
@@ -76,6 +76,10 @@ pub struct Args {
     /// Pad key and value rows to one size, as a GenAI folder always has them
     #[arg(long)]
     uniform_rows: bool,
+
+    /// Prune exactly the share --ratio, even where key rows are padded and have room for more channels
+    #[arg(long)]
+    exact_ratio: bool,
 
     /// Measure the model's queries on the text in FILE, on random tokens, or not at all; auto: on a bundled text, or on
     /// random tokens where there is no tokenizer
@@ -146,6 +150,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         recent_in: args.recent_in,
         cache_type: args.cache_type,
         uniform_rows: args.uniform_rows,
+        exact_ratio: args.exact_ratio,
         calibrate: args.calibrate.clone(),
         calibration_tokens: args.calibration_tokens,
         tokenizer: args.tokenizer.clone(),

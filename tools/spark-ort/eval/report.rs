@@ -75,7 +75,7 @@ impl Described {
         Self {
             name: candidate.name.clone(),
             kind: candidate.kind,
-            ratio: rows.map(|rows| rows.ratio),
+            ratio: rows.map(|rows| 1.0 - rows.kept_channels as f64 / rows.head_dim as f64),
             key_bits: rows.map(|rows| rows.key_bits),
             value_bits: rows.map(|rows| rows.value_bits),
             bytes_per_token: inspection.bytes_per_token as f64,
