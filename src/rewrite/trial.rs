@@ -168,3 +168,70 @@ fn is_of_memory(text: &str) -> bool {
         .iter()
         .any(|sign| text.contains(sign))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    struct Quiet {
+        cancelled: bool,
+    }
+
+    impl Progress for Quiet {
+        fn step(&mut self, _: &str, _: usize, _: usize) {}
+
+        fn cancelled(&self) -> bool {
+            self.cancelled
+        }
+    }
+
+    /// The outcome where the program is a shell script, which gets the model as "$2".
+    fn with(script: &str, bytes: u64, cancelled: bool) -> Result<Trial, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let [new, old] = ["new", "old"].map(|name| folder.path().join(name));
+        trial(Some(&program), &new, &old, bytes, &mut Quiet { cancelled }).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_model_that_runs_no_more_is_an_error() {
+        let only_old = r#"case "$2" in */old) exit 0;; esac; echo broken >&2; exit 1"#;
+        let error = with(only_old, 1, false).unwrap_err();
+        assert!(error.contains("broken") && error.contains("not written"), "{error}");
+    }
+
+    #[test]
+    fn others_are_not() {
+        assert_eq!(with("exit 0", 1, false), Ok(Trial::Runs));
+        assert_eq!(with("exit 3", 1, false), Ok(Trial::NotPossible));
+        assert_eq!(with("echo no >&2; exit 1", 1, false), Ok(Trial::NeitherRuns("no".into())));
+        for script in ["echo std::bad_alloc >&2; exit 1", "echo memory allocation of 9 bytes failed >&2; kill -ABRT $$"]
+        {
+            assert!(matches!(with(script, 1, false), Ok(Trial::NotAffordable(_))), "{script}");
+        }
+        let killed = with("kill -SEGV $$", 1, false).unwrap();
+        assert!(matches!(&killed, Trial::NeitherRuns(why) if why.contains("signal: 11")), "{killed:?}");
+        assert_eq!(
+            trial(None, Path::new("a"), Path::new("b"), 1, &mut Quiet { cancelled: false }).unwrap(),
+            Trial::NotPossible
+        );
+    }
+
+    #[test]
+    fn nothing_is_started_for_a_model_that_is_too_large() {
+        let outcome = with("exit 0", LARGEST + 1, false).unwrap();
+        assert!(matches!(&outcome, Trial::NotAffordable(why) if why.contains("too large")), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_trial_ends_when_the_caller_cancels() {
+        let begin = Instant::now();
+        let error = with("exec sleep 20", 1, true).unwrap_err();
+        assert!(error.contains("cancelled") && begin.elapsed() < Duration::from_secs(10), "{error}");
+    }
+}

@@ -38,16 +38,17 @@ def dynamo(opset):
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
         class Decoder(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = model
+
             def forward(self, input_ids, attention_mask, position_ids, past):
                 cache = transformers.DynamicCache()
                 for layer in range(layers):
                     cache.update(past[2 * layer], past[2 * layer + 1], layer)
                 settings = dict(attention_mask=attention_mask, position_ids=position_ids, use_cache=True)
-                out = model(input_ids, past_key_values=cache, **settings)
+                out = self.model(input_ids, past_key_values=cache, **settings)
                 return out.logits, [t for layer in cache.layers for t in (layer.keys, layer.values)]
-
-            # The wrapped model's own parameters are the constants.
-            model = model
 
         past = [torch.randn(2, heads, 5, size) for _ in range(2 * layers)]
         inputs = (

@@ -46,9 +46,10 @@ FAMILIES = {
         dict(
             WIDE,
             sliding_window=None,
-            partial_rotary_factor=0.75,
+            # As many channels as ONNX Runtime's CPU rotates.
+            partial_rotary_factor=0.5,
             original_max_position_embeddings=64,
-            rope_scaling=dict(type="longrope", short_factor=[1.0] * 12, long_factor=[1.5] * 12),
+            rope_scaling=dict(type="longrope", short_factor=[1.0] * 8, long_factor=[1.5] * 8),
         ),
     ),
     "Gemma 2": ("Gemma2Config", dict(sliding_window=8, query_pre_attn_scalar=32)),
