@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What a nightly toolchain of Rust can check besides. nightly.sh asan: hostile calls, rows up to guard pages and mutants with
-# AddressSanitizer and checked arithmetic, SECONDS_OF_FUZZING=N for the latter. nightly.sh miri: rows and calls, for
-# behaviour that is not defined.
+# What a nightly toolchain of Rust can check besides.
+# asan: hostile calls, rows up to guard pages and mutants with AddressSanitizer and checked arithmetic;
+#       SECONDS_OF_FUZZING=N for the mutants.
+# miri: rows and calls, for behaviour that is not defined.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 need_rust

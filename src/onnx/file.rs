@@ -11,7 +11,7 @@ use super::proto::ModelProto;
 use crate::files;
 
 /// Bytes that a model may take in memory beside twice those of its file.
-const MOST_MEMORY: u64 = 512 << 20;
+const MOST_MEMORY: u64 = 768 << 20;
 
 /// Why a model file cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -93,10 +93,12 @@ def test_masks_that_grow(tmp_path, name):
     """What a mask is made of is followed within limits: no panic, and no memory to speak of."""
     nodes, initializers = MASKS[name]
     source = write(tmp_path, masked(*nodes, initializers=initializers))
-    done, memory, seconds = measured("rewrite", source, tmp_path / "out.onnx", *OFF)
+    done, memory = peak("rewrite", source, tmp_path / "out.onnx", *OFF)
     # A mask that cannot be followed may go to the operator as it is.
     assert done.returncode in (0, 1) and "fault" not in done.stderr and "panicked" not in done.stderr
-    assert memory < 1 << 30 and seconds < 10
+    assert memory < 1 << 30
+    # Without the trial of what was written, in which ONNX Runtime takes its own time.
+    assert measured("rewrite", "--dry-run", source, tmp_path / "dry.onnx", *OFF)[2] < 10
 
 
 def test_a_file_of_empty_nodes(tmp_path):
@@ -121,7 +123,7 @@ def field(number, content):
 @pytest.mark.parametrize("list_of", ["dims", "int64_data", "attribute"])
 def test_a_file_of_small_numbers(tmp_path, list_of):
     """The same of lists of numbers that take a byte of the file each."""
-    many = bytes(120 << 20)
+    many = bytes(160 << 20)
     graph = {
         "dims": lambda: field(5, field(1, many)),
         "int64_data": lambda: field(5, field(7, many)),
