@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm test-plugin cuda bench-genai eval zoo fuzz clean
+.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm test-plugin cuda bench-genai eval zoo fuzz asan miri clean
 
 help:
 	@echo 'make demo           rewrite a bundled model, generate with it and with the original, compare them'
@@ -17,6 +17,8 @@ help:
 	@echo 'make build          target/release/libspark_ort.so and target/release/spark-ort'
 	@echo 'make venv           .venv, the Python packages of tools/requirements.txt'
 	@echo 'make fuzz           mutants of model files, configurations, rows and calls for an hour, or SECONDS_OF_FUZZING=N'
+	@echo 'make asan           mutants and hostile calls with AddressSanitizer: a nightly toolchain is needed'
+	@echo 'make miri           rows and calls in Miri: a nightly toolchain is needed'
 	@echo 'make clean          remove target, .venv, .venv-* and caches'
 
 build:
@@ -64,6 +66,12 @@ bench-genai:
 
 fuzz:
 	@tools/fuzz.sh
+
+asan:
+	@tools/nightly.sh asan
+
+miri:
+	@tools/nightly.sh miri
 
 clean:
 	rm -rf target .venv .venv.lock .venv-* .pytest_cache

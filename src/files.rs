@@ -11,6 +11,9 @@ pub const MOST_JSON: u64 = 16 << 20;
 /// Most bytes of a tokenizer; the largest in use have about 40 MB.
 pub const MOST_TOKENIZER: u64 = 256 << 20;
 
+/// Most values in it.
+pub const MOST_TOKENIZER_VALUES: usize = 8 << 20;
+
 /// Most bytes of a text.
 pub const MOST_TEXT: u64 = 256 << 20;
 
@@ -47,8 +50,16 @@ fn check(status: &Metadata) -> Result<()> {
 /// # Errors
 /// As [`open`]; it has more than `most` bytes.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    read_all(open(path)?, most)
+}
+
+/// All of `input`, which may be a pipe.
+///
+/// # Errors
+/// It has more than `most` bytes, or cannot be read.
+pub fn read_all(input: impl Read, most: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    input.take(most + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > most {
         true => Err(Error::other(format!("is larger than {} MB", most >> 20))),
         false => Ok(bytes),
@@ -60,7 +71,15 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`read`]; it is not UTF-8.
 pub fn read_text(path: &Path, most: u64) -> Result<String> {
-    String::from_utf8(read(path, most)?).map_err(|e| Error::new(ErrorKind::InvalidData, e.utf8_error()))
+    text(read(path, most)?)
+}
+
+/// `bytes` as a text.
+///
+/// # Errors
+/// They are not UTF-8.
+pub fn text(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| Error::new(ErrorKind::InvalidData, e.utf8_error()))
 }
 
 #[cfg(test)]
@@ -78,6 +97,7 @@ mod tests {
         let file = folder.path().join("file");
         std::fs::write(&file, "text").unwrap();
         assert_eq!(read_text(&file, 4).unwrap(), "text");
+        assert!(read_all(std::io::repeat(0), 1000).is_err());
         assert!(read(&file, 3).unwrap_err().to_string().contains("larger"));
     }
 }

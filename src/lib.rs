@@ -24,7 +24,7 @@ mod entry_point;
 #[cfg(feature = "eval")]
 pub mod eval;
 #[cfg(feature = "rewrite")]
-mod files;
+pub mod files;
 pub mod format;
 pub mod gpu;
 pub mod method;

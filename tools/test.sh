@@ -58,7 +58,7 @@ lints() {
     cargo clippy --version >/dev/null 2>&1 || skip "this Rust toolchain has no clippy"
     cargo clippy --all-targets -- -D warnings
     # The operators alone, for hosts that rewrite nothing.
-    RUSTFLAGS="-D warnings" cargo check --lib --no-default-features --target-dir target/features
+    cargo clippy --lib --no-default-features -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --lib
 }
 
@@ -112,7 +112,7 @@ announce
 needed "Rust" need_rust
 needed "Python packages" venv
 step "format: cargo fmt --check" format
-step "lints, features and documentation: clippy, check, doc" lints
+step "lints, features and documentation: clippy, doc" lints
 step "layout of the sources: tests/structure" .venv/bin/python -m pytest -q tests/structure
 step "compiler for AMD GPUs: hipcc" hipcc_at_hand
 if [[ $outcome == passed ]]; then

@@ -6,8 +6,24 @@ use spark_ort::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, 
 use super::mutate;
 use crate::common::Random;
 
-/// Numbers that sizes, axes and counts should not be.
-const NUMBERS: [i64; 14] = [-2, -1, 0, 1, 2, 3, 7, 64, 4096, 1 << 20, 1 << 31, 1 << 62, i64::MAX, i64::MIN];
+/// What a mutant may have that its seed has not.
+struct Changes {
+    /// Sizes, axes and counts.
+    numbers: &'static [i64],
+    floats: &'static [f32],
+    /// Nodes of a chain at most.
+    chain: usize,
+}
+
+/// What should not be.
+const HOSTILE: Changes = Changes {
+    numbers: &[-2, -1, 0, 1, 2, 3, 7, 64, 4096, 1 << 20, 1 << 31, 1 << 62, i64::MAX, i64::MIN],
+    floats: &[0.0, -1.0, f32::NAN, f32::INFINITY, f32::MIN_POSITIVE, 1e-45],
+    chain: 80,
+};
+
+/// What ONNX Runtime can often run, in little memory.
+const GENTLE: Changes = Changes { numbers: &[-2, -1, 0, 1, 2, 3], floats: &[0.0, -1.0, 0.5, 2.0], chain: 3 };
 
 /// Operators that are put in the place of others; those that make large tensors above all.
 const OPERATORS: [&str; 22] = [
@@ -41,15 +57,24 @@ pub fn model(r: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     let (Ok(mut model), false) = (parsed, r.below(8) == 0) else { return mutate::bytes(r, seeds) };
     for _ in 0..=r.below(4) {
         match r.below(20) {
-            0 => model.opset_import.iter_mut().for_each(|o| o.set_version(r.pick(&NUMBERS))),
+            0 => model.opset_import.iter_mut().for_each(|o| o.set_version(r.pick(HOSTILE.numbers))),
             1 => model.metadata_props.clear(),
-            _ => graph(r, model.graph.mut_or_insert_default()),
+            _ => graph(r, model.graph.mut_or_insert_default(), &HOSTILE),
         }
     }
     model.write_to_bytes().expect("a model")
 }
 
-fn graph(r: &mut Random, graph: &mut GraphProto) {
+/// One of the models `seeds` as it is or with few changes, so that it may still compute something.
+pub fn gentle(r: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut model = ModelProto::parse_from_bytes(&seeds[r.below(seeds.len())]).expect("seeds are models");
+    for _ in 0..r.below(4) {
+        graph(r, model.graph.mut_or_insert_default(), &GENTLE);
+    }
+    model.write_to_bytes().expect("a model")
+}
+
+fn graph(r: &mut Random, graph: &mut GraphProto, new: &Changes) {
     if graph.node.is_empty() {
         return;
     }
@@ -66,10 +91,10 @@ fn graph(r: &mut Random, graph: &mut GraphProto) {
         }
         3 | 4 => rewire(r, graph, at),
         5 => graph.node[at].set_op_type(r.pick(&OPERATORS).into()),
-        6 => attribute(r, &mut graph.node[at]),
-        7 => shape(r, graph),
-        8 => initializer(r, graph),
-        9 => chain(r, graph, at),
+        6 => attribute(r, &mut graph.node[at], new),
+        7 => shape(r, graph, new),
+        8 => initializer(r, graph, new),
+        9 => chain(r, graph, at, new),
         10 => {
             let node = &mut graph.node[at];
             match r.coin() {
@@ -105,28 +130,28 @@ fn rewire(r: &mut Random, graph: &mut GraphProto, at: usize) {
     }
 }
 
-fn attribute(r: &mut Random, node: &mut NodeProto) {
+fn attribute(r: &mut Random, node: &mut NodeProto, new: &Changes) {
     if node.attribute.is_empty() {
-        let mut new = AttributeProto::new();
-        new.set_name(r.pick(&["axis", "perm", "axes", "value_ints", "to", "num_heads", "scale"]).into());
-        new.ints = vec![r.pick(&NUMBERS)];
-        new.set_i(r.pick(&NUMBERS));
-        node.attribute.push(new);
+        let mut added = AttributeProto::new();
+        added.set_name(r.pick(&["axis", "perm", "axes", "value_ints", "to", "num_heads", "scale"]).into());
+        added.ints = vec![r.pick(new.numbers)];
+        added.set_i(r.pick(new.numbers));
+        node.attribute.push(added);
         return;
     }
     let at = r.below(node.attribute.len());
     let attribute = &mut node.attribute[at];
     match r.below(6) {
         0 => drop(node.attribute.remove(at)),
-        1 => attribute.set_i(r.pick(&NUMBERS)),
-        2 => attribute.set_f(r.pick(&[0.0, -1.0, f32::NAN, f32::INFINITY, f32::MIN_POSITIVE, 1e-45])),
-        3 => attribute.ints.push(r.pick(&NUMBERS)),
-        4 => attribute.ints.iter_mut().for_each(|n| *n = r.pick(&NUMBERS)),
-        _ => attribute.t.as_mut().into_iter().for_each(|t| tensor(r, t)),
+        1 => attribute.set_i(r.pick(new.numbers)),
+        2 => attribute.set_f(r.pick(new.floats)),
+        3 => attribute.ints.push(r.pick(new.numbers)),
+        4 => attribute.ints.iter_mut().for_each(|n| *n = r.pick(new.numbers)),
+        _ => attribute.t.as_mut().into_iter().for_each(|t| tensor(r, t, new)),
     }
 }
 
-fn shape(r: &mut Random, graph: &mut GraphProto) {
+fn shape(r: &mut Random, graph: &mut GraphProto, new: &Changes) {
     let lists = [&mut graph.input, &mut graph.output, &mut graph.value_info];
     let list = lists.into_iter().nth(r.below(3)).expect("three lists");
     if list.is_empty() {
@@ -142,31 +167,31 @@ fn shape(r: &mut Random, graph: &mut GraphProto) {
         _ if dims.is_empty() => {}
         _ => {
             let at = r.below(dims.len());
-            dims[at].set_dim_value(r.pick(&NUMBERS));
+            dims[at].set_dim_value(r.pick(new.numbers));
         }
     }
 }
 
-fn initializer(r: &mut Random, graph: &mut GraphProto) {
+fn initializer(r: &mut Random, graph: &mut GraphProto, new: &Changes) {
     // Small ones say shapes and axes.
     let small = |t: &&mut TensorProto| t.raw_data().len() <= 256;
     let count = graph.initializer.iter_mut().filter(small).count();
     if count > 0 {
         let at = r.below(count);
-        tensor(r, graph.initializer.iter_mut().filter(small).nth(at).expect("counted"));
+        tensor(r, graph.initializer.iter_mut().filter(small).nth(at).expect("counted"), new);
     }
 }
 
-fn tensor(r: &mut Random, tensor: &mut TensorProto) {
+fn tensor(r: &mut Random, tensor: &mut TensorProto, new: &Changes) {
     match r.below(5) {
         0 => tensor.set_data_type(r.below(30) as i32),
-        1 => tensor.dims.push(r.pick(&NUMBERS)),
-        2 => tensor.dims.iter_mut().for_each(|d| *d = r.pick(&NUMBERS)),
-        3 => tensor.int64_data = vec![r.pick(&NUMBERS); r.below(5)],
+        1 => tensor.dims.push(r.pick(new.numbers)),
+        2 => tensor.dims.iter_mut().for_each(|d| *d = r.pick(new.numbers)),
+        3 => tensor.int64_data = vec![r.pick(new.numbers); r.below(5)],
         _ => {
             let mut raw = tensor.raw_data().to_vec();
             for number in raw.chunks_exact_mut(8) {
-                number.copy_from_slice(&r.pick(&NUMBERS).to_le_bytes());
+                number.copy_from_slice(&r.pick(new.numbers).to_le_bytes());
             }
             tensor.set_raw_data(raw);
         }
@@ -174,10 +199,10 @@ fn tensor(r: &mut Random, tensor: &mut TensorProto) {
 }
 
 /// A chain of one operator behind an input of a node: of a tensor with itself, which grows.
-fn chain(r: &mut Random, graph: &mut GraphProto, at: usize) {
+fn chain(r: &mut Random, graph: &mut GraphProto, at: usize, new: &Changes) {
     let Some(first) = graph.node[at].input.first().cloned() else { return };
     let operator = r.pick(&["Concat", "Gather", "Add", "Identity", "Unsqueeze", "Mul"]);
-    let (length, number) = (1 + r.below(80), r.below(1000));
+    let (length, number) = (1 + r.below(new.chain), r.below(1000));
     let name = |n: usize| if n == 0 { first.clone() } else { format!("chain{number}.{n}") };
     let nodes: Vec<NodeProto> = (0..length)
         .map(|n| {

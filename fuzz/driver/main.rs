@@ -12,6 +12,7 @@ mod mutate;
 #[path = "../targets/mod.rs"]
 mod targets;
 mod watch;
+mod weights;
 mod work;
 
 use std::time::Duration;

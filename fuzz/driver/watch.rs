@@ -1,17 +1,21 @@
 //! Runs each target in a process of its own and sees to it that it ends, and how.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::targets::TARGETS;
+use crate::targets::{self, TARGETS};
 use crate::{Task, memory};
 
-/// How long a mutant may take.
+/// How long a mutant may take, by the clock of its process: others may keep the machine busy.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long one may take that does not compute, but waits for something.
+const WAITING: Duration = Duration::from_secs(60);
 
 /// Fuzzes what `task` says.
 ///
@@ -23,12 +27,22 @@ pub fn run(task: &Task) -> Result<()> {
     let mut failures = Vec::new();
     let mut total = 0;
     for (target, _) in chosen {
+        if *target == targets::NEEDS_RUNTIME
+            && let Err(why) = spark_ort::runtime::load()
+        {
+            println!("{target:<10} skipped: {why}");
+            continue;
+        }
         let begin = Instant::now();
-        let (mut first, mut failed) = (0, 0);
+        let (mut first, mut failed, mut foreign) = (0, 0, 0);
+        let folder = tempfile::tempdir()?;
         while first < task.mutants && begin.elapsed() < time && failed < 20 {
-            let (next, failure) = watch(task, target, first, time.saturating_sub(begin.elapsed()))?;
+            let left = time.saturating_sub(begin.elapsed());
+            let (next, failure) = watch(task, target, first, left, folder.path())?;
             first = next;
-            if let Some(problem) = failure {
+            if std::fs::remove_file(folder.path().join(targets::FOREIGN)).is_ok() {
+                foreign += 1;
+            } else if let Some(problem) = failure {
                 failed += 1;
                 let again = format!("--seed {} --mutant {target} {} 1", task.seed, next - 1);
                 println!("{target}: mutant {}: {problem}\n    again: {again}", next - 1);
@@ -36,7 +50,13 @@ pub fn run(task: &Task) -> Result<()> {
             }
         }
         total += first;
-        println!("{target:<10} {first:>9} mutants, {failed} failures, {:.0} s", begin.elapsed().as_secs_f64());
+        let seconds = begin.elapsed().as_secs_f64();
+        println!("{target:<10} {first:>9} mutants, {failed} failures, {seconds:.0} s");
+        if let Ok(compared) = std::fs::metadata(folder.path().join(targets::COMPARED)) {
+            println!("{:<10} {:>9} of them compared, {foreign} ended ONNX Runtime itself", "", compared.len());
+        } else if *target == targets::NEEDS_RUNTIME && first > 100 {
+            bail!("of {first} mutants none could be compared");
+        }
     }
     println!("{total} mutants in all, seed {}", task.seed);
     match failures.len() {
@@ -46,28 +66,34 @@ pub fn run(task: &Task) -> Result<()> {
 }
 
 /// Runs mutants of `target` from `first` on until one fails or `time` is over; the next one, and what failed.
-fn watch(task: &Task, target: &str, first: u64, time: Duration) -> Result<(u64, Option<String>)> {
-    let folder = tempfile::tempdir()?;
+fn watch(task: &Task, target: &str, first: u64, time: Duration, folder: &Path) -> Result<(u64, Option<String>)> {
     let count = (task.mutants - first).to_string();
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--seed", &task.seed.to_string(), "--mutant", target, &first.to_string(), &count]);
-    command.env("SPARK_FUZZ_FOLDER", folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env("SPARK_FUZZ_FOLDER", folder).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("the fuzzer cannot start itself")?;
     let numbers = numbers(&mut child);
     let end = Instant::now() + time;
     let mut current = None;
+    let (mut begun, mut computed) = (Instant::now(), Duration::ZERO);
     loop {
-        match numbers.recv_timeout(PATIENCE) {
+        match numbers.recv_timeout(Duration::from_secs(1)) {
             Ok(_) if Instant::now() > end => {
                 stop(&mut child);
                 // The one that was begun does not count.
                 return Ok((current.map_or(first, |n| n + 1), None));
             }
-            Ok(number) => current = Some(number),
-            Err(RecvTimeoutError::Timeout) => {
-                stop(&mut child);
-                return Ok((current.map_or(first, |n| n) + 1, Some(format!("more than {} s", PATIENCE.as_secs()))));
+            Ok(number) => {
+                current = Some(number);
+                (begun, computed) = (Instant::now(), cpu_time(&child));
             }
+            Err(RecvTimeoutError::Timeout)
+                if begun.elapsed() > WAITING || cpu_time(&child).saturating_sub(computed) > PATIENCE =>
+            {
+                stop(&mut child);
+                return Ok((current.unwrap_or(first) + 1, Some(format!("more than {} s", PATIENCE.as_secs()))));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
@@ -79,6 +105,15 @@ fn watch(task: &Task, target: &str, first: u64, time: Duration) -> Result<(u64, 
         _ if current.is_none() => bail!("{target}: {}", String::from_utf8_lossy(&done.stderr)),
         _ => (next, Some(format!("{}: {}", done.status, String::from_utf8_lossy(&done.stderr).trim()))),
     })
+}
+
+/// Time that a process has computed for, as far as the system tells.
+fn cpu_time(child: &Child) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    // Behind the name, which may have anything in it: fields 14 and 15 are hundredths of a second.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(10 * ticks)
 }
 
 /// The numbers of mutants as they are begun.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::common::Random;
 use crate::targets::TARGETS;
-use crate::{graph, mutate};
+use crate::{graph, mutate, weights};
 
 /// Runs mutants `first` to `first + count` of a target.
 ///
@@ -49,6 +49,11 @@ fn seeds(target: &str) -> Result<(Vec<Vec<u8>>, Mutate)> {
     };
     Ok(match target {
         "model" => (named("model.onnx")?, graph::model),
+        "difference" => {
+            let models = named("model.onnx")?;
+            let with_weights = models.iter().filter_map(|model| weights::lend(model).transpose());
+            (with_weights.collect::<Result<_>>()?, graph::gentle)
+        }
         "config" => (named("genai_config.json")?, mutate::json),
         "settings" => (
             [named("genai_config.json")?, named("config.json")?, named("generation_config.json")?].concat(),

@@ -16,7 +16,7 @@ fn bundled() -> PathBuf {
 }
 
 /// A folder of this process, that SPARK_FUZZ_FOLDER names or that is its own: `in` with the files of the bundled model.
-fn folder() -> &'static Path {
+pub fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = match std::env::var_os("SPARK_FUZZ_FOLDER") {
@@ -28,6 +28,9 @@ fn folder() -> &'static Path {
         for name in ["model.onnx", "model.onnx.data"] {
             fs::copy(bundled().join(name), input.join(name)).expect("a copy of the bundled model");
         }
+        // Other graphs of the project have more data than this one.
+        let data = fs::File::options().write(true).open(input.join("model.onnx.data"));
+        data.and_then(|file| file.set_len(16 << 20)).expect("a longer file");
         fs::write(folder.join("library"), "a library").expect("a file");
         folder
     })

@@ -3,6 +3,7 @@
 
 mod bytes;
 mod calls;
+mod difference;
 mod files;
 mod rows;
 
@@ -10,11 +11,19 @@ mod rows;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("model", files::model),
     ("config", files::config),
     ("settings", files::settings),
     ("tokenizer", files::tokenizer),
     ("rows", rows::rows),
     ("calls", calls::calls),
+    ("difference", difference::difference),
 ];
+
+/// The one that needs ONNX Runtime.
+pub const NEEDS_RUNTIME: &str = "difference";
+
+#[allow(unused_imports)]
+pub use difference::WEIGHTS;
+pub use difference::{COMPARED, FOREIGN};

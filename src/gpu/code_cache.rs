@@ -54,20 +54,13 @@ impl Entry {
 
     /// The code, `None` if there is none that can be trusted and that `is_code`.
     pub(super) fn read(&self, is_code: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
-        let own = |m: &Metadata| {
-            // SAFETY: takes nothing and cannot fail.
-            let user = unsafe { libc::geteuid() };
-            m.uid() == user && m.mode() & 0o022 == 0
-        };
-        let folder = fs::metadata(self.path.parent()?).ok()?;
-        if !own(&folder) {
+        if !own(&fs::metadata(self.path.parent()?).ok()?) || !is_kept(&fs::symlink_metadata(&self.path).ok()?) {
             return None;
         }
-        // Not a pipe or device, to open which waits or does something.
+        // Should something take its place now, opening it neither waits nor follows it.
         let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
         let mut file: File = fs::OpenOptions::new().read(true).custom_flags(flags).open(&self.path).ok()?;
-        let metadata = file.metadata().ok()?;
-        if !own(&metadata) || !metadata.is_file() || metadata.len() > MOST_BYTES {
+        if !is_kept(&file.metadata().ok()?) {
             return None;
         }
         let mut bytes = Vec::new();
@@ -83,6 +76,9 @@ impl Entry {
     /// If it cannot be written; nothing half-written stays.
     pub(super) fn write(&self, code: &[u8]) -> std::io::Result<()> {
         let folder = self.path.parent().expect("a file has a folder");
+        if fs::metadata(folder).is_ok_and(|metadata| !own(&metadata)) {
+            return Err(std::io::Error::other("others may write to the folder for compiled kernels"));
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         // Readable by the user alone, as tempfile makes it.
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
@@ -102,6 +98,18 @@ impl Entry {
     fn header(&self, code: &[u8]) -> Vec<u8> {
         [&MAGIC[..], &self.key, &(code.len() as u64).to_le_bytes(), &Sha256::digest(code)].concat()
     }
+}
+
+/// Whether only this user may have written what `metadata` is of.
+fn own(metadata: &Metadata) -> bool {
+    // SAFETY: takes nothing and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    metadata.uid() == user && metadata.mode() & 0o022 == 0
+}
+
+/// The same of a file that may be a code object.
+fn is_kept(metadata: &Metadata) -> bool {
+    metadata.is_file() && own(metadata) && metadata.len() <= MOST_BYTES
 }
 
 #[cfg(test)]
@@ -173,5 +181,24 @@ mod tests {
         fs::rename(&entry.path, &elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &entry.path).unwrap();
         assert_eq!(entry.read(is_code), None);
+        mode(folder.path(), 0o777);
+        assert!(entry.write(&code()).is_err());
+    }
+
+    #[test]
+    fn a_pipe_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = Entry::within(folder.path(), "gfx90a", "7");
+        rustix::fs::mknodat(rustix::fs::CWD, &entry.path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        // Whoever writes to a pipe waits until somebody opens it to read.
+        let path = entry.path.clone();
+        let writer = std::thread::spawn(move || fs::OpenOptions::new().write(true).open(path).unwrap());
+        for _ in 0..200 {
+            assert_eq!(entry.read(is_code), None);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(!writer.is_finished());
+        drop(fs::File::open(&entry.path).unwrap());
+        writer.join().unwrap();
     }
 }

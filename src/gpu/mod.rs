@@ -17,7 +17,9 @@ mod rtc;
 mod runtime;
 mod sources;
 
+pub(crate) use cuda::Cuda;
 pub use device::Device;
 pub use error::GpuError;
 pub use hip::Hip;
+pub(crate) use runtime::functions;
 pub use runtime::{Handle, Properties, Vendor};

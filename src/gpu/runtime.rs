@@ -125,7 +125,7 @@ pub(super) trait CodeFormat {
 pub(super) struct Previous(pub(super) Option<i32>);
 
 /// A device being current on the calling thread.
-pub(super) struct Current<'r> {
+pub(crate) struct Current<'r> {
     runtime: &'r dyn Runtime,
     previous: Option<Previous>,
 }
@@ -185,4 +185,4 @@ macro_rules! functions {
         }
     };
 }
-pub(super) use functions;
+pub(crate) use functions;

@@ -40,6 +40,7 @@ pub enum Placement {
 /// A file that is missing, too short for a tensor, or outside the model's folder; a place in it that is no number.
 pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, FileError> {
     let folder = path.parent().unwrap_or(Path::new(""));
+    let homes = Homes::of(path);
     let mut files: BTreeMap<PathBuf, u64> = BTreeMap::new();
     for tensor in tensors(model) {
         let entry = |key: &str| tensor.external_data.iter().find(|e| e.key() == key).map(|e| e.value());
@@ -56,7 +57,10 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
         let have = match files.get(&inside) {
             Some(&have) => have,
             None => match fs::metadata(&file) {
-                Ok(m) if m.is_file() => m.len(),
+                Ok(m) if m.is_file() => {
+                    homes.check(&file)?;
+                    m.len()
+                }
                 _ => return Err(missing()),
             },
         };
@@ -75,6 +79,36 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
         }
     }
     Ok(files.into_iter().map(|(location, bytes)| DataFile { location, bytes }).collect())
+}
+
+/// Where the files of a model may lie, by whatever links they are reached: what belongs to a model of others must not
+/// become a part of its rewritten copy if it is a link to something private.
+pub(crate) struct Homes(Vec<PathBuf>);
+
+impl Homes {
+    /// The folder of the model at `path`; and, if it is a link itself, the one that it leads to, as in the cache of a hub,
+    /// where all files of a model are links into one folder.
+    pub(crate) fn of(path: &Path) -> Self {
+        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        let real = fs::canonicalize(path).ok().and_then(|real| real.parent().map(Path::to_path_buf));
+        Self(fs::canonicalize(folder).into_iter().chain(real).collect())
+    }
+
+    /// These and `folder`, of which the model's own is a part.
+    pub(crate) fn and(mut self, folder: &Path) -> Self {
+        self.0.extend(fs::canonicalize(folder));
+        self
+    }
+
+    /// # Errors
+    /// `file` leads elsewhere, or cannot be followed.
+    pub(crate) fn check(&self, file: &Path) -> Result<(), FileError> {
+        let real = fs::canonicalize(file).map_err(FileError::io(file))?;
+        match self.0.iter().any(|home| real.starts_with(home)) {
+            true => Ok(()),
+            false => Err(FileError::Leaves { file: file.into(), real }),
+        }
+    }
 }
 
 /// Where `model` says that it has data, as far as that is inside its folder; whether the files are there does not matter.

@@ -11,7 +11,7 @@ use super::proto::ModelProto;
 use crate::files;
 
 /// Bytes that a model may take in memory beside twice those of its file.
-const MOST_MEMORY: u64 = 512 << 20;
+const MOST_MEMORY: u64 = 768 << 20;
 
 /// Why a model file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,16 @@ pub enum FileError {
         key: &'static str,
         /// What it is.
         value: String,
+    },
+    /// A link that leads out of the model's folder.
+    #[error(
+        "{file} leads out of the model's folder, to {real}; if that is meant, put a copy or a hard link in its place"
+    )]
+    Leaves {
+        /// The link.
+        file: PathBuf,
+        /// Where it leads.
+        real: PathBuf,
     },
     /// External data that is not there.
     #[error("{0} is missing, where {1} has the data of tensor '{2}'")]

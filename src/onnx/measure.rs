@@ -12,32 +12,32 @@ const TEXT: u64 = 48;
 /// How deep messages are within one another at most.
 const DEPTH: usize = 100;
 
-/// A kind of message, by its fields that are messages: their numbers and kinds.
-struct Kind(&'static [(u64, &'static Kind)]);
+/// Bytes that a number of a list takes that grows.
+const NUMBER: u64 = 16;
 
-static LEAF: Kind = Kind(&[]);
-static TENSOR: Kind = Kind(&[(3, &LEAF), (13, &LEAF), (16, &LEAF)]);
-static SPARSE: Kind = Kind(&[(1, &TENSOR), (2, &TENSOR)]);
-static DIMENSIONS: Kind = Kind(&[(1, &LEAF)]);
-static TYPED: Kind = Kind(&[(1, &TYPE), (2, &DIMENSIONS)]);
-static MAP: Kind = Kind(&[(2, &TYPE)]);
-static TYPE: Kind = Kind(&[(1, &TYPED), (4, &TYPED), (5, &MAP), (8, &TYPED), (9, &TYPED)]);
-static VALUE: Kind = Kind(&[(2, &TYPE), (4, &LEAF)]);
-static ATTRIBUTE: Kind = Kind(&[
-    (5, &TENSOR),
-    (6, &GRAPH),
-    (10, &TENSOR),
-    (11, &GRAPH),
-    (14, &TYPE),
-    (15, &TYPE),
-    (22, &SPARSE),
-    (23, &SPARSE),
-]);
-static NODE: Kind = Kind(&[(5, &ATTRIBUTE), (9, &LEAF), (10, &LEAF)]);
-static GRAPH: Kind =
-    Kind(&[(1, &NODE), (5, &TENSOR), (11, &VALUE), (12, &VALUE), (13, &VALUE), (14, &MAP), (15, &SPARSE), (16, &LEAF)]);
-static FUNCTION: Kind = Kind(&[(7, &NODE), (9, &LEAF), (11, &ATTRIBUTE), (12, &VALUE), (14, &LEAF)]);
-static MODEL: Kind = Kind(&[(7, &GRAPH), (8, &LEAF), (14, &LEAF), (20, &LEAF), (25, &FUNCTION)]);
+/// A kind of message, by its fields that are messages, their numbers and kinds; and by those that are lists of numbers
+/// of as many bytes as they need.
+struct Kind(&'static [(u64, &'static Kind)], &'static [u64]);
+
+static LEAF: Kind = Kind(&[], &[]);
+static TENSOR: Kind = Kind(&[(3, &LEAF), (13, &LEAF), (16, &LEAF)], &[1, 5, 7, 11]);
+static SPARSE: Kind = Kind(&[(1, &TENSOR), (2, &TENSOR)], &[3]);
+static DIMENSIONS: Kind = Kind(&[(1, &LEAF)], &[]);
+static TYPED: Kind = Kind(&[(1, &TYPE), (2, &DIMENSIONS)], &[]);
+static MAP: Kind = Kind(&[(2, &TYPE)], &[]);
+static TYPE: Kind = Kind(&[(1, &TYPED), (4, &TYPED), (5, &MAP), (8, &TYPED), (9, &TYPED)], &[]);
+static VALUE: Kind = Kind(&[(2, &TYPE), (4, &LEAF)], &[]);
+static ATTRIBUTE: Kind = Kind(
+    &[(5, &TENSOR), (6, &GRAPH), (10, &TENSOR), (11, &GRAPH), (14, &TYPE), (15, &TYPE), (22, &SPARSE), (23, &SPARSE)],
+    &[8],
+);
+static NODE: Kind = Kind(&[(5, &ATTRIBUTE), (9, &LEAF), (10, &LEAF)], &[]);
+static GRAPH: Kind = Kind(
+    &[(1, &NODE), (5, &TENSOR), (11, &VALUE), (12, &VALUE), (13, &VALUE), (14, &MAP), (15, &SPARSE), (16, &LEAF)],
+    &[],
+);
+static FUNCTION: Kind = Kind(&[(7, &NODE), (9, &LEAF), (11, &ATTRIBUTE), (12, &VALUE), (14, &LEAF)], &[]);
+static MODEL: Kind = Kind(&[(7, &GRAPH), (8, &LEAF), (14, &LEAF), (20, &LEAF), (25, &FUNCTION)], &[]);
 
 /// About how many bytes the model in `input` takes in memory, counted up to `most`; what is malformed ends the count.
 /// Embedded weights are skipped, not read.
@@ -66,7 +66,6 @@ impl<R: BufRead + Seek> Scan<'_, R> {
                 return self.skip(end);
             }
             let Some(tag) = self.varint()? else { return self.skip(end) };
-            // A list of numbers of one byte each takes eight for each of them.
             match tag & 7 {
                 0 => drop(self.varint()?),
                 1 => self.skip(self.at.saturating_add(8).min(end))?,
@@ -76,6 +75,7 @@ impl<R: BufRead + Seek> Scan<'_, R> {
                     let to = self.at.saturating_add(length).min(end);
                     match kind.0.iter().find(|(number, _)| *number == tag >> 3) {
                         Some((_, inner)) if depth < DEPTH => self.message(inner, to, depth + 1)?,
+                        _ if kind.1.contains(&(tag >> 3)) => self.numbers(to)?,
                         _ => {
                             self.sum += TEXT + (to - self.at);
                             self.skip(to)?;
@@ -84,9 +84,25 @@ impl<R: BufRead + Seek> Scan<'_, R> {
                 }
                 _ => return self.skip(end),
             }
-            self.sum += if tag & 7 == 2 { 0 } else { 8 };
+            self.sum += if tag & 7 == 2 { 0 } else { NUMBER };
         }
         Ok(())
+    }
+
+    /// Counts a list of numbers that ends at `end`: each ends with a byte below 128.
+    fn numbers(&mut self, end: u64) -> Result<()> {
+        while self.at < end && self.sum <= self.most {
+            let bytes = self.input.fill_buf()?;
+            let bytes = &bytes[..bytes.len().min((end - self.at) as usize)];
+            if bytes.is_empty() {
+                break;
+            }
+            let (count, read) = (bytes.iter().filter(|&&byte| byte < 0x80).count(), bytes.len());
+            self.sum += NUMBER * count as u64;
+            self.at += read as u64;
+            self.input.consume(read);
+        }
+        self.skip(end)
     }
 
     fn skip(&mut self, to: u64) -> Result<()> {
@@ -130,6 +146,9 @@ mod tests {
         assert_eq!(of(&graph(&[1 << 3 | 2, 0].repeat(1000))), 2 * MESSAGE + 1000 * MESSAGE);
         let weights = [&[5 << 3 | 2, 0x84, 7, 9 << 3 | 2, 0x81, 7][..], &[0; 897]].concat();
         assert_eq!(of(&graph(&weights)), 3 * MESSAGE + TEXT + 897);
+        // 100 numbers of a byte each.
+        let numbers = [&[5 << 3 | 2, 102, 7 << 3 | 2, 100][..], &[0; 100]].concat();
+        assert_eq!(of(&graph(&numbers)), 3 * MESSAGE + 100 * NUMBER);
         // Cut short, or nonsense.
         of(&graph(&weights)[..20]);
         of(&[0xff; 100]);

@@ -27,8 +27,8 @@ pub fn onnx_opset(model: &proto::ModelProto) -> i64 {
 }
 
 pub use cleanup::{remove_nodes, sort_nodes};
-pub(crate) use external::place;
 pub use external::{DataFile, Placement, data_files, data_locations, move_data};
+pub(crate) use external::{Homes, place};
 pub(crate) use file::write_text;
 pub use file::{FileError, read, write};
 pub use functions::inline_functions;

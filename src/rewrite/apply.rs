@@ -114,8 +114,17 @@ fn read_presents(graph: &mut GraphProto, layers: &[Layer]) {
 
 /// Inserts `added` nodes, each list before the node at its key, and gives the new places of `doomed`.
 fn insert(graph: &mut GraphProto, added: BTreeMap<usize, Vec<NodeProto>>, doomed: Vec<usize>) -> Vec<usize> {
-    let moved = |n: usize| n + added.range(..=n).map(|(_, nodes)| nodes.len()).sum::<usize>();
-    let doomed = doomed.into_iter().map(moved).collect();
+    let mut before = 0;
+    let sums: Vec<(usize, usize)> = added
+        .iter()
+        .map(|(&n, nodes)| {
+            before += nodes.len();
+            (n, before)
+        })
+        .collect();
+    // How many are added up to each place.
+    let up_to = |n: usize| sums.partition_point(|&(at, _)| at <= n).checked_sub(1).map_or(0, |last| sums[last].1);
+    let doomed = doomed.into_iter().map(|n| n + up_to(n)).collect();
     let old = std::mem::take(&mut graph.node);
     let mut added = added;
     for (n, node) in old.into_iter().enumerate() {

@@ -132,7 +132,7 @@ impl Numbers {
         let (mut seen, mut queue) = (BTreeSet::new(), vec![tensor]);
         let index = context.index;
         while let Some(name) = queue.pop() {
-            if !seen.insert(name) {
+            if !context.constants.may_follow(1) || !seen.insert(name) {
                 continue;
             }
             let maker = index.maker(name);

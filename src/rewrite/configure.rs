@@ -1,12 +1,14 @@
 //! Setting the rows of a rewritten model: attributes, cache inputs and outputs, saliency, metadata.
 
-use super::apply::{Names, declare_like, set_dim};
+use std::collections::{HashMap, HashSet};
+
+use super::apply::{DOMAIN, Names, declare_like, set_dim};
 use super::build::{Attribute, float32s, set_attribute};
 use super::layer::{Layer, Source};
 use super::options::CacheType;
 use super::rows::Rows;
 use crate::onnx::proto::tensor_shape_proto::Dimension;
-use crate::onnx::proto::{GraphProto, ModelProto, StringStringEntryProto, ValueInfoProto};
+use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, StringStringEntryProto, ValueInfoProto};
 use crate::spec;
 
 /// Keys of metadata_props.
@@ -42,65 +44,98 @@ pub struct Version<'v> {
 pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], version: &Version<'_>) {
     let rows = version.rows;
     let graph = model.graph.mut_or_insert_default();
+    forget(graph, names);
+    let places = Places::new(graph);
     for (i, (layer, names)) in layers.iter().zip(names).enumerate() {
         let saliency = version.saliency.map(|s| &s.layers[i]);
-        graph.initializer.retain(|t| t.name() != names.query_saliency);
         if let (Some(values), Some(all)) = (saliency, version.saliency) {
             let mut tensor = float32s(&names.query_saliency, &[layer.kv_heads as i64, layer.head_dim as i64], values);
             // The one place that may depend on calibration says what it was.
             tensor.set_doc_string(all.measured_on.clone());
             graph.initializer.push(tensor);
         }
-        nodes(graph, names, version, saliency.is_some());
-        caches(graph, layer, rows, version.static_rows);
-        recent_keys(graph, layer, names, rows.recent_window);
-        observed(graph, layer, names, version.observe.is_some());
+        for name in [&names.attention, &names.prune] {
+            set_node(&mut graph.node[places.nodes[name]], names, version, saliency.is_some());
+        }
+        caches(graph, &places, layer, rows, version.static_rows);
+        if rows.recent_window > 0 {
+            recent_keys(graph, &places, layer, names);
+        }
+        if version.observe.is_some() {
+            observed(graph, &places, layer, names);
+        }
     }
     metadata(model, rows, layers.first().map(|l| &l.source));
 }
 
-fn nodes(graph: &mut GraphProto, names: &Names, version: &Version<'_>, saliency: bool) {
-    let rows = version.rows;
-    for node in graph.node.iter_mut().filter(|n| [&names.attention, &names.prune].iter().any(|a| *a == n.name())) {
-        set_attribute(node, "kept_channels", Attribute::Int(rows.kept_channels as i64));
-        set_attribute(node, "key_bits", Attribute::Int(rows.key_bits.into()));
-        set_attribute(node, "value_bits", Attribute::Int(rows.value_bits.into()));
-        set_attribute(node, "key_row_bytes", Attribute::Int(rows.key_row_bytes as i64));
-        set_attribute(node, "value_row_bytes", Attribute::Int(rows.value_row_bytes as i64));
-        set_attribute(node, "recovery", Attribute::Text(rows.recovery.name()));
-        set_attribute(node, "recent_window", Attribute::Int(rows.recent_window as i64));
-        let later = [spec::TAIL_WINDOW.name, spec::ROW_FORMAT.name, spec::VERSION.name];
-        node.attribute.retain(|a| !later.contains(&a.name()));
-        if rows.operator_version() > *spec::VERSIONS.start() {
-            set_attribute(node, spec::VERSION.name, Attribute::Int(rows.operator_version()));
-        }
-        if rows.row_format > 1 {
-            set_attribute(node, spec::ROW_FORMAT.name, Attribute::Int(rows.row_format.into()));
-        }
-        if rows.tail_window > 0 {
-            set_attribute(node, spec::TAIL_WINDOW.name, Attribute::Int(rows.tail_window as i64));
-        }
-        let recent = rows.recent_window > 0;
-        if recent {
-            node.input[10] = names.key_recent[0].clone();
-        } else if node.input[10] == names.key_recent[0] {
-            node.input[10] = String::new();
-        }
-        node.input[11] = if saliency { names.query_saliency.clone() } else { String::new() };
-        if node.op_type() == "SparkPrune" {
-            set_attribute(node, "observation_window", Attribute::Int(version.observe.unwrap_or(32) as i64));
-            node.output.truncate(2);
-            node.output.push(if recent { names.key_recent[1].clone() } else { String::new() });
-            node.output.push(if version.observe.is_some() { names.observed_saliency.clone() } else { String::new() });
-            while node.output.last().is_some_and(String::is_empty) {
-                node.output.pop();
-            }
+/// Removes what another version had beside the nodes.
+fn forget(graph: &mut GraphProto, names: &[Names]) {
+    let saliency: HashSet<&str> = names.iter().map(|n| n.query_saliency.as_str()).collect();
+    graph.initializer.retain(|t| !saliency.contains(t.name()));
+    let past: HashSet<&str> = names.iter().map(|n| n.key_recent[0].as_str()).collect();
+    graph.input.retain(|i| !past.contains(i.name()));
+    let outputs: HashSet<&str> =
+        names.iter().flat_map(|n| [n.key_recent[1].as_str(), n.observed_saliency.as_str()]).collect();
+    graph.output.retain(|o| !outputs.contains(o.name()));
+}
+
+/// Where in a graph what is: models may have many layers. Further inputs and outputs are put behind those that are there.
+struct Places {
+    /// The operators of this crate.
+    nodes: HashMap<String, usize>,
+    inputs: HashMap<String, usize>,
+    outputs: HashMap<String, usize>,
+}
+
+impl Places {
+    fn new(graph: &GraphProto) -> Self {
+        let ours = graph.node.iter().enumerate().filter(|(_, node)| node.domain() == DOMAIN);
+        let infos =
+            |infos: &[ValueInfoProto]| infos.iter().enumerate().map(|(n, info)| (info.name().to_string(), n)).collect();
+        Self {
+            nodes: ours.map(|(n, node)| (node.name().to_string(), n)).collect(),
+            inputs: infos(&graph.input),
+            outputs: infos(&graph.output),
         }
     }
 }
 
-fn find<'i>(infos: &'i mut [ValueInfoProto], name: &str) -> &'i mut ValueInfoProto {
-    infos.iter_mut().find(|i| i.name() == name).expect("checked when the layer was found")
+fn set_node(node: &mut NodeProto, names: &Names, version: &Version<'_>, saliency: bool) {
+    let rows = version.rows;
+    set_attribute(node, "kept_channels", Attribute::Int(rows.kept_channels as i64));
+    set_attribute(node, "key_bits", Attribute::Int(rows.key_bits.into()));
+    set_attribute(node, "value_bits", Attribute::Int(rows.value_bits.into()));
+    set_attribute(node, "key_row_bytes", Attribute::Int(rows.key_row_bytes as i64));
+    set_attribute(node, "value_row_bytes", Attribute::Int(rows.value_row_bytes as i64));
+    set_attribute(node, "recovery", Attribute::Text(rows.recovery.name()));
+    set_attribute(node, "recent_window", Attribute::Int(rows.recent_window as i64));
+    let later = [spec::TAIL_WINDOW.name, spec::ROW_FORMAT.name, spec::VERSION.name];
+    node.attribute.retain(|a| !later.contains(&a.name()));
+    if rows.operator_version() > *spec::VERSIONS.start() {
+        set_attribute(node, spec::VERSION.name, Attribute::Int(rows.operator_version()));
+    }
+    if rows.row_format > 1 {
+        set_attribute(node, spec::ROW_FORMAT.name, Attribute::Int(rows.row_format.into()));
+    }
+    if rows.tail_window > 0 {
+        set_attribute(node, spec::TAIL_WINDOW.name, Attribute::Int(rows.tail_window as i64));
+    }
+    let recent = rows.recent_window > 0;
+    if recent {
+        node.input[10] = names.key_recent[0].clone();
+    } else if node.input[10] == names.key_recent[0] {
+        node.input[10] = String::new();
+    }
+    node.input[11] = if saliency { names.query_saliency.clone() } else { String::new() };
+    if node.op_type() == "SparkPrune" {
+        set_attribute(node, "observation_window", Attribute::Int(version.observe.unwrap_or(32) as i64));
+        node.output.truncate(2);
+        node.output.push(if recent { names.key_recent[1].clone() } else { String::new() });
+        node.output.push(if version.observe.is_some() { names.observed_saliency.clone() } else { String::new() });
+        while node.output.last().is_some_and(String::is_empty) {
+            node.output.pop();
+        }
+    }
 }
 
 /// Element type of the cache tensors, as ONNX numbers it.
@@ -116,15 +151,15 @@ pub fn row_width(layer: &Layer, rows: &Rows) -> usize {
     rows.key_row_bytes / element_size(cache_element(layer, rows))
 }
 
-fn caches(graph: &mut GraphProto, layer: &Layer, rows: &Rows, static_rows: bool) {
+fn caches(graph: &mut GraphProto, places: &Places, layer: &Layer, rows: &Rows, static_rows: bool) {
     let element = cache_element(layer, rows);
     let width = |bytes: usize| bytes / element_size(element);
     let parts = [(rows.key_row_bytes, "spark_key_row"), (rows.value_row_bytes, "spark_value_row")];
     for (part, (bytes, name)) in parts.into_iter().enumerate() {
-        let past = find(&mut graph.input, &layer.cache.past[part]);
+        let past = &mut graph.input[places.inputs[&layer.cache.past[part]]];
         past.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(element);
         set_dim(past, 3, static_rows.then(|| width(bytes)), name);
-        let present = find(&mut graph.output, &layer.cache.present[part]);
+        let present = &mut graph.output[places.outputs[&layer.cache.present[part]]];
         present.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(element);
         set_dim(present, 3, Some(width(bytes)), name);
     }
@@ -139,30 +174,22 @@ pub fn element_size(element: i32) -> usize {
     }
 }
 
-fn recent_keys(graph: &mut GraphProto, layer: &Layer, names: &Names, window: usize) {
+fn recent_keys(graph: &mut GraphProto, places: &Places, layer: &Layer, names: &Names) {
     let [past, present] = &names.key_recent;
-    graph.input.retain(|i| i.name() != past);
-    graph.output.retain(|o| o.name() != present);
-    if window == 0 {
-        return;
-    }
-    let declare = |infos: &mut Vec<ValueInfoProto>, like: &str, name: &str, rows: &str| {
-        let mut info = declare_like(find(infos, like), name);
+    let declare = |infos: &mut Vec<ValueInfoProto>, like: usize, name: &str, rows: &str| {
+        let mut info = declare_like(&infos[like], name);
         info.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(layer.element);
         set_dim(&mut info, 2, None, rows);
         set_dim(&mut info, 3, Some(layer.head_dim), "");
         infos.push(info);
     };
-    declare(&mut graph.input, &layer.cache.past[0], past, "spark_recent_keys");
-    declare(&mut graph.output, &layer.cache.present[0], present, "spark_recent_keys_after");
+    declare(&mut graph.input, places.inputs[&layer.cache.past[0]], past, "spark_recent_keys");
+    declare(&mut graph.output, places.outputs[&layer.cache.present[0]], present, "spark_recent_keys_after");
 }
 
-fn observed(graph: &mut GraphProto, layer: &Layer, names: &Names, on: bool) {
-    graph.output.retain(|o| o.name() != names.observed_saliency);
-    if !on {
-        return;
-    }
-    let mut info = declare_like(find(&mut graph.output, &layer.cache.present[0]), &names.observed_saliency);
+fn observed(graph: &mut GraphProto, places: &Places, layer: &Layer, names: &Names) {
+    let like = &graph.output[places.outputs[&layer.cache.present[0]]];
+    let mut info = declare_like(like, &names.observed_saliency);
     let tensor = info.type_.mut_or_insert_default().mut_tensor_type();
     tensor.set_elem_type(1);
     // Outputs may be declared without a shape.

@@ -69,6 +69,9 @@ pub struct Context<'g> {
     evaluators: HashMap<(Sizes, bool), Evaluator<'g>>,
 }
 
+/// Most elements of caches of different shapes in one evaluator.
+const MOST_LABELS: usize = 8 << 20;
+
 impl<'g> Context<'g> {
     /// Looks at the inputs of the graph, of ONNX's operators of version `opset` and those of attention, and at what is appended to them.
     ///
@@ -139,6 +142,9 @@ impl<'g> Context<'g> {
     /// An evaluator as [`Self::evaluator`] gives, which is not kept.
     pub fn new_evaluator(&self, sizes: Sizes, mask_known: bool) -> Evaluator<'g> {
         let mut evaluator = self.blank_evaluator().with_fallback(self.fallback(sizes));
+        // The caches of most models are all alike.
+        let mut labelled: HashMap<(i32, Vec<usize>), Rc<Value>> = HashMap::new();
+        let mut left = MOST_LABELS;
         // Of an input with a default the initializer is taken.
         for input in self.index.graph.input.iter().filter(|i| self.index.input(i.name()).is_some()) {
             let known = given(input, self.caches.get(input.name()), sizes, mask_known);
@@ -149,9 +155,19 @@ impl<'g> Context<'g> {
         for (output, a) in &self.appended {
             if let CacheInput { element, kv_heads: Some(h), head_dim: Some(d) } = self.caches[&a.past] {
                 let shape = vec![sizes.batch, h, sizes.total(), d];
-                let known = labels(&shape).filter(|_| USUAL.contains(&sizes));
-                let value = known.map_or_else(|| Value::shaped(element, shape), |data| Value::known(element, data));
-                evaluator.give(output, value);
+                if !USUAL.contains(&sizes) {
+                    evaluator.give(output, Value::shaped(element, shape));
+                    continue;
+                }
+                let value = labelled.entry((element, shape)).or_insert_with_key(|(element, shape)| {
+                    let known = labels(shape).filter(|data| {
+                        left = left.saturating_sub(data.len());
+                        left > 0
+                    });
+                    let known = known.map(|data| Value::known(*element, data));
+                    Rc::new(known.unwrap_or_else(|| Value::shaped(*element, shape.clone())))
+                });
+                evaluator.give(output, value.clone());
             }
         }
         evaluator
@@ -266,7 +282,7 @@ impl<'g> Context<'g> {
         ];
         let (mut found, mut seen, mut queue) = (Vec::new(), HashSet::new(), vec![tensor]);
         while let Some(name) = queue.pop() {
-            if !seen.insert(name) {
+            if !self.constants.may_follow(1) || !seen.insert(name) {
                 continue;
             }
             if let Some(appended) = self.appended.get(name) {

@@ -74,7 +74,7 @@ fn all_caches_are_claimed(context: &Context<'_>, layers: &[Layer]) -> Result<(),
     let mut claimed = HashSet::new();
     for layer in layers {
         for past in &layer.cache.past {
-            if !claimed.insert(past) {
+            if !claimed.insert(past.as_str()) {
                 return Err(Refusal::new(
                     &layer.title,
                     "a cache input of its own",
@@ -84,7 +84,7 @@ fn all_caches_are_claimed(context: &Context<'_>, layers: &[Layer]) -> Result<(),
         }
     }
     let graph = context.index.graph;
-    let is_claimed = |name: &str| claimed.iter().any(|past| past.as_str() == name);
+    let is_claimed = |name: &str| claimed.contains(name);
     // States of other kinds do not grow, nor do the caches of a model of fixed sizes.
     let fixed = graph.input.iter().any(|i| is_claimed(i.name()) && static_dim(i, 2).is_some()) || layers.is_empty();
     let unclaimed = |i: &&ValueInfoProto| {

@@ -9,7 +9,7 @@ use super::error::{Refusal, RewriteError};
 use super::options::Options;
 use super::publish::contains;
 use crate::files;
-use crate::onnx::{DataFile, FileError, Placement, place, write_text};
+use crate::onnx::{DataFile, FileError, Homes, Placement, place, write_text};
 
 /// File that makes a folder one of GenAI.
 pub const CONFIG: &str = "genai_config.json";
@@ -119,7 +119,8 @@ impl GenAiFolder {
     ) -> Result<(), RewriteError> {
         let library = find_library(options.library.as_deref())?;
         self.check_names(data)?;
-        let copies = Copies { to: folder, output, data, how: options.data };
+        let homes = Homes::of(&self.path.join(&self.model)).and(&self.path);
+        let copies = Copies { to: folder, output, data, how: options.data, homes };
         self.copy_others(Path::new(""), &mut Vec::new(), &copies)?;
         // GenAI has a runtime of its own in the process, and a library file serves one: a link will not do.
         place(&library, &folder.join(LIBRARY), Placement::Copy)?;
@@ -179,12 +180,14 @@ impl GenAiFolder {
                 Err(e) => return Err(FileError::io(&from)(e).into()),
             };
             if kind.is_dir() {
+                copies.homes.check(&from)?;
                 self.copy_others(&relative, around, copies)?;
             } else if !kind.is_file() {
                 return Err(odd(&from, "a pipe, socket or device").into());
             } else if contains(copies.output, &from) {
                 return Err(odd(&from, "a link into the output, which is replaced").into());
             } else if !ours.contains(&relative.as_path()) {
+                copies.homes.check(&from)?;
                 // Data lies where the model says, seen from its own folder.
                 let is_data = copies.data.iter().any(|d| self.beside().join(&d.location) == relative);
                 place(&from, &copies.to.join(&relative), if is_data { copies.how } else { Placement::Copy })?;
@@ -201,6 +204,7 @@ struct Copies<'a> {
     output: &'a Path,
     data: &'a [DataFile],
     how: Placement,
+    homes: Homes,
 }
 
 fn read_config(path: &Path) -> Result<Value, RewriteError> {

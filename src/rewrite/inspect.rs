@@ -1,5 +1,7 @@
 //! What a model's cache is like, rewritten or not.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::apply::DOMAIN;
@@ -9,7 +11,7 @@ use super::find::find_layers;
 use super::layer::{Layer, Source};
 use super::rows::Rows;
 use crate::onnx::NodeExt;
-use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::runtime::{CacheLayer, CachePair, Element, Interface};
 use crate::spec;
 
@@ -43,7 +45,8 @@ impl Inspection {
         let graph = model.graph.as_ref().ok_or_else(|| Refusal::new("the model", "a graph", "none"))?;
         let mut prunes: Vec<_> = graph.node.iter().filter(|n| n.is(DOMAIN, spec::PRUNE.name)).collect();
         // Nodes stand in the order in which they shall run, inputs in that of the layers.
-        prunes.sort_by_key(|n| graph.input.iter().position(|i| Some(i.name()) == n.input_at(3)));
+        let places: HashMap<&str, usize> = graph.input.iter().enumerate().map(|(n, i)| (i.name(), n)).collect();
+        prunes.sort_by_key(|n| n.input_at(3).and_then(|past| places.get(past)));
         let import = model.opset_import.iter().find(|o| o.domain() == DOMAIN);
         // Of a model without our operators the import says nothing: ONNX Runtime's optimiser adds all that it knows.
         let import = import.filter(|_| !prunes.is_empty());
@@ -67,9 +70,29 @@ impl Inspection {
     }
 }
 
-fn declaration<'g>(infos: &'g [ValueInfoProto], name: &str) -> Result<&'g ValueInfoProto, Refusal> {
+/// What a graph says of its tensors, by their names.
+struct Declared<'g> {
+    inputs: HashMap<&'g str, &'g ValueInfoProto>,
+    outputs: HashMap<&'g str, &'g ValueInfoProto>,
+    inside: HashMap<&'g str, &'g ValueInfoProto>,
+    constants: HashMap<&'g str, &'g TensorProto>,
+}
+
+impl<'g> Declared<'g> {
+    fn new(graph: &'g GraphProto) -> Self {
+        let named = |infos: &'g [ValueInfoProto]| infos.iter().map(|info| (info.name(), info)).collect();
+        Self {
+            inputs: named(&graph.input),
+            outputs: named(&graph.output),
+            inside: named(&graph.value_info),
+            constants: graph.initializer.iter().map(|tensor| (tensor.name(), tensor)).collect(),
+        }
+    }
+}
+
+fn declaration<'g>(infos: &HashMap<&str, &'g ValueInfoProto>, name: &str) -> Result<&'g ValueInfoProto, Refusal> {
     let missing = || Refusal::new(format!("'{name}'"), "an input or output of the model", "none of this name");
-    infos.iter().find(|i| i.name() == name).ok_or_else(missing)
+    infos.get(name).copied().ok_or_else(missing)
 }
 
 fn element(info: &ValueInfoProto) -> Result<Element, Refusal> {
@@ -85,14 +108,14 @@ fn element(info: &ValueInfoProto) -> Result<Element, Refusal> {
 }
 
 fn pair(
-    graph: &GraphProto,
+    graph: &Declared<'_>,
     past: &str,
     present: &str,
     row_bytes: Option<usize>,
     width: usize,
 ) -> Result<CachePair, Refusal> {
-    let element = element(declaration(&graph.input, past)?)?;
-    declaration(&graph.output, present)?;
+    let element = element(declaration(&graph.inputs, past)?)?;
+    declaration(&graph.outputs, present)?;
     let width = row_bytes.map_or(width, |bytes| bytes / element.size());
     Ok(CachePair { past: past.into(), present: present.into(), element, width })
 }
@@ -102,10 +125,11 @@ fn total(layers: &[CacheLayer], bytes: impl Fn(&CacheLayer) -> usize) -> usize {
 }
 
 fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal> {
+    let declared = Declared::new(graph);
     let caches: Vec<CacheLayer> = layers
         .iter()
         .map(|l| {
-            let [key, value] = [0, 1].map(|i| pair(graph, &l.cache.past[i], &l.cache.present[i], None, l.head_dim));
+            let [key, value] = [0, 1].map(|i| pair(&declared, &l.cache.past[i], &l.cache.present[i], None, l.head_dim));
             Ok(CacheLayer {
                 kv_heads: l.kv_heads,
                 head_dim: l.head_dim,
@@ -151,6 +175,7 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
     }
     let source = serde_json::from_value(entry(SOURCE_KEY).unwrap_or_default().into())
         .map_err(|e| metadata(SOURCE_KEY, e.to_string()))?;
+    let declared = Declared::new(graph);
     let mut layers = Vec::new();
     let mut query_heads = Vec::new();
     let mut original_bytes = 0;
@@ -166,15 +191,15 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
         let cache = |input: usize, output: usize, attribute: &str| {
             let past = wired(&node.input, input, "a past input")?;
             let present = wired(&node.output, output, "a present output")?;
-            pair(graph, &past, &present, Some(number(attribute)?), 0)
+            pair(&declared, &past, &present, Some(number(attribute)?), 0)
         };
         let (key, value) = (cache(3, 0, "key_row_bytes")?, cache(4, 1, "value_row_bytes")?);
         let key_recent = match (node.input_at(10), node.output_at(2)) {
-            (Some(past), Some(present)) => Some(pair(graph, past, present, None, rows.head_dim)?),
+            (Some(past), Some(present)) => Some(pair(&declared, past, present, None, rows.head_dim)?),
             _ => None,
         };
         let kv_heads = number("kv_num_heads")?;
-        original_bytes += 2 * kv_heads * rows.head_dim * tensor_element(graph, node, &key, &key_recent).size();
+        original_bytes += 2 * kv_heads * rows.head_dim * tensor_element(&declared, node, &key, &key_recent).size();
         query_heads.push(number("num_heads")?);
         layers.push(CacheLayer {
             kv_heads,
@@ -185,7 +210,7 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
             tail_window: rows.tail_window,
         });
     }
-    let saliency = prunes[0].input_at(11).and_then(|name| graph.initializer.iter().find(|t| t.name() == name));
+    let saliency = prunes[0].input_at(11).and_then(|name| declared.constants.get(name));
     Ok(Inspection {
         source,
         calibration: saliency.map(|t| t.doc_string().to_string()),
@@ -202,13 +227,13 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
 }
 
 /// The type of query, key and value: the cache's, unless that holds bytes.
-fn tensor_element(graph: &GraphProto, node: &NodeProto, key: &CachePair, recent: &Option<CachePair>) -> Element {
+fn tensor_element(graph: &Declared<'_>, node: &NodeProto, key: &CachePair, recent: &Option<CachePair>) -> Element {
     if key.element != Element::Uint8 {
         return key.element;
     }
-    let cos = node.input_at(7).and_then(|name| graph.initializer.iter().find(|t| t.name() == name));
-    let query = graph.value_info.iter().find(|v| Some(v.name()) == node.input_at(0));
-    let logits = graph.output.iter().find(|o| o.name() == "logits");
+    let cos = node.input_at(7).and_then(|name| graph.constants.get(name));
+    let query = node.input_at(0).and_then(|name| graph.inside.get(name));
+    let logits = graph.outputs.get("logits");
     recent
         .as_ref()
         .map(|r| r.element)

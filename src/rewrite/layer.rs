@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-/// How a model spells its attention: a name that the source has in [`source`](super::source), and that the metadata of a
+/// How a model spells its attention: a name that the source has in `source`, and that the metadata of a
 /// rewritten model keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -115,7 +115,7 @@ fn bias(context: &mut Context<'_>, title: &str, origin: Origin, element: i32, gr
 fn origin(context: &mut Context<'_>, mask: &Mask, cut: bool) -> Origin {
     let (mut tensor, mut hides) = (mask.tensor.clone(), mask.hides);
     let mut low = (element_type(context, &tensor) == Some(kinds::BOOL)).then_some(mask.low);
-    while let Some(node) = context.index.maker(&tensor) {
+    while let Some(node) = context.index.maker(&tensor).filter(|_| context.constants.may_follow(1)) {
         if cut && node.is_onnx("Slice") && cuts_columns(context, node) {
             tensor = node.input[0].clone();
         } else if let (true, Some(input)) = (node.is_onnx("Not"), node.input_at(0)) {
@@ -165,7 +165,8 @@ fn element_type(context: &mut Context<'_>, tensor: &str) -> Option<i32> {
         if let Some(kind) = declared.filter(|&kind| kind != 0) {
             return Some(kind);
         }
-        let node = context.index.maker(&tensor).filter(|n| n.is_onnx(n.op_type()))?;
+        let follow = |n: &&NodeProto| n.is_onnx(n.op_type()) && context.constants.may_follow(1);
+        let node = context.index.maker(&tensor).filter(follow)?;
         let like = match node.op_type() {
             "And" | "Or" | "Not" | "Xor" | "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual"
             | "IsNaN" | "IsInf" => return Some(kinds::BOOL),

@@ -61,16 +61,18 @@ impl Rows {
         };
         let format = RowFormat::new(row_format.into())
             .ok_or_else(|| RewriteError::option("row_format", format!("{row_format} is not 1 or 2")))?;
-        let key = KeyLayout::of(format, head_dim, kept_channels, bits("key_bits", key_bits)?, 0);
-        let key = key.map_err(|e| RewriteError::option("ratio", e.to_string()))?.row_bytes();
+        let bits_of_key = bits("key_bits", key_bits)?;
+        let key_layout = |kept, row_bytes| KeyLayout::of(format, head_dim, kept, bits_of_key, row_bytes);
+        let key = key_layout(kept_channels, 0).map_err(|e| RewriteError::option("ratio", e.to_string()))?.row_bytes();
         let value = ValueLayout::of(format, head_dim, bits("value_bits", value_bits)?, 0);
         let value = value.map_err(|e| RewriteError::option("value_bits", e.to_string()))?.row_bytes();
         let larger = key.max(value);
         let (key_row_bytes, value_row_bytes) = if uniform_rows { (larger, larger) } else { (key, value) };
-        let kept_channels = match exact_ratio || !uniform_rows {
-            true => kept_channels,
+        let fits = |&kept: &usize| key_layout(kept, key_row_bytes).is_ok();
+        let kept_channels = match uniform_rows && !exact_ratio {
             // What is padding otherwise costs nothing.
-            false => most_channels(format, head_dim, kept_channels, bits("key_bits", key_bits)?, key_row_bytes),
+            true => (kept_channels..=head_dim).rev().find(fits).unwrap_or(kept_channels),
+            false => kept_channels,
         };
         Ok(Self {
             head_dim,
@@ -107,12 +109,6 @@ impl Rows {
         };
         Ok(Self { recent_window: self.recent_window, ..Self::new(&options, self.head_dim)? })
     }
-}
-
-/// The most channels, from `kept` on, that a key row of `row_bytes` has room for.
-fn most_channels(format: RowFormat, head_dim: usize, kept: usize, bits: Bits, row_bytes: usize) -> usize {
-    let fits = |&kept: &usize| KeyLayout::of(format, head_dim, kept, bits, row_bytes).is_ok();
-    (kept..=head_dim).take_while(fits).last().unwrap_or(kept)
 }
 
 #[cfg(test)]

@@ -21,6 +21,11 @@ impl Tokenizer {
         let malformed = |e: tokenizers::Error| Error::Malformed { path: path.into(), problem: e.to_string() };
         let text = files::read(path, files::MOST_TOKENIZER);
         let text = text.map_err(|source| Error::Read { path: path.into(), source })?;
+        // Each takes many times its bytes while it is read.
+        let values = text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+        if values > files::MOST_TOKENIZER_VALUES {
+            return Err(malformed(format!("it has {values} values, many times those of any in use").into()));
+        }
         guarded(|| tokenizers::Tokenizer::from_bytes(&text)).map(Self).map_err(malformed)
     }
 

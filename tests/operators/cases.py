@@ -6,6 +6,8 @@ from . import rows
 from .models import DTYPES
 from .reference import Settings, channel_scale, select, spans
 
+PAST = ("past_key", "past_value")
+
 
 def channel_spread(rng, H, D, sigma=0.8):
     """Log-normal channel scales `[H,1,D]`: uniform channels would make every selection nearly a tie."""
@@ -143,7 +145,7 @@ def call(
         feeds["attention_bias"] = bias_for(rng, s, T, feeds, B, L, **bias)
     if garbage:
         for b in range(B):
-            for name in ("past_key", "past_value"):
+            for name in PAST:
                 unused = feeds[name][b, :, sp.past[b] :]
                 unused[...] = rng.integers(
                     0, 256, (*unused.shape[:-1], unused.shape[-1] * unused.itemsize), np.uint8

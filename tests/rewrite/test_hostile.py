@@ -1,16 +1,16 @@
-"""Files, outputs and signals that mean harm: an error with status 1, soon, in little memory, and nothing left behind."""
+"""Files, outputs and signals that mean harm: an error with status 1, soon, and nothing left behind."""
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
-import time
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from .command import binary_path, environment, spark_ort
 from .exports.build import BUNDLED
@@ -23,19 +23,6 @@ from .graphs.refused import OFF, assert_refused, check_refused, small, write
 def folder(exports, tmp_path):
     """A GenAI folder."""
     return shutil.copytree(exports[BUNDLED], tmp_path / "in")
-
-
-def peak(*arguments, timeout=60):
-    """(the process as it ended, most bytes of memory)."""
-    code = (
-        "import resource, subprocess, sys\n"
-        "done = subprocess.run(sys.argv[1:])\n"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)\n"
-        "sys.exit(done.returncode)\n"
-    )
-    command = ["python3", "-S", "-c", code, *map(str, (binary_path(), *arguments))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
-    return done, int(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("options", [[], "x", 3, True, {"custom_ops_library": 3}, {"custom_ops_library": ["evil.so"]}])
@@ -65,69 +52,19 @@ def test_stdout_full_or_closed(folder, tmp_path, arguments):
     assert done.returncode == 0
 
 
-def masked(*nodes, initializers=()):
-    """A model whose scores a mask is added to that `nodes` make as 'mask'."""
-    model = decoder(attention(), Shape(layers=1))
-    place, softmax = next((i, n) for i, n in enumerate(model.graph.node) if n.op_type == "Softmax")
-    scores, softmax.input[0] = softmax.input[0], "masked scores"
-    new = [*nodes, helper.make_node("Add", [scores, "mask"], ["masked scores"], "add mask")]
-    for number, node in enumerate(new):
-        model.graph.node.insert(place + number, node)
-    model.graph.initializer.extend(initializers)
-    return model
-
-
-def numbers(name, values):
-    return numpy_helper.from_array(np.array(values, np.int64), name)
-
-
-MASKS = {
-    "Concat of unlike ranks": ([helper.make_node("Concat", ["flat", "square"], ["mask"], axis=1)], [numbers("flat", [1]), numbers("square", [[1]])]),
-    "Concat of less rank": ([helper.make_node("Concat", ["square", "flat"], ["mask"], axis=1)], [numbers("flat", [1]), numbers("square", [[1]])]),
-    "ConstantOfShape": ([helper.make_node("ConstantOfShape", ["size"], ["mask"])], [numbers("size", [1 << 62, 1 << 62, 0])]),
-    "Tile": ([helper.make_node("Tile", ["square", "size"], ["mask"])], [numbers("square", [[1]]), numbers("size", [1 << 40, 1 << 40])]),
-    "Expand": ([helper.make_node("Expand", ["square", "size"], ["mask"])], [numbers("square", [[1]]), numbers("size", [1 << 40, 1 << 40])]),
-    "Gather of Gather": (
-        [helper.make_node("Gather", [f"g{n}", f"g{n}"], [f"g{n + 1}" if n < 59 else "mask"]) for n in range(60)],
-        [numbers("g0", [[0]])],
-    ),
-    "chain": (
-        [helper.make_node("ConstantOfShape", ["size"], ["m0"])]
-        + [helper.make_node("Add", [f"m{n}", "one"], [f"m{n + 1}" if n < 59 else "mask"]) for n in range(60)],
-        [numbers("size", [2048, 2048]), numpy_helper.from_array(np.float32(1), "one")],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_masks_that_grow(tmp_path, name):
-    """What a mask is made of is followed within limits: no panic, and no memory to speak of."""
-    nodes, initializers = MASKS[name]
-    source = write(tmp_path, masked(*nodes, initializers=initializers))
-    done, memory = peak("rewrite", source, tmp_path / "out.onnx", *OFF)
-    # A mask that cannot be followed may go to the operator as it is.
-    assert done.returncode in (0, 1) and "fault" not in done.stderr and "panicked" not in done.stderr
-    assert memory < 1 << 30
-
-
-def test_a_file_of_empty_nodes(tmp_path):
-    """A file whose messages take a hundred times its size in memory is refused before they do."""
-    nodes = bytes([1 << 3 | 2, 0]) * (20 << 20)
-    length = len(nodes)
-    header = bytes([7 << 3 | 2]) + bytes((length >> 7 * n & 0x7F) | (0x80 if length >> 7 * (n + 1) else 0) for n in range(4))
-    (tmp_path / "in.onnx").write_bytes(header + nodes)
-    begin = time.monotonic()
-    done, memory = peak("inspect", tmp_path / "in.onnx")
-    assert done.returncode == 1 and "is not read" in done.stderr
-    assert memory < 200 << 20 and time.monotonic() - begin < 10
-
-
-def test_large_tokenizer(folder, tmp_path):
-    """A tokenizer.json of gigabytes is refused."""
-    with open(folder / "tokenizer.json", "wb") as file:
-        file.truncate(3 << 30)
-    done, memory = peak("generate", folder, "--prompt", "text")
-    assert done.returncode == 1 and "larger than" in done.stderr and memory < 600 << 20
+@pytest.mark.parametrize("what", ["data", "file", "folder"])
+def test_links_that_leave_the_folder(folder, tmp_path, what):
+    """What a link of a model's folder has from elsewhere does not get into OUT."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/secret").write_bytes((folder / "model.onnx.data").read_bytes())
+    if what == "data":
+        (folder / "model.onnx.data").unlink()
+        (folder / "model.onnx.data").symlink_to(tmp_path / "private/secret")
+    else:
+        (folder / "notes").symlink_to(tmp_path / "private" / ("secret" if what == "file" else ""))
+    check_refused(tmp_path, folder, "leads out of the model's folder", target=tmp_path / "out")
+    if what == "data":
+        check_refused(tmp_path, folder / "model.onnx", "leads out of the model's folder", target=tmp_path / "out.onnx")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "proc"])
@@ -199,6 +136,38 @@ def test_scale(tmp_path, scale):
         check_refused(tmp_path, source, "scale")
 
 
+@pytest.mark.parametrize("factors", [[0.0], [float("inf")], [1e-30, 1e-30], [1e30, 1e30]])
+def test_scale_of_scores(tmp_path, factors):
+    """So is the product of factors that becomes one, where scores are scaled by nodes."""
+    model = decoder(attention(scale="none"), Shape(layers=1))
+    softmax = next(n for n, node in enumerate(model.graph.node) if node.op_type == "Softmax")
+    scores = [node for node in model.graph.node[:softmax] if node.op_type == "MatMul"][-1]
+    place = list(model.graph.node).index(scores)
+    output, scores.output[0] = scores.output[0], "scores 0"
+    for number, factor in enumerate(factors):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), f"factor {number}"))
+        target = output if number == len(factors) - 1 else f"scores {number + 1}"
+        node = helper.make_node("Mul", [f"scores {number}", f"factor {number}"], [target], f"scale {number}")
+        model.graph.node.insert(place + 1 + number, node)
+    check_refused(tmp_path, write(tmp_path, model), "a scale of scores")
+
+
+def test_text_in_a_terminal(folder):
+    """Tokens that spell what a terminal obeys are spelt out in a terminal."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    evil = {"type": "Replace", "pattern": {"Regex": "[a-z ]"}, "content": "\x1b[2J"}
+    tokenizer["decoder"] = {"type": "Sequence", "decoders": [tokenizer["decoder"], evil]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    main, end = pty.openpty()
+    command = [binary_path(), "generate", folder, "--prompt", "The cache of a model", "-n", "8"]
+    done = subprocess.run(command, stdout=end, stderr=subprocess.PIPE, env=environment(), timeout=60)
+    os.close(end)
+    shown = os.read(main, 1 << 16)
+    os.close(main)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u{1b}[2J" in shown and b"\x1b" not in shown
+
+
 def test_names_that_move_the_cursor(tmp_path):
     """Control characters in names are spelt out."""
     model = small()
@@ -224,10 +193,3 @@ def test_sizes_that_overflow(tmp_path):
     onnx.save(model, tmp_path / "large.onnx")
     done = spark_ort("inspect", tmp_path / "large.onnx", check=False)
     assert done.returncode in (0, 1) and "fault" not in done.stderr and "panicked" not in done.stderr
-
-
-def test_the_library_stays_loaded():
-    """The library stays loaded, so that nothing is lost each time that a session ends."""
-    flags = subprocess.run(["readelf", "-d", binary_path().with_name("libspark_ort.so")], capture_output=True, text=True)
-    if flags.returncode == 0:
-        assert "NODELETE" in flags.stdout

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use spark_ort::files;
 use spark_ort::runtime::Interface;
 
 /// A model of a command line.
@@ -32,7 +33,8 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
     }
     let config = path.join("genai_config.json");
     if config.is_file() {
-        let text = std::fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;
+        let text =
+            files::read(&config, files::MOST_JSON).with_context(|| format!("cannot read {}", config.display()))?;
         let json: serde_json::Value =
             serde_json::from_slice(&text).with_context(|| format!("{} is malformed", config.display()))?;
         let name = json.pointer("/model/decoder/filename").and_then(|name| name.as_str());

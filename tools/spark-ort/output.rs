@@ -1,10 +1,11 @@
 //! The generated text.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::prompt::Speller;
+use crate::terminal::{note, pass_on, show};
 
 /// Text that is shown on stdout as it comes, and kept.
 pub struct Output<'a> {
@@ -30,7 +31,7 @@ impl<'a> Output<'a> {
         self.write("\n")?;
         // Statistics follow.
         if self.shown && std::io::stdout().is_terminal() {
-            crate::terminal::note("\n");
+            note("\n");
         }
         Ok(self.text)
     }
@@ -39,7 +40,10 @@ impl<'a> Output<'a> {
         if !self.shown {
             return Ok(());
         }
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
+        match std::io::stdout().is_terminal() {
+            // Tokens of a model that others made may spell what a terminal obeys.
+            true => show(text),
+            false => pass_on(text),
+        }
     }
 }

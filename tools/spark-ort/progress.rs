@@ -48,7 +48,7 @@ impl Steps {
                 bar.set_style(
                     ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} [{elapsed}]").expect("a constant"),
                 );
-                bar.set_message(what.to_string());
+                bar.set_message(plain(what));
                 bar.enable_steady_tick(Duration::from_millis(100));
             }
             self.bar = Some((what.into(), bar));

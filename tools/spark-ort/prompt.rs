@@ -1,9 +1,10 @@
 //! From what the user gives to tokens, and from tokens to what the user sees.
 
-use std::io::Read;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use spark_ort::files;
 use spark_ort::runtime::{Error, TextStream, Tokenizer};
 
 /// How tokens are spelt.
@@ -75,6 +76,12 @@ impl Speller<'_> {
     }
 }
 
+/// The text in a file of the user's, which may be a pipe.
+pub fn text_file(path: &Path) -> Result<String> {
+    let text = File::open(path).and_then(|file| files::read_all(file, files::MOST_TEXT)).and_then(files::text);
+    text.with_context(|| format!("cannot read {}", path.display()))
+}
+
 /// The prompt of a command line: `text`, or what is in `file` (`-` for stdin) but for a newline at its end, which
 /// editors add.
 pub fn read(text: Option<&str>, file: Option<&Path>) -> Result<String> {
@@ -82,12 +89,10 @@ pub fn read(text: Option<&str>, file: Option<&Path>) -> Result<String> {
         return Ok(text.unwrap_or_default().into());
     };
     let mut content = match file.to_str() {
-        Some("-") => {
-            let mut content = String::new();
-            std::io::stdin().read_to_string(&mut content).context("cannot read the prompt from stdin")?;
-            content
-        }
-        _ => std::fs::read_to_string(file).with_context(|| format!("cannot read the prompt {}", file.display()))?,
+        Some("-") => files::read_all(std::io::stdin(), files::MOST_TEXT)
+            .and_then(files::text)
+            .context("cannot read the prompt from stdin")?,
+        _ => text_file(file)?,
     };
     if content.ends_with('\n') {
         content.pop();

@@ -27,14 +27,14 @@ pub fn note(text: &str) {
     std::io::stderr().lock().write_all(plain(text).as_bytes()).ok();
 }
 
-/// `text` with all characters spelt out that a terminal obeys instead of showing them, but ends of lines.
+/// `text` with all characters spelt out that a terminal obeys instead of showing them, but ends of lines and tabs.
 pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
         // Those that change the direction of writing are no control characters.
         let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         match c {
-            '\n' => plain.push(c),
+            '\n' | '\t' => plain.push(c),
             c if c.is_control() || turns => write!(plain, "\\u{{{:x}}}", u32::from(c)).expect("a string takes all"),
             c => plain.push(c),
         }
@@ -48,6 +48,6 @@ mod tests {
 
     #[test]
     fn what_terminals_obey_is_spelt_out() {
-        assert_eq!(plain("é\n\u{1b}[2J\r\u{202e}"), "é\n\\u{1b}[2J\\u{d}\\u{202e}");
+        assert_eq!(plain("é\n\t\u{1b}[2J\r\u{202e}"), "é\n\t\\u{1b}[2J\\u{d}\\u{202e}");
     }
 }

@@ -8,7 +8,9 @@ use libloading::os::unix::{Library, RTLD_NOW};
 
 use crate::gpu::error::GpuError;
 use crate::gpu::plan;
-use crate::gpu::runtime::{CodeFormat, Handle, KernelLaunch, Previous, Properties, Runtime, functions, reason, text};
+use crate::gpu::runtime::{
+    CodeFormat, Current, Handle, KernelLaunch, Previous, Properties, Runtime, functions, reason, text,
+};
 
 /// Values of CUdevice_attribute.
 const WARP_SIZE: c_int = 10;
@@ -46,11 +48,12 @@ functions! {
 
 /// The CUDA driver.
 #[derive(Debug)]
-pub(in crate::gpu) struct Cuda {
+pub(crate) struct Cuda {
     functions: Functions,
     /// Primary contexts by ordinal, as addresses; retained for as long as the process lives.
     contexts: Mutex<BTreeMap<i32, usize>>,
-    _library: Library,
+    /// The shared library, never closed.
+    library: Library,
 }
 
 impl Cuda {
@@ -58,7 +61,7 @@ impl Cuda {
     ///
     /// # Errors
     /// If there is none, it lacks a function, or it does not start.
-    pub(in crate::gpu) fn get() -> Result<&'static Self, GpuError> {
+    pub(crate) fn get() -> Result<&'static Self, GpuError> {
         static CUDA: OnceLock<Result<Cuda, String>> = OnceLock::new();
         CUDA.get_or_init(Self::open)
             .as_ref()
@@ -68,10 +71,23 @@ impl Cuda {
     fn open() -> Result<Self, String> {
         // SAFETY: NVIDIA's driver, by its name; loading it runs its initialisers and nothing of ours depends on them.
         let library = unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) }.map_err(|e| reason(&e))?;
-        let cuda = Self { functions: Functions::of(&library)?, contexts: Mutex::default(), _library: library };
+        let cuda = Self { functions: Functions::of(&library)?, contexts: Mutex::default(), library };
         // SAFETY: takes a number.
         cuda.check(unsafe { (cuda.functions.cuInit)(0) }, || "cuInit".into()).map_err(|e| e.to_string())?;
         Ok(cuda)
+    }
+
+    /// The shared library, for functions that are not here.
+    pub(crate) fn library(&self) -> &Library {
+        &self.library
+    }
+
+    /// Makes device `ordinal` current until what is returned is dropped.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub(crate) fn current(&self, ordinal: i32) -> Result<Current<'_>, GpuError> {
+        Current::new(self, ordinal)
     }
 
     /// The driver's own version number, such as 13000.
@@ -83,7 +99,8 @@ impl Cuda {
         Ok(version)
     }
 
-    fn device(&self, ordinal: i32) -> Result<c_int, GpuError> {
+    /// The driver's own name for device `ordinal`.
+    pub(crate) fn device(&self, ordinal: i32) -> Result<c_int, GpuError> {
         let mut device = 0;
         // SAFETY: the out pointer is valid.
         self.check(unsafe { (self.functions.cuDeviceGet)(&mut device, ordinal) }, || {
@@ -114,7 +131,8 @@ impl Cuda {
         u32::try_from(value).map_err(|_| GpuError::Device { ordinal: device, problem })
     }
 
-    fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<(), GpuError> {
+    /// An error of the driver as ours.
+    pub(crate) fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<(), GpuError> {
         if code == 0 {
             return Ok(());
         }

@@ -3,4 +3,4 @@
 mod code;
 mod driver;
 
-pub(super) use driver::Cuda;
+pub(crate) use driver::Cuda;

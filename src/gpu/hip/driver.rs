@@ -8,7 +8,9 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use super::arch::{has_matrix_cores, processor};
 use crate::gpu::error::GpuError;
 use crate::gpu::plan;
-use crate::gpu::runtime::{CodeFormat, Handle, KernelLaunch, Previous, Properties, Runtime, functions, reason, text};
+use crate::gpu::runtime::{
+    CodeFormat, Current, Handle, KernelLaunch, Previous, Properties, Runtime, functions, reason, text,
+};
 
 functions! {
     /// The functions of HIP that kernels need to be loaded and launched.
@@ -111,6 +113,14 @@ impl Hip {
     /// The shared library, for functions that are not here.
     pub(crate) fn library(&self) -> &Library {
         &self.library
+    }
+
+    /// Makes device `ordinal` current until what is returned is dropped.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub(crate) fn current(&self, ordinal: i32) -> Result<Current<'_>, GpuError> {
+        Current::new(self, ordinal)
     }
 
     /// HIP's own version number.

@@ -7,6 +7,7 @@
 mod operators;
 mod shapes;
 mod value;
+mod work;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use super::proto::NodeProto;
 use super::{Index, NodeExt};
 use value::MOST_DIMENSIONS;
 pub use value::{Inputs, Value, kinds, need};
+use work::Work;
 
 /// A value, or why there is none.
 pub type Answer = Result<Rc<Value>, Rc<str>>;
@@ -30,9 +32,10 @@ pub type Fallback<'g> = Rc<dyn Fn(&str) -> Option<Value> + 'g>;
 /// Elements that an evaluator keeps at most, or the constants of a graph: 128 MB.
 const MOST_KEPT: usize = 16 << 20;
 
-/// The constants of a graph that were read so far. Evaluators of one graph may share them.
+/// The constants of a graph that were read so far. Evaluators of one graph may share them, and the work that the graph is
+/// worth.
 #[derive(Clone, Default)]
-pub struct Constants(Rc<RefCell<HashMap<String, Answer>>>, Rc<Cell<usize>>);
+pub struct Constants(Rc<RefCell<HashMap<String, Answer>>>, Rc<Cell<usize>>, Rc<Work>);
 
 impl Constants {
     /// The value of `name`, `None` if it is no initializer and no Constant of a tensor.
@@ -55,6 +58,11 @@ impl Constants {
         let value: Answer = value.map(Rc::new).map_err(Into::into);
         self.0.borrow_mut().insert(name.to_string(), value.clone());
         Some(value)
+    }
+
+    /// Whether a graph may be followed for so many nodes more: what has chains of masks behind chains of masks is left.
+    pub fn may_follow(&self, nodes: usize) -> bool {
+        self.2.spend(nodes.saturating_mul(Work::NODE))
     }
 
     /// Forgets those of more than `most` elements.
@@ -89,9 +97,16 @@ impl<'g> Evaluator<'g> {
         self
     }
 
-    /// Gives the value of `tensor`, a graph input or any other. What was evaluated before stays as it was.
-    pub fn give(&mut self, tensor: &str, value: Value) {
-        self.values.insert(tensor.to_string(), Ok(Rc::new(value)));
+    /// Gives the value of `tensor`, a graph input or any other; of what is too much to keep, the shape. A value that others
+    /// have too takes no room. What was evaluated before stays as it was.
+    pub fn give(&mut self, tensor: &str, value: impl Into<Rc<Value>>) {
+        let mut value: Rc<Value> = value.into();
+        let more = if Rc::strong_count(&value) > 1 { 0 } else { value.known_elements() };
+        match self.constants.2.spend(more + Work::NODE) && self.kept + more <= MOST_KEPT {
+            true => self.kept += more,
+            false => value = Rc::new(Value::shaped(value.kind, value.shape.clone())),
+        }
+        self.values.insert(tensor.to_string(), Ok(value));
     }
 
     /// The value of `tensor`.
@@ -126,7 +141,10 @@ impl<'g> Evaluator<'g> {
                 .collect();
             let outputs = inputs.and_then(|inputs| {
                 let inputs: Vec<Option<&Value>> = inputs.iter().map(|i| i.as_deref()).collect();
-                let known = (self.rule)(node, &inputs).unwrap_or_else(|| operators::evaluate(node, &inputs));
+                let known =
+                    self.constants.2.begin(node, &inputs).and_then(|()| {
+                        (self.rule)(node, &inputs).unwrap_or_else(|| operators::evaluate(node, &inputs))
+                    });
                 let outputs = known.and_then(|values| self.affordable(values));
                 outputs.map_err(|e| format!("{}: {e}", node.title()).into())
             });
@@ -155,7 +173,7 @@ impl<'g> Evaluator<'g> {
             return Err(format!("a tensor of {} dimensions", value.shape.len()));
         }
         let more: usize = values.iter().map(Value::known_elements).sum();
-        if self.kept + more > MOST_KEPT {
+        if !self.constants.2.spend(more) || self.kept + more > MOST_KEPT {
             return Err(format!("more than {MOST_KEPT} elements of masks and shapes in all"));
         }
         self.kept += more;

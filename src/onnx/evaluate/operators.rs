@@ -137,7 +137,8 @@ fn one(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option<Value>, String> {
                 let places: Vec<usize> = (0..shape[axis]).map(|i| i % x.shape[axis]).collect();
                 data.select(Axis(axis), &places)
             };
-            Value::known(x.kind, (0..shape.len()).fold(data.clone(), repeated))
+            let repeated_axes = (0..shape.len()).filter(|&axis| repeats[axis] != 1);
+            Value::known(x.kind, repeated_axes.fold(data.clone(), repeated))
         }
         "Concat" => {
             let axis = axis_of(node.int("axis").unwrap_or(0), x.shape.len())?;
@@ -272,6 +273,10 @@ fn elementwise(operator: &str, inputs: &Inputs<'_>, f: Binary) -> Result<Option<
     let kind = if compares { kinds::BOOL } else { first.kind };
     let all: Vec<&Value> = inputs.iter().copied().flatten().collect();
     let shape = broadcast(&all.iter().map(|v| v.shape.as_slice()).collect::<Vec<_>>())?;
+    if all.len() > 2 {
+        // Max and the like take any number.
+        bounded([shape.as_slice(), &[all.len() / 2]].concat())?;
+    }
     let Some(data) = all.iter().map(|v| v.data.as_ref()).collect::<Option<Vec<_>>>() else {
         return Ok(Some(Value::shaped(kind, shape)));
     };

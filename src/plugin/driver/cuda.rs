@@ -1,27 +1,19 @@
 //! The CUDA driver, as `cuda.h` of CUDA 11.4 to 13 declares it.
 
-use std::collections::BTreeMap;
-use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
-use libloading::os::unix::{Library, RTLD_NOW};
-
-use super::{Driver, Handle, functions, text};
+use super::{Driver, Handle};
+use crate::gpu::{Cuda, functions};
 
 /// Device addresses have 64 bits, as pointers do.
 type Address = u64;
 
 functions! {
-    /// Functions of libcuda.
+    /// The functions of libcuda beyond those that launch kernels.
     Functions {
-        cuInit: (c_uint);
         cuDeviceGetCount: (*mut c_int);
-        cuDeviceGet: (*mut c_int, c_int);
         cuDeviceGetPCIBusId: (*mut c_char, c_int, c_int);
-        cuDevicePrimaryCtxRetain: (*mut Handle, c_int);
-        cuCtxPushCurrent_v2: (Handle);
-        cuCtxPopCurrent_v2: (*mut Handle);
         cuCtxSynchronize: ();
         cuMemAlloc_v2: (*mut Address, usize);
         cuMemFree_v2: (Address);
@@ -36,83 +28,33 @@ functions! {
         cuEventDestroy_v2: (Handle);
         cuEventRecord: (Handle, Handle);
         cuEventSynchronize: (Handle);
-        cuGetErrorName: (c_int, *mut *const c_char);
-        cuGetErrorString: (c_int, *mut *const c_char);
     }
 }
 
 struct CudaDriver {
+    cuda: &'static Cuda,
     functions: Functions,
-    /// Primary contexts by ordinal, retained for as long as the process lives.
-    contexts: Mutex<BTreeMap<i32, usize>>,
-    _library: Library,
 }
 
 /// The driver, opened once for the process.
 pub(super) fn driver() -> Result<&'static dyn Driver, String> {
-    CudaDriver::get().map(|driver| driver as &dyn Driver)
+    static DRIVER: OnceLock<Result<CudaDriver, String>> = OnceLock::new();
+    let open = || {
+        let cuda = Cuda::get().map_err(|e| e.to_string())?;
+        Ok(CudaDriver { cuda, functions: Functions::of(cuda.library())? })
+    };
+    DRIVER.get_or_init(open).as_ref().map(|driver| driver as &dyn Driver).map_err(Clone::clone)
 }
 
 impl CudaDriver {
-    /// The driver, opened once for the process.
-    fn get() -> Result<&'static Self, String> {
-        static DRIVER: OnceLock<Result<CudaDriver, String>> = OnceLock::new();
-        DRIVER.get_or_init(Self::open).as_ref().map_err(Clone::clone)
-    }
-
-    fn open() -> Result<Self, String> {
-        // SAFETY: NVIDIA's driver, by its name; loading it runs its initialisers and nothing of ours depends on them.
-        let library = unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) };
-        // The reason is the error's source.
-        let library = library.map_err(|e| e.source().map_or(e.to_string(), ToString::to_string))?;
-        let functions = Functions::of(&library)?;
-        let driver = Self { functions, contexts: Mutex::default(), _library: library };
-        // SAFETY: takes a number.
-        driver.check(unsafe { (driver.functions.cuInit)(0) }, || "cuInit".into())?;
-        Ok(driver)
-    }
-
     fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<(), String> {
-        if code == 0 {
-            return Ok(());
-        }
-        let describe = |get: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int| {
-            let mut found = std::ptr::null();
-            // SAFETY: any number may be asked for, and the out pointer is valid; what is found is a constant.
-            unsafe {
-                get(code, &mut found);
-                text(found)
-            }
-        };
-        let (name, meaning) = (describe(self.functions.cuGetErrorName), describe(self.functions.cuGetErrorString));
-        Err(format!("{} failed: {name} ({code}), {meaning}", call()))
-    }
-
-    fn context(&self, ordinal: i32) -> Result<Handle, String> {
-        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&context) = contexts.get(&ordinal) {
-            return Ok(context as Handle);
-        }
-        let (mut device, mut context) = (0, std::ptr::null_mut());
-        // SAFETY: the out pointers are valid, and the device is the driver's own.
-        unsafe {
-            let code = (self.functions.cuDeviceGet)(&mut device, ordinal);
-            self.check(code, || format!("cuDeviceGet({ordinal})"))?;
-            let code = (self.functions.cuDevicePrimaryCtxRetain)(&mut context, device);
-            self.check(code, || format!("cuDevicePrimaryCtxRetain({ordinal})"))?;
-        }
-        contexts.insert(ordinal, context as usize);
-        Ok(context)
+        self.cuda.check(code, call).map_err(|e| e.to_string())
     }
 
     fn on(&self, ordinal: i32, call: impl FnOnce() -> c_int, what: impl FnOnce() -> String) -> Result<(), String> {
-        let context = self.context(ordinal)?;
-        // SAFETY: the context is never released.
-        self.check(unsafe { (self.functions.cuCtxPushCurrent_v2)(context) }, || "cuCtxPushCurrent".into())?;
+        let current = self.cuda.current(ordinal).map_err(|e| e.to_string())?;
         let code = call();
-        let mut popped = std::ptr::null_mut();
-        // SAFETY: the out pointer is valid; what was pushed above is popped.
-        unsafe { (self.functions.cuCtxPopCurrent_v2)(&mut popped) };
+        drop(current);
         self.check(code, what)
     }
 }
@@ -126,14 +68,10 @@ impl Driver for CudaDriver {
     }
 
     fn pci(&self, ordinal: i32) -> Option<String> {
-        let (mut device, mut buffer) = (0, [0u8; 64]);
-        // SAFETY: the out pointer is valid, and the buffer has the size given.
-        let code = unsafe {
-            match (self.functions.cuDeviceGet)(&mut device, ordinal) {
-                0 => (self.functions.cuDeviceGetPCIBusId)(buffer.as_mut_ptr().cast(), buffer.len() as c_int, device),
-                code => code,
-            }
-        };
+        let (device, mut buffer) = (self.cuda.device(ordinal).ok()?, [0u8; 64]);
+        // SAFETY: the buffer has the size given.
+        let code =
+            unsafe { (self.functions.cuDeviceGetPCIBusId)(buffer.as_mut_ptr().cast(), buffer.len() as c_int, device) };
         let name = CStr::from_bytes_until_nul(&buffer).ok()?;
         (code == 0).then(|| name.to_string_lossy().to_lowercase())
     }

@@ -3,14 +3,12 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
-use super::{Driver, Handle, functions};
-use crate::gpu::Hip;
+use super::{Driver, Handle};
+use crate::gpu::{Hip, functions};
 
 functions! {
     /// The functions of HIP beyond those that launch kernels.
     Functions {
-        hipGetDevice: (*mut c_int);
-        hipSetDevice: (c_int);
         hipGetDeviceCount: (*mut c_int);
         hipMalloc: (*mut *mut c_void, usize);
         hipFree: (*mut c_void);
@@ -56,17 +54,9 @@ impl HipDriver {
     }
 
     fn on(&self, ordinal: i32, call: impl FnOnce() -> c_int, what: impl FnOnce() -> String) -> Result<(), String> {
-        let mut previous = 0;
-        // SAFETY: the out pointer is valid.
-        self.check(unsafe { (self.functions.hipGetDevice)(&mut previous) }, || "hipGetDevice".into())?;
-        if previous == ordinal {
-            return self.check(call(), what);
-        }
-        // SAFETY: takes a number.
-        self.check(unsafe { (self.functions.hipSetDevice)(ordinal) }, || format!("hipSetDevice({ordinal})"))?;
+        let current = self.hip.current(ordinal).map_err(|e| e.to_string())?;
         let code = call();
-        // SAFETY: takes a number, of a device that was current before. There is nobody to tell of an error.
-        unsafe { (self.functions.hipSetDevice)(previous) };
+        drop(current);
         self.check(code, what)
     }
 }

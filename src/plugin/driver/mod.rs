@@ -3,7 +3,7 @@
 mod cuda;
 mod hip;
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_void};
 
 pub use crate::gpu::{Handle, Vendor};
 
@@ -132,42 +132,3 @@ pub trait Driver: Send + Sync {
     /// The event lives.
     unsafe fn synchronize_event(&self, ordinal: i32, event: Handle) -> Result<(), String>;
 }
-
-/// A constant text of a driver.
-///
-/// # Safety
-/// `text` is null or a C string that lives for ever.
-unsafe fn text(text: *const c_char) -> String {
-    if text.is_null() {
-        return "unknown".into();
-    }
-    // SAFETY: by this function's contract.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-}
-
-/// A structure of a driver's functions, taken from a library by their names.
-macro_rules! functions {
-    ($(#[$doc:meta])* $name:ident { $($function:ident: ($($argument:ty),*);)* }) => {
-        $(#[$doc])*
-        #[allow(non_snake_case)]
-        struct $name {
-            $($function: unsafe extern "C" fn($($argument),*) -> std::ffi::c_int,)*
-        }
-
-        impl $name {
-            /// The functions of `library`.
-            fn of(library: &libloading::os::unix::Library) -> Result<Self, String> {
-                Ok(Self {
-                    $(
-                        // SAFETY: the signature is that of the vendor's header in all versions that are opened: a
-                        // function whose signature changes gets another name.
-                        $function: unsafe {
-                            *library.get(concat!(stringify!($function), "\0").as_bytes()).map_err(|e| e.to_string())?
-                        },
-                    )*
-                })
-            }
-        }
-    };
-}
-use functions;

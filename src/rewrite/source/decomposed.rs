@@ -205,8 +205,8 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
             Refusal::new(softmax.title(), expected, found)
         };
         let (n, node) = match index.producer(tensor) {
-            Some((n, _)) => (n, &index.graph.node[n]),
-            None => return Err(refuse(format!("'{tensor}'"))),
+            Some((n, _)) if context.constants.may_follow(1) => (n, &index.graph.node[n]),
+            _ => return Err(refuse(format!("'{tensor}'"))),
         };
         let (a, b) = (node.input_at(0).unwrap_or_default(), node.input_at(1).unwrap_or_default());
         match node.op_type() {
@@ -257,7 +257,7 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
 fn leads_to_product(context: &Context<'_>, tensor: &str) -> bool {
     let (mut seen, mut queue) = (HashSet::new(), vec![tensor]);
     while let Some(name) = queue.pop() {
-        let Some(node) = context.index.maker(name) else { continue };
+        let Some(node) = context.index.maker(name).filter(|_| context.constants.may_follow(1)) else { continue };
         match node.op_type() {
             "MatMul" | "FusedMatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => return true,
             "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" | "Tanh" => {
@@ -278,7 +278,7 @@ fn query(context: &mut Context<'_>, operand: &str, heads: usize, head_dim: usize
         if four && let Some(scale) = scaled_query(context, tensor, operand, heads, head_dim) {
             best = Some((tensor.to_string(), scale));
         }
-        let Some(node) = context.index.maker(tensor) else { return best };
+        let Some(node) = context.index.maker(tensor).filter(|_| context.constants.may_follow(1)) else { return best };
         let (a, b) = (node.input_at(0)?, node.input_at(1));
         let numbers = |context: &mut Context<'_>, t: Option<&str>| t.is_some_and(|t| context.constant(t).is_some());
         tensor = match node.op_type() {

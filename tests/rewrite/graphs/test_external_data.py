@@ -91,16 +91,18 @@ def test_in_place(tmp_path, location, how):
 @pytest.mark.parametrize("same_folder", [True, False])
 @pytest.mark.parametrize("how", ["link", "copy"])
 def test_data_behind_a_link(tmp_path, same_folder, how):
-    """Data that IN has by a symbolic link, as caches of downloads do, is there for OUT too, and the link stays."""
+    """Data that IN has by a symbolic link, as caches of downloads have all files, is there for OUT too, and the link stays."""
     source, data = external(tmp_path / "from")
-    data.rename(tmp_path / "blob")
-    data.symlink_to("../blob")
-    before = identity(tmp_path / "blob")
+    (tmp_path / "blobs").mkdir()
+    for file in (source, data):
+        file.rename(tmp_path / "blobs" / file.name)
+        file.symlink_to(f"../blobs/{file.name}")
+    before = identity(tmp_path / "blobs" / data.name)
     (tmp_path / "to").mkdir()
     target = tmp_path / ("from" if same_folder else "to") / "out.onnx"
     rewrite(source, target, *LOSSLESS, "--data", how)
     assert data.is_symlink()
-    assert identity(tmp_path / "blob") == before
+    assert identity(tmp_path / "blobs" / data.name) == before
     assert (target.parent / data.name).read_bytes() == before[-1]
     if not same_folder:
         assert not (target.parent / data.name).is_symlink()

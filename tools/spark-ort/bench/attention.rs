@@ -138,7 +138,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match args.json.as_deref() {
         Some(path) if path == Path::new("-") => write_json(path, &report)?,
         json => {
-            print!("{text}");
+            crate::terminal::show(&text)?;
             json.map_or(Ok(()), |path| write_json(path, &report))?;
         }
     }

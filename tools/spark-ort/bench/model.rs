@@ -16,6 +16,7 @@ use crate::decode::{self, Settings};
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::ModelSource;
 use crate::report::{Statistics, Table, bytes, write_json};
+use crate::terminal::{note, show};
 
 /// Measure a model beside its rewritten self: speed of prompt and decoding, cache, peak memory
 ///
@@ -94,7 +95,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match args.json.as_deref() {
         Some(path) if path == Path::new("-") => write_json(path, &report)?,
         json => {
-            print!("{}", report.lines());
+            show(&report.lines())?;
             json.map_or(Ok(()), |path| write_json(path, &report))?;
         }
     }
@@ -105,7 +106,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn measure(args: &Args, sources: &[ModelSource; 2], settings: &Settings, cells: &mut [Cell]) -> Result<bool> {
     for round in 0..args.rounds {
         for (which, source) in sources.iter().enumerate() {
-            eprintln!("round {} of {}: {}", round + 1, args.rounds, source.file.display());
+            note(&format!("round {} of {}: {}\n", round + 1, args.rounds, source.file.display()));
             let mut model = decode::open(source, settings)?;
             let Some(vocabulary) = vocabulary(&mut model)? else { return Ok(true) };
             for cell in &mut *cells {

@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match args.json.as_deref() {
         Some(path) if path.as_os_str() == "-" => write_json(path, &report)?,
         other => {
-            print!("{}", report.lines());
+            crate::terminal::show(&report.lines())?;
             other.map_or(Ok(()), |path| write_json(path, &report))?;
         }
     }

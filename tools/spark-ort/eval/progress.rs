@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::terminal::{note, plain};
+
 /// A decoded token takes about as long as so many of a prompt.
 const DECODED: usize = 8;
 
@@ -35,9 +37,9 @@ impl Progress {
                     format!(", about {} s left", (rate * (self.total - done) as f64).round())
                 }
             };
-            eprintln!("{what}{left} ...");
+            note(&format!("{what}{left} ...\n"));
         }
-        self.bar.set_message(what);
+        self.bar.set_message(plain(&what));
     }
 
     /// So much more is done.

@@ -7,6 +7,7 @@ use spark_ort::eval::{Feeding, Passage, Task, passages};
 use spark_ort::runtime::{FolderSettings, Tokenizer};
 
 use super::args::Args;
+use crate::prompt::text_file;
 
 /// Passages of one length.
 pub struct Text {
@@ -33,7 +34,7 @@ const SPARE_ROWS: usize = 512;
 pub fn read(args: &Args, model: &Path) -> Result<Vec<Text>> {
     let path = args.tokenizer.clone().unwrap_or_else(|| model.with_file_name("tokenizer.json"));
     let tokenizer = Tokenizer::open(&path).context("a text needs a tokenizer; --tokenizer names one")?;
-    let text = std::fs::read_to_string(&args.text).with_context(|| format!("cannot read {}", args.text.display()))?;
+    let text = text_file(&args.text)?;
     let prefix = tokenizer.encode("")?;
     let tokens = tokenizer.encode(&text)?;
     let tokens = tokens.strip_prefix(&prefix[..]).unwrap_or(&tokens);
