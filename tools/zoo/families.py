@@ -95,6 +95,7 @@ FAMILIES = {
             qk_nope_head_dim=32,
             v_head_dim=32,
             head_dim=16,
+            num_key_value_heads=4,
             n_routed_experts=4,
             num_experts_per_tok=2,
             n_group=1,
