@@ -28,6 +28,7 @@ mod progress;
 mod publish;
 mod recent;
 mod report;
+mod roundings;
 mod rows;
 mod sizes;
 mod source;
@@ -54,6 +55,7 @@ use configure::{Version, configure};
 use folder::GenAiFolder;
 use publish::{PlacedData, Stage, contains, parent, same_file};
 use recent::Recent;
+use roundings::remove_roundings;
 use trial::trial;
 pub use trial::{NO_RUNTIME, TrialError, run_one_token};
 
@@ -80,7 +82,7 @@ pub fn rewrite(
     let mut model = onnx::read(&path)?;
     let data = onnx::data_files(&model, &path)?;
     check_report(&path, output, &data, options)?;
-    prepare(&mut model)?;
+    let roundings = prepare(&mut model)?;
     let layers = find_layers(&model)?;
     let untouched = warnings::of_inputs(&model, &layers);
     let mut options = options.clone();
@@ -138,6 +140,7 @@ pub fn rewrite(
     warnings.extend(folder.as_ref().and_then(GenAiFolder::foreign_providers));
     warnings.extend(warnings::whole_caches(&layers, &inspection));
     warnings.extend(untouched);
+    warnings.extend(warnings::of_roundings(roundings));
     warnings.extend(uncalibrated.map(|problem| format!("calibration failed: {problem}")));
     let host = host_line(&rows, folder.is_some());
     let Some(stage) = stage else { return Ok(Report { warnings, host, model: inspection, output: None }) };
@@ -172,14 +175,15 @@ pub fn rewrite(
     Ok(Report { warnings, host, model: inspection, output: Some(output.into()) })
 }
 
-/// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them.
-fn prepare(model: &mut ModelProto) -> Result<(), Refusal> {
+/// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them; and
+/// takes roundings out of attention, whose number it gives.
+fn prepare(model: &mut ModelProto) -> Result<usize, Refusal> {
     in_order(model)?;
     if !model.functions.is_empty() && find_layers(model).is_err() {
         onnx::inline_functions(model);
         in_order(model)?;
     }
-    Ok(())
+    Ok(remove_roundings(model.graph.mut_or_insert_default(), source::OPERATORS))
 }
 
 fn in_order(model: &mut ModelProto) -> Result<(), Refusal> {

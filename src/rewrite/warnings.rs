@@ -35,6 +35,16 @@ pub fn of_inputs(model: &ModelProto, layers: &[Layer]) -> Vec<String> {
     states.into_iter().chain(cast).collect()
 }
 
+/// Says that attention which `roundings` went through is one in float now.
+pub fn of_roundings(roundings: usize) -> Option<String> {
+    (roundings > 0).then(|| {
+        format!(
+            "attention was quantised: its {roundings} roundings (QuantizeLinear, DequantizeLinear) of keys, scores, \
+             probabilities and values are gone, it is computed in float now"
+        )
+    })
+}
+
 /// Above this ratio decoding suffers without recent keys.
 const RECENT_ABOVE: f64 = 0.6;
 

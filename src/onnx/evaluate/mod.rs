@@ -5,6 +5,7 @@
 //! are known.
 
 mod operators;
+mod quantised;
 mod shapes;
 mod value;
 mod work;

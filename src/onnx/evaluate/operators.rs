@@ -2,6 +2,7 @@
 
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice, concatenate};
 
+use super::quantised;
 use super::shapes::{self, axis_of, broadcast};
 use super::value::{Inputs, MOST_DIMENSIONS, Value, kinds, need};
 use crate::onnx::NodeExt;
@@ -211,6 +212,7 @@ fn one(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option<Value>, String> {
             Some(data) => Value::known(x.kind, data),
             None => return Ok(None),
         },
+        "QuantizeLinear" | "DequantizeLinear" => return quantised::evaluate(node, inputs),
         _ => return Ok(None),
     }))
 }
