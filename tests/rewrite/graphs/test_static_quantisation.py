@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -109,14 +110,26 @@ def test_quantised_around_operators(tmp_path, name):
     assert kept[0] == kept[1] > 0
 
 
-@pytest.mark.parametrize("name", PARTS | OPERATORS)
+@pytest.mark.parametrize("name", [*PARTS, "Attention"])
 def test_quantised_afterwards(tmp_path, name):
     """A rewritten model is quantised as the original is all but for attention."""
     attend, opset = (PARTS | OPERATORS)[name]
     whole, rewritten = tmp_path / "float.onnx", tmp_path / "rewritten.onnx"
     onnx.save(decoder(attend, SHAPE, opset=opset), whole)
     rewrite(whole, rewritten, *LOSSLESS)
-    found = answers(quantised(rewritten, tmp_path / "int8.onnx"))
     inside = attention_nodes(onnx.load(whole).graph)
     expected = answers(quantised(whole, tmp_path / "outside.onnx", nodes_to_exclude=inside))
-    assert difference(found, expected)[0] < WITHIN
+    assert difference(answers(quantised(rewritten, tmp_path / "int8.onnx")), expected)[0] < WITHIN
+
+
+@pytest.mark.parametrize("name", ["gqa", "mha"])
+def test_all_projections_are_quantised_afterwards(tmp_path, name):
+    """Of a rewritten model the quantiser knows what attention makes, so it quantises what multiplies that too."""
+    attend, opset = OPERATORS[name]
+    onnx.save(decoder(attend, SHAPE, opset=opset), tmp_path / "float.onnx")
+    rewrite(tmp_path / "float.onnx", tmp_path / "rewritten.onnx", *LOSSLESS)
+    graph = onnx.load(quantised(tmp_path / "rewritten.onnx", tmp_path / "int8.onnx")).graph
+    rounded = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    products = [n for n in graph.node if n.op_type == "MatMul"]
+    assert len(products) == 9 and all(rounded >= set(n.input) for n in products)
+    assert all(np.isfinite(call).all() for call in answers(tmp_path / "int8.onnx"))
