@@ -124,7 +124,7 @@ pub fn rewrite(
             match tokens.map(measure).transpose() {
                 // Nobody asked for it.
                 Err(RewriteError::Calibration(problem))
-                    if options.calibrate == Calibration::Auto && crate::runtime::load().is_ok() =>
+                    if options.calibrate == Calibration::Auto && crate::runtime::is_loaded() =>
                 {
                     uncalibrated = Some(problem);
                     None

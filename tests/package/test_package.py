@@ -81,7 +81,7 @@ def test_every_option_arrives(exports, tmp_path):
         exports("optimum-fp32") / "model.onnx", tmp_path / "-out.onnx", ratio=0.25, key_bits=16, value_bits=4,
         recovery="none", recent=3, cache_type="uint8", uniform_rows=True, calibrate="random", calibration_tokens=64,
         tokenizer=exports("optimum-fp32") / "tokenizer.json", data="link", library=spark_ort.library_path(), force=True,
-        dry_run=False, threads=1,
+        dry_run=False, no_trial=True, threads=1,
     )
     rows = report["model"]["rows"]
     assert (rows["ratio"], rows["key_bits"], rows["value_bits"], rows["recovery"]) == (0.25, 16, 4, "none")
@@ -119,12 +119,11 @@ def test_doctor_names_problems(tmp_path):
 
 
 def test_only_the_c_library_is_linked():
-    """Neither file needs more than glibc and libgcc, nor symbols that Debian 11 (glibc 2.31) lacks."""
+    """Neither file needs more than glibc and libgcc; one for other machines no symbol that glibc 2.28 lacks."""
     readelf = shutil.which("readelf")
     if readelf is None:
         pytest.skip("no readelf")
-    if "manylinux" not in distribution("spark-ort").read_text("WHEEL"):
-        pytest.skip("this wheel was built for this machine alone")
+    for_others = "manylinux" in distribution("spark-ort").read_text("WHEEL")
     for name in ("libspark_ort.so", "spark-ort"):
         path = Path(spark_ort.library_path()).with_name(name)
         text = subprocess.run([readelf, "-dV", path], capture_output=True, text=True, check=True).stdout
@@ -132,4 +131,4 @@ def test_only_the_c_library_is_linked():
         assert libraries <= {f"lib{l}" for l in ("c.so.6", "m.so.6", "pthread.so.0", "dl.so.2", "gcc_s.so.1")} | {
             "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
         versions = [tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_([\d.]+)", text)]
-        assert versions and max(versions) <= (2, 28), (name, max(versions))
+        assert versions and (not for_others or max(versions) <= (2, 28)), (name, max(versions))
