@@ -1,6 +1,6 @@
 //! Attention that static quantisation went through: keys, scores, probabilities and values, each by way of int8. The
 //! operators compute attention in float, so QuantizeLinear and DequantizeLinear between a cache and the result of
-//! attention go. Those of weights, queries, new keys and values, masks and results stay.
+//! attention go, those of masks too. Those of weights, queries, new keys and values, and results stay.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -74,7 +74,12 @@ fn roundings(index: &Index<'_>, operators: &[Option<Operator>]) -> Vec<usize> {
                 None => (after(node, tensor, stage).into_iter().collect::<Vec<_>>(), None),
             };
             for next in behind {
-                ways.entry(next).or_default().push((place, rounding));
+                let ways = ways.entry(next).or_default();
+                ways.push((place, rounding));
+                if stage == Stage::Scores && rounding.is_none() {
+                    let masks = node.input.iter().filter(|&input| input != tensor);
+                    ways.extend(masks.filter_map(|mask| Some((place, Some(rounding_of(index, mask)?)))));
+                }
                 if seen.insert(next) {
                     queue.push(next);
                 }
@@ -105,6 +110,13 @@ fn rounded<'g>(index: &Index<'g>, n: usize) -> Option<Vec<&'g str>> {
         reader.output_at(0).filter(|_| same && reader.input_at(0) == Some(output))
     };
     index.readers(output).iter().map(back).collect()
+}
+
+/// The QuantizeLinear that `tensor` comes from by way of DequantizeLinear.
+fn rounding_of(index: &Index<'_>, tensor: &str) -> Option<usize> {
+    let back = index.maker(tensor).filter(|node| node.is_onnx("DequantizeLinear"))?;
+    let (n, _) = index.producer(back.input_at(0)?)?;
+    rounded(index, n).map(|_| n)
 }
 
 /// Where `node` takes `tensor` to, if that is a step of attention.

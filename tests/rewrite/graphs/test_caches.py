@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ..command import rewrite, session
-from . import decomposed, unknown
+from . import decomposed, latent, unknown
 from .builder import WIDTH, Shape, decoder, projections, split_heads
 from .compare import calls, difference, logits
 from .decomposed import attention as spelt_out
@@ -278,6 +278,17 @@ def no_shape():
     return model
 
 
+def keys_turned():
+    """A cache of keys [B,H,D,P] that says so."""
+    model = decoder(change_cache(keys_turned=True), Shape(4, 4))
+    for info in [*model.graph.input, *model.graph.output]:
+        if info.name.endswith(".key"):
+            dims = info.type.tensor_type.shape.dim
+            tokens, size = dims[2].dim_param, dims[3].dim_value
+            dims[2].dim_value, dims[3].dim_param = size, tokens
+    return model
+
+
 REFUSED = {
     "only new rows": (
         lambda: decoder(change_cache(new_rows=True), Shape(4, 4)),
@@ -292,6 +303,7 @@ REFUSED = {
         lambda: decoder(change_cache(keys_turned=True), Shape(4, 4)),
         ["past_key_values.0.key", "along axis 3"],
     ),
+    "keys the other way round, declared": (keys_turned, ["past_key_values.0.key", "along axis 3"]),
     "beams in the graph": (
         lambda: decoder(change_cache(past=beams), Shape(4, 4)),
         ["beams of past_key_values.0.key", "chooses"],
@@ -301,6 +313,9 @@ REFUSED = {
         lambda: decoder(spelt_out(repeat=quantised_keys)),
         ["past_key_values.0.key", "quantised attention", "DynamicQuantizeLinear"],
     ),
+    "latent attention, whole": (lambda: latent.model(latent.whole), ["node_MatMul", "keys of 4 heads of 48", "values of 4 heads of 24"]),
+    "latent attention, expanded": (lambda: latent.model(latent.expanded), ["past_key_values.0.key", "latent attention"]),
+    "latent attention, absorbed": (lambda: latent.model(latent.absorbed), ["sum of two products", "latent attention"]),
     "merged decoder": (merged, ["merge", "If"]),
     "three dimensions": (lambda: of_rank("batch", "past", 64), ["'past_kv' has 3 dimensions"]),
     "five dimensions": (lambda: of_rank(2, "batch", 2, "past", 32), ["past_kv", "several caches in one tensor"]),
