@@ -250,7 +250,8 @@ impl<'g> Context<'g> {
         Ok((cache, name.into()))
     }
 
-    /// The input of four dimensions that the elements of `tensor` come from in whatever way, through each node's first input.
+    /// The input of four dimensions that the elements of `tensor` come from in whatever way, through each node's first
+    /// input.
     pub fn behind<'t>(&'t self, tensor: &'t str) -> Option<&'t str> {
         let mut tensor = tensor;
         loop {

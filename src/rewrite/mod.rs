@@ -175,8 +175,8 @@ pub fn rewrite(
     Ok(Report { warnings, host, model: inspection, output: Some(output.into()) })
 }
 
-/// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them; and
-/// takes roundings out of attention, whose number it gives.
+/// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them;
+/// and takes roundings out of attention, whose number it gives.
 fn prepare(model: &mut ModelProto) -> Result<usize, Refusal> {
     in_order(model)?;
     if !model.functions.is_empty() && find_layers(model).is_err() {

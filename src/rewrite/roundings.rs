@@ -99,8 +99,8 @@ fn roundings(index: &Index<'_>, operators: &[Option<Operator>]) -> Vec<usize> {
     found.into_iter().collect()
 }
 
-/// What node `n`, if it is a QuantizeLinear, becomes again: the outputs of DequantizeLinear nodes of the same scale and zero
-/// point. `None` if something else reads it.
+/// What node `n`, if it is a QuantizeLinear, becomes again: the outputs of DequantizeLinear nodes of the same scale and
+/// zero point. `None` if something else reads it.
 fn rounded<'g>(index: &Index<'g>, n: usize) -> Option<Vec<&'g str>> {
     let node = Some(&index.graph.node[n]).filter(|node| node.is_onnx("QuantizeLinear"))?;
     let output = node.output_at(0).filter(|output| !index.is_output(output))?;

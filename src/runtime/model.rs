@@ -61,8 +61,8 @@ impl Model {
         Self::open_as(path, interface, options, false)
     }
 
-    /// As [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning are given harmless values, there
-    /// may be no `logits`, and where the cache always holds as many tokens, sequences begin with so many zeros.
+    /// As [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning are given harmless values,
+    /// there may be no `logits`, and where the cache always holds as many tokens, sequences begin with so many zeros.
     ///
     /// # Errors
     /// If there is no ONNX Runtime, if it refuses the model, or if an input is no tensor of numbers.

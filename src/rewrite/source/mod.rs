@@ -49,8 +49,8 @@ pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Re
         let name = origin(context.index, input);
         context.index.input(name).is_some_and(|i| rank(i) > Some(2)) && !context.caches.contains_key(name)
     };
-    // Others compute attention in a way that SparkAttention does not, later ones included. Linear attention, whose past is
-    // a state that does not grow, is none of ours.
+    // Others compute attention in a way that SparkAttention does not, later ones included. Linear attention, whose past
+    // is a state that does not grow, is none of ours.
     let others = node.domain() == "com.microsoft" && node.op_type().contains("Attention");
     if others && !node.op_type().starts_with("LinearAttention") && !node.input.iter().any(is_state) {
         let expected = "GroupQueryAttention, MultiHeadAttention, ONNX Attention, or MatMul and Softmax";

@@ -313,9 +313,18 @@ REFUSED = {
         lambda: decoder(spelt_out(repeat=quantised_keys)),
         ["past_key_values.0.key", "quantised attention", "DynamicQuantizeLinear"],
     ),
-    "latent attention, whole": (lambda: latent.model(latent.whole), ["node_MatMul", "keys of 4 heads of 48", "values of 4 heads of 24"]),
-    "latent attention, expanded": (lambda: latent.model(latent.expanded), ["past_key_values.0.key", "latent attention"]),
-    "latent attention, absorbed": (lambda: latent.model(latent.absorbed), ["sum of two products", "latent attention"]),
+    "latent attention, whole": (
+        lambda: latent.model(latent.whole),
+        ["node_MatMul", "keys of 4 heads of 48", "values of 4 heads of 24"],
+    ),
+    "latent attention, expanded": (
+        lambda: latent.model(latent.expanded),
+        ["past_key_values.0.key", "latent attention"],
+    ),
+    "latent attention, absorbed": (
+        lambda: latent.model(latent.absorbed),
+        ["sum of two products", "latent attention"],
+    ),
     "merged decoder": (merged, ["merge", "If"]),
     "three dimensions": (lambda: of_rank("batch", "past", 64), ["'past_kv' has 3 dimensions"]),
     "five dimensions": (lambda: of_rank(2, "batch", 2, "past", 32), ["past_kv", "several caches in one tensor"]),

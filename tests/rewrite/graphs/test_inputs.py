@@ -164,7 +164,7 @@ def test_other_inputs(tmp_path, name):
 
 @pytest.mark.parametrize("tokens", [VOCABULARY, 64])
 def test_no_logits(tmp_path, tokens):
-    """Of a model whose head was cut off nobody knows the vocabulary: 64 tokens are tried, and where that fails and nobody
+    """Of a model whose head was cut off nobody knows the vocabulary: 64 tokens are tried. Where that fails and nobody
     asked for calibration, the model is written without."""
     model = decoder(spelt_out())
     model.graph.node[-1].output[0] = "last_hidden_state"

@@ -1,4 +1,4 @@
-"""quantize_static before and after rewriting: QuantizeLinear and DequantizeLinear around all that it knows, attention too."""
+"""quantize_static before and after rewriting: QuantizeLinear and DequantizeLinear around all that it knows."""
 
 from unittest import mock
 
@@ -18,7 +18,11 @@ from .fused import attention, group_query, multi_head
 LOSSLESS = "--ratio 0 --key-bits 16 --value-bits 16 --calibrate off".split()
 SHAPE = Shape(4, 4)
 # ONNX's quantiser knows nothing of attention that is one node, but of what stands before and behind it.
-OPERATORS = {"gqa": (group_query(), 18), "mha": (multi_head(unidirectional=1), 18), "Attention": (attention(is_causal=1), 23)}
+OPERATORS = {
+    "gqa": (group_query(), 18),
+    "mha": (multi_head(unidirectional=1), 18),
+    "Attention": (attention(is_causal=1), 23),
+}
 PARTS = {
     "spelt out": (spelt_out(), 18),
     "no mask": (spelt_out(mask=None), 18),
@@ -106,7 +110,8 @@ def test_quantised_around_operators(tmp_path, name):
     report = rewrite(quantised(whole, int8), tmp_path / "out.onnx", *LOSSLESS)
     assert not any("roundings" in warning for warning in report["warnings"])
     assert difference(answers(tmp_path / "out.onnx"), answers(int8))[0] < WITHIN
-    kept = [sum(n.op_type == "QuantizeLinear" for n in onnx.load(path).graph.node) for path in (int8, tmp_path / "out.onnx")]
+    graphs = [onnx.load(path).graph for path in (int8, tmp_path / "out.onnx")]
+    kept = [sum(n.op_type == "QuantizeLinear" for n in graph.node) for graph in graphs]
     assert kept[0] == kept[1] > 0
 
 
