@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::chunk::{ByKey, HeadLanes};
 use super::prefetch::Prefetch;
 use crate::cpu::isa::vector::LANES;
-use crate::format::v1::layout::{Bits, KeyLayout, ValueLayout};
+use crate::format::v1::layout::{KeyLayout, ValueLayout};
 
 /// Key rows of a call.
 #[derive(Clone, Copy)]
@@ -20,7 +20,7 @@ pub(in crate::cpu) struct KeyRows<'a> {
 impl KeyRows<'_> {
     /// Whether channels are stored in units of the channel scale c.
     pub(in crate::cpu) fn in_units(&self) -> bool {
-        self.layout.bits() != Bits::B16
+        self.layout.bits().is_quantised()
     }
 }
 

@@ -4,6 +4,9 @@
 //! sizes, and what comes out is compared with what it should be. Weights and tokens stay unknown, of them only shapes
 //! are known.
 
+mod arrays;
+mod elementwise;
+mod indexing;
 mod operators;
 mod shapes;
 mod value;
