@@ -1,5 +1,5 @@
-//! The operators' schema, in one place: domain, versions, inputs, outputs and attributes, with their types, defaults and
-//! ranges. `docs/operators.md` is the same for people, and a test here compares the two. Nothing of ONNX Runtime.
+//! The operators' schema, in one place: domain, versions, inputs, outputs and attributes, with their types, defaults
+//! and ranges. `docs/operators.md` is the same for people, and a test here compares the two. Nothing of ONNX Runtime.
 
 use std::ops::RangeInclusive;
 
@@ -204,8 +204,8 @@ const fn row_bytes(name: &'static str) -> Attribute {
     int(name, Some(0), Range::MultipleOf(4), "0 or a positive multiple of 4")
 }
 
-/// The version of the domain that a node is written for. ONNX Runtime tells an operator neither what a model imports nor
-/// refuses a model that imports more than an operator says it serves (so in 1.18 to 1.32), therefore nodes say it.
+/// The version of the domain that a node is written for. ONNX Runtime tells an operator neither what a model imports
+/// nor refuses a model that imports more than an operator says it serves (so in 1.18 to 1.32), therefore nodes say it.
 pub const VERSION: Attribute = int("version", Some(1), Range::Versions(*VERSIONS.start(), *VERSIONS.end()), "1 or 2");
 /// Hq
 pub const NUM_HEADS: Attribute = int("num_heads", None, Range::AtLeast(1), "a positive number of heads");

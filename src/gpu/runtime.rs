@@ -73,8 +73,8 @@ pub(super) trait Runtime: Debug + Send + Sync {
     /// Queues a kernel on `stream`, null for the default one; the argument is copied before this returns.
     ///
     /// # Safety
-    /// `function` is one of this runtime's kernels, on the current device, and what it reads and writes through pointers
-    /// in the argument stays valid until the stream has run it.
+    /// `function` is one of this runtime's kernels, on the current device, and what it reads and writes through
+    /// pointers in the argument stays valid until the stream has run it.
     ///
     /// # Errors
     /// If the driver refuses.

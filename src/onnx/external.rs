@@ -86,8 +86,8 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
 pub(crate) struct Homes(Vec<PathBuf>);
 
 impl Homes {
-    /// The folder of the model at `path`; and, if it is a link itself, the one that it leads to, as in the cache of a hub,
-    /// where all files of a model are links into one folder.
+    /// The folder of the model at `path`; and, if it is a link itself, the one that it leads to, as in the cache of a
+    /// hub, where all files of a model are links into one folder.
     pub(crate) fn of(path: &Path) -> Self {
         let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         let real = fs::canonicalize(path).ok().and_then(|real| real.parent().map(Path::to_path_buf));
@@ -111,7 +111,8 @@ impl Homes {
     }
 }
 
-/// Where `model` says that it has data, as far as that is inside its folder; whether the files are there does not matter.
+/// Where `model` says that it has data, as far as that is inside its folder; whether the files are there does not
+/// matter.
 pub fn data_locations(model: &ModelProto) -> Vec<PathBuf> {
     let entries = tensors(model).into_iter().flat_map(|tensor| &tensor.external_data);
     let mut found: Vec<_> = entries.filter(|e| e.key() == "location").filter_map(|e| relative(e.value())).collect();

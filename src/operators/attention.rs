@@ -102,8 +102,8 @@ fn compute<T: Tensor, C: Container>(
         )
     };
     let tail_window = if recent.is_some() { 0 } else { settings.common.tail_window };
-    // SAFETY: SparkPrune, which writes these rows in a shared buffer, waits for the output of this operator where it has a
-    // tail to write.
+    // SAFETY: SparkPrune, which writes these rows in a shared buffer, waits for the output of this operator where it
+    // has a tail to write.
     let free = (tail_window > 0).then(|| unsafe {
         (
             inputs.free_rows(Input::PastKey, geometry, lengths, key_bytes),

@@ -41,9 +41,10 @@ impl Container for f16 {}
 impl Container for bf16 {}
 impl Container for u8 {}
 
-/// The domain with both operators, for a Rust host: `Session::builder(..)?.with_operators(spark_ort::operators::domain()?)`.
-/// Hosts in other languages register the shared library instead. ONNX Runtime up to 1.23 cannot load models with absent
-/// optional inputs this way, unless [`crate::runtime::load`] loaded it; the shared library can.
+/// The domain with both operators, for a Rust host:
+/// `Session::builder(..)?.with_operators(spark_ort::operators::domain()?)`. Hosts in other languages register the
+/// shared library instead. ONNX Runtime up to 1.23 cannot load models with absent optional inputs this way, unless
+/// [`crate::runtime::load`] loaded it; the shared library can.
 ///
 /// ```no_run
 /// use ort::session::Session;

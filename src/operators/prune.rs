@@ -20,8 +20,8 @@ use crate::spec;
 
 pub(super) const NAME: &str = spec::PRUNE.name;
 
-/// Inputs that are read. The one behind them, SparkAttention's output, only orders: what SparkAttention reads of a shared
-/// buffer's tail is not to be written before.
+/// Inputs that are read. The one behind them, SparkAttention's output, only orders: what SparkAttention reads of a
+/// shared buffer's tail is not to be written before.
 pub(super) const INPUTS: usize = Input::QuerySaliency.index() + 1;
 
 /// Checks that the input `after` is there where a tail may be written.
@@ -177,8 +177,8 @@ impl Present<'_> {
                     0 => &mut [][..],
                     // SAFETY: the output is [B, Hk, S, row_bytes / size of C], `head` is below B * Hk, and past and new
                     // tokens together are at most S. The slices of different heads are disjoint, and no other reference
-                    // covers these rows: reads of the past, here and in SparkAttention, stop at the first new row, but for
-                    // the tail, and with one SparkAttention is done before this operator begins: `check_after`.
+                    // covers these rows: reads of the past, here and in SparkAttention, stop at the first new row, but
+                    // for the tail, and with one SparkAttention is done before this operator begins: `check_after`.
                     bytes => unsafe {
                         let row = head * rows + past;
                         std::slice::from_raw_parts_mut(first.add(row * row_bytes), bytes)

@@ -96,9 +96,9 @@ impl GenAiFolder {
             return None;
         }
         Some(format!(
-            "{CONFIG} asks for the execution provider {}, which these operators have no kernels for: ONNX Runtime runs them on \
-             the CPU, and copies queries, results and caches to and fro in every call. Without it in provider_options \
-             all runs on the CPU",
+            "{CONFIG} asks for the execution provider {}, which these operators have no kernels for: ONNX \
+             Runtime runs them on the CPU, and copies queries, results and caches to and fro in every call. Without it \
+             in provider_options all runs on the CPU",
             foreign.join(", ")
         ))
     }

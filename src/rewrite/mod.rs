@@ -1,9 +1,9 @@
 //! Rewriting exported LLaMA-family models so that their cache is SparK rows.
 //!
 //! `find` looks for attention by its `source`s, which follow keys and values (`heads`) and masks (`mask`) through a
-//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and `front` make;
-//! `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency; `folder` and
-//! `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
+//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and
+//! `front` make; `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency;
+//! `folder` and `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
 
 mod apply;
 mod bias;
@@ -58,7 +58,8 @@ use trial::trial;
 pub use trial::{NO_RUNTIME, TrialError, run_one_token};
 
 /// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
-/// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the model.
+/// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the
+/// model.
 ///
 /// # Errors
 /// The model, an option or a file is not as it must be; then nothing is written.
@@ -238,8 +239,8 @@ pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
     Ok(Inspection::new(&model)?)
 }
 
-/// Brings all files to the stage but the model itself, and says where the data of a single file goes. With a GenAI folder
-/// comes the width of the cache rows.
+/// Brings all files to the stage but the model itself, and says where the data of a single file goes. With a GenAI
+/// folder comes the width of the cache rows.
 fn place_files(
     stage: &Stage,
     path: &Path,

@@ -1,5 +1,5 @@
-//! Where the last keys are kept dense: in an input and output more of each layer, or in the tail of the buffer that past
-//! and present share.
+//! Where the last keys are kept dense: in an input and output more of each layer, or in the tail of the buffer that
+//! past and present share.
 
 use super::error::RewriteError;
 use super::options::{Options, RecentIn};

@@ -58,8 +58,8 @@ impl Model {
         Self::open_as(path, interface, options, false)
     }
 
-    /// As [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning are given harmless values, and
-    /// there may be no `logits`.
+    /// As [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning are given harmless values,
+    /// and there may be no `logits`.
     ///
     /// # Errors
     /// If there is no ONNX Runtime, if it refuses the model, or if an input is no tensor of numbers.

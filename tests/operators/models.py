@@ -3,8 +3,8 @@
 Graph inputs and outputs have no declared shape unless asked, so that a wrong shape reaches the operator. Inputs are
 graph inputs of the operator's own names, or initializers.
 
-SPARK_TEST_PROVIDER=ROCMExecutionProvider or SparkExecutionProvider in the environment runs the operators there instead of
-on the CPU; tests/gpu does, on stand-ins for GPU drivers.
+SPARK_TEST_PROVIDER=ROCMExecutionProvider or SparkExecutionProvider in the environment runs the operators there instead
+of on the CPU; tests/gpu does, on stand-ins for GPU drivers.
 """
 
 import os

@@ -16,7 +16,11 @@ import spark_ort
 from conftest import ROOT
 
 # ONNX Runtime must be found without help.
-PLAIN = {name: value for name, value in os.environ.items() if name not in ("ORT_DYLIB_PATH", "VIRTUAL_ENV", "SPARK_ORT_LIBRARY")}
+PLAIN = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("ORT_DYLIB_PATH", "VIRTUAL_ENV", "SPARK_ORT_LIBRARY")
+}
 COMMAND = Path(sys.executable).with_name("spark-ort")
 
 
@@ -100,7 +104,12 @@ def test_errors(exports, tmp_path):
 def test_doctor():
     done = command("doctor")
     assert done.returncode == 0, done.stdout
-    for text in (onnxruntime.__version__, "CPUExecutionProvider", spark_ort.library_path(), "went through both operators"):
+    for text in (
+        onnxruntime.__version__,
+        "CPUExecutionProvider",
+        spark_ort.library_path(),
+        "went through both operators",
+    ):
         assert text in done.stdout
     assert "PROBLEM" not in done.stdout
 

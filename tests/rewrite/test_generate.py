@@ -82,7 +82,20 @@ def test_text(pruned_folder, tmp_path):
 
 def test_sampling(pruned_folder):
     """A seed decides what is sampled."""
-    common = (pruned_folder, "--prompt", "The", "-n", 12, "--temperature", 1.5, "--top-k", 50, "--top-p", 0.95, "--seed")
+    common = (
+        pruned_folder,
+        "--prompt",
+        "The",
+        "-n",
+        12,
+        "--temperature",
+        1.5,
+        "--top-k",
+        50,
+        "--top-p",
+        0.95,
+        "--seed",
+    )
     first, again, other = (generate(*common, seed).stdout for seed in (1, 1, 2))
     assert first == again != other
 

@@ -101,7 +101,7 @@ fn compute<P: Provider, T: Tensor>(
         output: output.address().cast(),
     };
     let plan = plan::attention(&device.for_plan(), &geometry, &lengths, settings, &inputs, &attention)?;
-    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps them
-    // until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
+    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps
+    // them until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
     unsafe { P::run(context, device, output.memory_info(), plan) }
 }

@@ -1,6 +1,6 @@
 //! The operators on execution providers with a GPU: their device pointers, stream and memory, handed to
-//! [`crate::gpu`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
-//! device.
+//! [`crate::gpu`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for
+//! the device.
 
 mod attention;
 mod prune;
@@ -28,8 +28,8 @@ trait Provider: Send + Sync + 'static {
     /// What ONNX Runtime calls it.
     const NAME: &'static str;
 
-    /// The device of a session that makes a kernel, with our kernels loaded: what is wrong with it is found here, not in
-    /// the first run.
+    /// The device of a session that makes a kernel, with our kernels loaded: what is wrong with it is found here, not
+    /// in the first run.
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure>;
 
     /// Runs `plan` on the call's stream, with a workspace on the device of `memory`.

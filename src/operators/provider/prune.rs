@@ -96,7 +96,7 @@ fn compute<P: Provider, T: Tensor>(
         observed_saliency: address(&mut present.observed).cast(),
     };
     let plan = plan::prune(&device.for_plan(), &geometry, &lengths, settings, &inputs, &outputs)?;
-    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps them
-    // until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
+    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps
+    // them until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
     unsafe { P::run(context, device, present.key.memory_info(), plan) }
 }

@@ -1,4 +1,5 @@
-//! The ways in which models spell attention, each with all that it may have and how it is found; what they find is a [`Layer`].
+//! The ways in which models spell attention, each with all that it may have and how it is found; what they find is a
+//! [`Layer`].
 
 mod schema;
 
@@ -45,8 +46,8 @@ pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Re
             return spelling.check(context, n);
         }
     }
-    // Others compute attention in a way that SparkAttention does not, later ones included. Linear attention, whose past is
-    // a state that does not grow, is none of ours.
+    // Others compute attention in a way that SparkAttention does not, later ones included. Linear attention, whose past
+    // is a state that does not grow, is none of ours.
     let is_state = |input: &String| {
         let name = origin(context.index, input);
         context.index.input(name).is_some_and(|i| rank(i) > Some(2)) && !context.caches.contains_key(name)
@@ -80,8 +81,8 @@ fn usable_scale(node: &NodeProto, scale: f64) -> Result<f32, Refusal> {
     }
 }
 
-/// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones; and
-/// the nodes that only pass a present one on.
+/// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones;
+/// and the nodes that only pass a present one on.
 ///
 /// # Errors
 /// These are no inputs and outputs of the model, or differ in heads or head size, or have other heads than `kv_heads`.

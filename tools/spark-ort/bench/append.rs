@@ -116,8 +116,8 @@ pub fn table(cells: &[Cell]) -> String {
         }
     }
     format!(
-        "SparkPrune alone, one new token of one layer\n{}growing: past rows are copied to new memory; GB/s: their bytes / \
-         time\n",
+        "SparkPrune alone, one new token of one layer\n{}growing: past rows are copied to new memory; GB/s: \
+         their bytes / time\n",
         table.lines()
     )
 }

@@ -38,7 +38,13 @@ Examples:
     spark-ort bench attention --heads 24/8 --head-dim 64 --settings 0.7/8/8,0.7/4/4 --json layer.json")]
 pub struct Args {
     /// Tokens in the cache, the new one included
-    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = context, default_value = "4096,16384,65536")]
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        value_parser = context,
+        default_value = "4096,16384,65536"
+    )]
     contexts: Vec<usize>,
 
     /// Query and KV heads
