@@ -77,6 +77,7 @@ def rewrite(
     library: str | os.PathLike[str] | None = None,
     force: bool = False,
     dry_run: bool = False,
+    no_trial: bool = False,
     threads: int | None = None,
 ) -> Report:
     """Rewrites a model so that its KV cache is stored pruned, as `spark-ort rewrite` does.
@@ -102,6 +103,7 @@ def rewrite(
         library: the libspark_ort.so that a GenAI folder gets; None: library_path().
         force: replace target if it exists.
         dry_run: only say whether the model can be rewritten and what would come out.
+        no_trial: do not run one token through what was written.
         threads: threads for calibration; None: one per physical core.
 
     Raises:
@@ -125,7 +127,8 @@ def rewrite(
     }
     # One argument each, so that a value may begin with a dash.
     arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    flags = {"uniform-rows": uniform_rows, "exact-ratio": exact_ratio, "force": force, "dry-run": dry_run}
+    flags = {"uniform-rows": uniform_rows, "exact-ratio": exact_ratio, "force": force}
+    flags |= {"dry-run": dry_run, "no-trial": no_trial}
     arguments += [f"--{name}" for name, wanted in flags.items() if wanted]
     report: Report = _answer("rewrite", *arguments, "--json=-", "--", os.fspath(source), os.fspath(target))
     return report

@@ -46,15 +46,27 @@ def continued(model, tokens, new=NEW):
     return finish(running)[0][len(tokens) :]
 
 
-def agreement(model, tokens, told):
-    """The share of tokens `told` after a prompt that this model predicts as well."""
+def predictions(model, tokens, told):
+    """The logits [len(told), vocabulary] from which each of the tokens `told` after a prompt is predicted."""
     running = generator(model, len(tokens) + len(told) + 1)
     running.append_tokens(np.array(tokens, np.int32))
-    same = []
+    logits = []
     for token in told:
-        same.append(int(running.get_logits()[0, -1].argmax()) == token)
+        logits.append(running.get_logits()[0, -1].astype(np.float64))
         running.append_tokens(np.array([token], np.int32))
-    return np.mean(same)
+    return np.array(logits)
+
+
+def agreement(model, tokens, told):
+    """The share of tokens `told` after a prompt that this model predicts as well."""
+    return np.mean(predictions(model, tokens, told).argmax(-1) == told)
+
+
+def confidence(model, tokens, told):
+    """The least probability that the model gives to one of the tokens `told` after a prompt."""
+    logits = predictions(model, tokens, told)
+    logits -= logits.max(-1, keepdims=True)
+    return np.min(np.exp(logits[range(len(told)), told]) / np.exp(logits).sum(-1))
 
 
 @SHARED
@@ -67,17 +79,18 @@ def test_nothing_pruned_gives_the_same_text(shared, folder, prompts):
 @SHARED
 @pytest.mark.parametrize("name", [FLOAT, QUANTISED])
 def test_the_default_gives_nearly_the_same(name, shared, folder, prompts):
-    """The answers from the cache are right wherever the original's are, and most other tokens are the same."""
+    """Where the original is sure of the answer from the cache, so is the pruned one; most other tokens are the same."""
     original, pruned = (load(folder(name, kind), shared) for kind in ("original", "pruned"))
-    shares, right = [], 0
+    shares, sure = [], 0
     for prompt in prompts:
         tokens, answer = prompt["tokens"], prompt["answer"]
-        told = continued(original, tokens)
-        shares.append(agreement(pruned, tokens, told))
-        if told[: len(answer)] == answer:
-            right += 1
+        shares.append(agreement(pruned, tokens, continued(original, tokens)))
+        # One prompt's answer has a digit to which the original gives 0.53: a coin, not a memory.
+        if confidence(original, tokens, answer) > 0.9:
+            sure += 1
             assert continued(pruned, tokens, len(answer)) == answer
-    assert right >= len(prompts) - 1
+            assert confidence(pruned, tokens, answer) > 0.9
+    assert sure >= len(prompts) - 1
     assert np.mean(shares) > 0.95, shares
 
 

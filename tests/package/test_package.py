@@ -85,7 +85,7 @@ def test_every_option_arrives(exports, tmp_path):
         exports("optimum-fp32") / "model.onnx", tmp_path / "-out.onnx", ratio=0.25, key_bits=16, value_bits=4,
         recovery="none", recent=3, cache_type="uint8", uniform_rows=True, calibrate="random", calibration_tokens=64,
         tokenizer=exports("optimum-fp32") / "tokenizer.json", data="link", library=spark_ort.library_path(), force=True,
-        dry_run=False, threads=1,
+        dry_run=False, no_trial=True, threads=1,
     )
     rows = report["model"]["rows"]
     assert (rows["ratio"], rows["key_bits"], rows["value_bits"], rows["recovery"]) == (0.25, 16, 4, "none")

@@ -195,16 +195,18 @@ def layered(model, count):
 
 
 def test_many_layers(tmp_path):
-    """Twenty thousand layers take four times as long as five thousand."""
+    """Twenty thousand layers take four times as long as five thousand, and take memory by the size of the file."""
     seconds = {}
     for count in (5_000, 20_000):
         source, target = write(tmp_path, layered(small(), count)), tmp_path / f"{count}.onnx"
-        done, _, rewriting = measured("rewrite", source, target, *OFF)
+        done, memory, rewriting = measured("rewrite", source, target, *OFF)
         assert done.returncode == 0, done.stderr
+        assert memory < (256 << 20) + 40 * source.stat().st_size
         seconds[count] = [rewriting]
         for model in (source, target):
-            done, _, inspecting = measured("inspect", model)
+            done, memory, inspecting = measured("inspect", model)
             assert done.returncode == 0, done.stderr
+            assert memory < (256 << 20) + 40 * source.stat().st_size
             seconds[count].append(inspecting)
     for few, many in zip(*seconds.values()):
         assert many < 8 * few + 1, seconds
