@@ -12,7 +12,6 @@ pub(crate) mod v2;
 
 pub use row_format::RowFormat;
 pub use stored_bits::Bits;
-pub(crate) use stored_bits::ByBits;
 pub use tail::{Slot, Tail, TailBuffer, TailLayout};
 pub use v1::dense::write_dense_key;
 pub use v1::key::{KeyRow, PrunedKey};

@@ -37,22 +37,6 @@ impl Bits {
         self != Self::B16
     }
 
-    /// Whether a byte holds two numbers.
-    #[inline(always)]
-    pub(crate) fn shares_bytes(self) -> bool {
-        self == Self::B4
-    }
-
-    /// Does `work` as numbers of this width need it.
-    #[inline(always)]
-    pub(crate) fn run<W: ByBits>(self, work: W) -> W::Output {
-        match self {
-            Self::B16 => work.float16(),
-            Self::B8 => work.bytes(),
-            Self::B4 => work.nibbles(),
-        }
-    }
-
     /// Greatest code of a quantised number, 2^bits - 1; `None` for float16.
     pub(crate) fn greatest_code(self) -> Option<f32> {
         match self {
@@ -70,17 +54,4 @@ impl Bits {
             Self::B4 => n.div_ceil(2),
         }
     }
-}
-
-/// Work that differs by how numbers are stored. Methods are to be `inline(always)` in kernels.
-pub(crate) trait ByBits {
-    /// What comes of it.
-    type Output;
-
-    /// With 16 bits.
-    fn float16(self) -> Self::Output;
-    /// With 8 bits.
-    fn bytes(self) -> Self::Output;
-    /// With 4 bits.
-    fn nibbles(self) -> Self::Output;
 }

@@ -7,7 +7,7 @@ use super::kernels::ValueKernel;
 use super::key_kernels::KeyProducts;
 use super::prefetch::Prefetch;
 use super::scores::to_weights;
-use super::values::{add_dense, add_rows, finish_rows};
+use crate::cpu::isa::rows::values::{add_dense, add_rows, finish_rows};
 use crate::cpu::isa::traits::{Isa, Work};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::cpu::kv_source::{KvSource, Place};

@@ -57,7 +57,7 @@ pub(in crate::cpu) trait ValueKernel<const H: usize>: Sized {
     fn new(isa: Self::Isa, layout: &ValueLayout) -> Option<Self>;
 
     /// Adds the values of `rows` of `layout`, and how many they are, times their `weights` to `sums`, one entry a block
-    /// of channels, in the order of `decode::values::add_rows`.
+    /// of channels, in the order of `isa::rows::values::add_rows`.
     fn add_rows(
         &self,
         layout: &ValueLayout,

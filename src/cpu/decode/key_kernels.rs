@@ -3,8 +3,8 @@
 
 use super::chunk::{ByKey, HeadLanes, set_products};
 use super::kernels::{KeyKernel, KeyRows};
-use super::keys::{KeyReader, Sink};
 use super::prefetch::Prefetch;
+use crate::cpu::isa::rows::keys::{KeyReader, Sink};
 use crate::cpu::isa::traits::Isa;
 use crate::cpu::isa::vector::{LANES, Vector};
 

@@ -2,6 +2,7 @@
 //! knows the target's architecture.
 
 pub(super) mod portable;
+pub(super) mod rows;
 #[cfg(test)]
 mod tests;
 pub(super) mod traits;

@@ -111,7 +111,8 @@ impl Present<'_> {
                     // SAFETY: the output is [B, Hk, S, row_bytes / size of C], `head` is below B * Hk, and past and new
                     // tokens together are at most S. The slices of different heads are disjoint, and no other reference
                     // covers these rows: reads of the past, here and in SparkAttention, stop at the first new row, but
-                    // for the tail, and with one SparkAttention is done before this operator begins: `SparkPrune::check_after`.
+                    // for the tail, and with one SparkAttention is done before this operator begins:
+                    // `SparkPrune::check_after`.
                     bytes => unsafe {
                         let row = head * rows + past;
                         std::slice::from_raw_parts_mut(first.add(row * row_bytes), bytes)

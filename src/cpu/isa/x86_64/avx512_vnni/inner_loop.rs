@@ -14,71 +14,26 @@ pub(super) struct PackedChannels<'a> {
     pub(super) sign: u64,
     /// Words of the row: recovery, least, step.
     pub(super) scalars: [__m512i; 3],
-    /// Where the words of the first and of the last 32 channels have their bytes from.
-    pub(super) into_words: &'a [__m512i; 2],
+    /// Where the words of the first and of the last 32 channels take their bytes from.
+    pub(super) words: &'a [__m512i; 2],
 }
 
-/// Products of the first four heads at most, while the magnitudes that `$next` is for are made: expanded codes twice in
-/// words, times step, the high halves; plus least or recovery; with sign. `$a` are products of the first 32 channels,
-/// `$b` of the last, one a head; "" where there are fewer heads.
-///
-/// To be used where what the instructions take is enabled and `2 * $heads` vectors can be read from `$queries` on.
-macro_rules! mixed {
-    ($heads:expr, $magnitudes:ident, $queries:ident, $lanes:expr, $next:ident, [
-        $a0:literal, $a1:literal, $a2:literal, $a3:literal, $b0:literal, $b1:literal, $b2:literal, $b3:literal $(,)?
-    ]) => {{
-        let PackedChannels { codes, mask, sign, scalars: [recovery, least, step], into_words } = *$next;
-        let [mut l0, mut l1, mut l2, mut l3] = $lanes;
-        let (first, last): (__m512i, __m512i);
-        // Named, for what has no type is written as a register of another size.
-        let _word: __m512i;
-        asm!(
-            "vpexpandb {codes}{{{mask}}}{{z}}, {codes}",
-            $a0,
-            $a1,
-            "vpblendmw {first}{{{mask}}}, {recovery}, {least}",
-            $a2,
-            $a3,
-            "vpblendmw {last}{{{mask_last}}}, {recovery}, {least}",
-            "vpermb {word}, {into_first}, {codes}",
-            "vpermb {codes}, {into_last}, {codes}",
-            $b0,
-            "vpmulhuw {word}, {word}, {step}",
-            $b1,
-            "vpmulhuw {codes}, {codes}, {step}",
-            $b2,
-            "vpaddw {first}, {first}, {word}",
-            $b3,
-            "vpaddw {last}, {last}, {codes}",
-            "vpsubw {first}{{{sign}}}, {zero}, {first}",
-            "vpsubw {last}{{{sign_last}}}, {zero}, {last}",
-            "/* {l1} {l2} {l3} */",
-            codes = inout(zmm_reg) codes => _,
-            word = out(zmm_reg) _word,
-            first = out(zmm_reg) first,
-            last = out(zmm_reg) last,
-            l0 = inout(zmm_reg) l0,
-            l1 = inout(zmm_reg) l1,
-            l2 = inout(zmm_reg) l2,
-            l3 = inout(zmm_reg) l3,
-            s0 = in(zmm_reg) $magnitudes[0],
-            s1 = in(zmm_reg) $magnitudes[1],
-            recovery = in(zmm_reg) recovery,
-            least = in(zmm_reg) least,
-            step = in(zmm_reg) step,
-            into_first = in(zmm_reg) into_words[0],
-            into_last = in(zmm_reg) into_words[1],
-            zero = in(zmm_reg) _mm512_setzero_si512(),
-            mask = in(kreg) mask,
-            mask_last = in(kreg) mask >> 32,
-            sign = in(kreg) sign,
-            sign_last = in(kreg) sign >> 32,
-            q = in(reg) $queries,
-            half = const 64 * $heads,
-            options(pure, readonly, nostack, preserves_flags),
-        );
-        ([l0, l1, l2, l3], [first, last])
-    }};
+/// The product of the first (0) or last (1) 32 channels with a head's query; nothing where there are fewer heads.
+#[rustfmt::skip]
+macro_rules! product {
+    (1, 1, $half:tt) => { "" };
+    (1, 2, $half:tt) => { "" };
+    (1, 3, $half:tt) => { "" };
+    (2, 2, $half:tt) => { "" };
+    (2, 3, $half:tt) => { "" };
+    ($heads:tt, 0, 0) => { "vpdpwssd {l0}, {s0}, [{q}]" };
+    ($heads:tt, 1, 0) => { "vpdpwssd {l1}, {s0}, [{q} + 64]" };
+    ($heads:tt, 2, 0) => { "vpdpwssd {l2}, {s0}, [{q} + 128]" };
+    ($heads:tt, 3, 0) => { "vpdpwssd {l3}, {s0}, [{q} + 192]" };
+    ($heads:tt, 0, 1) => { "vpdpwssd {l0}, {s1}, [{q} + {half}]" };
+    ($heads:tt, 1, 1) => { "vpdpwssd {l1}, {s1}, [{q} + {half} + 64]" };
+    ($heads:tt, 2, 1) => { "vpdpwssd {l2}, {s1}, [{q} + {half} + 128]" };
+    ($heads:tt, 3, 1) => { "vpdpwssd {l3}, {s1}, [{q} + {half} + 192]" };
 }
 
 /// Adds the products of `magnitudes` with queries, `[2, H]` vectors from `queries` on, to `lanes`, and returns the
@@ -98,55 +53,70 @@ pub(super) unsafe fn multiply_and_make<const H: usize>(
     lanes: &mut [[__m512i; 4]; 2],
     next: &PackedChannels,
 ) -> [__m512i; 2] {
-    // SAFETY: the instructions write to their own registers only and read `2 * H` vectors from `queries` on; this
-    // function enables what they take.
-    let (sums, made) = unsafe {
+    let &PackedChannels { codes, mask, sign, scalars: [recovery, least, step], words: &[into_first, into_last] } = next;
+    let [mut l0, mut l1, mut l2, mut l3] = lanes[0];
+    // The word too: what has no type is written as a register of another size.
+    let (first, last, _word): (__m512i, __m512i, __m512i);
+    // A magnitude: the expanded code twice in a word, times step, the high half; plus least or recovery; with sign.
+    macro_rules! mixed {
+        ($heads:tt) => {
+            asm!(
+                "vpexpandb {codes}{{{mask}}}{{z}}, {codes}",
+                product!($heads, 0, 0),
+                product!($heads, 1, 0),
+                "vpblendmw {first}{{{mask}}}, {recovery}, {least}",
+                product!($heads, 2, 0),
+                product!($heads, 3, 0),
+                "vpblendmw {last}{{{mask_last}}}, {recovery}, {least}",
+                "vpermb {word}, {into_first}, {codes}",
+                "vpermb {codes}, {into_last}, {codes}",
+                product!($heads, 0, 1),
+                "vpmulhuw {word}, {word}, {step}",
+                product!($heads, 1, 1),
+                "vpmulhuw {codes}, {codes}, {step}",
+                product!($heads, 2, 1),
+                "vpaddw {first}, {first}, {word}",
+                product!($heads, 3, 1),
+                "vpaddw {last}, {last}, {codes}",
+                "vpsubw {first}{{{sign}}}, {zero}, {first}",
+                "vpsubw {last}{{{sign_last}}}, {zero}, {last}",
+                "/* {l1} {l2} {l3} */",
+                codes = inout(zmm_reg) codes => _,
+                word = out(zmm_reg) _word,
+                first = out(zmm_reg) first,
+                last = out(zmm_reg) last,
+                l0 = inout(zmm_reg) l0,
+                l1 = inout(zmm_reg) l1,
+                l2 = inout(zmm_reg) l2,
+                l3 = inout(zmm_reg) l3,
+                s0 = in(zmm_reg) magnitudes[0],
+                s1 = in(zmm_reg) magnitudes[1],
+                recovery = in(zmm_reg) recovery,
+                least = in(zmm_reg) least,
+                step = in(zmm_reg) step,
+                into_first = in(zmm_reg) into_first,
+                into_last = in(zmm_reg) into_last,
+                zero = in(zmm_reg) _mm512_setzero_si512(),
+                mask = in(kreg) mask,
+                mask_last = in(kreg) mask >> 32,
+                sign = in(kreg) sign,
+                sign_last = in(kreg) sign >> 32,
+                q = in(reg) queries,
+                half = const 64 * H,
+                options(pure, readonly, nostack, preserves_flags),
+            )
+        };
+    }
+    // SAFETY: the instructions write but these registers and read `2 * H` vectors from `queries` on; the function needs
+    // what they take.
+    unsafe {
         match H {
-            1 => mixed!(
-                H,
-                magnitudes,
-                queries,
-                lanes[0],
-                next,
-                ["vpdpwssd {l0}, {s0}, [{q}]", "", "", "", "vpdpwssd {l0}, {s1}, [{q} + {half}]", "", "", "",]
-            ),
-            2 => mixed!(
-                H,
-                magnitudes,
-                queries,
-                lanes[0],
-                next,
-                [
-                    "vpdpwssd {l0}, {s0}, [{q}]",
-                    "vpdpwssd {l1}, {s0}, [{q} + 64]",
-                    "",
-                    "",
-                    "vpdpwssd {l0}, {s1}, [{q} + {half}]",
-                    "vpdpwssd {l1}, {s1}, [{q} + {half} + 64]",
-                    "",
-                    "",
-                ]
-            ),
-            _ => mixed!(
-                H,
-                magnitudes,
-                queries,
-                lanes[0],
-                next,
-                [
-                    "vpdpwssd {l0}, {s0}, [{q}]",
-                    "vpdpwssd {l1}, {s0}, [{q} + 64]",
-                    "vpdpwssd {l2}, {s0}, [{q} + 128]",
-                    "vpdpwssd {l3}, {s0}, [{q} + 192]",
-                    "vpdpwssd {l0}, {s1}, [{q} + {half}]",
-                    "vpdpwssd {l1}, {s1}, [{q} + {half} + 64]",
-                    "vpdpwssd {l2}, {s1}, [{q} + {half} + 128]",
-                    "vpdpwssd {l3}, {s1}, [{q} + {half} + 192]",
-                ]
-            ),
+            1 => mixed!(1),
+            2 => mixed!(2),
+            _ => mixed!(4),
         }
-    };
-    lanes[0] = sums;
+    }
+    lanes[0] = [l0, l1, l2, l3];
     for h in 4..H {
         for (half, &magnitude) in magnitudes.iter().enumerate() {
             // SAFETY: by this function's contract.
@@ -154,5 +124,5 @@ pub(super) unsafe fn multiply_and_make<const H: usize>(
             lanes[1][h - 4] = dot(lanes[1][h - 4], magnitude, query);
         }
     }
-    made
+    [first, last]
 }

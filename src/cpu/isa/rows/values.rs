@@ -1,11 +1,10 @@
 //! Weighted sums of values, sixteen channels at a time.
 
-use super::chunk::{ByKey, HeadLanes, no_products};
-use super::prefetch::Prefetch;
 use super::window::window;
+use crate::cpu::decode::chunk::{ByKey, HeadLanes, no_products};
+use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::vector::{LANES, Vector};
-use crate::format::ByBits;
-use crate::format::v1::layout::{MAX_HEAD_DIM, ValueLayout};
+use crate::format::v1::layout::{Bits, MAX_HEAD_DIM, ValueLayout};
 use crate::format::v2::rotation::rotate_back;
 
 /// Values of keys, a block of channels at a time.
@@ -187,50 +186,28 @@ pub(in crate::cpu) fn add_rows<V: Vector, const H: usize>(
     sums: &mut [HeadLanes<H>],
 ) {
     let all = Rows { rows, bytes: layout.row_bytes(), codes: layout.codes_at(), prefetch };
-    layout.bits().run(AddRows { v, layout, all, keys, weights, sums });
-}
-
-/// What [`add_rows`] does.
-struct AddRows<'a, V, const H: usize> {
-    v: V,
-    layout: &'a ValueLayout,
-    all: Rows<'a>,
-    keys: usize,
-    weights: &'a ByKey<H>,
-    sums: &'a mut [HeadLanes<H>],
-}
-
-impl<V: Vector, const H: usize> ByBits for AddRows<'_, V, H> {
-    type Output = ();
-
-    #[inline(always)]
-    fn float16(self) {
-        let Self { v, all, keys, weights, sums, .. } = self;
-        let factors = Factors { keys, weights, more: &[0.0; H] };
-        // Infinity and NaN, which are rare, show in the sums.
-        let added = add(v, &F16s::<false>(all), &factors, 0, sums);
-        add(v, &F16s::<true>(all), &factors, added, &mut sums[added..]);
-    }
-
-    #[inline(always)]
-    fn bytes(self) {
-        let Self { v, layout, all, keys, weights, sums } = self;
-        let (mut weighted, mut least) = ([no_products()], [[0.0; H]]);
-        scaled(v, layout, all.rows, keys, weights, &mut weighted, &mut least);
-        add(v, &Bytes(all), &Factors { keys, weights: &weighted[0], more: &least[0] }, 0, sums);
-    }
-
-    #[inline(always)]
-    fn nibbles(self) {
-        let Self { v, layout, all, keys, weights, sums } = self;
-        let (mut weighted, mut least) = ([no_products(); MOST_GROUPS], [[0.0; H]; MOST_GROUPS]);
-        // One for 32 channels each, or one for all.
-        let groups = layout.groups();
-        scaled(v, layout, all.rows, keys, weights, &mut weighted[..groups], &mut least[..groups]);
-        for (pair, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            let group = pair.min(groups - 1);
-            let factors = Factors { keys, weights: &weighted[group], more: &least[group] };
-            add(v, &Nibbles(all), &factors, 2 * pair, sums);
+    match layout.bits() {
+        Bits::B16 => {
+            let factors = Factors { keys, weights, more: &[0.0; H] };
+            // Infinity and NaN, which are rare, show in the sums.
+            let added = add(v, &F16s::<false>(all), &factors, 0, sums);
+            add(v, &F16s::<true>(all), &factors, added, &mut sums[added..]);
+        }
+        Bits::B8 => {
+            let (mut weighted, mut least) = ([no_products()], [[0.0; H]]);
+            scaled(v, layout, rows, keys, weights, &mut weighted, &mut least);
+            add(v, &Bytes(all), &Factors { keys, weights: &weighted[0], more: &least[0] }, 0, sums);
+        }
+        Bits::B4 => {
+            let (mut weighted, mut least) = ([no_products(); MOST_GROUPS], [[0.0; H]; MOST_GROUPS]);
+            // One for 32 channels each, or one for all.
+            let groups = layout.groups();
+            scaled(v, layout, rows, keys, weights, &mut weighted[..groups], &mut least[..groups]);
+            for (pair, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let group = pair.min(groups - 1);
+                let factors = Factors { keys, weights: &weighted[group], more: &least[group] };
+                add(v, &Nibbles(all), &factors, 2 * pair, sums);
+            }
         }
     }
 }
@@ -277,7 +254,7 @@ fn scaled<V: Vector, const H: usize>(
 /// rotated back, where rows are rotated.
 #[inline(always)]
 pub(in crate::cpu) fn finish_rows<const H: usize>(layout: &ValueLayout, sums: &mut [HeadLanes<H>]) {
-    if layout.bits().shares_bytes() {
+    if layout.bits() == Bits::B4 {
         for [first, second] in sums.as_chunks_mut::<2>().0 {
             for h in 0..H {
                 let (even, odd) = (first.0[h], second.0[h]);
@@ -324,53 +301,34 @@ fn nibbles(bytes: &[u8; LANES]) -> [u8; 2 * LANES] {
 /// Decodes a row into `value`, `[D]`.
 #[inline(always)]
 pub(in crate::cpu) fn decode<V: Vector>(v: V, layout: &ValueLayout, row: &[u8], value: &mut [[f32; LANES]]) {
-    layout.bits().run(Decode { v, layout, row, value });
-    if layout.is_rotated() {
-        rotate_back(value.as_flattened_mut());
-    }
-}
-
-/// What [`decode`] does before channels are rotated back.
-struct Decode<'a, V> {
-    v: V,
-    layout: &'a ValueLayout,
-    row: &'a [u8],
-    value: &'a mut [[f32; LANES]],
-}
-
-impl<V: Vector> ByBits for Decode<'_, V> {
-    type Output = ();
-
-    #[inline(always)]
-    fn float16(self) {
-        let Self { v, row, value, .. } = self;
-        for (block, value) in value.iter_mut().enumerate() {
-            v.store(v.load_f16::<true>(window(row, 2 * LANES * block)), value);
-        }
-    }
-
-    #[inline(always)]
-    fn bytes(self) {
-        let Self { v, layout, row, value } = self;
-        let [step, least] = pairs(v, layout, row)[0];
-        let (step, least) = (v.splat(step), v.splat(least));
-        for (block, value) in value.iter_mut().enumerate() {
-            let code = v.load_u8(window(row, layout.codes_at() + LANES * block));
-            v.store(v.mul_add(code, step, least), value);
-        }
-    }
-
-    #[inline(always)]
-    fn nibbles(self) {
-        let Self { v, layout, row, value } = self;
-        let pairs = pairs(v, layout, row);
-        for (group, [first, second]) in value.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            let [step, least] = pairs[group.min(layout.groups() - 1)].map(|x| v.splat(x));
-            let bytes = nibbles(window(row, layout.codes_at() + LANES * group));
-            for (value, at) in [(first, 0), (second, LANES)] {
-                v.store(v.mul_add(v.load_u8(window(&bytes, at)), step, least), value);
+    let codes = layout.codes_at();
+    match layout.bits() {
+        Bits::B16 => {
+            for (block, value) in value.iter_mut().enumerate() {
+                v.store(v.load_f16::<true>(window(row, 2 * LANES * block)), value);
             }
         }
+        Bits::B8 => {
+            let [step, least] = pairs(v, layout, row)[0];
+            let (step, least) = (v.splat(step), v.splat(least));
+            for (block, value) in value.iter_mut().enumerate() {
+                let code = v.load_u8(window(row, codes + LANES * block));
+                v.store(v.mul_add(code, step, least), value);
+            }
+        }
+        Bits::B4 => {
+            let pairs = pairs(v, layout, row);
+            for (group, [first, second]) in value.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let [step, least] = pairs[group.min(layout.groups() - 1)].map(|x| v.splat(x));
+                let bytes = nibbles(window(row, codes + LANES * group));
+                for (value, at) in [(first, 0), (second, LANES)] {
+                    v.store(v.mul_add(v.load_u8(window(&bytes, at)), step, least), value);
+                }
+            }
+        }
+    }
+    if layout.is_rotated() {
+        rotate_back(value.as_flattened_mut());
     }
 }
 

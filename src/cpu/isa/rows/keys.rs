@@ -1,9 +1,9 @@
 //! Key rows, sixteen channels at a time.
 
-use super::kernels::KeyRows;
 use super::window::window_unchecked;
+use crate::cpu::decode::kernels::KeyRows;
 use crate::cpu::isa::vector::{LANES, Vector};
-use crate::format::v1::layout::{KeyLayout, MAX_HEAD_DIM};
+use crate::format::v1::layout::{Bits, KeyLayout, MAX_HEAD_DIM};
 
 /// Bytes beyond the last code that vectors may reach.
 const BEYOND: usize = 4 * LANES;
@@ -139,7 +139,7 @@ impl<'a> KeyReader<'a> {
                     (least[n], step[n]) = (scalar(1), scalar(2));
                 }
             }
-            if !self.rows.in_units() {
+            if layout.bits() == Bits::B16 {
                 let (pairs, rest) = scale.as_chunks::<2>();
                 for (pair, [first, second]) in pairs.iter().enumerate() {
                     for n in 0..R {
@@ -174,7 +174,7 @@ impl<'a> KeyReader<'a> {
                     let word = |at: usize| u16::from_le_bytes(*window_unchecked(rows[n], at + 2 * block));
                     let (mask, sign) = (word(0), word(planes));
                     let codes = layout.codes_at();
-                    let code = if !layout.bits().shares_bytes() {
+                    let code = if layout.bits() == Bits::B8 {
                         v.expand_u8(window_unchecked(rows[n], codes + used[n]), mask)
                     } else {
                         let (nibbles, skipped) = (window_unchecked(rows[n], codes + used[n] / 2), used[n] % 2 == 1);
