@@ -343,6 +343,29 @@ mod tests {
         }
     }
 
+    /// Tests in Python take the schema from a file. `SPARK_WRITE_SCHEMA=1 cargo test --lib spec` writes it.
+    #[cfg(feature = "rewrite")]
+    #[test]
+    fn the_file_for_tests_in_python_is_this_schema() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/operators/schema.json");
+        let operator = |operator: Operator| {
+            let mut json = serde_json::to_value(operator).unwrap();
+            json["attributes"] = serde_json::to_value(operator.attributes().collect::<Vec<_>>()).unwrap();
+            json.as_object_mut().unwrap().shift_remove("own_attributes");
+            json
+        };
+        let schema = serde_json::json!({
+            "domain": DOMAIN,
+            "versions": VERSIONS.collect::<Vec<_>>(),
+            "operators": [PRUNE, ATTENTION].map(operator),
+        });
+        let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
+        if std::env::var_os("SPARK_WRITE_SCHEMA").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        assert!(std::fs::read_to_string(path).unwrap() == text, "{path} is not the schema: write it anew");
+    }
+
     #[test]
     fn defaults_are_in_range() {
         for attribute in PRUNE.attributes().chain(ATTENTION.own_attributes) {

@@ -18,21 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 import replay
 
 HEADS, KV_HEADS, SIZE = 4, 2, 64
-INPUTS = [
-    "query",
-    "key",
-    "value",
-    "past_key",
-    "past_value",
-    "seqlens_k",
-    "total_sequence_length",
-    "cos_cache",
-    "sin_cache",
-    "position_ids",
-    "past_key_recent",
-    "query_saliency",
-    "attention_bias",
-]
+SCHEMA = json.loads((pathlib.Path(__file__).parents[1] / "operators/schema.json").read_text())
+INPUTS = [entry["name"] for entry in SCHEMA["operators"][1]["inputs"]]
 RECENT = 8
 CAPACITY = 40
 
