@@ -1,4 +1,4 @@
-//! One shape at a time: every setting, dense attention, and the memory's bandwidth, in turns.
+//! One shape at a time: every setting, dense attention, and the memory's bandwidth, alternating.
 
 use std::path::Path;
 

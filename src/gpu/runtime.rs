@@ -55,7 +55,7 @@ pub(super) trait Runtime: Debug + Send + Sync {
     /// What device `ordinal` is.
     ///
     /// # Errors
-    /// If it cannot be asked, or is none that the kernels could run on.
+    /// If it cannot be queried, or the kernels cannot run on it.
     fn properties(&self, ordinal: i32) -> Result<Properties, GpuError>;
 
     /// Loads `code`, which [`CodeFormat::is_code`] took for code, on the current device.

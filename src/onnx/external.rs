@@ -139,7 +139,7 @@ pub fn move_data(model: &mut ModelProto, from: &Path, to: &str) {
     }
 }
 
-/// A location as a plain path inside the model's folder, `None` if it is none.
+/// A location as a plain path inside the model's folder; `None` if it leads elsewhere.
 fn relative(location: &str) -> Option<PathBuf> {
     let components = || Path::new(location).components();
     let is_inside = components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
@@ -151,7 +151,7 @@ impl DataFile {
     /// Brings the file from the folder `from` to the folder `to`.
     ///
     /// # Errors
-    /// The file system says no.
+    /// The file system refuses.
     pub fn place(&self, from: &Path, to: &Path, how: Placement) -> Result<(), FileError> {
         place(&from.join(&self.location), &to.join(&self.location), how)
     }
@@ -161,7 +161,7 @@ impl DataFile {
 /// user lets new files have it.
 ///
 /// # Errors
-/// There is something at `to`, `from` is no file, or the file system says no.
+/// There is something at `to`, `from` is no file, or the file system refuses.
 pub(crate) fn place(from: &Path, to: &Path, how: Placement) -> Result<(), FileError> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).map_err(FileError::io(folder))?;

@@ -38,8 +38,8 @@ impl Operation for SparkPrune {
 }
 
 impl SparkPrune {
-    /// Inputs that are read. The one behind them, SparkAttention's output, only orders: what SparkAttention reads of a
-    /// shared buffer's tail is not to be written before.
+    /// Inputs that are read. The one behind them, SparkAttention's output, only orders the two: SparkAttention must
+    /// have read the tail of a shared buffer before it is written.
     pub(super) const INPUTS: usize = Input::QuerySaliency.index() + 1;
 
     /// Checks that the input `after` is there where a tail may be written.

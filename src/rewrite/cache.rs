@@ -18,8 +18,8 @@ pub struct CacheInput {
 }
 
 impl CacheInput {
-    /// `input` as a cache, `None` if it is none: something reads it as the past of attention, or it grows with every
-    /// token and is called a cache.
+    /// `input` as a cache, `None` if it is no cache: something reads it as the past of attention, or it grows with
+    /// every token and is called a cache.
     pub fn of(index: &Index<'_>, input: &ValueInfoProto, operators: &[Option<Operator>]) -> Option<Self> {
         let declared = input.type_.tensor_type().elem_type();
         if !is_floating(declared) || rank(input) != Some(4) {

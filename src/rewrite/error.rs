@@ -28,7 +28,7 @@ impl Refusal {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RewriteError {
-    /// The model is none that can be rewritten.
+    /// The model cannot be rewritten.
     #[error("the model cannot be rewritten: {0}")]
     Refused(Refusal),
     /// A file cannot be read or written.

@@ -131,7 +131,7 @@ enum Foreign {
     Crowded,
     /// A negative least or step of a key, or scale of a value.
     Negative,
-    /// A scalar or a number that is none.
+    /// A scalar or a number that is NaN.
     NotANumber,
 }
 

@@ -115,7 +115,7 @@ def test_doctor():
 
 
 def test_doctor_names_problems(tmp_path):
-    """A path that the processor lacks, no ONNX Runtime, a library that is none."""
+    """A path that the processor lacks, no ONNX Runtime, a file that is no library."""
     done = command("doctor", env={**PLAIN, "SPARK_ORT_CPU": "sse9"})
     assert done.returncode == 1 and "SPARK_ORT_CPU=sse9" in done.stdout
     done = command("doctor", env={**PLAIN, "ORT_DYLIB_PATH": str(tmp_path / "none.so")})

@@ -38,7 +38,7 @@ def test_session_options(folder, tmp_path, options):
     "arguments", [["rewrite", "{in}", "{out}", *OFF], ["inspect", "{in}"], ["inspect", "{in}", "--json"], ["doctor"]]
 )
 def test_stdout_full_or_closed(folder, tmp_path, arguments):
-    """A full disk behind stdout is an error, a reader that has seen enough is none."""
+    """A full disk behind stdout is an error; a reader that closes the pipe is not."""
     words = [str(binary_path()), *(w.format(**{"in": folder, "out": tmp_path / "out"}) for w in arguments)]
     with open("/dev/full", "w") as full:
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), timeout=60)
@@ -145,7 +145,7 @@ def test_scale(tmp_path, scale):
     attention.attribute.append(helper.make_attribute("scale", scale))
     source = write(tmp_path, model)
     if scale == 0.0:
-        # To GroupQueryAttention that is none.
+        # GroupQueryAttention takes that for no window.
         spark_ort("rewrite", source, tmp_path / "out.onnx", *OFF)
     else:
         check_refused(tmp_path, source, "scale")

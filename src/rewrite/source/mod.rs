@@ -47,7 +47,7 @@ pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Re
         }
     }
     // Others compute attention in a way that SparkAttention does not, later ones included. Linear attention, whose past
-    // is a state that does not grow, is none of ours.
+    // is a state that does not grow, is not handled here.
     let is_state = |input: &String| {
         let name = origin(context.index, input);
         context.index.input(name).is_some_and(|i| rank(i) > Some(2)) && !context.caches.contains_key(name)
@@ -64,7 +64,7 @@ fn given_scale(node: &NodeProto) -> Result<f32, Refusal> {
     node.float("scale").map_or(Ok(0.0), |scale| usable_scale(node, scale.into()))
 }
 
-/// The same of com.microsoft's operators, to which a scale of 0 is none.
+/// The same for com.microsoft's operators, where a scale of 0 means the default.
 fn given_scale_or_default(node: &NodeProto) -> Result<f32, Refusal> {
     if node.float("scale") == Some(0.0) { Ok(0.0) } else { given_scale(node) }
 }

@@ -159,7 +159,7 @@ def bfloat16(C="u8"):
 
 
 def raw(value):
-    """An OrtValue on the CPU as an array; bfloat16, which NumPy has not, as its bits."""
+    """An OrtValue on the CPU as an array; bfloat16, which NumPy lacks, as its bits."""
     if "bfloat16" not in value.data_type():
         return value.numpy()
     import ctypes

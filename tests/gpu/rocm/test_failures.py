@@ -70,5 +70,5 @@ def test_addresses(scenario):
 
 
 def test_what_the_host_cannot_see(scenario):
-    """Positions beyond the caches are the nearest ones, saliencies that are none are 1."""
+    """Positions beyond the caches read their nearest rows, invalid saliencies read as 1."""
     assert scenario("unchecked").result == {"positions": True, "saliency": True}

@@ -175,7 +175,7 @@ def test_location_outside(tmp_path, location):
 
 
 def test_data_missing(tmp_path):
-    """Data that is not there is named, with the tensor that needs it."""
+    """The error names missing data, and the tensor that needs it."""
     source, data = external(tmp_path / "from")
     data.unlink()
     check_refused(tmp_path, source, str(data), "missing", "weight_1")

@@ -107,8 +107,8 @@ pub(super) unsafe fn multiply_and_make<const H: usize>(
             )
         };
     }
-    // SAFETY: the instructions write but these registers and read `2 * H` vectors from `queries` on; the function needs
-    // what they take.
+    // SAFETY: the instructions write only these registers and read `2 * H` vectors from `queries` on; the function
+    // needs what they take.
     unsafe {
         match H {
             1 => mixed!(1),
