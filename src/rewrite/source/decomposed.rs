@@ -61,7 +61,11 @@ impl Spell for Spelling {
         };
         let [key, value] = alike(&title, key, value)?;
         let (query_heads, grouped) = query_heads(context, qk, &key)?;
-        let (query, query_scale) = query(context, &qk.input[0], query_heads, key.head_dim).ok_or_else(|| {
+        let operand = &qk.input[0];
+        let known = query(context, operand, query_heads, key.head_dim);
+        // Of unknown shape: it is taken as it is, with what scales it.
+        let known = known.or_else(|| context.shape(operand).is_err().then(|| (operand.clone(), 1.0)));
+        let (query, query_scale) = known.ok_or_else(|| {
             Refusal::new(qk.title(), "a query [B,Hq,L,D] that is at most scaled", "another first factor")
         })?;
         let cache = &context.caches[&key.appended.past];
@@ -106,9 +110,15 @@ impl Spell for Spelling {
 
 /// The heads of the query of `qk`, and whether they are grouped by KV head, `[B,Hk,G,L,D]`.
 fn query_heads(context: &mut Context<'_>, qk: &NodeProto, key: &Operand) -> Result<(usize, bool), Refusal> {
-    let query_shape = context
-        .shape(&qk.input[0])
-        .map_err(|e| Refusal::new(qk.title(), "a query whose shape can be followed", &*e))?;
+    let key_heads = key.kv_heads * key.repeats;
+    let query_shape = match context.shape(&qk.input[0]) {
+        Ok(shape) => shape,
+        // Behind nodes that cannot be evaluated: as many heads as the key has, unless one is spread over several.
+        Err(_) if key_heads > 1 && context.shape(&qk.input[1]).is_ok_and(|shape| shape.len() == 4) => {
+            return Ok((key_heads, false));
+        }
+        Err(e) => return Err(Refusal::new(qk.title(), "a query whose shape can be followed", &*e)),
+    };
     let query_heads = match query_shape[..] {
         [_, heads, _, _] => heads,
         [_, heads, groups, _, _] => heads.saturating_mul(groups),

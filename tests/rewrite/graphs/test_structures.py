@@ -207,6 +207,34 @@ def test_opaque_above_a_layer(tmp_path, above, inferred):
     same(tmp_path, decoder(attend, inferred=inferred))
 
 
+@pytest.mark.parametrize("above", [top_k, gemm], ids=["top_k", "gemm"])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_opaque_lengths(tmp_path, above, kv_heads):
+    """Lengths that heads are split by come from behind an operator that nobody can evaluate."""
+    plain = spelt_out(rotate=decomposed.rotate_half)
+
+    def attend(graph, number, shape, hidden):
+        return plain(graph, number, shape, above(graph, hidden))
+
+    model = decoder(attend, Shape(4, kv_heads))
+    sizes = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in list(model.graph.node):
+        wanted = sizes.get(node.input[1]) if node.op_type == "Reshape" else None
+        if wanted is not None and wanted.size == 4 and not wanted[:2].any():
+            base = node.output[0]
+            for name, value in (("start", [0]), ("end", [2]), ("heads", wanted[2:])):
+                model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), f"{base}_{name}"))
+            new = [
+                helper.make_node("Shape", [node.input[0]], [f"{base}_shape"]),
+                helper.make_node("Slice", [f"{base}_{n}" for n in ("shape", "start", "end")], [f"{base}_lengths"]),
+                helper.make_node("Concat", [f"{base}_lengths", f"{base}_heads"], [f"{base}_sizes"], axis=0),
+            ]
+            node.input[1] = f"{base}_sizes"
+            for one in new:
+                model.graph.node.insert(list(model.graph.node).index(node), one)
+    same(tmp_path, model)
+
+
 def test_inspected_as_rewritten(tmp_path):
     """`inspect` looks at a model as `rewrite` does."""
     model = decoder(spelt_out())
