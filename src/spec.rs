@@ -354,11 +354,8 @@ mod tests {
             json.as_object_mut().unwrap().shift_remove("own_attributes");
             json
         };
-        let schema = serde_json::json!({
-            "domain": DOMAIN,
-            "versions": VERSIONS.collect::<Vec<_>>(),
-            "operators": [PRUNE, ATTENTION].map(operator),
-        });
+        let (versions, operators) = (VERSIONS.collect::<Vec<_>>(), [PRUNE, ATTENTION].map(operator));
+        let schema = serde_json::json!({ "domain": DOMAIN, "versions": versions, "operators": operators });
         let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
         if std::env::var_os("SPARK_WRITE_SCHEMA").is_some() {
             std::fs::write(path, &text).unwrap();

@@ -38,7 +38,7 @@ pub(super) trait Computes<O: Operation, T, C>: Place {
 }
 
 /// Operator O at place P, for tensors of T and caches of C.
-pub(super) struct OperatorAt<O, P, T, C>(PhantomData<fn() -> (O, P, T, C)>);
+pub(super) struct OperatorAt<O, P, T, C>(PhantomData<(O, P, T, C)>);
 
 impl<O, P, T, C> OperatorAt<O, P, T, C> {
     pub(super) fn new() -> Self {
@@ -50,7 +50,7 @@ impl<O, P, T, C> Operator for OperatorAt<O, P, T, C>
 where
     O: Operation,
     P: Computes<O, T, C>,
-    T: PrimitiveTensorElementType + 'static,
+    T: PrimitiveTensorElementType + Send + Sync + 'static,
     C: Container,
 {
     type Kernel<'attr> = KernelAt<O, P, T, C>;
