@@ -84,7 +84,8 @@ impl InstructionSet {
             Self::Avx512 => of::<Avx512, W>(work),
             #[cfg(target_arch = "x86_64")]
             Self::Vnni => of::<Avx512Vnni, W>(work),
-            #[cfg(not(target_arch = "x86_64"))]
+            // Sets of other architectures.
+            #[allow(unreachable_patterns)]
             _ => None,
         }
     }
