@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm test-plugin cuda bench-genai eval zoo fuzz asan miri clean
+.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm test-plugin cuda bench-genai eval eval-genai zoo fuzz asan miri clean
 
 help:
 	@echo 'make demo           rewrite a bundled model, generate with it and with the original, compare them'
@@ -12,6 +12,7 @@ help:
 	@echo 'make test-hosts     the package in GenAI, plain loops, Optimum (torch: several GB) and all ONNX Runtime versions'
 	@echo 'make bench-genai    a LLaMA of 1.2 B parameters in ONNX Runtime GenAI, original and rewritten, at 2k and 8k tokens'
 	@echo 'make eval           what compressed caches cost a real model, which SPARK_EVAL_MODEL names, beside rivals'
+	@echo 'make eval-genai     the same in ONNX Runtime GenAI, by the logits that it hands out'
 	@echo 'make zoo            models of many families by the stock exporters, rewritten and compared (torch: several GB)'
 	@echo 'make wheel          a Python wheel for any Linux with glibc 2.28 or later'
 	@echo 'make build          target/release/libspark_ort.so and target/release/spark-ort'
@@ -57,6 +58,9 @@ test-hosts:
 
 eval:
 	@tools/eval.sh
+
+eval-genai:
+	@tools/eval_genai.sh
 
 zoo:
 	@tools/zoo.sh

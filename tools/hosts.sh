@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # The installed package in other people's programs. `tools/hosts.sh installed`, which `make test` runs, covers ONNX
 # Runtime GenAI, plain loops and the documentation. Without an argument, Optimum (needs torch) and every version of ONNX
-# Runtime follow. shellcheck source=tools/setup.sh
+# Runtime follow, and the wheel is the one for other machines too. shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 [[ ${1:-} == "" || $1 == installed ]] || die "usage: $0 [installed]"
 
 venv
 need_cxx "The C++ example"
+[[ ${1:-} == "" ]] || export SPARK_ORT_MANYLINUX=
 say "models"
 .venv/bin/python -m tests.rewrite.exports.build
 make_installed .venv-hosts tests/package/requirements.txt --no-deps

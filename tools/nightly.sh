@@ -2,7 +2,8 @@
 # What a nightly toolchain of Rust can check besides.
 # asan: hostile calls, rows up to guard pages and mutants with AddressSanitizer and checked arithmetic;
 #       SECONDS_OF_FUZZING=N for the mutants.
-# miri: rows and calls, for behaviour that is not defined.
+# miri: rows and calls, for behaviour that is not defined; PROPTEST_CASES=N of each property, 2 if not set: an
+#       interpreted case takes seconds.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 need_rust
@@ -19,7 +20,7 @@ asan)
     ;;
 miri)
     # The tests read no files but their own, and the clock.
-    export MIRIFLAGS="-Zmiri-disable-isolation"
+    export MIRIFLAGS="-Zmiri-disable-isolation" PROPTEST_CASES="${PROPTEST_CASES:-2}"
     cargo +nightly miri test --target-dir target/miri --no-default-features --lib -- format:: call::
     ;;
 esac

@@ -96,15 +96,16 @@ build() {
     cargo build --release
 }
 
-# The wheel for any Linux with glibc 2.28 or later: Debian 10, Ubuntu 18.10, RHEL 8. Sets `wheel` to its path.
+# The wheel for any Linux with glibc 2.28 or later: Debian 10, Ubuntu 18.10, RHEL 8. Sets `wheel` to its path. With
+# SPARK_ORT_MANYLINUX= it is for this machine, and nothing is compiled a second time.
 wheel() {
     need_rust
     make_venv .venv-wheel tools/wheel.txt --no-deps
-    local folder
+    local folder glibc=${SPARK_ORT_MANYLINUX-2_28}
     folder=$(dirname "$(dirname "$(library_path)")")/wheels
     say "$folder"
     rm -rf "$folder"
-    PATH=$PWD/.venv-wheel/bin:$PATH SPARK_ORT_MANYLINUX=2_28 \
+    PATH=$PWD/.venv-wheel/bin:$PATH SPARK_ORT_MANYLINUX=$glibc \
         .venv-wheel/bin/python -m pip wheel --quiet . --no-build-isolation --no-deps --wheel-dir "$folder"
     wheel=$(printf '%s' "$folder"/spark_ort-*.whl)
     printf '%s\n' "$wheel"

@@ -170,7 +170,7 @@ impl Rewritten {
         std::fs::remove_file(copy).map_err(FileError::io(copy))?;
         match measured {
             Err(RewriteError::Calibration(problem))
-                if options.calibrate == Calibration::Auto && crate::runtime::load().is_ok() =>
+                if options.calibrate == Calibration::Auto && crate::runtime::is_loaded() =>
             {
                 Ok((None, Some(problem)))
             }

@@ -78,13 +78,19 @@ impl Runtime {
     }
 }
 
+static LOADED: OnceLock<Runtime> = OnceLock::new();
+
+/// Whether [`load`] has found one. Nothing is looked for.
+pub(crate) fn is_loaded() -> bool {
+    LOADED.get().is_some()
+}
+
 /// Finds ONNX Runtime and loads it; later calls return the same one. ORT_DYLIB_PATH names its shared library; without
 /// it, the `onnxruntime` package of the active Python is used, else what the system's loader finds.
 ///
 /// # Errors
 /// No library can be loaded and is recent enough; the error lists every place tried. Another attempt may succeed.
 pub fn load() -> Result<&'static Runtime, Error> {
-    static LOADED: OnceLock<Runtime> = OnceLock::new();
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     if let Some(runtime) = LOADED.get() {

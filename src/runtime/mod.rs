@@ -25,6 +25,7 @@ mod tokenizer;
 pub use cancel::Canceller;
 pub use error::{Error, Tried};
 pub use interface::{CacheLayer, CachePair, Element, Interface};
+pub(crate) use load::is_loaded;
 pub use load::{Runtime, load};
 pub use model::{Model, Options};
 pub use sampling::{Sampler, Sampling, greedy};

@@ -128,12 +128,11 @@ def test_doctor_names_problems(tmp_path):
 
 
 def test_only_the_c_library_is_linked():
-    """Neither file needs more than glibc and libgcc, nor symbols that Debian 11 (glibc 2.31) lacks."""
+    """Neither file needs more than glibc and libgcc; one for other machines no symbol that glibc 2.28 lacks."""
     readelf = shutil.which("readelf")
     if readelf is None:
         pytest.skip("no readelf")
-    if "manylinux" not in distribution("spark-ort").read_text("WHEEL"):
-        pytest.skip("this wheel was built for this machine alone")
+    for_others = "manylinux" in distribution("spark-ort").read_text("WHEEL")
     for name in ("libspark_ort.so", "spark-ort"):
         path = Path(spark_ort.library_path()).with_name(name)
         text = subprocess.run([readelf, "-dV", path], capture_output=True, text=True, check=True).stdout
@@ -141,4 +140,4 @@ def test_only_the_c_library_is_linked():
         assert libraries <= {f"lib{l}" for l in ("c.so.6", "m.so.6", "pthread.so.0", "dl.so.2", "gcc_s.so.1")} | {
             "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
         versions = [tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_([\d.]+)", text)]
-        assert versions and max(versions) <= (2, 28), (name, max(versions))
+        assert versions and (not for_others or max(versions) <= (2, 28)), (name, max(versions))

@@ -111,12 +111,11 @@ def test_masks_that_grow(tmp_path, name):
     """What a mask is made of is followed within limits: no panic, and no memory to speak of."""
     nodes, initializers = MASKS[name]
     source = write(tmp_path, masked(*nodes, initializers=initializers))
-    done, memory = peak("rewrite", source, tmp_path / "out.onnx", *OFF)
+    # Without the trial of what was written, in which ONNX Runtime takes its own time.
+    done, memory, seconds = measured("rewrite", "--no-trial", source, tmp_path / "out.onnx", *OFF)
     # A mask that cannot be followed may go to the operator as it is.
     assert done.returncode in (0, 1) and "fault" not in done.stderr and "panicked" not in done.stderr
-    assert memory < 1 << 30
-    # Without the trial of what was written, in which ONNX Runtime takes its own time.
-    assert measured("rewrite", "--dry-run", source, tmp_path / "dry.onnx", *OFF)[2] < 10
+    assert memory < 1 << 30 and seconds < 10
 
 
 def test_a_file_of_empty_nodes(tmp_path):
@@ -195,9 +194,9 @@ def layered(model, count):
 
 
 def test_many_layers(tmp_path):
-    """Twenty thousand layers take four times as long as five thousand, and take memory by the size of the file."""
+    """Twenty thousand layers take no more than their share of time, and memory by the size of the file."""
     seconds = {}
-    for count in (5_000, 20_000):
+    for count in (1_250, 20_000):
         source, target = write(tmp_path, layered(small(), count)), tmp_path / f"{count}.onnx"
         done, memory, rewriting = measured("rewrite", source, target, *OFF)
         assert done.returncode == 0, done.stderr
@@ -209,7 +208,7 @@ def test_many_layers(tmp_path):
             assert memory < (256 << 20) + 40 * source.stat().st_size
             seconds[count].append(inspecting)
     for few, many in zip(*seconds.values()):
-        assert many < 8 * few + 1, seconds
+        assert many < 32 * few + 1, seconds
 
 
 def test_many_large_caches(tmp_path):

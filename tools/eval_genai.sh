@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# tools/eval_genai.sh [OPTION...]: what rewritten folders lose in ONNX Runtime GenAI itself. SPARK_EVAL_MODEL names the
+# original, SPARK_EVAL_TEXT the text to read; options are those of tools/genai/accuracy.py.
+# shellcheck source=tools/setup.sh
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+model=${SPARK_EVAL_MODEL:-../shared/models/smollm2-135m-int4}
+[[ -f $model/genai_config.json ]] || die "no GenAI folder at $model: name one with SPARK_EVAL_MODEL"
+text=${SPARK_EVAL_TEXT:-src/rewrite/calibration.txt}
+[[ -f $text ]] || die "there is no text $text, which SPARK_EVAL_TEXT names"
+build
+venv
+make_venv .venv-hosts tests/package/requirements.txt --no-deps
+release=$(dirname "$(library_path)")
+work=$(dirname "$release")/eval_genai
+mkdir -p "$work"
+
+# rewrite NAME OPTION...
+rewrite() {
+    local name=$1
+    shift
+    say "$name: spark-ort rewrite $*"
+    VIRTUAL_ENV=$PWD/.venv "$release/spark-ort" rewrite "$model" "$work/$name" --force --data link "$@"
+}
+
+rewrite 0-16-16 --ratio 0 --key-bits 16 --value-bits 16
+rewrite 0.5-8-8+0 --recent 0
+rewrite 0.5-8-8+16 --recent 16
+rewrite 0.5-8-8+64
+rewrite 0.7-4-4+0 --ratio 0.7 --key-bits 4 --value-bits 4 --recent 0
+rewrite 0.7-4-4+16 --ratio 0.7 --key-bits 4 --value-bits 4 --recent 16
+rewrite 0.7-4-4+64 --ratio 0.7 --key-bits 4 --value-bits 4
+say "tools/genai/accuracy.py --text $text $*"
+.venv-hosts/bin/python tools/genai/accuracy.py "$model" "$work"/* --text "$text" "$@"
