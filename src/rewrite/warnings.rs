@@ -9,9 +9,9 @@ use super::rows::Rows;
 use super::sizes::rank;
 use crate::onnx::proto::{ModelProto, ValueInfoProto};
 
-/// Of the inputs of `model`, before its `layers` are replaced: states that are no caches of attention, and caches of another
-/// type than attention has.
-pub fn of_inputs(model: &ModelProto, layers: &[Layer]) -> Vec<String> {
+/// Of `model`, before its `layers` are replaced: states that are no caches of attention, caches of another type than
+/// attention has, and `roundings` that were taken out of attention.
+pub fn of_model(model: &ModelProto, layers: &[Layer], roundings: usize) -> Vec<String> {
     let inputs = model.graph.iter().flat_map(|graph| &graph.input);
     let layer = |input: &ValueInfoProto| layers.iter().find(|l| l.cache.past.iter().any(|past| past == input.name()));
     let (mut states, mut cast) = (Vec::new(), Vec::new());
@@ -32,17 +32,13 @@ pub fn of_inputs(model: &ModelProto, layers: &[Layer]) -> Vec<String> {
             cast.join(", ")
         )
     });
-    states.into_iter().chain(cast).collect()
-}
-
-/// Says that attention which `roundings` went through is one in float now.
-pub fn of_roundings(roundings: usize) -> Option<String> {
-    (roundings > 0).then(|| {
+    let rounded = (roundings > 0).then(|| {
         format!(
             "attention was quantised: its {roundings} roundings (QuantizeLinear, DequantizeLinear) of keys, scores, \
              probabilities and values are gone, it is computed in float now"
         )
-    })
+    });
+    states.into_iter().chain(cast).chain(rounded).collect()
 }
 
 /// Above this ratio decoding suffers without recent keys.
@@ -57,8 +53,8 @@ pub fn of_options(options: &Options, rows: &Rows, folder: Option<&GenAiFolder>, 
         ));
     }
     if rows.tail_window > 0 && folder.is_some_and(|folder| !folder.shares_buffer()) {
-        let warning = "genai_config.json does not set search.past_present_share_buffer: caches that grow have no room for \
-                       recent keys, and the error is several times as large";
+        let warning = "genai_config.json does not set search.past_present_share_buffer: caches that grow have no room \
+                       for recent keys, and the error is several times as large";
         warnings.push(warning.into());
     }
     if !calibrated && !options.dry_run {
@@ -74,8 +70,8 @@ pub fn whole_caches(layers: &[Layer], rewritten: &Inspection) -> Option<String> 
     let before = rewritten.original_bytes_per_token / layers.len() * windowed.len() * tokens.max(0) as usize;
     let now = rewritten.bytes_per_token / layers.len() * windowed.len();
     Some(format!(
-        "the caches of {} layers held the last {tokens} tokens only (sliding_window_cache), {before} bytes; they hold all \
-         tokens now, {now} bytes each, and hosts must not cut them",
+        "the caches of {} layers held the last {tokens} tokens only (sliding_window_cache), {before} bytes; they hold \
+         all tokens now, {now} bytes each, and hosts must not cut them",
         windowed.len()
     ))
 }

@@ -101,6 +101,7 @@ pub mod kinds {
     pub const INT8: i32 = 3;
     pub const UINT16: i32 = 4;
     pub const INT16: i32 = 5;
+    pub const INT32: i32 = 6;
     pub const INT64: i32 = 7;
     pub const BOOL: i32 = 9;
     pub const FLOAT16: i32 = 10;
