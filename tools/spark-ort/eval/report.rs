@@ -1,12 +1,13 @@
 //! What a measurement found, for people and as JSON.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use spark_ort::eval::rivals::Rival;
 use spark_ort::eval::{Estimate, Summary, Task, Timing};
 
 use super::candidate::{Candidate, Kind};
+use super::questions::Answers;
 use super::texts::Text;
 use crate::report::Table;
 
@@ -27,7 +28,7 @@ ort-int8, ort-int4: ONNX Runtime's own cache, a scale for each channel, calibrat
 pub struct Report {
     pub original: PathBuf,
     pub onnxruntime: String,
-    pub text: PathBuf,
+    pub text: Option<PathBuf>,
     /// Tokens decoded after each prompt.
     pub decode: usize,
     /// Past and present in one buffer, where a model allows it.
@@ -37,6 +38,8 @@ pub struct Report {
     pub chunk: Option<usize>,
     pub threads: Option<usize>,
     pub rows: Vec<Row>,
+    /// Of questions.
+    pub answers: Vec<Answers>,
     /// Rivals that cannot be measured with this model or ONNX Runtime.
     pub absent: Vec<Absent>,
     pub interrupted: bool,
@@ -174,8 +177,12 @@ impl Report {
             }
             text += &table.lines();
         }
+        text += &self.scores();
         if self.rows.iter().any(|row| row.described.kind == Kind::Simulated) {
             text += SIMULATED;
+            if !self.answers.is_empty() {
+                text += "  They answer no questions.\n";
+            }
         }
         if self.rows.iter().any(|row| row.described.kind == Kind::OnnxRuntime) {
             text += NATIVE;
@@ -185,6 +192,37 @@ impl Report {
         }
         if self.interrupted {
             text += "\ninterrupted: what is missing was not measured\n";
+        }
+        text
+    }
+}
+
+impl Report {
+    /// A table for each data set of questions.
+    fn scores(&self) -> String {
+        let mut text = String::new();
+        let mut rest = &self.answers[..];
+        let mut done: Vec<(&Path, &str)> = Vec::new();
+        while let Some((first, others)) = rest.split_first() {
+            rest = others;
+            let set = (first.file.as_path(), first.dataset.as_str());
+            if done.contains(&set) {
+                continue;
+            }
+            done.push(set);
+            text += &format!("\n{} ({}), {} questions\n", first.dataset, first.file.display(), first.questions);
+            let mut table = Table::new(&["bytes/token", "share", "score, %", "decode, tokens/s"]);
+            for answers in self.answers.iter().filter(|a| (a.file.as_path(), a.dataset.as_str()) == set) {
+                let (described, timing) = (&answers.described, &answers.timing);
+                let cells = vec![
+                    format!("{:.0}", described.bytes_per_token),
+                    format!("{:.3}", described.share),
+                    interval(&answers.score, 100.0, 2),
+                    rate(timing.decoded_tokens, timing.decode_seconds),
+                ];
+                table.row(&described.name, cells);
+            }
+            text += &table.lines();
         }
         text
     }

@@ -46,7 +46,7 @@ fn measure_native(
                 inspection.interface = interface;
                 let name = rival.to_string();
                 let candidate = Candidate::temporary(name, Kind::OnnxRuntime, file, inspection, folder);
-                measurement.candidate(&candidate, &mut report.rows)
+                measurement.candidate(&candidate, report)
             });
         // Older versions lack it.
         if let Err(error) = outcome {
