@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# tools/eval.sh [OPTION...]: what a compressed cache costs a real model, with `spark-ort eval`. SPARK_EVAL_MODEL names the
-# model, a folder of ONNX Runtime GenAI, else SmolLM2-135M is fetched and built (PyTorch: several GB); SPARK_EVAL_TEXT the
-# text to read; options are further ones of `spark-ort eval`.
+# tools/eval.sh [OPTION...]: what a compressed cache costs a real model, with `spark-ort eval`. SPARK_EVAL_MODEL names
+# the model, a folder of ONNX Runtime GenAI, else SmolLM2-135M is fetched and built (PyTorch: several GB);
+# SPARK_EVAL_TEXT the text to read; options are further ones of `spark-ort eval`.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

@@ -118,8 +118,8 @@ make_installed() {
     "$1/bin/python" -m pip install --quiet --force-reinstall --no-index --no-deps "$wheel"
 }
 
-# The real model that accuracy is measured on: the GenAI folder that SPARK_EVAL_MODEL names, else SmolLM2-135M, built once.
-# Sets `model`.
+# The real model that accuracy is measured on: the GenAI folder that SPARK_EVAL_MODEL names, else SmolLM2-135M, built
+# once. Sets `model`.
 eval_model() {
     model=${SPARK_EVAL_MODEL:-}
     if [[ -n $model ]]; then

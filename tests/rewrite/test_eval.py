@@ -160,7 +160,8 @@ def questions(tmp_path_factory):
         lines.append({"input": name, "context": context, "answers": [secret], "all_classes": None,
                       "dataset": "passage_count", "length": len(context)})
     (folder / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    (folder / "prompts.json").write_text(json.dumps({"passage_count": "{context}\nWhat is the secret number of {input}? It is"}))
+    wording = "{context}\nWhat is the secret number of {input}? It is"
+    (folder / "prompts.json").write_text(json.dumps({"passage_count": wording}))
     (folder / "lengths.json").write_text(json.dumps({"passage_count": 6}))
     return folder
 

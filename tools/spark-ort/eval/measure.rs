@@ -5,9 +5,10 @@ use spark_ort::eval::{LogitStore, Passage, Summary, Timing, TokenScore};
 use spark_ort::runtime::{self, Model, Options};
 
 use super::candidate::Candidate;
+use super::described::Described;
 use super::progress::{Progress, work};
 use super::questions::Questions;
-use super::report::{Described, Report, Row};
+use super::report::{Report, Row};
 use super::texts::Text;
 use crate::interrupt::Interrupt;
 

@@ -2,6 +2,7 @@
 
 mod args;
 mod candidate;
+mod described;
 mod measure;
 mod plot;
 mod progress;

@@ -10,8 +10,8 @@ use spark_ort::eval::{Estimate, Feeding, Question, Timing, Wording, mean_of};
 use spark_ort::runtime::{self, FolderSettings, Model, Tokenizer};
 
 use super::args::Args;
+use super::described::Described;
 use super::progress::{Progress, work};
-use super::report::Described;
 use crate::prompt::text_file;
 
 /// A question, in tokens.

@@ -6,8 +6,9 @@ use spark_ort::eval::{Summary, Timing, TokenScore};
 use spark_ort::runtime::{Model, Options};
 
 use super::candidate::{Candidate, Kind};
+use super::described::Described;
 use super::measure::{Measurement, Stop, compared};
-use super::report::{Absent, Described, Report, Row};
+use super::report::{Absent, Report, Row};
 
 /// Measures rivals on the original, beside what was measured before.
 pub fn measure(
