@@ -16,5 +16,7 @@ options = onnxruntime.SessionOptions()
 options.register_custom_ops_library(spark_ort.library_path())
 model = ORTModelForCausalLM.from_pretrained(folder, session_options=options)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-told = model.generate(**tokenizer(text, return_tensors="pt", return_token_type_ids=False), max_new_tokens=int(new), do_sample=False)
+told = model.generate(
+    **tokenizer(text, return_tensors="pt", return_token_type_ids=False), max_new_tokens=int(new), do_sample=False
+)
 print(tokenizer.decode(told[0], skip_special_tokens=True))

@@ -28,8 +28,10 @@ std::vector<int64_t> generate(Ort::Session& session, int64_t head_size, std::vec
   Ort::AllocatorWithDefaultOptions allocator;
   auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   std::vector<std::string> inputs, outputs;
-  for (size_t i = 0; i < session.GetInputCount(); i++) inputs.push_back(session.GetInputNameAllocated(i, allocator).get());
-  for (size_t i = 0; i < session.GetOutputCount(); i++) outputs.push_back(session.GetOutputNameAllocated(i, allocator).get());
+  for (size_t i = 0; i < session.GetInputCount(); i++)
+    inputs.push_back(session.GetInputNameAllocated(i, allocator).get());
+  for (size_t i = 0; i < session.GetOutputCount(); i++)
+    outputs.push_back(session.GetOutputNameAllocated(i, allocator).get());
 
   std::map<std::string, Ort::Value> cache;
   for (size_t i = 0; i < inputs.size(); i++) {
@@ -72,8 +74,8 @@ std::vector<int64_t> generate(Ort::Session& session, int64_t head_size, std::vec
         values.push_back(std::move(cache.at(name)));
       }
     }
-    auto results = session.Run(Ort::RunOptions{nullptr}, names.data(), values.data(), values.size(), output_names.data(),
-                               output_names.size());
+    auto results = session.Run(Ort::RunOptions{nullptr}, names.data(), values.data(), values.size(),
+                               output_names.data(), output_names.size());
     cache.clear();
     for (size_t i = 0; i < outputs.size(); i++) {
       if (starts_with(outputs[i], kPresent)) {

@@ -2,8 +2,8 @@
 
     python plain_loop.py MODEL HEAD_SIZE NEW ID [ID ...]
 
-Rewritten models and others alike: whatever is called past_key_values.* starts empty, as wide as the original's heads, and
-present.* is fed back to it.
+Rewritten models and others alike: whatever is called past_key_values.* starts empty, as wide as the original's heads,
+and present.* is fed back to it.
 """
 
 import sys

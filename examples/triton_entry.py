@@ -2,9 +2,9 @@
 
     python triton_entry.py MODEL.onnx REPOSITORY NAME [FOLDER_ON_SERVER]
 
-The entry holds the model, its data and libspark_ort.so. Triton hands the library's path to ONNX Runtime as it stands, so
-it must be what the server sees: FOLDER_ON_SERVER is where the server has REPOSITORY, by default /models. The client carries
-the cache: it sends present.* back as past_key_values.*.
+The entry holds the model, its data and libspark_ort.so. Triton hands the library's path to ONNX Runtime as it stands,
+so it must be what the server sees: FOLDER_ON_SERVER is where the server has REPOSITORY, by default /models. The client
+carries the cache: it sends present.* back as past_key_values.*.
 """
 
 import shutil

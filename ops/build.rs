@@ -1,8 +1,8 @@
-//! Part of the package's build script: embeds the kernels' sources, from which hipRTC and NVRTC compile them at run time,
-//! and, where compilers are at hand, code for AMD and NVIDIA GPUs. Makes Rust constants of `ops/limits.h`.
+//! Part of the package's build script: embeds the kernels' sources, from which hipRTC and NVRTC compile them at run
+//! time, and, where compilers are at hand, code for AMD and NVIDIA GPUs. Makes Rust constants of `ops/limits.h`.
 //!
-//! SPARK_HIP_ARCHS lists processors ("gfx90a,gfx1100"; "none" for none), and then all must compile. Without it a release
-//! build takes those of [`DEFAULT_ARCHS`] that the compilers found know, and other builds none.
+//! SPARK_HIP_ARCHS lists processors ("gfx90a,gfx1100"; "none" for none), and then all must compile. Without it a
+//! release build takes those of [`DEFAULT_ARCHS`] that the compilers found know, and other builds none.
 
 use std::env;
 use std::fmt::Write;
@@ -65,8 +65,8 @@ fn constants(header: &str) -> String {
     text
 }
 
-/// The kernels for NVIDIA GPUs. SPARK_CUDA=1 asks for them, 0 for none; without it a release build makes them where nvcc
-/// is on the PATH or NVCC names it.
+/// The kernels for NVIDIA GPUs. SPARK_CUDA=1 asks for them, 0 for none; without it a release build makes them where
+/// nvcc is on the PATH or NVCC names it.
 fn fatbin(main: &Path, out: &Path) -> Option<PathBuf> {
     let asked = env::var("SPARK_CUDA").ok();
     let wanted = match asked.as_deref() {

@@ -23,7 +23,8 @@ SPARK_FN void grow_rows(const SparkCall& call) {
     const u64 entry = (u64)s.index * call.kv_heads + head;
     const u32* from = (const u32*)(which ? call.past_value : call.past_key) + entry * call.past_rows * row_words;
     u32* to = (u32*)(which ? call.present_value : call.present_key) + entry * call.present_rows * row_words;
-    const u64 past = s.past * row_words, used = (s.past + (u64)s.valid) * row_words, end = call.present_rows * row_words;
+    const u64 past = s.past * row_words, used = (s.past + (u64)s.valid) * row_words;
+    const u64 end = call.present_rows * row_words;
     if (first + GROW_WORDS <= past) {
         u32 w[GROW_WORDS];
         load_words(from + first, w);

@@ -29,7 +29,7 @@ struct MatrixValues {
 
     SPARK_FN explicit MatrixValues(const SparkCall& call) : call(call), group(lane() / 16), part(lane() % 4) {
         const u32 unit = lane() % 16;
-        // Lanes without channels, and groups that there are not, read what is not used.
+        // Lanes without channels, and groups beyond the last, read values that are not used.
         own = ValueLayout(call).codes_at + (UNIT * unit < call.head_dim ? unit : 0) * (UNIT * BITS / 8);
         own_pair = GROUPED && VALUE_GROUP * (part / 2) < call.head_dim ? 4 * (part / 2) : 0;
         SPARK_UNROLL
@@ -199,7 +199,7 @@ struct MatrixValues {
         for (u32 w = 0; w < WORDS; ++w) {
             SPARK_UNROLL
             for (u32 k = 0; k < 4; ++k) {
-                // Keeps the compiler from taking all sums at once, for which it has not the registers.
+                // Keeps the compiler from taking all sums at once, for which it lacks the registers.
                 wave_barrier();
                 SPARK_UNROLL
                 for (u32 r = 0; r < 4; ++r) {

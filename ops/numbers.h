@@ -36,8 +36,8 @@ SPARK_FN float tanh_of(float x) {
     return x < 0.0f ? -t : t;
 }
 
-// T is known at run time, not to each kernel: tensors of T are read where little else is done, and the choice is the same
-// in all lanes.
+// T is known at run time, not to each kernel: tensors of T are read where little else is done, and the choice is the
+// same in all lanes.
 SPARK_FN float from_short(u32 scalar, u32 bits) {
     return scalar == SPARK_FLOAT16 ? half_to_float((u16)bits) : float_of(bits << 16);
 }

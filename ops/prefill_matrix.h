@@ -296,7 +296,7 @@ struct MatrixPrefill {
                 float x = score[0][f][0];
                 SPARK_UNROLL
                 for (u32 n = 1; n < 4 * ROWS; ++n) score[(n - 1) / 4][f][(n - 1) % 4] = score[n / 4][f][n % 4];
-                // Columns that are none have no bias.
+                // Unused columns have no bias.
                 const u32 own = first + 16 * f < columns ? first + 16 * f : columns - 1;
                 const u32 position = position_of(t, at / 4, at % 4);
                 if (x > NO_SCORE) x = with_more(call, s, x, source.head(own), source.token(own), position);

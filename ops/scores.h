@@ -49,7 +49,8 @@ SPARK_FN float scaled(const SparkCall& call, float dot) {
 // Whether scores are more than scaled products.
 SPARK_FN bool has_more(const SparkCall& call) { return call.softcap > 0.0f || call.bias; }
 
-// Score of the key at position `t` for query head `head` of new token `i`, from its scaled product; NO_SCORE if it is masked.
+// Score of the key at position `t` for query head `head` of new token `i`, from its scaled product; NO_SCORE if it is
+// masked.
 SPARK_FN float with_more(const SparkCall& call, const Sequence& s, float score, u32 head, u32 i, u32 t) {
     if (call.softcap > 0.0f) score = call.softcap * tanh_of(score / call.softcap);
     if (call.bias) {

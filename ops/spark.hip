@@ -1,6 +1,6 @@
-// All kernels, one translation unit for every compiler: hipcc, clang, hipRTC, nvcc, and a host compiler with the emulation.
-// src/gpu/plan says which to launch, and how. A kernel's numbers are its most threads, and the waves a SIMD that
-// registers are shared out for (src/gpu/plan counts on them).
+// All kernels, one translation unit for every compiler: hipcc, clang, hipRTC, nvcc, and a host compiler with the
+// emulation. src/gpu/plan says which to launch, and how. A kernel's numbers are its most threads, and the waves a SIMD
+// that registers are shared out for (src/gpu/plan counts on them).
 #include "decode.h"
 #include "grow.h"
 #ifdef SPARK_MATRIX

@@ -58,7 +58,8 @@ SPARK_FN float channel(const SparkCall& call, const SparkTokens& tokens, const S
     if (!rotate || !call.rotary) return finite(read_one(call.scalar, tokens.data, at + j));
     const Pair pair(call, j);
     const i64 row = (i64)position(call, s, i) * (call.head_dim / 2) + pair.angle;
-    const float cos = finite(read_one(call.scalar, call.cos_cache, row)), sin = finite(read_one(call.scalar, call.sin_cache, row));
+    const float cos = finite(read_one(call.scalar, call.cos_cache, row));
+    const float sin = finite(read_one(call.scalar, call.sin_cache, row));
     const float x0 = finite(read_one(call.scalar, tokens.data, at + pair.first));
     const float x1 = finite(read_one(call.scalar, tokens.data, at + pair.second));
     return rotated(pair.is_first, x0, x1, cos, sin);

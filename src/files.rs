@@ -21,7 +21,7 @@ pub const MOST_TEXT: u64 = 256 << 20;
 /// nothing of the kernel's own file systems, where to read can wait or do something.
 ///
 /// # Errors
-/// It is none that may be opened, which is seen before it is opened, or the file system says no.
+/// It is no regular file, which is checked before it is opened, or the file system refuses.
 pub fn open(path: &Path) -> Result<File> {
     check(&std::fs::metadata(path)?)?;
     let system = rustix::fs::statfs(path)?.f_type as i64;

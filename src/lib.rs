@@ -13,8 +13,8 @@
 //! - [`eval`]: what a compressed cache costs a model, measured.
 //! - [`mod@rewrite`]: exported models turned into ones with the operators; `docs/rewriting.md` says which and how.
 //!
-//! Features, all on by default: `rewrite` has [`onnx`], [`runtime`] and [`mod@rewrite`], `eval` adds [`eval`], and `cli` the
-//! program `spark-ort`. Without them the crate is the operators alone.
+//! Features, all on by default: `rewrite` has [`onnx`], [`runtime`] and [`mod@rewrite`], `eval` adds [`eval`], and
+//! `cli` the program `spark-ort`. Without them the crate is the operators alone.
 
 pub mod bits;
 pub mod call;

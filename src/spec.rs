@@ -1,5 +1,5 @@
-//! The operators' schema, in one place: domain, versions, inputs, outputs and attributes, with their types, defaults and
-//! ranges. `docs/operators.md` is the same for people, and a test here compares the two. Nothing of ONNX Runtime.
+//! The operators' schema, in one place: domain, versions, inputs, outputs and attributes, with their types, defaults
+//! and ranges. `docs/operators.md` is the same for people, and a test here compares the two. Nothing of ONNX Runtime.
 
 use std::ops::RangeInclusive;
 
@@ -204,8 +204,8 @@ const fn row_bytes(name: &'static str) -> Attribute {
     int(name, Some(0), Range::MultipleOf(4), "0 or a positive multiple of 4")
 }
 
-/// The version of the domain that a node is written for. ONNX Runtime tells an operator neither what a model imports nor
-/// refuses a model that imports more than an operator says it serves (so in 1.18 to 1.32), therefore nodes say it.
+/// The version of the domain that a node is written for. ONNX Runtime tells an operator neither what a model imports
+/// nor refuses a model that imports more than an operator says it serves (so in 1.18 to 1.32), therefore nodes say it.
 pub const VERSION: Attribute = int("version", Some(1), Range::Versions(*VERSIONS.start(), *VERSIONS.end()), "1 or 2");
 /// Hq
 pub const NUM_HEADS: Attribute = int("num_heads", None, Range::AtLeast(1), "a positive number of heads");
@@ -341,6 +341,26 @@ mod tests {
             let row = rows().into_iter().find(|r| r[0].starts_with(attribute.name)).unwrap();
             assert!(row[2].contains(&format!("since version {}", attribute.since)), "{row:?}");
         }
+    }
+
+    /// Tests in Python take the schema from a file. `SPARK_WRITE_SCHEMA=1 cargo test --lib spec` writes it.
+    #[cfg(feature = "rewrite")]
+    #[test]
+    fn the_file_for_tests_in_python_is_this_schema() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/operators/schema.json");
+        let operator = |operator: Operator| {
+            let mut json = serde_json::to_value(operator).unwrap();
+            json["attributes"] = serde_json::to_value(operator.attributes().collect::<Vec<_>>()).unwrap();
+            json.as_object_mut().unwrap().shift_remove("own_attributes");
+            json
+        };
+        let (versions, operators) = (VERSIONS.collect::<Vec<_>>(), [PRUNE, ATTENTION].map(operator));
+        let schema = serde_json::json!({ "domain": DOMAIN, "versions": versions, "operators": operators });
+        let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
+        if std::env::var_os("SPARK_WRITE_SCHEMA").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        assert!(std::fs::read_to_string(path).unwrap() == text, "{path} is not the schema: write it anew");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# tools/gpu.sh FOLDER: the operators on SparkExecutionProvider in genuine ONNX Runtime on an NVIDIA GPU: the conformance tests, decoding in
-# shared buffers of device memory, a whole rewritten model. Writes FOLDER/gpu.json. Needs no network: Python ($PYTHON) with
-# onnxruntime 1.24 or later, onnx, numpy and pytest; and target/release/libspark_ort.so, built with nvcc, here or where
-# it was carried from.
+# tools/gpu.sh FOLDER: the operators on SparkExecutionProvider in genuine ONNX Runtime on an NVIDIA GPU: the conformance
+# tests, decoding in shared buffers of device memory, a whole rewritten model. Writes FOLDER/gpu.json. Needs no network:
+# Python ($PYTHON) with onnxruntime 1.24 or later, onnx, numpy and pytest; and target/release/libspark_ort.so, built
+# with nvcc, here or where it was carried from.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:?"usage: tools/gpu.sh FOLDER"}

@@ -25,7 +25,8 @@ def synthetic_inputs(size, generator):
 
     Tokens come from a small vocabulary in a slowly drifting context, so keys are correlated. Channels of keys have
     log-normal scales and a few outliers, equal in the two channels that rotation mixes; queries make up for half of it.
-    How much channels then differ in what they add to scores is like in a small trained LLaMA (deviation 0.6 of the log).
+    How much channels then differ in what they add to scores is like in a small trained LLaMA (deviation 0.6 of the
+    log).
     """
     tokens, width = PROMPT + DECODED, 96
     words = generator.normal(size=(300, width))[generator.zipf(1.3, tokens) % 300]
@@ -61,9 +62,15 @@ def rotary_caches(size):
 def session(nodes, inputs, outputs, constants):
     tensor = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "layer", [tensor(name, *of) for name, of in inputs.items()], [tensor(name, *of) for name, of in outputs.items()],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()])
-    opsets = [helper.make_opsetid(domain, version) for domain, version in [("", 17), ("com.microsoft", 1), ("ai.spark", 1)]]
+        nodes,
+        "layer",
+        [tensor(name, *of) for name, of in inputs.items()],
+        [tensor(name, *of) for name, of in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [
+        helper.make_opsetid(domain, version) for domain, version in [("", 17), ("com.microsoft", 1), ("ai.spark", 1)]
+    ]
     options = ort.SessionOptions()
     options.register_custom_ops_library(LIBRARY)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
@@ -142,19 +149,28 @@ def show(label, caches, decoded, reference, times, size):
     rows = KV_HEADS * (PROMPT + DECODED)
     key, value = caches["past_key"].nbytes / rows, caches["past_value"].nbytes / rows
     error = np.sqrt(np.mean((decoded - reference) ** 2) / np.mean(reference**2))
-    print(f"{label:<22} {key:5.0f} {value:6.0f} {key + value:6.0f} {(key + value) / (4 * size):8.1%} "
-          f"{rows * (key + value):13,.0f} {error:10.5f} {times[0] * 1e3:9.0f} {np.median(times[1:]) * 1e3:8.2f}", flush=True)
+    print(
+        f"{label:<22} {key:5.0f} {value:6.0f} {key + value:6.0f} {(key + value) / (4 * size):8.1%} "
+        f"{rows * (key + value):13,.0f} {error:10.5f} {times[0] * 1e3:9.0f} {np.median(times[1:]) * 1e3:8.2f}",
+        flush=True,
+    )
 
 
 def main():
-    print(f"One attention layer: {HEADS} query heads, {KV_HEADS} KV heads; a prompt of {PROMPT} tokens, then {DECODED} decoded ones.\n"
-          "Inputs are synthetic: random, with correlated tokens and outlier channels in the keys. They show sizes exactly\n"
-          "and errors by order of magnitude; they say nothing of a trained model's answers.")
+    print(
+        f"One attention layer: {HEADS} query heads, {KV_HEADS} KV heads; a prompt of {PROMPT} tokens, "
+        f"then {DECODED} decoded ones.\n"
+        "Inputs are synthetic: random, with correlated tokens and outlier channels in the keys. They show sizes\n"
+        "exactly and errors by order of magnitude; they say nothing of a trained model's answers."
+    )
     for size in [64, 128]:
         tensors = synthetic_inputs(size, np.random.default_rng(size))
-        print(f"\nHead size {size}\n"
-              "                       bytes a token and KV head   share of       bytes of    error of  prompt   a decoded\n"
-              "ratio / key / value      key  value    sum  float16     the cache  the output        ms  token, ms")
+        print(
+            f"\nHead size {size}\n"
+            "                       bytes a token and KV head   share of       bytes of    error of"
+            "  prompt   a decoded\n"
+            "ratio / key / value      key  value    sum  float16     the cache  the output        ms  token, ms"
+        )
         _, reference, caches, times = generate(uncompressed(size, TensorProto.FLOAT), tensors)
         show("none, float32", caches, reference, reference, times, size)
         _, decoded, caches, times = generate(uncompressed(size, TensorProto.FLOAT16), tensors)
@@ -167,10 +183,12 @@ def main():
         for ratio, key_bits, value_bits in SETTINGS:
             _, decoded, caches, times = generate(compressed(size, ratio, key_bits, value_bits, saliency), tensors)
             show(f"{ratio} / {key_bits} / {value_bits}", caches, decoded, reference, times, size)
-    print("\nratio: share of a key's channels that is pruned; key and value: bits of a kept key channel and of a value. Error:\n"
-          "root mean square of the decoded tokens' difference from float32 GroupQueryAttention, relative to its outputs'.\n"
-          "\"none\" is ONNX Runtime's GroupQueryAttention. The other times are those of the scalar reference kernels, which\n"
-          "are written to be right; fast kernels are later work. Query saliency was measured on this very prompt.")
+    print(
+        "\nratio: share of a key's channels that is pruned; key and value: bits of a kept key channel and of a\n"
+        "value. Error: root mean square of the decoded tokens' difference from float32 GroupQueryAttention, relative\n"
+        "to its outputs'. \"none\" is ONNX Runtime's GroupQueryAttention. Query saliency was measured on this very\n"
+        "prompt."
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# tools/plugin.sh [PYTEST OPTION...]: the operators on the library's own execution provider, SparkExecutionProvider, in genuine
-# ONNX Runtime, on stand-ins for GPU drivers that execute the kernels by emulation. No GPU is needed, and none is used: the CUDA
-# driver's stand-in; `tools/plugin.sh hip` takes HIP's, with a library that carries kernels for gfx90a. With other options: pytest
-# with them on the CUDA driver's.
+# tools/plugin.sh [PYTEST OPTION...]: the operators on the library's own execution provider, SparkExecutionProvider, in
+# genuine ONNX Runtime, on stand-ins for GPU drivers that execute the kernels by emulation. No GPU is needed, and none
+# is used: the CUDA driver's stand-in; `tools/plugin.sh hip` takes HIP's, with a library that carries kernels for
+# gfx90a. With other options: pytest with them on the CUDA driver's.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -37,7 +37,8 @@ if [[ ${1:-} == hip ]]; then
         skip "$SPARK_ORT_LIBRARY carries no kernels for gfx90a: it was built without hipcc"
     simulated=$folder/plugin_hip
     "$PYTHON" tests/gpu/rocm_sim/build.py none "$simulated"
-    export LD_LIBRARY_PATH=$simulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} SPARK_EMULATION=$simulated/libspark_emulation.so
+    export LD_LIBRARY_PATH=$simulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    export SPARK_EMULATION=$simulated/libspark_emulation.so
     .venv/bin/python -m pytest -q -rs tests/gpu/rocm/test_{plugin,decoding}.py tests/operators/test_golden.py
     exit
 fi

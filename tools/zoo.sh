@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Models of many families by the stock exporters, rewritten and compared: makes docs/zoo.md. Installs PyTorch and the
-# exporters (several GB) into .venv-zoo, and the newer Transformers that GenAI's builder needs into .venv-zoo-genai; or into
-# the folders that $SPARK_ZOO_VENV and $SPARK_ZOO_GENAI_VENV name. Options go to tools/zoo/run.py (--help), twice.
+# exporters (several GB) into .venv-zoo, and the newer Transformers that GenAI's builder needs into .venv-zoo-genai; or
+# into the folders that $SPARK_ZOO_VENV and $SPARK_ZOO_GENAI_VENV name. Options go to tools/zoo/run.py (--help), twice.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

@@ -2,7 +2,7 @@
 //! what the device reads and copies meanwhile. `tools/cuda.sh` builds what this needs and runs it.
 //!
 //! Everything is launched as CUDA graphs of several layers whose caches together are much larger than the device's L2,
-//! and timed by events, in turns. Outputs and rows are compared with the CPU's.
+//! and timed by events, alternating. Outputs and rows are compared with the CPU's.
 
 #[path = "../../tests/support/common.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! One shape at a time: every setting, dense attention, and the memory's bandwidth, in turns.
+//! One shape at a time: every setting, dense attention, and the memory's bandwidth, alternating.
 
 use std::path::Path;
 
@@ -53,6 +53,51 @@ struct Candidate<'c, 'l> {
     step_ms: Vec<f64>,
 }
 
+/// Dense attention in a process of its own, as far as it can be measured. Without it our own figures stand.
+struct Peer<'d> {
+    process: Option<&'d mut Dense>,
+    /// What it says of itself, or why there is nothing.
+    about: Value,
+    ms: Vec<f64>,
+}
+
+impl<'d> Peer<'d> {
+    fn prepare(
+        mut process: Option<&'d mut Dense>,
+        shape: Shape,
+        (batch, keys, new): (usize, usize, usize),
+        layers: usize,
+    ) -> Self {
+        let prepared = process.as_mut().map(|process| process.prepare(shape, (batch, keys, new), layers));
+        let mut peer = Self { process, about: json!(null), ms: vec![] };
+        match prepared {
+            None => {}
+            Some(Ok(about)) => peer.about = about,
+            Some(Err(error)) => peer.fail(&error),
+        }
+        peer
+    }
+
+    /// A round.
+    fn time(&mut self) {
+        match self.process.as_mut().map(|process| process.time()) {
+            None => {}
+            Some(Ok(ms)) => self.ms.push(ms),
+            Some(Err(error)) => self.fail(&error),
+        }
+    }
+
+    fn fail(&mut self, error: &Error) {
+        self.about = json!({ "error": format!("{error:#}") });
+        self.ms.clear();
+        self.process = None;
+    }
+
+    fn release(&mut self) -> Result<()> {
+        self.process.as_mut().map_or(Ok(()), |process| process.release())
+    }
+}
+
 fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers[numbers.len() / 2]
@@ -103,20 +148,9 @@ impl<'c> Bench<'c> {
         let candidates = names.zip(&layers).map(|(name, layers)| self.candidate(name, layers));
         let mut candidates = candidates.collect::<Result<Vec<_>, _>>().map_err(Error::msg)?;
 
-        let mut peer = json!(null);
-        let mut dense = dense;
-        if let Some(process) = dense.as_mut() {
-            let bytes = batch * (past + new) * self.shape.key() * 2 * size_of::<half::f16>();
-            let tokens = (batch, past + new, new);
-            match process.prepare(self.shape, tokens, self.layers(bytes, new)) {
-                Ok(about) => peer = about,
-                Err(error) => {
-                    peer = json!({ "error": format!("{error:#}") });
-                    dense = None;
-                }
-            }
-        }
-        let (mut read, mut copy, mut dense_ms) = (vec![], vec![], vec![]);
+        let bytes = batch * (past + new) * self.shape.key() * 2 * size_of::<half::f16>();
+        let mut peer = Peer::prepare(dense, self.shape, (batch, past + new, new), self.layers(bytes, new));
+        let (mut read, mut copy) = (vec![], vec![]);
         for _ in 0..self.budget.rounds {
             for candidate in &mut candidates {
                 let count = candidate.layers.count() as f64;
@@ -125,57 +159,55 @@ impl<'c> Bench<'c> {
             }
             read.push(self.read().map_err(Error::msg)?);
             copy.push(self.copy().map_err(Error::msg)?);
-            match dense.as_mut().map(|dense| dense.time()) {
-                None => {}
-                Some(Ok(ms)) => dense_ms.push(ms),
-                Some(Err(error)) => {
-                    // One's own figures stand without.
-                    peer = json!({ "error": format!("{error:#}") });
-                    dense_ms.clear();
-                    dense = None;
-                }
-            }
+            peer.time();
         }
-        if let Some(dense) = dense {
-            dense.release()?;
-        }
+        peer.release()?;
         let (read, copy) = (median(read), median(copy));
-        let mut caches = Vec::new();
-        for candidate in candidates {
-            let Candidate { name, layers, attention_ms, step_ms, .. } = candidate;
-            let ratios: Vec<f64> = dense_ms.iter().zip(&step_ms).map(|(dense, own)| dense / own).collect();
-            let attention = median(attention_ms.clone());
-            // Written in one call, as the CPU's are.
-            let rows = past.min(self.budget.chunk);
-            let host = &self.tokens.host;
-            let difference = reference::output_difference(host, layers).map_err(Error::msg)?;
-            let differing = reference::differing_rows(host, layers, if past > 0 { rows } else { new });
-            let bytes_per_ms = layers.row_bytes() as f64 / attention;
-            caches.push(json!({
-                "setting": name,
-                "layers": layers.count(),
-                "row_bytes": layers.row_bytes(),
-                "attention_ms": attention,
-                "step_ms": median(step_ms.clone()),
-                "gb_per_s": (past > 0).then_some(bytes_per_ms / 1e6),
-                "share_of_read_bandwidth": (past > 0).then_some(bytes_per_ms / 1e6 / read),
-                "times_as_fast_as_dense": (!ratios.is_empty()).then(|| median(ratios)),
-                "difference": difference,
-                "differing_rows": differing.map_err(Error::msg)?,
-                "rounds_attention_ms": attention_ms,
-                "rounds_step_ms": step_ms,
-            }));
-        }
+        let caches = candidates.into_iter().map(|candidate| self.report(candidate, (past, new), read, &peer.ms));
         Ok(json!({
             "batch": batch,
             "past": past,
             "new": new,
             "read_gb_per_s": read,
             "copy_gb_per_s": copy,
-            "dense_ms": (!dense_ms.is_empty()).then(|| median(dense_ms.clone())),
-            "dense": peer,
-            "rounds_dense_ms": dense_ms,
-            "caches": caches,
+            "caches": caches.collect::<Result<Vec<_>>>()?,
+            "dense_ms": (!peer.ms.is_empty()).then(|| median(peer.ms.clone())),
+            "dense": peer.about,
+            "rounds_dense_ms": peer.ms,
+        }))
+    }
+
+    /// What is known of a setting: bytes, times beside `read`, the bandwidth in GB/s, and `dense_ms`, and whether it
+    /// computes what the CPU does.
+    fn report(
+        &self,
+        candidate: Candidate<'c, '_>,
+        (past, new): (usize, usize),
+        read: f64,
+        dense_ms: &[f64],
+    ) -> Result<Value> {
+        let Candidate { name, layers, attention_ms, step_ms, .. } = candidate;
+        let ratios: Vec<f64> = dense_ms.iter().zip(&step_ms).map(|(dense, own)| dense / own).collect();
+        let attention = median(attention_ms.clone());
+        // Written in one call, as the CPU's are.
+        let rows = past.min(self.budget.chunk);
+        let host = &self.tokens.host;
+        let difference = reference::output_difference(host, layers).map_err(Error::msg)?;
+        let differing = reference::differing_rows(host, layers, if past > 0 { rows } else { new });
+        let bytes_per_ms = layers.row_bytes() as f64 / attention;
+        Ok(json!({
+            "setting": name,
+            "layers": layers.count(),
+            "row_bytes": layers.row_bytes(),
+            "attention_ms": attention,
+            "step_ms": median(step_ms.clone()),
+            "gb_per_s": (past > 0).then_some(bytes_per_ms / 1e6),
+            "share_of_read_bandwidth": (past > 0).then_some(bytes_per_ms / 1e6 / read),
+            "times_as_fast_as_dense": (!ratios.is_empty()).then(|| median(ratios)),
+            "difference": difference,
+            "differing_rows": differing.map_err(Error::msg)?,
+            "rounds_attention_ms": attention_ms,
+            "rounds_step_ms": step_ms,
         }))
     }
 

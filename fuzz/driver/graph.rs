@@ -6,7 +6,7 @@ use spark_ort::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, 
 use super::mutate;
 use crate::common::Random;
 
-/// What a mutant may have that its seed has not.
+/// What a mutant may have that its seed lacks.
 struct Changes {
     /// Sizes, axes and counts.
     numbers: &'static [i64],

@@ -5,7 +5,7 @@
 
 #define SPARK_FN inline
 #define SPARK_CONSTANT static constexpr
-#define SPARK_KERNEL(name, threads, waves)                                                                                    \
+#define SPARK_KERNEL(name, threads, waves)                                                                             \
     static void name(const SparkCall& call);                                                                           \
     static const emulation::Registration registration_of_##name(#name, WAVE, threads, name);                           \
     static void name(const SparkCall& call)

@@ -23,8 +23,8 @@ SPARK_CONSTANT u32 WAVE = 32;
 SPARK_CONSTANT u32 WAVE = 64;
 #endif
 // `has_matrix_cores` of src/gpu/hip/code.rs lists the same.
-#if defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__) ||  \
-    defined(__gfx950__)
+#if defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx941__) ||  \
+    defined(__gfx942__) || defined(__gfx950__)
 #define SPARK_MATRIX
 #else
 #define SPARK_NO_MATRIX

@@ -138,11 +138,12 @@ bool Machine::run_wave(unsigned w) {
     const Thread& one = threads[first];
     for (unsigned t = first; t < first + wave; ++t) {
         const Thread& other = threads[t];
-        const bool alike = other.done == one.done && (one.done || (other.kind == one.kind && other.argument == one.argument));
+        const bool same_wait = other.kind == one.kind && other.argument == one.argument;
+        const bool alike = other.done == one.done && (one.done || same_wait);
         if (!alike) {
             char text[160];
-            std::snprintf(text, sizeof text, ": lanes %u and %u of wave %u of block (%u, %u) wait for different things", 0u,
-                          t - first, w, now.block_x, now.block_z);
+            std::snprintf(text, sizeof text, ": lanes %u and %u of wave %u of block (%u, %u) wait for different things",
+                          0u, t - first, w, now.block_x, now.block_z);
             error = kernel_name + std::string(text);
             return true;
         }
@@ -216,10 +217,11 @@ void Machine::check_global(const void* p, size_t bytes, const char* access) {
     }
     char text[160];
     if (range != ranges.end() && at >= range->first) {
-        std::snprintf(text, sizeof text, "would %s %zu bytes of global memory at %p, byte %zu of a range of %zu", access, bytes,
-                      p, size_t(at - range->first), size_t(range->second - range->first));
+        std::snprintf(text, sizeof text, "would %s %zu bytes of global memory at %p, byte %zu of a range of %zu",
+                      access, bytes, p, size_t(at - range->first), size_t(range->second - range->first));
     } else {
-        std::snprintf(text, sizeof text, "would %s %zu bytes of global memory at %p, which is in no range", access, bytes, p);
+        std::snprintf(text, sizeof text, "would %s %zu bytes of global memory at %p, which is in no range", access,
+                      bytes, p);
     }
     trap(text);
 }
@@ -227,8 +229,8 @@ void Machine::check_global(const void* p, size_t bytes, const char* access) {
 void Machine::shared_access(uint32_t at, uint32_t bytes, bool write) {
     char text[160];
     if (at > shared.size() || shared.size() - at < bytes || at % bytes != 0) {
-        std::snprintf(text, sizeof text, "would %s bytes %u to %u of LDS, of which the launch has %u", write ? "write" : "read",
-                      at, at + bytes, shared.size());
+        std::snprintf(text, sizeof text, "would %s bytes %u to %u of LDS, of which the launch has %u",
+                      write ? "write" : "read", at, at + bytes, shared.size());
         trap(text);
     }
     const uint32_t wave_epoch = wave_epochs[now.thread / wave];
@@ -309,8 +311,9 @@ SPARK_EXPORT void spark_emulation_forbid(const void* begin) {
 }
 
 // Runs `kernel` to its end: 0, or 1 with a message in `error`. Threads may launch side by side.
-SPARK_EXPORT int spark_emulate(const char* kernel, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
-                               const void* call, unsigned wave_size, char* error, size_t error_len) {
+SPARK_EXPORT int spark_emulate(const char* kernel, const unsigned grid[3], const unsigned block[3],
+                               unsigned shared_bytes, const void* call, unsigned wave_size, char* error,
+                               size_t error_len) {
     std::string what;
     const auto known = emulation::kernels().find({kernel, wave_size});
     if (known == emulation::kernels().end()) {

@@ -1,6 +1,6 @@
-// A GPU on the host: blocks run one after the other, the threads of a block as fibers that take turns at barriers and at the
-// primitives in which all lanes of a wave take part. It stops a launch, with an error that names kernel, block, thread and
-// address, at
+// A GPU on the host: blocks run one after the other, the threads of a block as fibers that take turns at barriers and
+// at the primitives in which all lanes of a wave take part. It stops a launch, with an error that names kernel, block,
+// thread and address, at
 //
 // - an access to global memory outside the ranges that were allowed,
 // - a read of LDS that no thread of the block wrote, or beyond what the launch asked for,

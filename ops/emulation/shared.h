@@ -25,7 +25,8 @@ class SharedMemory {
     const char* check_read(uint32_t byte, unsigned thread, uint32_t block_epoch, uint32_t wave_epoch) {
         const Access& w = written[byte];
         if (w.thread == NOBODY) return "reads LDS that nobody wrote";
-        if (conflicts(w, thread, block_epoch, wave_epoch)) return "reads LDS that another thread wrote, without a barrier between";
+        if (conflicts(w, thread, block_epoch, wave_epoch))
+            return "reads LDS that another thread wrote, without a barrier between";
         Access& r = read[byte];
         const bool fresh = r.thread == NOBODY || r.block_epoch != block_epoch ||
                            ((r.thread & ~MANY) / wave == thread / wave && r.wave_epoch != wave_epoch);

@@ -35,8 +35,8 @@ struct ValueLayout {
 
 SPARK_CONSTANT u32 KEY_SLACK_WORDS = SPARK_KEY_SLACK_WORDS;
 
-// Eight channels of a key row that lies in LDS from byte `row` on: kept ones as stored, pruned ones by their sign and a.
-// In units of c where keys are quantised, else `scales` is c of the head, in LDS.
+// Eight channels of a key row that lies in LDS from byte `row` on: kept ones as stored, pruned ones by their sign and
+// a. In units of c where keys are quantised, else `scales` is c of the head, in LDS.
 template <u32 OCTETS>
 struct KeyReader {
     u32 octet;

@@ -91,8 +91,8 @@ def rewrite(
         row_format: how rows are laid out; 2 is more accurate at 4 bits, and runs on the CPU alone.
         recovery: what a pruned channel reads as, its sign times the mean of the pruned ones, or zero.
         recent: keep the last so many keys dense as well; None: 64 in a GenAI folder, else 0.
-        recent_in: where: in free rows of the buffer that past and present share, or in an input and output more a layer;
-            "auto": in the buffer in a GenAI folder, in inputs elsewhere.
+        recent_in: where: in free rows of the buffer that past and present share, or in one more input and output of
+            each layer; "auto": in the buffer in a GenAI folder, in inputs elsewhere.
         cache_type: element type of the cache tensors, the original's or bytes.
         uniform_rows: pad key and value rows to one size, as a GenAI folder always has them.
         exact_ratio: prune exactly `ratio`, even where key rows are padded and have room for more channels.

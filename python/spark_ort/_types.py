@@ -24,8 +24,8 @@ class _CacheLayer(TypedDict):
 
 
 class CacheLayer(_CacheLayer, total=False):
-    """The cache of one layer. The last keys are dense in `key_recent`, where there is one, or the last `tail_window` of them in
-    free rows of a buffer that past and present share."""
+    """The cache of one layer. The last keys are dense in `key_recent`, where there is one, or the last `tail_window` of
+    them in free rows of a buffer that past and present share."""
 
     key_recent: CachePair
     tail_window: int

@@ -169,7 +169,8 @@ impl Geometry {
             [_, _, past, _] => past,
             ref other => return Err(Input::PastKey.error(format!("shape {other:?}, expected rank 4"))),
         };
-        // Kernels keep a little for every sequence and head, even when there is no token, and so no real memory, anywhere.
+        // Kernels keep a little for every sequence and head, even when there is no token, and so no real memory,
+        // anywhere.
         if batch.checked_mul(hq * head_dim).is_none_or(|n| n > MOST_CHANNELS_A_TOKEN) {
             let problem = format!(
                 "{batch} sequences of {hq} heads of {head_dim} channels are more than {MOST_CHANNELS_A_TOKEN} channels"

@@ -27,7 +27,8 @@ impl Lengths {
         let Some(seqlens_k) = seqlens_k else {
             if let Some(t) = given.filter(|&t| t != p + l) {
                 let problem = format!(
-                    "{t}, but without seqlens_k it is {p} past rows plus {l} new tokens; a shared buffer needs seqlens_k"
+                    "{t}, but without seqlens_k it is {p} past rows plus {l} new tokens; \
+                     a shared buffer needs seqlens_k"
                 );
                 return Err(Input::TotalSequenceLength.error(problem));
             }

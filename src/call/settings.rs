@@ -111,8 +111,8 @@ impl<'s, S: Attributes> Node<'s, S> {
         if found.is_some() && attribute.since > self.version {
             let (since, own) = (attribute.since, self.version);
             let problem = format!(
-                "belongs to version {since} of {}, but the node is of version {own}: set its attribute `{}`, and import \
-                 that version",
+                "belongs to version {since} of {}, but the node is of version {own}: set its attribute `{}`, and \
+                 import that version",
                 spec::DOMAIN,
                 spec::VERSION.name
             );

@@ -57,7 +57,7 @@ compile_for!(f32, f16);
 /// proportional to the new tokens, never to the cache.
 ///
 /// # Panics
-/// If this processor has not the instructions of `set`.
+/// If this processor lacks the instructions of `set`.
 pub fn attention<T: KernelElement>(
     pool: &dyn Pool,
     set: InstructionSet,
@@ -71,7 +71,7 @@ pub fn attention<T: KernelElement>(
 /// n of the call to `observed` (`[B, Hk, D]`), if wanted. Rows do not depend on `set`.
 ///
 /// # Panics
-/// If this processor has not the instructions of `set`.
+/// If this processor lacks the instructions of `set`.
 pub fn prune<T: KernelElement>(
     pool: &dyn Pool,
     set: InstructionSet,

@@ -82,7 +82,8 @@ mod tests {
             let max = keys.iter().map(|k| k.0).fold(f32::MIN, f32::max);
             let p = |s: f32| f64::from(s - max).exp();
             let sum: f64 = keys.iter().map(|&(s, _)| p(s)).sum();
-            let expected = keys.iter().map(|&(s, v)| p(s) * f64::from(v)).sum::<f64>() / if keys.is_empty() { 1.0 } else { sum };
+            let weighted: f64 = keys.iter().map(|&(s, v)| p(s) * f64::from(v)).sum();
+            let expected = weighted / if keys.is_empty() { 1.0 } else { sum };
             prop_assert!((f64::from(got) - expected).abs() < 1e-5, "{got} {expected}");
         }
     }

@@ -51,7 +51,7 @@ impl<T: Element> Attention<'_, T> {
         let tail = tail.layout.read(tail.key[head], tail.value[head]);
         let layout = &self.geometry.key;
         let (d, bytes) = (layout.head_dim(), layout.row_bytes());
-        // Slots lie backwards, by turns in two buffers: processors do not foresee that well.
+        // Slots lie backwards and alternate between two buffers: hardware prefetch does not follow that well.
         let ask = |position: usize| {
             let lines = tail.slots(position).next().into_iter().flat_map(|slot| slot.chunks(LINE));
             lines.for_each(|line| prefetch(line.as_ptr()));

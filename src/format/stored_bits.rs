@@ -22,6 +22,21 @@ impl Bits {
         }
     }
 
+    /// As an attribute has it.
+    pub(crate) fn width(self) -> u32 {
+        match self {
+            Self::B16 => 16,
+            Self::B8 => 8,
+            Self::B4 => 4,
+        }
+    }
+
+    /// Whether numbers are codes, which stand for others by scale and minimum.
+    #[inline(always)]
+    pub(crate) fn is_quantised(self) -> bool {
+        self != Self::B16
+    }
+
     /// Greatest code of a quantised number, 2^bits - 1; `None` for float16.
     pub(crate) fn greatest_code(self) -> Option<f32> {
         match self {

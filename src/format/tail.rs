@@ -205,7 +205,8 @@ mod tests {
                 // All rows are as they were written, whatever went to the tail.
                 prop_assert!(buffers[0][..total * key.row_bytes()].iter().all(|&b| b == 0xff));
                 prop_assert!(buffers[1][..total * value.row_bytes()].iter().all(|&b| b == 0xff));
-                let tail = layout.read(&buffers[0][total * key.row_bytes()..], &buffers[1][total * value.row_bytes()..]);
+                let free = [&buffers[0][total * key.row_bytes()..], &buffers[1][total * value.row_bytes()..]];
+                let tail = layout.read(free[0], free[1]);
                 prop_assert_eq!(tail.kept(), layout.kept(capacity - total));
                 let holds = |position: usize| {
                     tail.slots(position).any(|slot| slot[..8] == (position as u64).to_le_bytes())
@@ -213,7 +214,8 @@ mod tests {
                 // A key that was kept by the window before it was halved may be lost to a row, the others may not.
                 let never_halved = layout.kept(capacity - first.min(capacity)) == tail.kept();
                 for position in total.saturating_sub(tail.kept())..total {
-                    let since_halved = (0..total - position).all(|n| layout.kept(capacity - (total - n)) == tail.kept());
+                    let kept_then = |n| layout.kept(capacity - (total - n));
+                    let since_halved = (0..total - position).all(|n| kept_then(n) == tail.kept());
                     if never_halved || since_halved && position >= first {
                         prop_assert!(holds(position), "{} of {}, {} kept", position, total, tail.kept());
                     }

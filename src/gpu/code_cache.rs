@@ -1,9 +1,9 @@
 //! Compiled kernels kept on disk, so that a device is compiled for once.
 //!
-//! A file is a code object after a header: magic, key, length, SHA-256 of the code. The key, which also names the file, is
-//! the SHA-256 of all that the code depends on. Code from here runs on a GPU with the user's rights, so the folder and the
-//! file must be the user's own and writable by nobody else. A file is written beside its place, then renamed. Whatever
-//! is not right is not an error: kernels are then compiled anew.
+//! A file is a code object after a header: magic, key, length, SHA-256 of the code. The key, which also names the file,
+//! is the SHA-256 of all that the code depends on. Code from here runs on a GPU with the user's rights, so the folder
+//! and the file must be the user's own and writable by nobody else. A file is written beside its place, then renamed.
+//! Whatever is not right is not an error: kernels are then compiled anew.
 
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io::{Read, Write};

@@ -34,7 +34,8 @@ fn runtime(vendor: Vendor) -> Result<&'static dyn Runtime, GpuError> {
 }
 
 impl Device {
-    /// Device `ordinal` of `vendor` with the kernels loaded. The first call may compile them, which takes up to a minute.
+    /// Device `ordinal` of `vendor` with the kernels loaded. The first call may compile them, which takes up to a
+    /// minute.
     ///
     /// # Errors
     /// If there is no driver, no such device, or no way to have kernels for it; a later call tries again.
@@ -54,7 +55,7 @@ impl Device {
     /// Device `ordinal` of `vendor` with the kernels in `code`, for whoever has compiled them.
     ///
     /// # Errors
-    /// If there is no driver, no such device, or `code` is none for it.
+    /// If there is no driver, no such device, or `code` is not for it.
     pub fn with_code(vendor: Vendor, ordinal: i32, code: &[u8]) -> Result<Self, GpuError> {
         let given = |runtime: &dyn Runtime, ordinal, arch: &str| match runtime.code().is_code(code) {
             true => runtime.load(code),

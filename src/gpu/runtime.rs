@@ -55,7 +55,7 @@ pub(super) trait Runtime: Debug + Send + Sync {
     /// What device `ordinal` is.
     ///
     /// # Errors
-    /// If it cannot be asked, or is none that the kernels could run on.
+    /// If it cannot be queried, or the kernels cannot run on it.
     fn properties(&self, ordinal: i32) -> Result<Properties, GpuError>;
 
     /// Loads `code`, which [`CodeFormat::is_code`] took for code, on the current device.
@@ -73,8 +73,8 @@ pub(super) trait Runtime: Debug + Send + Sync {
     /// Queues a kernel on `stream`, null for the default one; the argument is copied before this returns.
     ///
     /// # Safety
-    /// `function` is one of this runtime's kernels, on the current device, and what it reads and writes through pointers
-    /// in the argument stays valid until the stream has run it.
+    /// `function` is one of this runtime's kernels, on the current device, and what it reads and writes through
+    /// pointers in the argument stays valid until the stream has run it.
     ///
     /// # Errors
     /// If the driver refuses.

@@ -66,7 +66,7 @@ pub fn recovery_magnitude(key: &[f32], scale: &[f32], mask: &[u8]) -> f32 {
     for ((key, scale), &mask) in channels.zip(mask) {
         for j in 0..8 {
             let x = key[j] / scale[j];
-            // All bits of the square, or none: a branch would be foreseen half of the time.
+            // All bits of the square, or none: a branch would be mispredicted half of the time.
             let pruned = u32::from(mask >> j & 1).wrapping_sub(1);
             sums[j] += f32::from_bits((x * x).to_bits() & pruned);
         }

@@ -86,8 +86,8 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
 pub(crate) struct Homes(Vec<PathBuf>);
 
 impl Homes {
-    /// The folder of the model at `path`; and, if it is a link itself, the one that it leads to, as in the cache of a hub,
-    /// where all files of a model are links into one folder.
+    /// The folder of the model at `path`; and, if it is a link itself, the one that it leads to, as in the cache of a
+    /// hub, where all files of a model are links into one folder.
     pub(crate) fn of(path: &Path) -> Self {
         let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         let real = fs::canonicalize(path).ok().and_then(|real| real.parent().map(Path::to_path_buf));
@@ -111,7 +111,8 @@ impl Homes {
     }
 }
 
-/// Where `model` says that it has data, as far as that is inside its folder; whether the files are there does not matter.
+/// Where `model` says that it has data, as far as that is inside its folder; whether the files are there does not
+/// matter.
 pub fn data_locations(model: &ModelProto) -> Vec<PathBuf> {
     let entries = tensors(model).into_iter().flat_map(|tensor| &tensor.external_data);
     let mut found: Vec<_> = entries.filter(|e| e.key() == "location").filter_map(|e| relative(e.value())).collect();
@@ -138,7 +139,7 @@ pub fn move_data(model: &mut ModelProto, from: &Path, to: &str) {
     }
 }
 
-/// A location as a plain path inside the model's folder, `None` if it is none.
+/// A location as a plain path inside the model's folder; `None` if it leads elsewhere.
 fn relative(location: &str) -> Option<PathBuf> {
     let components = || Path::new(location).components();
     let is_inside = components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
@@ -150,7 +151,7 @@ impl DataFile {
     /// Brings the file from the folder `from` to the folder `to`.
     ///
     /// # Errors
-    /// The file system says no.
+    /// The file system refuses.
     pub fn place(&self, from: &Path, to: &Path, how: Placement) -> Result<(), FileError> {
         place(&from.join(&self.location), &to.join(&self.location), how)
     }
@@ -160,7 +161,7 @@ impl DataFile {
 /// user lets new files have it.
 ///
 /// # Errors
-/// There is something at `to`, `from` is no file, or the file system says no.
+/// There is something at `to`, `from` is no file, or the file system refuses.
 pub(crate) fn place(from: &Path, to: &Path, how: Placement) -> Result<(), FileError> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).map_err(FileError::io(folder))?;

@@ -17,7 +17,7 @@ const MOST_MEMORY: u64 = 768 << 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
-    /// The file system says no.
+    /// The file system refuses.
     #[error("{0}: {1}")]
     Io(PathBuf, std::io::Error),
     /// Not protobuf, or cut short.
@@ -66,7 +66,7 @@ pub enum FileError {
         /// Where it leads.
         real: PathBuf,
     },
-    /// External data that is not there.
+    /// External data is missing.
     #[error("{0} is missing, where {1} has the data of tensor '{2}'")]
     MissingData(PathBuf, PathBuf, String),
     /// External data that ends too early.

@@ -11,8 +11,8 @@ const DEEPEST: usize = 16;
 /// Most nodes that a graph may grow to.
 const MOST_NODES: usize = 1 << 20;
 
-/// Replaces the calls of functions in the main graph of `model` by what they do. A function that imports another version of
-/// ONNX's operators than the model stays a call, and so do calls in graphs within nodes.
+/// Replaces the calls of functions in the main graph of `model` by what they do. A function that imports another
+/// version of ONNX's operators than the model stays a call, and so do calls in graphs within nodes.
 pub fn inline_functions(model: &mut ModelProto) {
     if model.functions.is_empty() {
         return;

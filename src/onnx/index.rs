@@ -30,7 +30,8 @@ impl<'g> Index<'g> {
     /// Looks through `graph`.
     ///
     /// # Errors
-    /// The nodes are not in the order that ONNX demands; elsewhere one can therefore follow them without fear of circles.
+    /// The nodes are not in the order that ONNX demands; elsewhere one can therefore follow them without fear of
+    /// circles.
     pub fn new(graph: &'g GraphProto) -> Result<Self, OrderError> {
         let mut producers = HashMap::new();
         let mut readers: HashMap<&str, Vec<usize>> = HashMap::new();

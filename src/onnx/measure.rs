@@ -111,7 +111,7 @@ impl<R: BufRead + Seek> Scan<'_, R> {
         Ok(())
     }
 
-    /// `None` at the end of the input, and for what is none.
+    /// `None` at the end of the input, and for bytes that are no varint.
     fn varint(&mut self) -> Result<Option<u64>> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {

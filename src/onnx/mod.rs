@@ -1,4 +1,5 @@
-//! ONNX models as files and graphs: read and written without losing what is not understood, weights left where they are.
+//! ONNX models as files and graphs: read and written without losing what is not understood, weights left where they
+//! are.
 //!
 //! Knows ONNX and nothing of attention or caches.
 

@@ -34,8 +34,8 @@ pub(super) fn guard<R>(subject: &str, work: impl FnOnce() -> Result<R, Failure>)
         Ok(Err(Failure::Call(e))) => (ErrorCode::InvalidArgument, e.to_string()),
         Ok(Err(Failure::Ort(e))) => (ErrorCode::InvalidArgument, e.to_string()),
         Ok(Err(Failure::Process(e))) => (ErrorCode::InvalidArgument, e.to_string()),
-        // Not ExecutionProviderFailure: for that one ONNX Runtime's Python package runs the model again, on the CPU, and
-        // says nothing.
+        // Not ExecutionProviderFailure: for that one ONNX Runtime's Python package runs the model again, on the CPU,
+        // and says nothing.
         Ok(Err(Failure::Device(e))) => (ErrorCode::GenericFailure, e.to_string()),
         Ok(Err(Failure::Plugin(e))) => (ErrorCode::GenericFailure, e),
         Err(panic) => (ErrorCode::InvalidArgument, format!("internal error: {}", panic_message(&*panic))),

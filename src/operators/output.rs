@@ -190,7 +190,8 @@ fn check_shared(
     let (rows, past_rows) = (lengths.present(geometry), geometry.past);
     if memory.overlaps(output.memory()) && memory != output.memory() {
         let problem = format!(
-            "shares part of the memory of {}, {past_rows} rows, itself {rows}; a shared buffer is the same memory of the same shape",
+            "shares part of the memory of {}, {past_rows} rows, itself {rows}; \
+             a shared buffer is the same memory of the same shape",
             past.name()
         );
         return Err(output.error(problem).into());

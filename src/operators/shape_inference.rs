@@ -132,8 +132,8 @@ fn input(context: &ShapeInferenceContext, input: Input) -> ort::Result<Option<Kn
     let (mut count, mut rank) = (0, 0);
     let mut info = ptr::null_mut();
     let mut element = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-    // SAFETY: the context is ONNX Runtime's for the duration of this call, every out pointer is valid, and the type info
-    // stays the context's own.
+    // SAFETY: the context is ONNX Runtime's for the duration of this call, every out pointer is valid, and the type
+    // info stays the context's own.
     unsafe {
         check((api.ShapeInferContext_GetInputCount)(context.ptr(), &mut count))?;
         if input.index() >= count {

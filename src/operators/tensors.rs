@@ -141,8 +141,8 @@ impl<'c> Inputs<'c> {
     /// The rows of `row_bytes` bytes of the past tokens of each (sequence, KV head), the head varying fastest.
     ///
     /// # Safety
-    /// While the slices live, nobody may write these rows. (Others may be written: in a shared buffer `SparkPrune` writes
-    /// new rows while `SparkAttention` reads past ones.)
+    /// While the slices live, nobody may write these rows. (Others may be written: in a shared buffer `SparkPrune`
+    /// writes new rows while `SparkAttention` reads past ones.)
     pub(super) unsafe fn past_rows<'a>(
         &'a self,
         input: Input,
@@ -188,8 +188,8 @@ impl<'c> Inputs<'c> {
             let rows = of(head / geometry.kv_heads);
             match rows.len() * row_bytes {
                 0 => &[][..],
-                // SAFETY: `Geometry` checked the tensor's shape to be [B, Hk, P, row_bytes / size of C] as past rows exist,
-                // `head` is below B * Hk, and the rows are at most P. Any byte is a valid u8.
+                // SAFETY: `Geometry` checked the tensor's shape to be [B, Hk, P, row_bytes / size of C] as past rows
+                // exist, `head` is below B * Hk, and the rows are at most P. Any byte is a valid u8.
                 bytes => unsafe {
                     let first = first.add((head * geometry.past + rows.start) * row_bytes);
                     std::slice::from_raw_parts(first, bytes)

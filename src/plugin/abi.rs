@@ -31,7 +31,8 @@ macro_rules! opaque {
 
 opaque! {
     DataType EpDevice Graph GraphSupportInfo HardwareDevice KernelContext KernelDef KernelDefBuilder KernelInfo
-    KernelRegistry KeyValuePairs Logger MemoryDevice MemoryInfo Node RunOptions SessionOptions SyncStream TensorInfo Value
+    KernelRegistry KeyValuePairs Logger MemoryDevice MemoryInfo Node RunOptions SessionOptions SyncStream TensorInfo
+    Value
 }
 
 /// A function that this provider does not have.
@@ -225,7 +226,8 @@ table! {
         94 ReleaseMemoryInfo: fn(*mut MemoryInfo);
         99 ReleaseTensorTypeAndShapeInfo: fn(*mut TensorInfo);
         193 KernelContext_GetGPUComputeStream: fn(*const KernelContext, *mut *mut c_void) -> Status;
-        298 GetKeyValuePairs: fn(*const KeyValuePairs, *mut *const *const c_char, *mut *const *const c_char, *mut usize);
+        298 GetKeyValuePairs:
+            fn(*const KeyValuePairs, *mut *const *const c_char, *mut *const *const c_char, *mut usize);
         307 HardwareDevice_Type: fn(*const HardwareDevice) -> c_int;
         308 HardwareDevice_VendorId: fn(*const HardwareDevice) -> u32;
         311 HardwareDevice_Metadata: fn(*const HardwareDevice) -> *const KeyValuePairs;

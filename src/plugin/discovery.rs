@@ -11,9 +11,9 @@ use super::driver::{Names, Vendor};
 use super::factory::{Factory, Offered};
 use super::host::{Failure, ok};
 
-/// By which number ONNX Runtime knows a device's memory: `ordinal`, the driver's (the default), or `listed`, the place in
-/// ONNX Runtime's list of all hardware, CPUs included, as AMDGPUExecutionProvider numbers it. Providers share memory and
-/// streams only where the numbers agree.
+/// By which number ONNX Runtime knows a device's memory: `ordinal`, the driver's (the default), or `listed`, the place
+/// in ONNX Runtime's list of all hardware, CPUs included, as AMDGPUExecutionProvider numbers it. Providers share memory
+/// and streams only where the numbers agree.
 pub const MEMORY_IDS: &str = "SPARK_ORT_MEMORY_IDS";
 
 impl Factory {

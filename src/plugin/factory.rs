@@ -114,8 +114,8 @@ impl Factory {
 // SAFETY: the pointers are to what ONNX Runtime lets any thread use, and the list is locked.
 unsafe impl Send for Offered {}
 
-/// Keeps this file loaded until the process ends: devices, kernels and what the driver knows of them stay, also when the
-/// library is unregistered and registered again.
+/// Keeps this file loaded until the process ends: devices, kernels and what the driver knows of them stay, also when
+/// the library is unregistered and registered again.
 fn keep_loaded() {
     // SAFETY: the address is of this file, whose name the loader knows; it is opened a second time, which runs no code.
     unsafe {
@@ -226,7 +226,8 @@ unsafe extern "system" fn create_allocator(
     // SAFETY: ONNX Runtime passes what it was given.
     let host = unsafe { Factory::of(this) }.host;
     host.answer(|| {
-        // SAFETY: the memory info is one of this factory's, which ONNX Runtime passes back, and the out pointer is valid.
+        // SAFETY: the memory info is one of this factory's, which ONNX Runtime passes back, and the out pointer is
+        // valid.
         unsafe {
             let (vendor, id) = host.memory_of(info.cast())?;
             let device = Device::of(vendor, id).ok_or_else(|| format!("an allocator for unknown memory {id}"))?;

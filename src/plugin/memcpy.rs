@@ -1,5 +1,5 @@
 //! MemcpyFromHost and MemcpyToHost, the nodes that ONNX Runtime puts between providers. Without kernels of its own the
-//! provider would get the CPU's, for which the planner waits on a stream that is not there.
+//! provider would get the CPU's, for which the planner waits on a stream that does not exist.
 
 use std::ffi::{CStr, c_int, c_void};
 

@@ -1,6 +1,6 @@
-//! The library as a plugin of ONNX Runtime 1.24 and later: an execution provider of its own, `SparkExecutionProvider`, that
-//! owns memory, copies and streams on AMD and NVIDIA GPUs and takes the nodes of domain `ai.spark` alone. Every other node
-//! stays with the session's other providers; those that use the same device share its memory and stream.
+//! The library as a plugin of ONNX Runtime 1.24 and later: an execution provider of its own, `SparkExecutionProvider`,
+//! that owns memory, copies and streams on AMD and NVIDIA GPUs and takes the nodes of domain `ai.spark` alone. Every
+//! other node stays with the session's other providers; those that use the same device share its memory and stream.
 //!
 //! The operators themselves are the custom operators of [`crate::operators`], registered as on every ONNX Runtime.
 

@@ -231,9 +231,10 @@ fn only_lengths_are_read(graph: &GraphProto, layers: &[Layer]) -> Result<(), Ref
     Ok(())
 }
 
-/// Moves the nodes that store, and nothing reads, to the end, the first layer's last. ONNX Runtime orders nodes by a search
-/// backwards from the ends of the graph, the last node first: so it stores each layer's keys and values before it goes on
-/// to the next layer. Otherwise it would do so after everything else, and keep the keys and values of all layers until then.
+/// Moves the nodes that store, and nothing reads, to the end, the first layer's last. ONNX Runtime orders nodes by a
+/// search backwards from the ends of the graph, the last node first: so it stores each layer's keys and values before
+/// it goes on to the next layer. Otherwise it would do so after everything else, and keep the keys and values of all
+/// layers until then.
 fn store_early(graph: &mut GraphProto) {
     let read: HashSet<String> = graph.node.iter().flat_map(reads).map(str::to_string).collect();
     let stores = |node: &NodeProto| node.is(DOMAIN, spec::PRUNE.name) && node.output.iter().all(|o| !read.contains(o));

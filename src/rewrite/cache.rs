@@ -1,5 +1,5 @@
-//! Which inputs of a graph are KV caches: those that attention reads as its past. Other states of a model, such as those of
-//! convolutions and recurrences, are none and stay as they are.
+//! Which inputs of a graph are KV caches: those that attention reads as its past. Other states of a model, such as
+//! those of convolutions and recurrences, are none and stay as they are.
 
 use super::operator::Operator;
 use super::sizes::{rank, static_dim};
@@ -18,8 +18,8 @@ pub struct CacheInput {
 }
 
 impl CacheInput {
-    /// `input` as a cache, `None` if it is none: something reads it as the past of attention, or it grows with every token
-    /// and is called a cache.
+    /// `input` as a cache, `None` if it is no cache: something reads it as the past of attention, or it grows with
+    /// every token and is called a cache.
     pub fn of(index: &Index<'_>, input: &ValueInfoProto, operators: &[Option<Operator>]) -> Option<Self> {
         let declared = input.type_.tensor_type().elem_type();
         if !is_floating(declared) || rank(input) != Some(4) {

@@ -79,7 +79,8 @@ fn forget(graph: &mut GraphProto, names: &[Names]) {
     graph.output.retain(|o| !outputs.contains(o.name()));
 }
 
-/// Where in a graph what is: models may have many layers. Further inputs and outputs are put behind those that are there.
+/// Where in a graph what is: models may have many layers. Further inputs and outputs are put behind those that are
+/// there.
 struct Places {
     /// The operators of this crate.
     nodes: HashMap<String, usize>,

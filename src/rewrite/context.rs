@@ -73,7 +73,8 @@ pub struct Context<'g> {
 const MOST_LABELS: usize = 8 << 20;
 
 impl<'g> Context<'g> {
-    /// Looks at the inputs of the graph, of ONNX's operators of version `opset` and those of attention, and at what is appended to them.
+    /// Looks at the inputs of the graph, of ONNX's operators of version `opset` and those of attention, and at what is
+    /// appended to them.
     ///
     /// # Errors
     /// A cache has more heads, or larger ones, than there can be.
@@ -183,8 +184,8 @@ impl<'g> Context<'g> {
         )
     }
 
-    /// What is known of a tensor behind nodes that cannot be evaluated: its declared shape, or that the Reshape which makes
-    /// it gives each token its heads.
+    /// What is known of a tensor behind nodes that cannot be evaluated: its declared shape, or that the Reshape which
+    /// makes it gives each token its heads.
     fn fallback(&self, sizes: Sizes) -> Fallback<'g> {
         let (index, named) = (self.index, self.named.clone());
         let constants = self.constants.clone();

@@ -43,8 +43,8 @@ fn reason(index: &Index<'_>, node: &NodeProto, tensor: &str, joined: bool, multi
     let title = node.title();
     match node.op_type() {
         "If" | "Loop" | "Scan" => Some(format!(
-            "it is read within {title}: a merged decoder, which holds models with and without past; rewrite the one with \
-             past (Optimum: --no-post-process, decoder_with_past_model.onnx)"
+            "it is read within {title}: a merged decoder, which holds models with and without past; rewrite the one \
+             with past (Optimum: --no-post-process, decoder_with_past_model.onnx)"
         )),
         operator if operator.contains("Quantize") || operator.contains("Integer") || operator.contains("QLinear") => {
             Some(format!("quantised attention, {title}: rewrite the model before attention is quantised"))
@@ -81,11 +81,13 @@ fn not_appended(index: &Index<'_>, node: &NodeProto, tensor: &str) -> Option<Str
     }
     match readers.find(|reader| reader.output.iter().any(|output| index.is_output(output))) {
         Some(reader) => Some(format!(
-            "the model's output is not the cache with its new rows, but what {} makes of it: export a cache that stays whole",
+            "the model's output is not the cache with its new rows, but what {} makes of it: \
+             export a cache that stays whole",
             reader.title()
         )),
         None => Some(format!(
-            "what {title} makes is no output of the model, which gives new rows alone: export present keys and values whole"
+            "what {title} makes is no output of the model, which gives new rows alone: \
+             export present keys and values whole"
         )),
     }
 }

@@ -28,7 +28,7 @@ impl Refusal {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RewriteError {
-    /// The model is none that can be rewritten.
+    /// The model cannot be rewritten.
     #[error("the model cannot be rewritten: {0}")]
     Refused(Refusal),
     /// A file cannot be read or written.
@@ -50,7 +50,8 @@ pub enum RewriteError {
     Calibration(String),
     /// ONNX Runtime runs the original and not what was made of it.
     #[error(
-        "the rewritten model does not run, although the original does, and is not written: {0}\nThis is a fault of the rewriter; please report it with the model's graph."
+        "the rewritten model does not run, although the original does, and is not written: {0}\n\
+         This is a fault of the rewriter; please report it with the model's graph."
     )]
     Trial(String),
     /// The caller's [`Progress`](super::Progress) said so.
@@ -66,8 +67,8 @@ impl From<Refusal> for RewriteError {
 }
 
 impl RewriteError {
-    /// Whether the model could be rewritten without calibration. Where the operators themselves failed, they would do so
-    /// in any call.
+    /// Whether the model could be rewritten without calibration. Where the operators themselves failed, they would do
+    /// so in any call.
     pub fn is_only_calibration(&self) -> bool {
         matches!(self, RewriteError::Calibration(problem)
             if !problem.contains("SparkAttention") && !problem.contains("SparkPrune"))

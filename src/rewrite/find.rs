@@ -15,7 +15,7 @@ use crate::onnx::{Index, NodeExt, onnx_opset};
 /// The attention layers of `model` that read cache inputs: all of them.
 ///
 /// # Errors
-/// There are none, or one cannot be rewritten.
+/// There are no layers, or one cannot be rewritten.
 pub fn find_layers(model: &ModelProto) -> Result<Vec<Layer>, Refusal> {
     let graph = model.graph.as_ref().ok_or_else(|| Refusal::new("the model", "a graph", "none"))?;
     if let Some(node) = graph.node.iter().find(|n| n.domain() == DOMAIN) {

@@ -96,9 +96,9 @@ impl GenAiFolder {
             return None;
         }
         Some(format!(
-            "{CONFIG} asks for the execution provider {}, which these operators have no kernels for: ONNX Runtime runs them on \
-             the CPU, and copies queries, results and caches to and fro in every call. Without it in provider_options \
-             all runs on the CPU",
+            "{CONFIG} asks for the execution provider {}, which these operators have no kernels for: ONNX \
+             Runtime runs them on the CPU, and copies queries, results and caches to and fro in every call. Without it \
+             in provider_options all runs on the CPU",
             foreign.join(", ")
         ))
     }
@@ -108,7 +108,7 @@ impl GenAiFolder {
     ///
     /// # Errors
     /// The library is not found, a file of the model has the name of one that is made or lies in the `output`, which is
-    /// replaced, or the file system says no.
+    /// replaced, or the file system refuses.
     pub fn fill(
         &self,
         folder: &Path,
@@ -239,7 +239,7 @@ fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
 /// The operator library: the one that is `named`, else the one beside the program.
 ///
 /// # Errors
-/// There is none, and where it was looked for.
+/// There is no library; the error says where it was looked for.
 pub fn find_library(named: Option<&Path>) -> Result<PathBuf, RewriteError> {
     let problem = |text: String| RewriteError::option("library", text);
     if let Some(path) = named {

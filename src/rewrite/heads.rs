@@ -58,8 +58,8 @@ pub fn alike(title: &str, key: Operand, value: Operand) -> Result<[Operand; 2], 
     Ok([key, value])
 }
 
-/// Unscaled key and value of `title` that come from caches, each in the layout that `layout` says of its tensor. `None` if
-/// they come from no cache.
+/// Unscaled key and value of `title` that come from caches, each in the layout that `layout` says of its tensor. `None`
+/// if they come from no cache.
 ///
 /// # Errors
 /// Only one does, or they come from caches in a way that is not understood.

@@ -87,7 +87,8 @@ pub struct Layer {
     pub title: String,
     /// What the new nodes' names begin with.
     pub name: String,
-    /// Nodes that go away, by their place in the graph; with them goes all that only fed them. The first makes `output`.
+    /// Nodes that go away, by their place in the graph; with them goes all that only fed them. The first makes
+    /// `output`.
     pub doomed: Vec<usize>,
     /// Query, or packed query, key and value.
     pub query: String,

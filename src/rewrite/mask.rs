@@ -44,9 +44,9 @@ struct Origin {
 }
 
 /// What becomes of the `masks` of the scores of layer `title`, whose query has type `element`; `grouped` scores are
-/// `[B,Hk,G,L,S]`. A causal mask that nothing else goes into is dropped, any other stays in attention_bias; in a mask that
-/// hides all later keys, and more, the attribute `causal` repeats what is hidden anyway, so that the kernel need not look
-/// there.
+/// `[B,Hk,G,L,S]`. A causal mask that nothing else goes into is dropped, any other stays in attention_bias; in a mask
+/// that hides all later keys, and more, the attribute `causal` repeats what is hidden anyway, so that the kernel need
+/// not look there.
 ///
 /// # Errors
 /// A mask of another shape, or of an element type that nothing tells.

@@ -1,9 +1,9 @@
 //! Rewriting exported LLaMA-family models so that their cache is SparK rows.
 //!
 //! `find` looks for attention by its `source`s, which follow keys and values (`heads`) and masks (`mask`) through a
-//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and `front` make;
-//! `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency; `folder` and
-//! `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
+//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and
+//! `front` make; `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency;
+//! `folder` and `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
 
 mod apply;
 mod bias;
@@ -41,16 +41,16 @@ pub use find::find_layers;
 pub use folder::find_library;
 pub use inspect::Inspection;
 pub use layer::{Layer, Source};
-pub use options::{CacheType, Calibration, Options, Recovery};
+pub use options::{CacheType, Calibration, Options, RecentIn, Recovery};
 pub use progress::Progress;
-pub use recent::RecentIn;
 pub use report::Report;
 pub use rows::Rows;
 pub use source::GROUP_QUERY_ATTENTION;
 
 use crate::onnx::proto::ModelProto;
 use crate::onnx::{self, DataFile, FileError, Index, Placement};
-use configure::{Version, configure};
+use apply::Names;
+use configure::{Saliency, Version, configure};
 use folder::GenAiFolder;
 use publish::{PlacedData, Stage, contains, parent, same_file};
 use recent::Recent;
@@ -58,7 +58,8 @@ use trial::trial;
 pub use trial::{NO_RUNTIME, TrialError, run_one_token};
 
 /// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
-/// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the model.
+/// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the
+/// model.
 ///
 /// # Errors
 /// The model, an option or a file is not as it must be; then nothing is written.
@@ -91,48 +92,29 @@ pub fn rewrite(
     let tokens = calibrate::tokens(&path, &options)?;
     let positions = calibrate::positions(&model, &layers);
     let names = apply::apply(&mut model, &layers, recent, rows.operator_version())?;
-    let version = |saliency| Version { rows: &rows, static_rows: folder.is_some(), saliency, observe: None };
+    let mut graph = Rewritten { model, layers, names, rows };
 
-    let mut uncalibrated = None;
     let mut data_plan = Vec::new();
-    let saliency = match &stage {
+    let (saliency, uncalibrated) = match &stage {
         Some(stage) => {
-            let folder = folder.as_ref().map(|folder| (folder, configure::row_width(&layers[0], &rows)));
+            let width = configure::row_width(&graph.layers[0], &graph.rows);
+            let folder = folder.as_ref().map(|folder| (folder, width));
             data_plan = place_files(stage, &path, output, folder, &data, &options)?;
-            let measure = |tokens| {
-                let lossless = rows.lossless()?;
-                let observe =
-                    Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
-                configure(&mut model, &layers, &names, &observe);
-                // Beside its data, and beside the settings of a folder.
-                let copy =
-                    stage.unused(folder.map_or(Path::new(""), |(folder, _)| folder.beside()), "calibration.onnx");
-                onnx::write(&model, &copy)?;
-                let saliency = calibrate::measure(
-                    &copy,
-                    &Inspection::new(&model)?,
-                    &names,
-                    (tokens, positions),
-                    &options,
-                    progress,
-                );
-                std::fs::remove_file(&copy).map_err(FileError::io(&copy))?;
-                saliency
-            };
-            match tokens.map(measure).transpose() {
-                // Nobody asked for it.
-                Err(RewriteError::Calibration(problem))
-                    if options.calibrate == Calibration::Auto && crate::runtime::is_loaded() =>
-                {
-                    uncalibrated = Some(problem);
-                    None
+            match tokens {
+                Some(tokens) => {
+                    // Beside its data, and beside the settings of a folder.
+                    let place = folder.map_or(Path::new(""), |(folder, _)| folder.beside());
+                    let copy = stage.unused(place, "calibration.onnx");
+                    graph.calibrate(&copy, (tokens, positions), &options, progress)?
                 }
-                saliency => saliency?,
+                None => (None, None),
             }
         }
-        None => None,
+        None => (None, None),
     };
-    configure(&mut model, &layers, &names, &version(saliency.as_ref()));
+    let Rewritten { mut model, layers, names, rows } = graph;
+    let version = Version { rows: &rows, static_rows: folder.is_some(), saliency: saliency.as_ref(), observe: None };
+    configure(&mut model, &layers, &names, &version);
     let inspection = Inspection::new(&model)?;
     let mut warnings = warnings::of_options(&options, &rows, folder.as_ref(), saliency.is_some());
     warnings.extend(folder.as_ref().and_then(GenAiFolder::foreign_providers));
@@ -154,22 +136,66 @@ pub fn rewrite(
     let bytes = std::fs::metadata(&written).map_err(FileError::io(&written))?.len();
     let bytes = data.iter().fold(bytes, |sum, file| sum.saturating_add(file.bytes));
     warnings.extend(trial(options.trial.as_deref(), &written, &path, bytes, progress)?.warning());
-    let left = match &folder {
+    warnings.extend(match &folder {
         Some(_) => stage.publish_folder()?,
-        None => {
-            let moved: Vec<&PlacedData> = data_plan.iter().filter(|file| file.from != file.to).collect();
-            if moved.is_empty() {
-                std::fs::rename(&written, stage.file()).map_err(FileError::io(&written))?;
-            } else {
-                std::fs::remove_file(&written).map_err(FileError::io(&written))?;
-                moved.iter().for_each(|file| onnx::move_data(&mut model, &file.from, &file.to.to_string_lossy()));
-                onnx::write(&model, &stage.file())?;
-            }
-            stage.publish_file(&data_plan)?
-        }
-    };
-    warnings.extend(left);
+        None => publish_file(stage, model, &written, &data_plan)?,
+    });
     Ok(Report { warnings, host, model: inspection, output: Some(output.into()) })
+}
+
+/// A model with the operators in place of its attention.
+struct Rewritten {
+    model: ModelProto,
+    layers: Vec<Layer>,
+    names: Vec<Names>,
+    rows: Rows,
+}
+
+impl Rewritten {
+    /// Measures query saliency with a copy of the model at `copy`, which is removed again; or says why it could not be
+    /// measured, if nobody asked for it.
+    fn calibrate(
+        &mut self,
+        copy: &Path,
+        tokens: (calibrate::Tokens, Option<usize>),
+        options: &Options,
+        progress: &mut dyn Progress,
+    ) -> Result<(Option<Saliency>, Option<String>), RewriteError> {
+        let lossless = self.rows.lossless()?;
+        let observe = Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
+        configure(&mut self.model, &self.layers, &self.names, &observe);
+        onnx::write(&self.model, copy)?;
+        let inspection = Inspection::new(&self.model)?;
+        let measured = calibrate::measure(copy, &inspection, &self.names, tokens, options, progress);
+        std::fs::remove_file(copy).map_err(FileError::io(copy))?;
+        match measured {
+            Err(RewriteError::Calibration(problem))
+                if options.calibrate == Calibration::Auto && crate::runtime::is_loaded() =>
+            {
+                Ok((None, Some(problem)))
+            }
+            measured => Ok((Some(measured?), None)),
+        }
+    }
+}
+
+/// Puts `model`, which was `written` for its trial, and its data in place. What of an old model cannot be removed is
+/// said.
+fn publish_file(
+    stage: Stage,
+    mut model: ModelProto,
+    written: &Path,
+    data: &[PlacedData],
+) -> Result<Option<String>, RewriteError> {
+    let moved: Vec<&PlacedData> = data.iter().filter(|file| file.from != file.to).collect();
+    if moved.is_empty() {
+        std::fs::rename(written, stage.file()).map_err(FileError::io(written))?;
+    } else {
+        std::fs::remove_file(written).map_err(FileError::io(written))?;
+        moved.iter().for_each(|file| onnx::move_data(&mut model, &file.from, &file.to.to_string_lossy()));
+        onnx::write(&model, &stage.file())?;
+    }
+    stage.publish_file(data)
 }
 
 /// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them.
@@ -213,8 +239,8 @@ pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
     Ok(Inspection::new(&model)?)
 }
 
-/// Brings all files to the stage but the model itself, and says where the data of a single file goes. With a GenAI folder
-/// comes the width of the cache rows.
+/// Brings all files to the stage but the model itself, and says where the data of a single file goes. With a GenAI
+/// folder comes the width of the cache rows.
 fn place_files(
     stage: &Stage,
     path: &Path,

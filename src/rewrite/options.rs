@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::recent::RecentIn;
 use crate::onnx::Placement;
 
 /// Options of [`rewrite`](fn@crate::rewrite). The default is what `spark-ort rewrite` does without options.
@@ -100,6 +99,19 @@ impl Recovery {
             Recovery::None => "none",
         }
     }
+}
+
+/// Where recent keys are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum RecentIn {
+    /// In the buffer in a GenAI folder, in inputs elsewhere.
+    Auto,
+    /// In free rows of the buffer that past and present share: no host needs to know.
+    Buffer,
+    /// In one more input and output of each layer, which the host feeds back.
+    Inputs,
 }
 
 /// Element type of the cache tensors.

@@ -1,26 +1,11 @@
-//! Where the last keys are kept dense: in an input and output more of each layer, or in the tail of the buffer that past
-//! and present share.
-
-use serde::{Deserialize, Serialize};
+//! Where the last keys are kept dense: in an input and output more of each layer, or in the tail of the buffer that
+//! past and present share.
 
 use super::error::RewriteError;
-use super::options::Options;
+use super::options::{Options, RecentIn};
 
 /// Keys that a GenAI folder keeps unless told otherwise: more bring little, and cost time.
 const DEFAULT: usize = 64;
-
-/// Where recent keys are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "lowercase")]
-pub enum RecentIn {
-    /// In the buffer in a GenAI folder, in inputs elsewhere.
-    Auto,
-    /// In free rows of the buffer that past and present share: no host needs to know.
-    Buffer,
-    /// In an input and output more a layer, which the host feeds back.
-    Inputs,
-}
 
 /// Keys that are kept dense, in inputs or in the buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

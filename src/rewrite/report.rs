@@ -59,7 +59,8 @@ impl fmt::Display for Inspection {
         writeln!(f, "cache        {} bytes per token, {share:.1} % of {before} before", self.bytes_per_token)?;
         write!(
             f,
-            "rows         ratio {}: {} of {} key channels at {} bits, values at {} bits; {} + {} bytes per token and KV head",
+            "rows         ratio {}: {} of {} key channels at {} bits, values at {} bits; \
+             {} + {} bytes per token and KV head",
             rows.ratio,
             rows.kept_channels,
             rows.head_dim,

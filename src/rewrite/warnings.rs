@@ -9,8 +9,8 @@ use super::rows::Rows;
 use super::sizes::rank;
 use crate::onnx::proto::{ModelProto, ValueInfoProto};
 
-/// Of the inputs of `model`, before its `layers` are replaced: states that are no caches of attention, and caches of another
-/// type than attention has.
+/// Of the inputs of `model`, before its `layers` are replaced: states that are no caches of attention, and caches of
+/// another type than attention has.
 pub fn of_inputs(model: &ModelProto, layers: &[Layer]) -> Vec<String> {
     let inputs = model.graph.iter().flat_map(|graph| &graph.input);
     let layer = |input: &ValueInfoProto| layers.iter().find(|l| l.cache.past.iter().any(|past| past == input.name()));
@@ -47,8 +47,8 @@ pub fn of_options(options: &Options, rows: &Rows, folder: Option<&GenAiFolder>, 
         ));
     }
     if rows.tail_window > 0 && folder.is_some_and(|folder| !folder.shares_buffer()) {
-        let warning = "genai_config.json does not set search.past_present_share_buffer: caches that grow have no room for \
-                       recent keys, and the error is several times as large";
+        let warning = "genai_config.json does not set search.past_present_share_buffer: caches that grow have no room \
+                       for recent keys, and the error is several times as large";
         warnings.push(warning.into());
     }
     if !calibrated && !options.dry_run {
@@ -64,8 +64,8 @@ pub fn whole_caches(layers: &[Layer], rewritten: &Inspection) -> Option<String> 
     let before = rewritten.original_bytes_per_token / layers.len() * windowed.len() * tokens.max(0) as usize;
     let now = rewritten.bytes_per_token / layers.len() * windowed.len();
     Some(format!(
-        "the caches of {} layers held the last {tokens} tokens only (sliding_window_cache), {before} bytes; they hold all \
-         tokens now, {now} bytes each, and hosts must not cut them",
+        "the caches of {} layers held the last {tokens} tokens only (sliding_window_cache), {before} bytes; they hold \
+         all tokens now, {now} bytes each, and hosts must not cut them",
         windowed.len()
     ))
 }

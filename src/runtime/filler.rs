@@ -1,5 +1,5 @@
-//! Harmless values for inputs of unknown meaning, for calls whose logits do not matter: positions that count, masks that
-//! hide nothing, states of zeros, embeddings that differ from each other.
+//! Harmless values for inputs of unknown meaning, for calls whose logits do not matter: positions that count, masks
+//! that hide nothing, states of zeros, embeddings that differ from each other.
 
 use std::collections::HashMap;
 

@@ -89,7 +89,7 @@ pub(crate) fn is_loaded() -> bool {
 /// it, the `onnxruntime` package of the active Python is used, else what the system's loader finds.
 ///
 /// # Errors
-/// If there is none that can be loaded and is recent enough, with every place tried; they may be tried again.
+/// No library can be loaded and is recent enough; the error lists every place tried. Another attempt may succeed.
 pub fn load() -> Result<&'static Runtime, Error> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
@@ -170,7 +170,7 @@ impl Opened {
         if !ort::set_api(ort_compat::adapt(api, &version)) {
             return Err(Error::OtherRuntime { path });
         }
-        // What fails is returned as an error too, and warnings of the machine are none of a model's user's business.
+        // What fails is returned as an error too, and warnings about the machine do not concern who uses a model.
         let environment = ort::init().with_name("spark-ort").with_telemetry(false);
         let environment = environment.with_logger(Arc::new(|level, _, _, place, message| {
             if level == LogLevel::Fatal {

@@ -58,8 +58,8 @@ impl Model {
         Self::open_as(path, interface, options, false)
     }
 
-    /// As [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning are given harmless values, and
-    /// there may be no `logits`.
+    /// As [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning are given harmless values,
+    /// and there may be no `logits`.
     ///
     /// # Errors
     /// If there is no ONNX Runtime, if it refuses the model, or if an input is no tensor of numbers.
@@ -114,8 +114,8 @@ impl Model {
     /// Extends a sequence by tokens; the logits that follow the last one, `[vocabulary]`.
     ///
     /// # Errors
-    /// If the tokens are none or not in the vocabulary, if the sequence is full or another model's, if the call was
-    /// cancelled, or if ONNX Runtime fails.
+    /// If there are no tokens, or some are not in the vocabulary, if the sequence is full or another model's, if the
+    /// call was cancelled, or if ONNX Runtime fails.
     pub fn run(&mut self, sequence: &mut Sequence, tokens: &[i64]) -> Result<Vec<f32>, Error> {
         let logits = self.logits(sequence, tokens)?;
         logits.rows_from(logits.rows() - 1)

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 import replay
 
 HEADS, KV_HEADS, SIZE = 4, 2, 64
-INPUTS = ["query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",
-          "position_ids", "past_key_recent", "query_saliency", "attention_bias"]
+SCHEMA = json.loads((pathlib.Path(__file__).parents[1] / "operators/schema.json").read_text())
+INPUTS = [entry["name"] for entry in SCHEMA["operators"][1]["inputs"]]
 RECENT = 8
 CAPACITY = 40
 
@@ -104,7 +104,10 @@ def model(wiring, element, container, version=1):
             recent_window=RECENT if wiring == "wired" else 0, **attributes)
 
     of_version = {} if version == 1 else {"version": version, "row_format": 1}
-    nodes = [node("SparkPrune", INPUTS[:12], outputs, **of_version), node("SparkAttention", INPUTS, ["output"], **of_version)]
+    nodes = [
+        node("SparkPrune", INPUTS[:12], outputs, **of_version),
+        node("SparkAttention", INPUTS, ["output"], **of_version),
+    ]
     fed = dict.fromkeys(name for each in nodes for name in each.input if name and name not in constants)
     graph = helper.make_graph(
         nodes, "layer",
@@ -120,7 +123,9 @@ def inputs_of(model, steps):
     """Random inputs, the same for models of the same inputs: a prompt, then decoded tokens and a piece of several.
     With seqlens_k there are two sequences of unequal length."""
     generator = np.random.default_rng(2)
-    types = {value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in model.graph.input}
+    types = {
+        value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in model.graph.input
+    }
     widths = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in model.graph.input}
     ragged = "seqlens_k" in types
     batch = 2 if ragged else 1

@@ -1,4 +1,5 @@
-"""Runs the exports that tests/rewrite/prepare.py rewrote, in whatever ONNX Runtime this Python has, beside the originals.
+"""Runs the exports that tests/rewrite/prepare.py rewrote, in whatever ONNX Runtime this Python has, beside the
+originals.
 
     python rewritten.py LIBRARY FOLDER
 

@@ -51,7 +51,9 @@ def both(folder):
     assert not create(ctypes.byref(options))
     same = register(LIBRARY, options, base)
     copy = register(shutil.copy(LIBRARY, folder), options, base)
-    assert same == "libspark_ort: this file already serves another ONNX Runtime in this process; load a copy of it", same
+    assert (
+        same == "libspark_ort: this file already serves another ONNX Runtime in this process; load a copy of it"
+    ), same
     assert copy is None, copy
 
 

@@ -161,7 +161,10 @@ def check_prune(s, feeds, out, shared=False):
 def check_tail(s, out, want, before):
     """The slots of the last new tokens hold their keys; copies what they hold to `before`, the caches of the call."""
     sp = want.spans
-    after = {n: as_rows(out["present" + n[4:]], bytes_) for n, bytes_ in (("past_key", s.key_bytes), ("past_value", s.value_bytes))}
+    after = {
+        n: as_rows(out["present" + n[4:]], bytes_)
+        for n, bytes_ in (("past_key", s.key_bytes), ("past_value", s.value_bytes))
+    }
     error = rotation_error(s, want.keys)
     for b, (past, new) in enumerate(zip(sp.past, sp.new)):
         for position, place in tail.expected_slots(s, sp.S, past, new).items():
@@ -196,9 +199,9 @@ def check_attention(s, feeds, output, want=None):
     """SparkAttention's output against the reference on the same feeds, whose rows may be the operator's own.
 
     Float32 scores of size m carry an error of about m * 2^-24 * sqrt(D), hence 1e-5 of the greatest output; float16
-    outputs are rounded to 2^-11 of themselves, and 2e-3 allows for inputs of several hundred tokens. Values of row format 2
-    are added up rotated and rotated back, sums of D numbers more: 3e-5. Where no instruction set is named, quantised rows may
-    be read in int16, about a hundred times as fine as their codes: 1e-2.
+    outputs are rounded to 2^-11 of themselves, and 2e-3 allows for inputs of several hundred tokens. Values of row
+    format 2 are added up rotated and rotated back, sums of D numbers more: 3e-5. Where no instruction set is named,
+    quantised rows may be read in int16, about a hundred times as fine as their codes: 1e-2.
     """
     want = reference.attend(s, feeds) if want is None else want
     assert output.shape == want.shape and output.dtype == feeds["query"].dtype

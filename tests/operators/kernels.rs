@@ -112,8 +112,8 @@ fn expected_attention(case: &Case) -> Array4<f64> {
     out
 }
 
-/// Of float32, with sums of D numbers more where values are rotated back; or of int16, a hundredth of what quantised rows
-/// have lost, some of them much.
+/// Of float32, with sums of D numbers more where values are rotated back; or of int16, a hundredth of what quantised
+/// rows have lost, some of them much.
 fn tolerance(path: InstructionSet, case: &Case) -> f64 {
     let common = &case.prune.common;
     let quantised = common.key_bits != Bits::B16 || common.value_bits != Bits::B16;
@@ -131,7 +131,7 @@ enum Foreign {
     Crowded,
     /// A negative least or step of a key, or scale of a value.
     Negative,
-    /// A scalar or a number that is none.
+    /// A scalar or a number that is NaN.
     NotANumber,
 }
 
@@ -192,7 +192,9 @@ proptest! {
     fn attention_over_many_keys_is_its_formula(
         seed: u64,
         head_dim in prop::sample::select(vec![32, 64, 96, 128, 192, 256]),
-        bits in prop::sample::select(vec![(Bits::B16, Bits::B16), (Bits::B8, Bits::B8), (Bits::B4, Bits::B4), (Bits::B8, Bits::B16)]),
+        bits in prop::sample::select(vec![
+            (Bits::B16, Bits::B16), (Bits::B8, Bits::B8), (Bits::B4, Bits::B4), (Bits::B8, Bits::B16),
+        ]),
     ) {
         let mut case = Case::with(seed, 700, 3, Some((head_dim, bits.0, bits.1)));
         case.fill_cache(seed);
@@ -204,7 +206,9 @@ proptest! {
     fn attention_over_format_2_is_its_formula(
         seed: u64,
         head_dim in prop::sample::select(vec![32, 64, 80, 96, 128, 192, 256]),
-        bits in prop::sample::select(vec![(Bits::B16, Bits::B8), (Bits::B8, Bits::B8), (Bits::B4, Bits::B4), (Bits::B4, Bits::B8)]),
+        bits in prop::sample::select(vec![
+            (Bits::B16, Bits::B8), (Bits::B8, Bits::B8), (Bits::B4, Bits::B4), (Bits::B4, Bits::B8),
+        ]),
         new in prop::sample::select(vec![3, 30]),
     ) {
         prop_assume!(bits.1 != Bits::B4 || head_dim % 32 == 0);
@@ -274,7 +278,8 @@ proptest! {
                 let least = kept.clone().map(|j| score[j]).fold(f64::MAX, f64::min);
                 prop_assert_eq!(kept.count(), g.key.kept());
                 for j in (0..d).filter(|&j| !bit(bytes, j)) {
-                    prop_assert!(score[j] <= least * (1.0 + 1e-5), "channel {} of score {} is pruned, {} kept", j, score[j], least);
+                    let most = least * (1.0 + 1e-5);
+                    prop_assert!(score[j] <= most, "channel {} of score {} is pruned, {} kept", j, score[j], least);
                 }
                 let scale = &case.scale[h * d..(h + 1) * d];
                 let mut read = vec![0.0; d];

@@ -3,8 +3,8 @@
 Graph inputs and outputs have no declared shape unless asked, so that a wrong shape reaches the operator. Inputs are
 graph inputs of the operator's own names, or initializers.
 
-SPARK_TEST_PROVIDER=ROCMExecutionProvider or SparkExecutionProvider in the environment runs the operators there instead of
-on the CPU; tests/gpu does, on stand-ins for GPU drivers.
+SPARK_TEST_PROVIDER=ROCMExecutionProvider or SparkExecutionProvider in the environment runs the operators there instead
+of on the CPU; tests/gpu does, on stand-ins for GPU drivers.
 """
 
 import os
@@ -15,20 +15,21 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from . import schema
+
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = {"f32": np.float32, "f16": np.float16, "u8": np.uint8}
-SHARED_INPUTS = (
-    "query key value past_key past_value seqlens_k total_sequence_length cos_cache sin_cache position_ids "
-    "past_key_recent query_saliency"
-).split()
-ATTENTION_INPUTS = SHARED_INPUTS + ["attention_bias"]
-PRUNE_OUTPUTS = ("present_key", "present_value", "present_key_recent", "observed_saliency")
+ATTENTION_INPUTS = schema.names("SparkAttention", "inputs")
+SHARED_INPUTS = [name for name in schema.names("SparkPrune", "inputs") if name in ATTENTION_INPUTS]
+PRUNE_OUTPUTS = tuple(schema.names("SparkPrune", "outputs"))
 PROVIDER = os.environ.get("SPARK_TEST_PROVIDER", "CPUExecutionProvider")
 # What Python calls the provider's memory; ONNX Runtime's ROCm package calls it cuda.
 DEVICE = "cpu" if PROVIDER == "CPUExecutionProvider" else "cuda"
 if PROVIDER == "SparkExecutionProvider":
     from . import plugin  # noqa: F401  registers the provider
 _TENSOR_TYPE = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "u8": TensorProto.UINT8}
+_FIXED_TYPE = {"int32": TensorProto.INT32, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+_TYPES = schema.types("SparkPrune") | schema.types("SparkAttention")
 
 
 def library_path():
@@ -60,15 +61,8 @@ def plain_session(
 
 def input_type(name, T, C):
     """ONNX element type of an input or output of the operators."""
-    if name in ("past_key", "past_value", "present_key", "present_value"):
-        return _TENSOR_TYPE[C]
-    if name in ("seqlens_k", "total_sequence_length"):
-        return TensorProto.INT32
-    if name == "position_ids":
-        return TensorProto.INT64
-    if name in ("query_saliency", "observed_saliency"):
-        return TensorProto.FLOAT
-    return _TENSOR_TYPE[T]
+    kind = _TYPES.get(name, "T")
+    return _FIXED_TYPE.get(kind) or _TENSOR_TYPE[{"T": T, "C": C}[kind]]
 
 
 def trimmed(names):

@@ -1,8 +1,8 @@
 """SparkExecutionProvider in tests that are written for providers which ONNX Runtime has built in.
 
-Importing this registers the library, makes `onnxruntime.InferenceSession(..., providers=["SparkExecutionProvider"])` run on
-the provider's first device (or option device_id), with no node allowed elsewhere unless other providers are named, and lets
-"cuda" name its memory, as it names ROCMExecutionProvider's.
+Importing this registers the library, makes `onnxruntime.InferenceSession(..., providers=["SparkExecutionProvider"])`
+run on the provider's first device (or option device_id), with no node allowed elsewhere unless other providers are
+named, and lets "cuda" name its memory, as it names ROCMExecutionProvider's.
 """
 
 import os

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from . import cases, models
+from . import cases, models, schema
 from .compare import check_attention, check_prune
 from .reference import Settings
 
@@ -215,3 +215,13 @@ def test_unnamed_node_is_rejected_too():
     )
     with pytest.raises(Exception, match="(?s)SparkPrune.*key_bits|key_bits.*SparkPrune"):
         models.session(model)
+
+
+def test_settings_have_the_defaults_of_the_schema():
+    """The references' settings, which the other tests are written with, name no default of their own."""
+    settings = {field.name: field.default for field in dataclasses.fields(Settings)}
+    given = {name: default for op in schema.OPERATORS for name, default in schema.defaults(op).items()}
+    assert {name: settings[name] for name in given if name in settings} == {
+        name: default for name, default in given.items() if name in settings
+    }
+    assert {name for name in given if name not in settings} == {"num_heads", "kv_num_heads", "kept_channels", "version"}

@@ -1,7 +1,7 @@
 """Shapes that the operators infer at load, and the ways of leaving optional inputs and outputs out.
 
-The shapes of optional outputs are not inferred: an operator cannot know whether a node has them, and ONNX Runtime 1.24 to
-1.27 at least crash when told the shape of one that it does not have.
+The shapes of optional outputs are not inferred: an operator cannot know whether a node has them, and ONNX Runtime 1.24
+to 1.27 at least crash when told the shape of one that it does not have.
 """
 
 import numpy as np

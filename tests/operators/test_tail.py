@@ -32,7 +32,9 @@ class Host:
         self.spread = cases.channel_spread(self.rng, s.Hk, s.D)
         names = ["query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length"]
         wired = ("present_key", "present_value")
-        self.session = models.session(models.spark(s, [*names, *self.constant], T, "u8", prune_outputs=wired), mode=mode)
+        self.session = models.session(
+            models.spark(s, [*names, *self.constant], T, "u8", prune_outputs=wired), mode=mode
+        )
         self.cache, bytes_of_a_host = {}, np.random.default_rng(seed + 1)
         for name, x in models.empty_cache(s, B, "u8", P).items():
             self.cache[name] = bytes_of_a_host.integers(0, 256, x.shape, np.uint8)

@@ -37,7 +37,9 @@ def test_other_row_formats_are_refused(op, row_format):
 
 @pytest.mark.parametrize("op", BOTH)
 def test_version_1_has_no_attributes_of_version_2(op):
-    rejected(op, BASE, FEEDS, {**attributes_of(op, BASE), "row_format": 1}, "attribute row_format: belongs to version 2")
+    rejected(
+        op, BASE, FEEDS, {**attributes_of(op, BASE), "row_format": 1}, "attribute row_format: belongs to version 2"
+    )
 
 
 @pytest.mark.parametrize("op", BOTH)

@@ -1,5 +1,7 @@
 """Tests of the installed package in an environment with the hosts that people run, and nothing of this repository on
-the path: `.venv-hosts/bin/python -m pytest tests/package`. The models are those that tests/rewrite/exports leaves in target."""
+the path: `.venv-hosts/bin/python -m pytest tests/package`. The models are those that tests/rewrite/exports leaves in
+target.
+"""
 
 import functools
 import json
@@ -27,7 +29,10 @@ def exports():
 
     def folder(name):
         if not (MODELS / name).is_dir():
-            pytest.fail(f"{MODELS / name} is not there: run `python -m pytest tests/rewrite/exports` in .venv first", pytrace=False)
+            pytest.fail(
+                f"{MODELS / name} is not there: run `python -m pytest tests/rewrite/exports` in .venv first",
+                pytrace=False,
+            )
         return MODELS / name
 
     return folder

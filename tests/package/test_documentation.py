@@ -99,7 +99,9 @@ def test_blocks(page, workplace):
                 assert code in (workplace / "models/llama/config.pbtxt").read_text()
             case [rust] if rust.startswith("rust"):
                 library = (ROOT / "src/lib.rs").read_text()
-                assert f"docs/{page.name}" in library, f"{page.name} is missing among the documentation tests of src/lib.rs"
+                assert (
+                    f"docs/{page.name}" in library
+                ), f"{page.name} is missing among the documentation tests of src/lib.rs"
             case _:
                 pytest.fail(f"{page.name}: no way to run a block of '{language}'")
 

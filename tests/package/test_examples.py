@@ -26,7 +26,9 @@ def runtime():
 
 def run(*command, **variables):
     """What a command prints."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, **variables}, timeout=300)
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, env={**os.environ, **variables}, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,7 +55,9 @@ def tokens(text):
     return [int(token) for token in text.split()]
 
 
-@pytest.mark.parametrize("name", ["genai-cpu-fp32", "genai-cuda-fp16", "genai-cpu-int4", "optimum-fp32", "dynamo23-fp32"])
+@pytest.mark.parametrize(
+    "name", ["genai-cpu-fp32", "genai-cuda-fp16", "genai-cpu-int4", "optimum-fp32", "dynamo23-fp32"]
+)
 def test_plain_loop(name, exports, prompt, answer, tmp_path):
     """One loop for originals and rewritten models, of every element type."""
     spark_ort.rewrite(exports(name) / "model.onnx", tmp_path / "model.onnx", calibrate="off")
@@ -105,7 +109,11 @@ def test_triton_entry(model, tmp_path):
     assert list(config.model_operations.op_library_filename) == ["/srv/models/llama/1/libspark_ort.so"]
     assert {path.name for path in (tmp_path / "llama/1").iterdir()} >= {"model.onnx", "libspark_ort.so"}
     cache = {i.name: (i.data_type, list(i.dims)) for i in config.input if i.name.startswith("past_key_values.")}
-    assert len(cache) == 8 and all(kind == schema.TYPE_FP32 and dims[:3] == [-1, 2, -1] for kind, dims in cache.values())
+    assert len(cache) == 8 and all(
+        kind == schema.TYPE_FP32 and dims[:3] == [-1, 2, -1] for kind, dims in cache.values()
+    )
     layers = spark_ort.inspect(tmp_path / "llama/1/model.onnx")["interface"]["layers"]
     present = {o.name: list(o.dims) for o in config.output}
-    assert json.dumps([present[l["key"]["present"]][3] for l in layers]) == json.dumps([l["key"]["width"] for l in layers])
+    assert json.dumps([present[l["key"]["present"]][3] for l in layers]) == json.dumps(
+        [l["key"]["width"] for l in layers]
+    )

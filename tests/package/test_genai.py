@@ -26,7 +26,9 @@ def load(folder, shared):
 def generator(model, length, batch=1, beams=1):
     """A greedy generator, or one that searches along beams, of `length` tokens at most that no token ends early."""
     parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=length, min_length=length, batch_size=batch, num_beams=beams, do_sample=False)
+    parameters.set_search_options(
+        max_length=length, min_length=length, batch_size=batch, num_beams=beams, do_sample=False
+    )
     return og.Generator(model, parameters)
 
 

@@ -16,7 +16,8 @@ PROMPT, KNOWN = 640, 72
 
 @pytest.fixture(scope="session")
 def models(exports, tmp_path_factory):
-    """models(kind, **search): GenAI models: the original, one at a quarter of the memory, and that without recent keys."""
+    """models(kind, **search): GenAI models: the original, one at a quarter of the memory, and that without recent
+    keys."""
 
     @functools.cache
     def folder(kind):
@@ -93,7 +94,8 @@ def test_decoding_is_as_accurate_as_recent_keys_make_it(chunk, models, text, exp
 def test_a_buffer_of_just_the_length(models, text, expected):
     """The last rows leave less and less room; the very last token is predicted as without recent keys."""
     tight, roomy, without = (
-        continued(models(kind), text, room) for kind, room in (("with", PROMPT + KNOWN), ("with", 2000), ("without", 2000))
+        continued(models(kind), text, room)
+        for kind, room in (("with", PROMPT + KNOWN), ("with", 2000), ("without", 2000))
     )
     assert divergence(expected, roomy) < divergence(expected, tight) < divergence(expected, without)
 

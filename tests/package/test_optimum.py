@@ -34,7 +34,11 @@ def folder(tmp_path_factory):
         for file in SOURCE.glob("*.json"):
             shutil.copy(file, target)
         spark_ort.rewrite(
-            SOURCE / "model.onnx", target / "model.onnx", uniform_rows=uniform, threads=2, **(EXACT if kind == "exact" else {})
+            SOURCE / "model.onnx",
+            target / "model.onnx",
+            uniform_rows=uniform,
+            threads=2,
+            **(EXACT if kind == "exact" else {}),
         )
         return target
 
@@ -53,7 +57,9 @@ def load(folder):
         loaded = ORTModelForCausalLM.from_pretrained(path, session_options=options, use_io_binding=binding or None)
         assert loaded.use_io_binding is binding
         if binding and kind != "original":
-            loaded.embed_size_per_head = spark_ort.inspect(path / "model.onnx")["interface"]["layers"][0]["key"]["width"]
+            loaded.embed_size_per_head = spark_ort.inspect(path / "model.onnx")["interface"]["layers"][0]["key"][
+                "width"
+            ]
         return loaded
 
     return model
@@ -88,7 +94,8 @@ MODES = {
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_generate(mode, batch, binding, load):
-    """Without pruning the text is the original's, padded on the left or not; as the default prunes, answers stay right."""
+    """Without pruning the text is the original's, padded on the left or not; as the default prunes, answers stay
+    right."""
     prompts = PROMPTS[:batch]
     expected = generate(load("original", binding), prompts, **MODES[mode])
     assert generate(load("exact", binding), prompts, **MODES[mode]) == expected

@@ -16,7 +16,11 @@ import spark_ort
 from conftest import ROOT
 
 # ONNX Runtime must be found without help.
-PLAIN = {name: value for name, value in os.environ.items() if name not in ("ORT_DYLIB_PATH", "VIRTUAL_ENV", "SPARK_ORT_LIBRARY")}
+PLAIN = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("ORT_DYLIB_PATH", "VIRTUAL_ENV", "SPARK_ORT_LIBRARY")
+}
 COMMAND = Path(sys.executable).with_name("spark-ort")
 
 
@@ -100,13 +104,18 @@ def test_errors(exports, tmp_path):
 def test_doctor():
     done = command("doctor")
     assert done.returncode == 0, done.stdout
-    for text in (onnxruntime.__version__, "CPUExecutionProvider", spark_ort.library_path(), "went through both operators"):
+    for text in (
+        onnxruntime.__version__,
+        "CPUExecutionProvider",
+        spark_ort.library_path(),
+        "went through both operators",
+    ):
         assert text in done.stdout
     assert "PROBLEM" not in done.stdout
 
 
 def test_doctor_names_problems(tmp_path):
-    """A path that the processor lacks, no ONNX Runtime, a library that is none."""
+    """A path that the processor lacks, no ONNX Runtime, a file that is no library."""
     done = command("doctor", env={**PLAIN, "SPARK_ORT_CPU": "sse9"})
     assert done.returncode == 1 and "SPARK_ORT_CPU=sse9" in done.stdout
     done = command("doctor", env={**PLAIN, "ORT_DYLIB_PATH": str(tmp_path / "none.so")})

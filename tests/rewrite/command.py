@@ -49,7 +49,9 @@ def spark_ort(*arguments, check=True, env=None, timeout=120, **options):
     command = [str(argument) for argument in (binary_path(), *arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=env or environment(), timeout=timeout, **options)
     if done.returncode < 0:
-        pytest.fail(f"{' '.join(command)}\ndied of {signal.Signals(-done.returncode).name}\n{done.stderr}", pytrace=False)
+        pytest.fail(
+            f"{' '.join(command)}\ndied of {signal.Signals(-done.returncode).name}\n{done.stderr}", pytrace=False
+        )
     if check and done.returncode != 0:
         pytest.fail(f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
     return done
@@ -67,7 +69,8 @@ def inspect(model):
 
 
 def session(model, library=None, threads=THREADS, level=None):
-    """A quiet session on the CPU of a path or a ModelProto, with the operators; `level` is that of graph optimisation."""
+    """A quiet session on the CPU of a path or a ModelProto, with the operators; `level` is that of graph
+    optimisation."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4

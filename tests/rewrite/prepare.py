@@ -13,7 +13,8 @@ EXACT = ("--ratio", 0, "--key-bits", 16, "--value-bits", 16)
 
 
 def prepare(folder):
-    """Writes `exact` and `pruned` models of each export, and what to run: {"prompt", "models": {name: {kind: path}}}."""
+    """Writes `exact` and `pruned` models of each export, and what to run: {"prompt", "models": {name: {kind:
+    path}}}."""
     models = {}
     for name, original in build_all().items():
         models[name] = {"original": str(original / "model.onnx")}

@@ -99,7 +99,9 @@ def test_not_calibrated_warns(exports, tmp_path):
     """Leaving calibration out is said to cost accuracy."""
     report = rewrite(exports["dynamo23-fp32"] / "model.onnx", tmp_path / "out.onnx", "--calibrate", "off")
     assert any("calibrated" in warning for warning in report["warnings"])
-    assert all(len(node.input) <= SALIENCY or not node.input[SALIENCY] for node in operators(load(tmp_path / "out.onnx")))
+    assert all(
+        len(node.input) <= SALIENCY or not node.input[SALIENCY] for node in operators(load(tmp_path / "out.onnx"))
+    )
 
 
 def test_random_without_tokenizer(bare, tmp_path):

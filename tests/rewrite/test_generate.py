@@ -82,7 +82,20 @@ def test_text(pruned_folder, tmp_path):
 
 def test_sampling(pruned_folder):
     """A seed decides what is sampled."""
-    common = (pruned_folder, "--prompt", "The", "-n", 12, "--temperature", 1.5, "--top-k", 50, "--top-p", 0.95, "--seed")
+    common = (
+        pruned_folder,
+        "--prompt",
+        "The",
+        "-n",
+        12,
+        "--temperature",
+        1.5,
+        "--top-k",
+        50,
+        "--top-p",
+        0.95,
+        "--seed",
+    )
     first, again, other = (generate(*common, seed).stdout for seed in (1, 1, 2))
     assert first == again != other
 
@@ -124,7 +137,7 @@ def test_errors(arguments, said, pruned_folder, tmp_path):
 
 
 def test_missing_model(tmp_path):
-    """A model that is not there is named."""
+    """The error names a missing model."""
     done = generate(tmp_path / "none", "--prompt", "a", check=False)
     assert done.returncode == 1 and str(tmp_path / "none") in done.stderr
 
@@ -136,7 +149,7 @@ def test_no_tokenizer(rewritten):
 
 
 def test_interrupted(exports, tmp_path):
-    """Ctrl-C ends a long text, with the figures of what there is."""
+    """Ctrl-C ends a long text, and the figures so far are shown."""
     report = tmp_path / "report.json"
     arguments = (exports["optimum-fp32"], "--ids", "--prompt", "5 6 7", "-n", 10**6, "--ignore-eos", "--json", report)
     command = [str(word) for word in (binary_path(), "generate", *arguments)]

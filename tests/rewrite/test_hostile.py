@@ -34,9 +34,11 @@ def test_session_options(folder, tmp_path, options):
     check_refused(tmp_path, folder, "genai_config.json", target=tmp_path / "out")
 
 
-@pytest.mark.parametrize("arguments", [["rewrite", "{in}", "{out}", *OFF], ["inspect", "{in}"], ["inspect", "{in}", "--json"], ["doctor"]])
+@pytest.mark.parametrize(
+    "arguments", [["rewrite", "{in}", "{out}", *OFF], ["inspect", "{in}"], ["inspect", "{in}", "--json"], ["doctor"]]
+)
 def test_stdout_full_or_closed(folder, tmp_path, arguments):
-    """A full disk behind stdout is an error, a reader that has seen enough is none."""
+    """A full disk behind stdout is an error; a reader that closes the pipe is not."""
     words = [str(binary_path()), *(w.format(**{"in": folder, "out": tmp_path / "out"}) for w in arguments)]
     with open("/dev/full", "w") as full:
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), timeout=60)
@@ -71,7 +73,12 @@ def test_links_that_leave_the_folder(folder, tmp_path, what):
 @pytest.mark.parametrize("what", ["model", "config", "tokenizer", "data"])
 def test_what_is_no_file(folder, tmp_path, kind, what):
     """Pipes, devices and the kernel's files are named and not opened."""
-    name = {"model": "model.onnx", "config": "genai_config.json", "tokenizer": "tokenizer.json", "data": "model.onnx.data"}
+    name = {
+        "model": "model.onnx",
+        "config": "genai_config.json",
+        "tokenizer": "tokenizer.json",
+        "data": "model.onnx.data",
+    }
     (folder / name[what]).unlink()
     if kind == "pipe":
         os.mkfifo(folder / name[what])
@@ -96,7 +103,15 @@ def test_python_that_hangs(folder, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals(exports, tmp_path, number):
     """SIGTERM and SIGHUP clean up as Ctrl-C does."""
-    arguments = ("rewrite", exports["dynamo23-fp32"] / "model.onnx", tmp_path / "out.onnx", "--calibrate", "random", "--calibration-tokens", 10**7)
+    arguments = (
+        "rewrite",
+        exports["dynamo23-fp32"] / "model.onnx",
+        tmp_path / "out.onnx",
+        "--calibrate",
+        "random",
+        "--calibration-tokens",
+        10**7,
+    )
     command = [str(word) for word in (binary_path(), *arguments)]
 
     def heed():
@@ -130,7 +145,7 @@ def test_scale(tmp_path, scale):
     attention.attribute.append(helper.make_attribute("scale", scale))
     source = write(tmp_path, model)
     if scale == 0.0:
-        # To GroupQueryAttention that is none.
+        # GroupQueryAttention takes that for no window.
         spark_ort("rewrite", source, tmp_path / "out.onnx", *OFF)
     else:
         check_refused(tmp_path, source, "scale")

@@ -62,11 +62,26 @@ def numbers(name, values):
 
 
 MASKS = {
-    "Concat of unlike ranks": ([helper.make_node("Concat", ["flat", "square"], ["mask"], axis=1)], [numbers("flat", [1]), numbers("square", [[1]])]),
-    "Concat of less rank": ([helper.make_node("Concat", ["square", "flat"], ["mask"], axis=1)], [numbers("flat", [1]), numbers("square", [[1]])]),
-    "ConstantOfShape": ([helper.make_node("ConstantOfShape", ["size"], ["mask"])], [numbers("size", [1 << 62, 1 << 62, 0])]),
-    "Tile": ([helper.make_node("Tile", ["square", "size"], ["mask"])], [numbers("square", [[1]]), numbers("size", [1 << 40, 1 << 40])]),
-    "Expand": ([helper.make_node("Expand", ["square", "size"], ["mask"])], [numbers("square", [[1]]), numbers("size", [1 << 40, 1 << 40])]),
+    "Concat of unlike ranks": (
+        [helper.make_node("Concat", ["flat", "square"], ["mask"], axis=1)],
+        [numbers("flat", [1]), numbers("square", [[1]])],
+    ),
+    "Concat of less rank": (
+        [helper.make_node("Concat", ["square", "flat"], ["mask"], axis=1)],
+        [numbers("flat", [1]), numbers("square", [[1]])],
+    ),
+    "ConstantOfShape": (
+        [helper.make_node("ConstantOfShape", ["size"], ["mask"])],
+        [numbers("size", [1 << 62, 1 << 62, 0])],
+    ),
+    "Tile": (
+        [helper.make_node("Tile", ["square", "size"], ["mask"])],
+        [numbers("square", [[1]]), numbers("size", [1 << 40, 1 << 40])],
+    ),
+    "Expand": (
+        [helper.make_node("Expand", ["square", "size"], ["mask"])],
+        [numbers("square", [[1]]), numbers("size", [1 << 40, 1 << 40])],
+    ),
     "Gather of Gather": (
         [helper.make_node("Gather", [f"g{n}", f"g{n}"], [f"g{n + 1}" if n < 59 else "mask"]) for n in range(60)],
         [numbers("g0", [[0]])],
@@ -77,7 +92,10 @@ MASKS = {
         [numbers("size", [2048, 2048]), numpy_helper.from_array(np.float32(1), "one")],
     ),
     "Max of many": (
-        [helper.make_node("ConstantOfShape", ["size"], ["m"]), helper.make_node("Max", ["m", *["one"] * 20_000], ["mask"])],
+        [
+            helper.make_node("ConstantOfShape", ["size"], ["m"]),
+            helper.make_node("Max", ["m", *["one"] * 20_000], ["mask"]),
+        ],
         [numbers("size", [2048, 2048]), numpy_helper.from_array(np.float32(1), "one")],
     ),
     "many": (
@@ -104,7 +122,9 @@ def test_a_file_of_empty_nodes(tmp_path):
     """A file whose messages take a hundred times its size in memory is refused before they do."""
     nodes = bytes([1 << 3 | 2, 0]) * (20 << 20)
     length = len(nodes)
-    header = bytes([7 << 3 | 2]) + bytes((length >> 7 * n & 0x7F) | (0x80 if length >> 7 * (n + 1) else 0) for n in range(4))
+    header = bytes([7 << 3 | 2]) + bytes(
+        (length >> 7 * n & 0x7F) | (0x80 if length >> 7 * (n + 1) else 0) for n in range(4)
+    )
     (tmp_path / "in.onnx").write_bytes(header + nodes)
     begin = time.monotonic()
     done, memory = peak("inspect", tmp_path / "in.onnx")
@@ -115,7 +135,9 @@ def test_a_file_of_empty_nodes(tmp_path):
 def field(number, content):
     """A field of a message, as protobuf writes it."""
     length = len(content)
-    size = bytes((length >> 7 * n & 0x7F) | (0x80 if length >> 7 * (n + 1) else 0) for n in range(5) if n == 0 or length >> 7 * n)
+    size = bytes(
+        (length >> 7 * n & 0x7F) | (0x80 if length >> 7 * (n + 1) else 0) for n in range(5) if n == 0 or length >> 7 * n
+    )
     return bytes([number << 3 | 2]) + size + content
 
 
@@ -196,11 +218,15 @@ def test_many_large_caches(tmp_path):
         heads = 1000 + number
         past, new, present = f"past.{number}", f"new.{number}", f"present.{number}"
         model.graph.input.extend(
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", heads, "past" if name == past else "tokens", 256])
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT, ["batch", heads, "past" if name == past else "tokens", 256]
+            )
             for name in (past, new)
         )
         model.graph.node.append(helper.make_node("Concat", [past, new], [present], axis=2))
-        model.graph.output.append(helper.make_tensor_value_info(present, TensorProto.FLOAT, ["batch", heads, "total", 256]))
+        model.graph.output.append(
+            helper.make_tensor_value_info(present, TensorProto.FLOAT, ["batch", heads, "total", 256])
+        )
     done, memory, seconds = measured("inspect", write(tmp_path, model))
     assert done.returncode == 1 and done.stderr.startswith("error: ")
     assert memory < 1 << 30 and seconds < 10
@@ -233,7 +259,9 @@ def test_files_without_end(folder):
 
 def test_the_library_stays_loaded():
     """The library stays loaded, so that nothing is lost each time that a session ends."""
-    flags = subprocess.run(["readelf", "-d", binary_path().with_name("libspark_ort.so")], capture_output=True, text=True)
+    flags = subprocess.run(
+        ["readelf", "-d", binary_path().with_name("libspark_ort.so")], capture_output=True, text=True
+    )
     if flags.returncode == 0:
         assert "NODELETE" in flags.stdout
 

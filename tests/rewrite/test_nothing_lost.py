@@ -166,7 +166,9 @@ def test_report_over_a_file(folder, tmp_path, kind):
     folder.joinpath("text.txt").write_text("word " * 500)
     (tmp_path / "to").mkdir()
     (tmp_path / "link.json").symlink_to(folder / "model.onnx.data")
-    source, target = (folder, tmp_path / "to/out") if kind == "folder" else (folder / "model.onnx", tmp_path / "to/out.onnx")
+    source, target = (
+        (folder, tmp_path / "to/out") if kind == "folder" else (folder / "model.onnx", tmp_path / "to/out.onnx")
+    )
     reports = [folder / "model.onnx", folder / "model.onnx.data", tmp_path / "link.json", target]
     if kind == "folder":
         reports += [folder / "new.json", folder / "genai_config.json", target / "model.onnx"]

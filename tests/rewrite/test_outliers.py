@@ -70,7 +70,9 @@ def test_outliers_change_no_logit(name, before):
         assert np.abs(found - plain).max() < 2e-4
 
 
-@pytest.mark.parametrize("name, setting", [(EXPORTS[0], "0.7/4/4"), (EXPORTS[0], "0.8/16/16"), (EXPORTS[1], "0.8/16/16")])
+@pytest.mark.parametrize(
+    "name, setting", [(EXPORTS[0], "0.7/4/4"), (EXPORTS[0], "0.8/16/16"), (EXPORTS[1], "0.8/16/16")]
+)
 def test_calibration_handles_outliers(name, setting, folders, before, tmp_path, figure):
     """Calibrated, the rewritten model stays close to the original; without calibration it does not."""
     expected = score(before(name), before(name), TEXTS)

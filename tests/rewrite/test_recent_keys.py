@@ -1,4 +1,5 @@
-"""Recent keys in the tail of a shared buffer: how models are rewritten for them, and what they bring a host that shares."""
+"""Recent keys in the tail of a shared buffer: how models are rewritten for them, and what they bring a host that
+shares."""
 
 import json
 import re

@@ -2,8 +2,8 @@
 
     python make_model.py OUT [CONTEXT]
 
-The graph is the bundled one, as GenAI's model builder wrote it for CPUs, with more layers and the sizes of Llama 3.2 1B.
-Small models hide the cache behind everything else; what the weights are has no influence on speed and memory.
+The graph is the bundled one, as GenAI's model builder wrote it for CPUs, with more layers and the sizes of Llama 3.2
+1B. Small models hide the cache behind everything else; what the weights are has no influence on speed and memory.
 CONTEXT is how many positions the tables of the rotation have, 16384 if not given.
 """
 
@@ -96,7 +96,9 @@ class Weights:
     def add_matrix(self, name, inputs, outputs):
         """Random nibbles, and the scale by which an output has the variance of an input."""
         blocks = inputs // BLOCK
-        self.add(f"{name}_Q4", np.frombuffer(self.random.bytes(outputs * inputs // 2), np.uint8).reshape(outputs, blocks, -1))
+        self.add(
+            f"{name}_Q4", np.frombuffer(self.random.bytes(outputs * inputs // 2), np.uint8).reshape(outputs, blocks, -1)
+        )
         # The variance of -8 to 7 is 21.5.
         self.add(f"{name}_scales", np.full((outputs, blocks), (21.5 * inputs) ** -0.5, np.float32))
 

@@ -1,11 +1,15 @@
-"""Prints what measure.py said of models as a table: `python table.py NAME=FILE ...`, one JSON line a context in each file."""
+"""Prints what measure.py said of models as a table: `python table.py NAME=FILE ...`, one JSON line a context in each
+file."""
 
 import json
 import sys
 from pathlib import Path
 
 MIB = 2**20
-print("| context | model | prompt, tokens/s | decode, tokens/s | cache, MiB | peak memory, MiB | of it beyond the loaded model |")
+print(
+    "| context | model | prompt, tokens/s | decode, tokens/s | cache, MiB "
+    "| peak memory, MiB | of it beyond the loaded model |"
+)
 print("|---|---|---|---|---|---|---|")
 runs = []
 for argument in sys.argv[1:]:

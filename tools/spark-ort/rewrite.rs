@@ -114,8 +114,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
-    /// Do not run one token through what was written. Otherwise that is done in a process of its own, for models of up to 4
-    /// GiB, and a model that fails there although the original runs is not written
+    /// Do not run one token through what was written. Otherwise that is done in a process of its own, for models of up
+    /// to 4 GiB, and a model that fails there although the original runs is not written
     #[arg(long)]
     no_trial: bool,
 

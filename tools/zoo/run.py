@@ -39,7 +39,8 @@ def last_line(text):
 
 
 def without_windows(model):
-    """A copy of `model` whose caches hold all tokens: without that ONNX Runtime's CPU wants room for the window at once."""
+    """A copy of `model` whose caches hold all tokens: without that ONNX Runtime's CPU wants room for the window at
+    once."""
     import onnx
 
     graph = onnx.load(model, load_external_data=False)
@@ -115,8 +116,8 @@ def page(results):
     versions = "\n".join(f"- {name}: {versions}" for name, versions in results["versions"].items())
     return f"""# What exporters write, rewritten
 
-Made by `make zoo`: models of two layers with random weights, exported, rewritten at ratio 0 with 16 bits, and both run on
-the CPU over a prompt of 14 tokens and three more. A number is the greatest difference of a logit as a share of the
+Made by `make zoo`: models of two layers with random weights, exported, rewritten at ratio 0 with 16 bits, and both run
+on the CPU over a prompt of 14 tokens and three more. A number is the greatest difference of a logit as a share of the
 greatest logit; it agrees below 5e-3, in float16 (cuda, dml, webgpu) below 2e-2. "torch 18" is `torch.onnx.export` with
 `dynamo=True` to opset 18. What an exporter itself cannot build is said, with the last line of its error.
 

@@ -7,7 +7,7 @@ use super::kernels::ValueKernel;
 use super::key_kernels::KeyProducts;
 use super::prefetch::Prefetch;
 use super::scores::to_weights;
-use super::values::{add_dense, add_rows, finish_rows};
+use crate::cpu::isa::rows::values::{add_dense, add_rows, finish_rows};
 use crate::cpu::isa::traits::{Isa, Work};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::cpu::kv_source::{KvSource, Place};
@@ -75,7 +75,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     let items = &block.items[first..block.items.len().min(first + H)];
     let (key_layout, value_layout) = (&call.geometry.key, &call.geometry.value);
     let scale = call.scale[block.scale.clone()].as_chunks::<LANES>().0;
-    // On the stack, as all that is needed here: allocating takes as long as reading many rows.
+    // On the stack, like all scratch space here: allocating takes as long as reading many rows.
     let (mut queries, mut for_rows, mut sums) =
         ([HeadLanes::ZERO; MOST_BLOCKS], [HeadLanes::ZERO; MOST_BLOCKS], [HeadLanes::ZERO; MOST_BLOCKS]);
     let (queries, for_rows, sums) = (&mut queries[..blocks], &mut for_rows[..blocks], &mut sums[..blocks]);

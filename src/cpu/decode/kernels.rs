@@ -1,4 +1,5 @@
-//! Kernels that an instruction set may have for the rows of a chunk. The driver reads with vectors what they leave.
+//! Kernels that an instruction set may have for the rows of a chunk. The driver reads the rows that they leave over
+//! with vectors.
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
@@ -6,21 +7,21 @@ use std::marker::PhantomData;
 use super::chunk::{ByKey, HeadLanes};
 use super::prefetch::Prefetch;
 use crate::cpu::isa::vector::LANES;
-use crate::format::v1::layout::{Bits, KeyLayout, ValueLayout};
+use crate::format::v1::layout::{KeyLayout, ValueLayout};
 
 /// Key rows of a call.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct KeyRows<'a> {
     /// Layout of the rows.
     pub(in crate::cpu) layout: &'a KeyLayout,
-    /// Whether pruned channels read as what was recovered of them; zero otherwise.
+    /// Whether pruned channels read as their recovered magnitude; zero otherwise.
     pub(in crate::cpu) recover: bool,
 }
 
 impl KeyRows<'_> {
     /// Whether channels are stored in units of the channel scale c.
     pub(in crate::cpu) fn in_units(&self) -> bool {
-        self.layout.bits() != Bits::B16
+        self.layout.bits().is_quantised()
     }
 }
 
@@ -28,7 +29,7 @@ impl KeyRows<'_> {
 pub(in crate::cpu) trait KeyKernel<'a, const H: usize>: Sized {
     /// The instruction set it is written for.
     type Isa;
-    /// Room for what is known of a chunk while it is read. On the driver's stack.
+    /// Scratch space for one chunk, on the driver's stack.
     type Scratch: Default;
 
     /// For `queries`, in units of the channel scale c where rows are, and c, block by block. `None` if it reads no rows
@@ -41,8 +42,7 @@ pub(in crate::cpu) trait KeyKernel<'a, const H: usize>: Sized {
         scratch: &'a mut Self::Scratch,
     ) -> Option<Self>;
 
-    /// Sets the products of the queries with as many of the `count` first of `rows` as this kernel reads, which is
-    /// returned.
+    /// Sets the products of the queries with the first of the `count` rows, and returns how many this kernel read.
     fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> usize;
 }
 
@@ -50,14 +50,14 @@ pub(in crate::cpu) trait KeyKernel<'a, const H: usize>: Sized {
 pub(in crate::cpu) trait ValueKernel<const H: usize>: Sized {
     /// The instruction set it is written for.
     type Isa;
-    /// Room for the weights of a chunk. On the driver's stack.
+    /// Scratch space for the weights of a chunk, on the driver's stack.
     type Scratch: Default;
 
     /// `None` if it reads no rows of `layout`.
     fn new(isa: Self::Isa, layout: &ValueLayout) -> Option<Self>;
 
     /// Adds the values of `rows` of `layout`, and how many they are, times their `weights` to `sums`, one entry a block
-    /// of channels, in the order of `decode::values::add_rows`.
+    /// of channels, in the order of `isa::rows::values::add_rows`.
     fn add_rows(
         &self,
         layout: &ValueLayout,

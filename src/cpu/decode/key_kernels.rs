@@ -1,10 +1,9 @@
-//! Products of a few queries with key rows: by a kernel of the instruction set as far as it has one, by vectors
-//! otherwise.
+//! Products of a few queries with key rows: by a kernel of the instruction set where it has one, by vectors otherwise.
 
 use super::chunk::{ByKey, HeadLanes, set_products};
 use super::kernels::{KeyKernel, KeyRows};
-use super::keys::{KeyReader, Sink};
 use super::prefetch::Prefetch;
+use crate::cpu::isa::rows::keys::{KeyReader, Sink};
 use crate::cpu::isa::traits::Isa;
 use crate::cpu::isa::vector::{LANES, Vector};
 
@@ -51,8 +50,8 @@ impl<'a, I: Isa, const H: usize> KeyProducts<'a, I, H> {
         }
     }
 
-    /// Products of what is left with vectors of any kind; false if some are not finite, as without `SPECIAL` if a row
-    /// has infinity or NaN.
+    /// Products of the rows left over, with vectors of any kind. False if some are not finite, as without `SPECIAL` if
+    /// a row has infinity or NaN.
     #[inline(always)]
     fn with_vectors<const SPECIAL: bool>(&self, rest: &Rest, products: &mut ByKey<H>) -> bool {
         let mut key = rest.keys.start;

@@ -1,4 +1,4 @@
-//! Software prefetch: rows come in too many strides, and too fast, for a processor to foresee them all.
+//! Software prefetch: rows come in too many strides, and too fast, for the hardware to predict them all.
 
 use crate::cpu::isa::vector::Vector;
 
@@ -48,8 +48,7 @@ impl Rows<'_> {
         self.bytes.div_ceil(64)
     }
 
-    /// Asks for lines number `first` to `last` of the row that is [`DISTANCE`] beyond number `n`; nothing happens if it
-    /// is not there.
+    /// Prefetches lines `first` to `last` of the row that is [`DISTANCE`] beyond number `n`, if there is one.
     #[inline(always)]
     fn prefetch<V: Vector>(&self, v: V, n: usize, first: usize, last: usize) {
         let at = |line: usize| self.rows.as_ptr().wrapping_add(n * self.bytes + DISTANCE + 64 * line);

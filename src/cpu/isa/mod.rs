@@ -1,7 +1,8 @@
-//! Instruction sets: which there are, which this processor has, and which one the kernels use. The only place that
-//! knows the target's architecture.
+//! Instruction sets: those that kernels are written for, those of this processor, and the one that is used. The only
+//! place that knows the target's architecture.
 
 pub(super) mod portable;
+pub(super) mod rows;
 #[cfg(test)]
 mod tests;
 pub(super) mod traits;
@@ -58,7 +59,7 @@ impl InstructionSet {
     /// Gives `work` the token of this set; [`InstructionSet::Scalar`] has the portable one.
     ///
     /// # Panics
-    /// If this processor has not the instructions.
+    /// If this processor lacks the instructions.
     pub(super) fn with<W: Work>(self, work: W) -> W::Output {
         self.try_with(work).unwrap_or_else(|| panic!("this processor has no {}", self.name()))
     }
@@ -66,7 +67,7 @@ impl InstructionSet {
     /// Does `work`, compiled for this set as far as it is `inline(always)`.
     ///
     /// # Panics
-    /// If this processor has not the instructions.
+    /// If this processor lacks the instructions.
     pub(super) fn run<W: Work>(self, work: W) -> W::Output {
         self.with(Compiled(work))
     }
@@ -83,7 +84,8 @@ impl InstructionSet {
             Self::Avx512 => of::<Avx512, W>(work),
             #[cfg(target_arch = "x86_64")]
             Self::Vnni => of::<Avx512Vnni, W>(work),
-            #[cfg(not(target_arch = "x86_64"))]
+            // Sets of other architectures.
+            #[allow(unreachable_patterns)]
             _ => None,
         }
     }
@@ -91,7 +93,7 @@ impl InstructionSet {
     /// The set of this process: the fastest available, or the one that [`CPU_VARIABLE`] names.
     ///
     /// # Errors
-    /// The variable names none, or one that this processor has not.
+    /// The variable names no set, or one that this processor lacks.
     pub fn chosen() -> Result<Self, &'static str> {
         static CHOSEN: OnceLock<Result<InstructionSet, String>> = OnceLock::new();
         let chosen = CHOSEN.get_or_init(|| Self::choose(std::env::var(CPU_VARIABLE).ok().as_deref()));
@@ -110,7 +112,7 @@ impl InstructionSet {
     }
 }
 
-/// Asks whether a set is there.
+/// Asks whether the processor has a set.
 struct Nothing;
 
 impl Work for Nothing {

@@ -13,7 +13,7 @@ pub(in crate::cpu) struct Portable(());
 
 type Lanes = [f32; LANES];
 
-/// Sixteen lanes, lane `i` being what is said of it. A loop, since closures are not inlined always.
+/// Sixteen lanes, each from its index. A loop, since closures are not always inlined.
 macro_rules! lanes {
     ($i:ident => $lane:expr) => {{
         let mut lanes = [0.0; LANES];
@@ -47,7 +47,7 @@ fn exp(x: f32) -> f32 {
 fn expand(numbers: Lanes, mask: u16) -> Lanes {
     let mut at = 0;
     lanes!(i => {
-        // Without a branch: what is not kept is multiplied away.
+        // Without a branch: lanes that are not kept are multiplied by 0.
         let kept = usize::from(mask >> i & 1);
         let number = numbers[at % LANES] * kept as f32;
         at += kept;

@@ -1,5 +1,5 @@
-//! What an instruction set offers the drivers: vectors, and kernels of its own for the rows it reads faster than with
-//! them.
+//! What an instruction set offers the drivers: vectors, and its own kernels for rows that they read faster than vectors
+//! do.
 
 use super::vector::Vector;
 use crate::cpu::decode::kernels::{KeyKernel, ValueKernel};
@@ -13,7 +13,7 @@ use crate::cpu::decode::kernels::{KeyKernel, ValueKernel};
 pub(in crate::cpu) unsafe trait Isa: Copy + Send + Sync + 'static {
     /// Vectors of the set.
     type Vector: Vector;
-    /// Room that `Keys` works in, on the driver's stack.
+    /// Scratch space of `Keys`, on the driver's stack.
     type KeyScratch: Default;
     /// Products of `H` queries with key rows; `NoKernel` where vectors are all there is.
     type Keys<'a, const H: usize>: KeyKernel<'a, H, Isa = Self, Scratch = Self::KeyScratch>;

@@ -19,8 +19,7 @@ use crate::format::v1::layout::MAX_HEAD_DIM;
 /// the next one.
 const TILE: usize = 128;
 
-/// Memory to work in. It serves one block after the other: the system would take it back between them, and give it
-/// anew.
+/// Scratch memory, reused from block to block: freed in between, it would go back to the system each time.
 #[derive(Default)]
 struct Scratch {
     tile: Tile,
@@ -32,7 +31,7 @@ struct Scratch {
     weighted: Vec<[f32; LANES]>,
 }
 
-/// What blocks of many queries work in, while none does.
+/// Scratch memory that no block uses at the moment.
 #[derive(Default)]
 pub(in crate::cpu) struct ScratchPool(Mutex<Vec<Scratch>>);
 

@@ -1,5 +1,5 @@
-//! Products of small matrices whose sums stay in registers, and whose factors are read where they lie: nothing is
-//! copied first, as by products of matrices of any size.
+//! Products of small matrices whose sums stay in registers. Their factors are read in place: unlike in a general GEMM,
+//! nothing is packed first.
 
 use crate::cpu::isa::vector::{LANES, Vector};
 

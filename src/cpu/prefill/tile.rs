@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::cpu::decode::keys::{KeyReader, Sink};
-use crate::cpu::decode::values;
+use crate::cpu::isa::rows::keys::{KeyReader, Sink};
+use crate::cpu::isa::rows::values;
 use crate::cpu::isa::traits::{Isa, Work};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::cpu::kv_source::{KvSource, Place};

@@ -202,7 +202,8 @@ mod tests {
                     Bits::B16 => expected.abs() / 2047.0,
                     _ => scale[j] * (0.5 * step + 250.0 / 2048.0 + 0.01),
                 };
-                prop_assert!((read[j] - expected).abs() <= tolerance, "channel {}: {} read as {}", j, expected, read[j]);
+                let difference = (read[j] - expected).abs();
+                prop_assert!(difference <= tolerance, "channel {}: {} read as {}", j, expected, read[j]);
             }
         }
 

@@ -79,7 +79,8 @@ mod tests {
             let mut read = vec![0.0; d];
             layout.decode(&row, &mut read);
             for (g, group) in channels[..d].chunks(layout.group()).enumerate() {
-                let range = group.iter().fold(f32::MIN, |a, &v| a.max(v)) - group.iter().fold(f32::MAX, |a, &v| a.min(v));
+                let least = group.iter().fold(f32::MAX, |a, &v| a.min(v));
+                let range = group.iter().fold(f32::MIN, |a, &v| a.max(v)) - least;
                 let step = bits.greatest_code().map_or(0.0, |greatest| range / greatest);
                 for (i, &v) in group.iter().enumerate() {
                     // float16 holds v, scale and minimum to 2^-11; the scale's error is counted once per code.

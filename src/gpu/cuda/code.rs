@@ -25,7 +25,8 @@ impl CodeFormat for Cuda {
     }
 
     fn carried(&self, _arch: &str) -> Option<&'static [u8]> {
-        // It has code for several architectures, of which the driver takes the one that fits, or compiles the PTX in it.
+        // It has code for several architectures, of which the driver takes the one that fits, or compiles the PTX in
+        // it.
         CUDA_CODE
     }
 
@@ -49,8 +50,8 @@ impl CodeFormat for Cuda {
 
     fn advice(&self, _arch: &str) -> (String, String) {
         let carried = if CUDA_CODE.is_some() { "kernels for other GPUs" } else { "no kernels for NVIDIA GPUs" };
-        let advice = "Install NVRTC (its library is libnvrtc.so, in NVIDIA's Python package nvidia-cuda-nvrtc) where the \
-                      loader finds it, or build libspark_ort.so where nvcc is installed";
+        let advice = "Install NVRTC (its library is libnvrtc.so, in NVIDIA's Python package nvidia-cuda-nvrtc) where \
+                      the loader finds it, or build libspark_ort.so where nvcc is installed";
         (carried.into(), advice.into())
     }
 }

@@ -24,8 +24,8 @@ const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
 const SHARED_BYTES_BY_DEFAULT: u32 = 48 << 10;
 
 functions! {
-    /// The functions of libcuda that kernels need to be loaded and launched, as cuda.h of CUDA 11.4 to 13 declares them: a
-    /// function whose signature changes gets another name.
+    /// The functions of libcuda that kernels need to be loaded and launched, as cuda.h of CUDA 11.4 to 13 declares
+    /// them: a function whose signature changes gets another name.
     Functions {
         cuInit: (c_uint);
         cuDriverGetVersion: (*mut c_int);

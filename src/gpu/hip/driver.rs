@@ -178,7 +178,8 @@ impl Runtime for Hip {
 
     fn load(&self, code: &[u8]) -> Result<Handle, GpuError> {
         let mut module = std::ptr::null_mut();
-        // SAFETY: `code` is a whole code object: our own build's, hipRTC's, or one from the cache with its checksum right.
+        // SAFETY: `code` is a whole code object: our own build's, hipRTC's, or one from the cache with its checksum
+        // right.
         let status = unsafe { (self.functions.hipModuleLoadData)(&mut module, code.as_ptr().cast()) };
         self.check(status, || format!("hipModuleLoadData of {} bytes", code.len()))?;
         Ok(module)

@@ -92,7 +92,8 @@ fn narrow(what: &'static str, size: usize) -> Result<u32, PlanError> {
     u32::try_from(size).ok().filter(|&n| n <= i32::MAX as u32).ok_or(PlanError::TooLarge { what, size })
 }
 
-/// Words that the fields of a key row and of a value row take, as `KeyLayout` and `ValueLayout` of `ops/format/v1.h` count.
+/// Words that the fields of a key row and of a value row take, as `KeyLayout` and `ValueLayout` of `ops/format/v1.h`
+/// count.
 fn row_words(geometry: &Geometry) -> (u32, u32) {
     let Geometry { key, value, .. } = geometry;
     let key = key.codes_at() + key.bits().bytes(key.kept());

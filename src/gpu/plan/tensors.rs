@@ -5,7 +5,6 @@ use std::ptr::null;
 
 use super::{PlanError, narrow};
 use crate::call::{Geometry, Lengths, QueryLayout, Rotary, Settings};
-use crate::format::Bits;
 use crate::gpu::limits::{BFLOAT16, FLOAT16, FLOAT32};
 use crate::gpu::params::{Call, Tokens};
 use crate::method::Recovery;
@@ -176,8 +175,8 @@ pub(super) fn base(
         group: (query_heads / kv_heads) as u32,
         head_dim: d as u32,
         kept: key.kept() as u32,
-        key_bits: bits(key.bits()),
-        value_bits: bits(value.bits()),
+        key_bits: key.bits().width(),
+        value_bits: value.bits().width(),
         key_row_bytes: narrow("key row bytes", key.row_bytes())?,
         value_row_bytes: narrow("value row bytes", value.row_bytes())?,
         recover: (settings.recovery == Recovery::Mean).into(),
@@ -191,12 +190,4 @@ pub(super) fn base(
         positions: narrow("positions", inputs.positions)?,
         ..Call::default()
     })
-}
-
-fn bits(bits: Bits) -> u32 {
-    match bits {
-        Bits::B16 => 16,
-        Bits::B8 => 8,
-        Bits::B4 => 4,
-    }
 }

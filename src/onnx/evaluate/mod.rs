@@ -1,9 +1,12 @@
 //! Evaluation of the parts of a graph that depend on lengths only.
 //!
-//! How an exporter spells a mask, a repetition of heads or a scale does not matter here: the nodes are followed at a few
-//! sizes, and what comes out is compared with what it should be. Weights and tokens stay unknown, of them only shapes
-//! are known.
+//! How an exporter spells a mask, a repetition of heads or a scale does not matter here: the nodes are followed at a
+//! few sizes, and what comes out is compared with what it should be. Weights and tokens stay unknown, of them only
+//! shapes are known.
 
+mod arrays;
+mod elementwise;
+mod indexing;
 mod operators;
 mod shapes;
 mod value;
@@ -22,8 +25,8 @@ use work::Work;
 /// A value, or why there is none.
 pub type Answer = Result<Rc<Value>, Rc<str>>;
 
-/// What an operator that is not ONNX's own does to shapes: its outputs, as far as they are known, or why it cannot be told;
-/// `None` for an operator that it does not know.
+/// What an operator that is not ONNX's own does to shapes: its outputs, as far as they are known, or why it cannot be
+/// told; `None` for an operator that it does not know.
 pub type ShapeRule = Rc<dyn Fn(&NodeProto, &Inputs<'_>) -> Option<Result<Vec<Value>, String>>>;
 
 /// What is known of a tensor that cannot be evaluated.
@@ -32,8 +35,8 @@ pub type Fallback<'g> = Rc<dyn Fn(&str) -> Option<Value> + 'g>;
 /// Elements that an evaluator keeps at most, or the constants of a graph: 128 MB.
 const MOST_KEPT: usize = 16 << 20;
 
-/// The constants of a graph that were read so far. Evaluators of one graph may share them, and the work that the graph is
-/// worth.
+/// The constants of a graph that were read so far. Evaluators of one graph may share them, and the work that the graph
+/// is worth.
 #[derive(Clone, Default)]
 pub struct Constants(Rc<RefCell<HashMap<String, Answer>>>, Rc<Cell<usize>>, Rc<Work>);
 
@@ -97,8 +100,8 @@ impl<'g> Evaluator<'g> {
         self
     }
 
-    /// Gives the value of `tensor`, a graph input or any other; of what is too much to keep, the shape. A value that others
-    /// have too takes no room. What was evaluated before stays as it was.
+    /// Gives the value of `tensor`, a graph input or any other; of what is too much to keep, the shape. A value that
+    /// others have too takes no room. What was evaluated before stays as it was.
     pub fn give(&mut self, tensor: &str, value: impl Into<Rc<Value>>) {
         let mut value: Rc<Value> = value.into();
         let more = if Rc::strong_count(&value) > 1 { 0 } else { value.known_elements() };

@@ -171,60 +171,77 @@ pub(super) fn split_sizes(node: &NodeProto, inputs: &Inputs<'_>, size: usize) ->
 pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>, String> {
     let x = need(inputs, 0)?;
     let same = |kind: i32| Ok(vec![Value::shaped(kind, x.shape.clone()); node.output.len()]);
-    let shaped = |shape: Vec<usize>| Ok(vec![Value::shaped(x.kind, shape)]);
     match node.op_type() {
-        "Cast" => same(node.int("to").unwrap_or(0) as i32),
-        "IsNaN" | "Not" => same(kinds::BOOL),
-        "Identity"
-        | "Dropout"
-        | "Softmax"
-        | "Neg"
-        | "Abs"
-        | "Sqrt"
-        | "Reciprocal"
-        | "Floor"
-        | "Ceil"
-        | "Sign"
-        | "Exp"
-        | "Log"
-        | "Cos"
-        | "Sin"
-        | "Tanh"
-        | "Sigmoid"
-        | "Erf"
-        | "Relu"
-        | "Gelu"
-        | "FastGelu"
-        | "QuickGelu"
-        | "BiasGelu"
-        | "Clip"
-        | "LayerNormalization"
-        | "RMSNormalization"
-        | "SimplifiedLayerNormalization"
-        | "SkipLayerNormalization"
-        | "SkipSimplifiedLayerNormalization"
-        | "RotaryEmbedding"
-        | "Trilu"
-        | "CumSum"
-        | "ScatterND"
-        | "QuantizeLinear"
-        | "Silu"
-        | "Swish" => same(x.kind),
-        "DequantizeLinear" => same(need(inputs, 1)?.kind),
-        "Where" => {
-            let (a, b) = (need(inputs, 1)?, need(inputs, 2)?);
-            Ok(vec![Value::shaped(a.kind, broadcast(&[&x.shape, &a.shape, &b.shape])?)])
+        "Cast" => return same(node.int("to").unwrap_or(0) as i32),
+        "IsNaN" | "Not" => return same(kinds::BOOL),
+        "DequantizeLinear" => return same(need(inputs, 1)?.kind),
+        keeps if KEEP_SHAPE.contains(&keeps) => return same(x.kind),
+        // Bytes of what comes in, and their scale and zero point.
+        "DynamicQuantizeLinear" => {
+            return Ok(vec![
+                Value::shaped(kinds::UINT8, x.shape.clone()),
+                Value::shaped(kinds::FLOAT, Vec::new()),
+                Value::shaped(kinds::UINT8, Vec::new()),
+            ]);
         }
-        "Transpose" => {
-            let rank = x.shape.len();
-            let perm: Vec<i64> = match node.ints("perm") {
-                Some(p) if !p.is_empty() => p.to_vec(),
-                _ => (0..rank as i64).rev().collect(),
-            };
-            shaped(perm.iter().map(|&a| Ok(x.shape[axis_of(a, rank)?])).collect::<Result<_, String>>()?)
-        }
+        _ => {}
+    }
+    let kind = match node.op_type() {
+        "Where" => need(inputs, 1)?.kind,
+        "MatMulInteger" => kinds::INT32,
+        "DynamicQuantizeMatMul" | "MatMulIntegerToFloat" => kinds::FLOAT,
+        _ => x.kind,
+    };
+    Ok(vec![Value::shaped(kind, output_shape(node, x, inputs)?)])
+}
+
+/// Operators whose output has the shape and the type of their first input.
+const KEEP_SHAPE: &[&str] = &[
+    "Identity",
+    "Dropout",
+    "Softmax",
+    "Neg",
+    "Abs",
+    "Sqrt",
+    "Reciprocal",
+    "Floor",
+    "Ceil",
+    "Sign",
+    "Exp",
+    "Log",
+    "Cos",
+    "Sin",
+    "Tanh",
+    "Sigmoid",
+    "Erf",
+    "Relu",
+    "Gelu",
+    "FastGelu",
+    "QuickGelu",
+    "BiasGelu",
+    "Clip",
+    "LayerNormalization",
+    "RMSNormalization",
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    "RotaryEmbedding",
+    "Trilu",
+    "CumSum",
+    "ScatterND",
+    "QuantizeLinear",
+    "Silu",
+    "Swish",
+];
+
+/// The shape of the output of an operator with one that differs from its first input's.
+fn output_shape(node: &NodeProto, x: &Value, inputs: &Inputs<'_>) -> Result<Vec<usize>, String> {
+    let shape_of = |index: usize| need(inputs, index).map(|value| value.shape.as_slice());
+    match node.op_type() {
+        "Where" => broadcast(&[&x.shape, shape_of(1)?, shape_of(2)?]),
+        "Transpose" => transposed(node, &x.shape),
         "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => {
-            shaped(rearranged(node, inputs)?.ok_or("a shape that depends on the tokens")?)
+            rearranged(node, inputs)?.ok_or_else(|| "a shape that depends on the tokens".into())
         }
         "Tile" => {
             let repeats = need(inputs, 1)?.ints()?;
@@ -232,71 +249,74 @@ pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>,
                 return Err(format!("{} repeats of rank {}", repeats.len(), x.shape.len()));
             }
             let tiled = |(&d, &n): (&usize, &i64)| d.saturating_mul(usize::try_from(n).unwrap_or(0));
-            shaped(x.shape.iter().zip(&repeats).map(tiled).collect())
+            Ok(x.shape.iter().zip(&repeats).map(tiled).collect())
         }
-        "Expand" => shaped(expanded(inputs)?.ok_or("a shape that depends on the tokens")?),
-        "Concat" => {
-            let axis = axis_of(node.int("axis").unwrap_or(0), x.shape.len())?;
-            let mut shape = x.shape.clone();
-            shape[axis] = 0;
-            for part in inputs.iter().flatten() {
-                let size = part.shape.get(axis).ok_or("parts of different rank")?;
-                shape[axis] = shape[axis].saturating_add(*size);
-            }
-            shaped(shape)
-        }
+        "Expand" => expanded(inputs)?.ok_or_else(|| "a shape that depends on the tokens".into()),
+        "Concat" => concatenated(node, &x.shape, inputs),
         "Slice" => {
             let mut shape = x.shape.clone();
             for (axis, s) in slices(node, inputs)? {
                 shape[axis] = ((s.end.unwrap_or(0) - s.start).max(0) as usize).div_ceil(s.step as usize);
             }
-            shaped(shape)
+            Ok(shape)
         }
         "Gather" => {
             let axis = axis_of(node.int("axis").unwrap_or(0), x.shape.len())?;
-            shaped(gathered(&x.shape, axis, &need(inputs, 1)?.shape))
+            Ok(gathered(&x.shape, axis, shape_of(1)?))
         }
-        // Bytes of what comes in, and their scale and zero point.
-        "DynamicQuantizeLinear" => Ok(vec![
-            Value::shaped(2, x.shape.clone()),
-            Value::shaped(kinds::FLOAT, Vec::new()),
-            Value::shaped(2, Vec::new()),
-        ]),
-        "MatMulInteger" => Ok(vec![Value::shaped(6, matmul(&x.shape, &need(inputs, 1)?.shape)?)]),
-        // com.microsoft
-        "DynamicQuantizeMatMul" | "MatMulIntegerToFloat" => shaped(matmul(&x.shape, &need(inputs, 1)?.shape)?)
-            .map(|values| values.into_iter().map(|v| Value::shaped(kinds::FLOAT, v.shape)).collect()),
+        // The last two are com.microsoft's.
+        "MatMul" | "MatMulInteger" | "DynamicQuantizeMatMul" | "MatMulIntegerToFloat" => matmul(&x.shape, shape_of(1)?),
         "Gemm" => {
             let side = |index: usize, transposed: &str, kept: usize| {
                 let kept = if node.int(transposed).unwrap_or(0) != 0 { 1 - kept } else { kept };
-                need(inputs, index)?.shape.get(kept).copied().ok_or(format!("input {index} of another rank"))
+                shape_of(index)?.get(kept).copied().ok_or(format!("input {index} of another rank"))
             };
-            shaped(vec![side(0, "transA", 0)?, side(1, "transB", 1)?])
+            Ok(vec![side(0, "transA", 0)?, side(1, "transB", 1)?])
         }
-        "MatMul" => shaped(matmul(&x.shape, &need(inputs, 1)?.shape)?),
         // com.microsoft: quantised weights, their number of columns is N.
         "MatMulNBits" | "MatMulBnb4" => {
             let columns = node.int("N").and_then(|n| usize::try_from(n).ok()).ok_or("no attribute N")?;
             let (_, rows) = x.shape.split_last().ok_or("a scalar")?;
-            shaped([rows, &[columns]].concat())
+            Ok([rows, &[columns]].concat())
         }
-        "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" => {
-            let axes = match inputs.get(1).copied().flatten() {
-                Some(v) => v.ints()?,
-                None => node.ints("axes").unwrap_or_default().to_vec(),
-            };
-            let keep = node.int("keepdims").unwrap_or(1) != 0;
-            let rank = x.shape.len();
-            let axes = axes.iter().map(|&a| axis_of(a, rank)).collect::<Result<Vec<_>, _>>()?;
-            let all = axes.is_empty();
-            let kept = x.shape.iter().enumerate().filter_map(|(i, &d)| match all || axes.contains(&i) {
-                true => keep.then_some(1),
-                false => Some(d),
-            });
-            shaped(kept.collect())
-        }
+        "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" => reduced(node, &x.shape, inputs),
         other => Err(format!("{other} is not followed")),
     }
+}
+
+fn transposed(node: &NodeProto, shape: &[usize]) -> Result<Vec<usize>, String> {
+    let rank = shape.len();
+    let perm: Vec<i64> = match node.ints("perm") {
+        Some(p) if !p.is_empty() => p.to_vec(),
+        _ => (0..rank as i64).rev().collect(),
+    };
+    perm.iter().map(|&a| Ok(shape[axis_of(a, rank)?])).collect()
+}
+
+fn concatenated(node: &NodeProto, first: &[usize], inputs: &Inputs<'_>) -> Result<Vec<usize>, String> {
+    let axis = axis_of(node.int("axis").unwrap_or(0), first.len())?;
+    let mut shape = first.to_vec();
+    shape[axis] = 0;
+    for part in inputs.iter().flatten() {
+        let size = part.shape.get(axis).ok_or("parts of different rank")?;
+        shape[axis] = shape[axis].saturating_add(*size);
+    }
+    Ok(shape)
+}
+
+fn reduced(node: &NodeProto, shape: &[usize], inputs: &Inputs<'_>) -> Result<Vec<usize>, String> {
+    let axes = match inputs.get(1).copied().flatten() {
+        Some(v) => v.ints()?,
+        None => node.ints("axes").unwrap_or_default().to_vec(),
+    };
+    let keep = node.int("keepdims").unwrap_or(1) != 0;
+    let axes = axes.iter().map(|&a| axis_of(a, shape.len())).collect::<Result<Vec<_>, _>>()?;
+    let all = axes.is_empty();
+    let kept = shape.iter().enumerate().filter_map(|(i, &d)| match all || axes.contains(&i) {
+        true => keep.then_some(1),
+        false => Some(d),
+    });
+    Ok(kept.collect())
 }
 
 fn matmul(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {

@@ -97,6 +97,8 @@ impl Value {
 pub mod kinds {
     #![allow(missing_docs)]
     pub const FLOAT: i32 = 1;
+    pub const UINT8: i32 = 2;
+    pub const INT32: i32 = 6;
     pub const INT64: i32 = 7;
     pub const BOOL: i32 = 9;
     pub const FLOAT16: i32 = 10;

@@ -1,5 +1,5 @@
-//! How much work a graph is worth: masks and shapes of models in use take a small part of it, and a graph that was made to
-//! keep the program busy no more than all of it.
+//! How much work a graph is worth: masks and shapes of models in use take a small part of it, and a graph that was made
+//! to keep the program busy no more than all of it.
 
 use std::cell::Cell;
 

@@ -1,6 +1,6 @@
 //! The operators on execution providers with a GPU: their device pointers, stream and memory, handed to
-//! [`crate::gpu`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for the
-//! device.
+//! [`crate::gpu`]. Only the lengths are read here, from inputs that ONNX Runtime keeps on the CPU. Nothing waits for
+//! the device.
 
 mod attention;
 mod prune;
@@ -8,6 +8,7 @@ mod rocm;
 mod spark;
 
 use std::ffi::c_void;
+use std::marker::PhantomData;
 
 use half::{bf16, f16};
 use ort::memory::{MemoryInfo, MemoryType};
@@ -15,8 +16,8 @@ use ort::operator::{ComputeContext, KernelContext, OperatorDomain, OperatorInput
 use ort::value::PrimitiveTensorElementType;
 
 use super::node::Failure;
+use super::operator::{Place, add};
 use super::tensors::Inputs;
-use super::{Container, inputs};
 use crate::call::{CallError, Geometry, Input, Lengths, Settings, positions};
 use crate::format::RowFormat;
 use crate::gpu::Device;
@@ -28,8 +29,8 @@ trait Provider: Send + Sync + 'static {
     /// What ONNX Runtime calls it.
     const NAME: &'static str;
 
-    /// The device of a session that makes a kernel, with our kernels loaded: what is wrong with it is found here, not in
-    /// the first run.
+    /// The device of a session that makes a kernel, with our kernels loaded: what is wrong with it is found here, not
+    /// in the first run.
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure>;
 
     /// Runs `plan` on the call's stream, with a workspace on the device of `memory`.
@@ -59,33 +60,29 @@ impl Tensor for bf16 {
     const SCALAR: plan::Scalar = plan::Scalar::Bf16;
 }
 
+/// The GPU of provider P.
+struct Gpu<P>(PhantomData<P>);
+
+impl<P: Provider> Place for Gpu<P> {
+    const PROVIDER: Option<&'static str> = Some(P::NAME);
+    type Device = &'static Device;
+
+    /// Lengths on the CPU, the rest on the device.
+    fn place(input: Input, declared: OperatorInput) -> OperatorInput {
+        match input {
+            Input::SeqlensK | Input::TotalSequenceLength => declared.memory_type(MemoryType::CPUInput),
+            _ => declared,
+        }
+    }
+}
+
 /// Adds the operators to `domain`, for every provider with a GPU. Hosts without one never look at them.
-pub(super) fn add(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
+pub(super) fn add_all(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
     add_for::<spark::Spark>(add_for::<rocm::Rocm>(domain)?)
 }
 
 fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
-    domain
-        .add(prune::GpuPrune::<P, f32, f32>::new())?
-        .add(prune::GpuPrune::<P, f32, u8>::new())?
-        .add(prune::GpuPrune::<P, f16, f16>::new())?
-        .add(prune::GpuPrune::<P, f16, u8>::new())?
-        .add(prune::GpuPrune::<P, bf16, bf16>::new())?
-        .add(prune::GpuPrune::<P, bf16, u8>::new())?
-        .add(attention::GpuAttention::<P, f32, f32>::new())?
-        .add(attention::GpuAttention::<P, f32, u8>::new())?
-        .add(attention::GpuAttention::<P, f16, f16>::new())?
-        .add(attention::GpuAttention::<P, f16, u8>::new())?
-        .add(attention::GpuAttention::<P, bf16, bf16>::new())?
-        .add(attention::GpuAttention::<P, bf16, u8>::new())
-}
-
-/// Inputs of `operator`: lengths on the CPU, the rest on the device.
-fn device_inputs<T: Tensor, C: Container>(operator: &spec::Operator) -> impl Iterator<Item = OperatorInput> {
-    inputs::<T, C>(operator).zip(Input::ALL).map(|(declared, input)| match input {
-        Input::SeqlensK | Input::TotalSequenceLength => declared.memory_type(MemoryType::CPUInput),
-        _ => declared,
-    })
+    add::<Gpu<P>, bf16>(add::<Gpu<P>, f16>(add::<Gpu<P>, f32>(domain)?)?)
 }
 
 /// Refuses what the kernels here do not read.

@@ -39,8 +39,8 @@ impl Provider for Rocm {
             plan.set_workspace(workspace.address.as_ptr());
         }
         let stream = stream.map_or(std::ptr::null_mut(), NonNull::as_ptr);
-        // SAFETY: by this function's contract. The workspace goes back to the arena when this function ends, before kernels
-        // ran; the arena gives it to work that is queued later on the same stream only.
+        // SAFETY: by this function's contract. The workspace goes back to the arena when this function ends, before
+        // kernels ran; the arena gives it to work that is queued later on the same stream only.
         unsafe { device.run(&plan, stream) }?;
         Ok(())
     }
@@ -70,8 +70,8 @@ impl Workspace {
         // one, ONNX Runtime (1.22 at least) ends the process; hence the attempt before, which leaves this much free.
         drop(plain);
         let mut address = std::ptr::null_mut();
-        // SAFETY: context and memory info are ONNX Runtime's for the duration of the call, the out pointer is valid, and
-        // there is a stream, which ONNX Runtime would not check. The status is taken over here.
+        // SAFETY: context and memory info are ONNX Runtime's for the duration of the call, the out pointer is valid,
+        // and there is a stream, which ONNX Runtime would not check. The status is taken over here.
         unsafe {
             let scratch = ort::api().KernelContext_GetScratchBuffer;
             Error::result_from_status(scratch(context.ptr(), memory.ptr(), bytes, &mut address))?;

@@ -39,8 +39,8 @@ impl Provider for Spark {
         }
         let launched = offered(memory)?.with_workspace(stream, bytes, |workspace| {
             plan.set_workspace(workspace);
-            // SAFETY: by this function's contract; the workspace is the stream's until the launches are queued, and what
-            // is queued there later comes after them.
+            // SAFETY: by this function's contract; the workspace is the stream's until the launches are queued, and
+            // what is queued there later comes after them.
             unsafe { device.run(&plan, stream) }
         });
         let none = |e| Failure::Plugin(format!("no device memory for a workspace of {bytes} bytes: {e}"));

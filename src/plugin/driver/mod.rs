@@ -51,8 +51,8 @@ impl Names for Vendor {
     }
 }
 
-/// A GPU driver. Every call is made for one device, `ordinal`, and leaves the calling thread's current device as it was.
-/// Errors say which function of the driver failed and how.
+/// A GPU driver. Every call is made for one device, `ordinal`, and leaves the calling thread's current device as it
+/// was. Errors say which function of the driver failed and how.
 pub trait Driver: Send + Sync {
     /// How many devices there are.
     fn devices(&self) -> Result<i32, String>;

@@ -1,4 +1,4 @@
-//! What an output may not touch: the input, in whatever way it is reached, and what is there already.
+//! What an output may not touch: the input, by whatever path it is reached, and existing files.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -21,9 +21,9 @@ pub struct PlacedData {
     pub to: PathBuf,
 }
 
-/// Says where each of the `data` files goes that the model in the folder `from` has. A file that is at its place already
-/// is used as it is. In the place of another one nothing goes without `force`; with it the data gets a name of its own,
-/// so that the model that is replaced keeps its data until the new one is whole.
+/// Says where each of the `data` files goes that the model in the folder `from` has. A file that is at its place
+/// already is used as it is. In the place of another one nothing goes without `force`; with it the data gets a name of
+/// its own, so that the model that is replaced keeps its data until the new one is whole.
 ///
 /// # Errors
 /// Another file is in the way; the output is in the place of one.
@@ -101,8 +101,8 @@ pub fn same_content(a: &Path, b: &Path) -> io::Result<bool> {
     }
 }
 
-/// Data files of the model at `output`, which is to be replaced, that are at the places of `plan` or have numbers behind
-/// such names, and that the new model will not need.
+/// Data files of the model at `output`, which is to be replaced, that are at the places of `plan` or have numbers
+/// behind such names, and that the new model will not need.
 pub fn outdated(output: &Path, plan: &[PlacedData]) -> Vec<PathBuf> {
     let Ok(model) = onnx::read(output) else { return Vec::new() };
     let folder = parent(output);

@@ -28,8 +28,8 @@ impl Stage {
     /// Prepares to make `output`, a file or a folder, from the model at `input`.
     ///
     /// # Errors
-    /// Something is there and `force` is not given; input and output are, or lie in, one another; the output's folder is
-    /// read-only or cannot be made.
+    /// Something is there and `force` is not given; input and output are, or lie in, one another; the output's folder
+    /// is read-only or cannot be made.
     pub fn new(input: &Path, output: &Path, force: bool) -> Result<Self, RewriteError> {
         check::check(input, output, force)?;
         let parent = parent(output);
@@ -48,7 +48,7 @@ impl Stage {
         self.folder.path().join("made")
     }
 
-    /// A file of about this `name` in `folder` of [`Self::made`] that is not there.
+    /// The path of a new file with about this `name` in `folder` of [`Self::made`].
     pub fn unused(&self, folder: &Path, name: &str) -> PathBuf {
         let names = (0u64..).map(|number| self.made().join(folder).join(format!(".{number}.{name}")));
         names.into_iter().find(|path| !check::is_there(path)).expect("there are more numbers than files")
@@ -62,7 +62,7 @@ impl Stage {
     /// Puts the folder in place as the output. What of the old one cannot be removed is said.
     ///
     /// # Errors
-    /// The file system says no, or something is there and nothing may be; nothing is changed then. If a folder that was
+    /// The file system refuses, or something is there and nothing may be; nothing is changed then. If a folder that was
     /// moved aside cannot be moved back, the error says where it is.
     pub fn publish_folder(mut self) -> Result<Option<String>, RewriteError> {
         let made = self.made();
@@ -92,7 +92,8 @@ impl Stage {
             Err(e) if e.kind() == ErrorKind::Unsupported => {}
             Err(e) => return Err(failed(e)),
         }
-        // Without a way to exchange them, the old folder is moved aside, and back if the new one does not take its place.
+        // Without a way to exchange them, the old folder is moved aside, and back if the new one does not take its
+        // place.
         let aside = self.folder.path().join("replaced");
         let was_there = match fs::rename(&output, &aside) {
             Err(e) if e.kind() == ErrorKind::NotFound => false,
@@ -111,8 +112,8 @@ impl Stage {
     /// moved if they are there already. What of the old model cannot be removed is said.
     ///
     /// # Errors
-    /// The file system says no, or something is there and nothing may be; nothing is changed then. (Where another rewrite
-    /// to this output came first, data that it may have taken for its own stays.)
+    /// The file system refuses, or something is there and nothing may be; nothing is changed then. (Where another
+    /// rewrite to this output came first, data that it may have taken for its own stays.)
     pub fn publish_file(self, data: &[PlacedData]) -> Result<Option<String>, RewriteError> {
         if !self.force && check::is_there(&self.output) {
             return Err(in_the_way(&self.output, ErrorKind::AlreadyExists.into()));

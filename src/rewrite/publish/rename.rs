@@ -1,4 +1,4 @@
-//! Putting a file or folder in its place in one step, without losing what is there.
+//! Puts a file or folder in its place in one step, without losing what was there.
 //!
 //! Linux has `renameat2` for this. Where a file system lacks it, what is used instead is said at each function.
 

@@ -138,8 +138,8 @@ fn query_heads(context: &mut Context<'_>, qk: &NodeProto, key: &Operand) -> Resu
     Ok((query_heads, grouped))
 }
 
-/// Whether `node` multiplies two tensors of heads: as ONNX's MatMul, or as the one that ONNX Runtime's optimiser writes,
-/// whose second factor may be transposed.
+/// Whether `node` multiplies two tensors of heads: as ONNX's MatMul, or as the one that ONNX Runtime's optimiser
+/// writes, whose second factor may be transposed.
 fn is_product(node: &NodeProto) -> bool {
     let fused = node.is("com.microsoft", "FusedMatMul")
         && ["transA", "transBatchA", "transBatchB"].iter().all(|name| node.int(name).unwrap_or(0) == 0);
@@ -218,7 +218,9 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
             },
             "Cast" | "Identity" => tensor = a,
             "Tanh" if softcap == 0.0 && scale > 0.0 => (softcap, scale, tensor) = (scale, 1.0, a),
-            "Add" | "Where" if softcap != 0.0 => return Err(refuse(format!("a mask inside of a tanh, {}", node.title()))),
+            "Add" | "Where" if softcap != 0.0 => {
+                return Err(refuse(format!("a mask inside of a tanh, {}", node.title())));
+            }
             "Mul" | "Div" => match (context.constant(a), context.constant(b)) {
                 (_, Some(factor)) => {
                     scale *= if node.op_type() == "Mul" { factor } else { 1.0 / factor };
@@ -259,7 +261,9 @@ fn leads_to_product(context: &Context<'_>, tensor: &str) -> bool {
     while let Some(name) = queue.pop() {
         let Some(node) = context.index.maker(name).filter(|_| context.constants.may_follow(1)) else { continue };
         match node.op_type() {
-            "MatMul" | "FusedMatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => return true,
+            "MatMul" | "FusedMatMul" if node.input_at(1).is_some_and(|key| !context.origins(key).is_empty()) => {
+                return true;
+            }
             "Mul" | "Div" | "Cast" | "Identity" | "Add" | "Where" | "Tanh" => {
                 queue.extend(node.input.iter().map(String::as_str).filter(|&name| seen.insert(name)));
             }

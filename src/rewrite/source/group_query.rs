@@ -1,5 +1,5 @@
-//! `com.microsoft::GroupQueryAttention`, as the ONNX Runtime GenAI model builder writes it: packed or not, rotary inside
-//! or not.
+//! `com.microsoft::GroupQueryAttention`, as the ONNX Runtime GenAI model builder writes it: packed or not, rotary
+//! inside or not.
 
 use super::super::context::{Context, static_dim};
 use super::super::error::Refusal;

@@ -1,4 +1,5 @@
-//! The ways in which models spell attention, each with all that it may have and how it is found; what they find is a [`Layer`].
+//! The ways in which models spell attention, each with all that it may have and how it is found; what they find is a
+//! [`Layer`].
 
 mod schema;
 
@@ -45,8 +46,8 @@ pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Re
             return spelling.check(context, n);
         }
     }
-    // Others compute attention in a way that SparkAttention does not, later ones included. Linear attention, whose past is
-    // a state that does not grow, is none of ours.
+    // Others compute attention in a way that SparkAttention does not, later ones included. Linear attention, whose past
+    // is a state that does not grow, is not handled here.
     let is_state = |input: &String| {
         let name = origin(context.index, input);
         context.index.input(name).is_some_and(|i| rank(i) > Some(2)) && !context.caches.contains_key(name)
@@ -63,7 +64,7 @@ fn given_scale(node: &NodeProto) -> Result<f32, Refusal> {
     node.float("scale").map_or(Ok(0.0), |scale| usable_scale(node, scale.into()))
 }
 
-/// The same of com.microsoft's operators, to which a scale of 0 is none.
+/// The same for com.microsoft's operators, where a scale of 0 means the default.
 fn given_scale_or_default(node: &NodeProto) -> Result<f32, Refusal> {
     if node.float("scale") == Some(0.0) { Ok(0.0) } else { given_scale(node) }
 }
@@ -80,8 +81,8 @@ fn usable_scale(node: &NodeProto, scale: f64) -> Result<f32, Refusal> {
     }
 }
 
-/// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones; and
-/// the nodes that only pass a present one on.
+/// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones;
+/// and the nodes that only pass a present one on.
 ///
 /// # Errors
 /// These are no inputs and outputs of the model, or differ in heads or head size, or have other heads than `kv_heads`.

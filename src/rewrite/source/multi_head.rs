@@ -94,7 +94,8 @@ impl Spell for Spelling {
             Some(pair) => {
                 let Operand { kv_heads, head_dim, repeats, .. } = pair[0];
                 if unidirectional {
-                    let found = "unidirectional with past keys that are not inputs of the node: it then counts from the first key";
+                    let found = "unidirectional with past keys that are not inputs of the node: \
+                                 it then counts from the first key";
                     return Err(Refusal::new(title, "a mask, or past_key and past_value on the node", found));
                 }
                 if kv_heads * repeats != query_heads {

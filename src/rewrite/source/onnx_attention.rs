@@ -4,7 +4,7 @@ use super::super::context::{Context, rank};
 use super::super::error::Refusal;
 use super::super::heads::{Layout, Operand, appended, follow_both};
 use super::super::operator::Operator;
-use super::super::layer::{Layer, Source};
+use super::super::layer::{CacheTensors, Layer, Source};
 use super::super::mask::{Mask, replace};
 use super::schema::{Attribute, Port::Absent, Port::Read, Schema};
 use super::{Spell, base_name, cache_on_node, heads};
@@ -73,27 +73,14 @@ impl Spell for Spelling {
         let layout = if flat { Layout::Flat } else { Layout::HeadsFirst };
         let on_node = node.input_at(4).is_some() || node.input_at(5).is_some();
         let is_causal = node.int("is_causal") == Some(1) || node.int("right_window_size") == Some(0);
-
-        let (mut doomed, cache, key_value, kv_heads, head_dim, repeats, element) = if on_node {
-            let kv_heads = if flat { Some(heads(node, "kv_num_heads")?) } else { None };
-            let (cache, tensors, naming) = cache_on_node(context, node, 4, kv_heads)?;
-            let (Some(kv_heads), Some(head_dim)) = (cache.kv_heads, cache.head_dim) else {
-                let expected = "heads and head size of past_key as numbers";
-                return Err(Refusal::new(title, expected, "a cache input that does not declare them"));
-            };
-            let new = [key.to_string(), value.to_string()];
-            (naming, tensors, new, kv_heads, head_dim, 1, cache.element)
-        } else {
-            let Some(pair) = follow_both(context, &title, [key, value], |_, _| layout)? else { return Ok(None) };
-            if is_causal {
-                let found = "is_causal or right_window_size 0 with past keys that are not inputs of the node: it then counts from the first key";
-                return Err(Refusal::new(title, "a mask, or past_key and past_value on the node", found));
-            }
-            let Operand { kv_heads, head_dim, repeats, .. } = pair[0];
-            let element = context.caches[&pair[0].appended.past].element;
-            let (doomed, cache, new) = appended(pair);
-            (doomed, cache, new, kv_heads, head_dim, repeats, element)
+        let keys = match on_node {
+            true => keys_on_node(context, node, [key, value], flat)?,
+            false => match keys_behind_concat(context, &title, [key, value], layout, is_causal)? {
+                Some(keys) => keys,
+                None => return Ok(None),
+            },
         };
+        let Keys { mut doomed, cache, key_value, kv_heads, head_dim, repeats, element } = keys;
         SCHEMA.check(node)?;
         let window = window(node, on_node)?;
         let softcap = node.float("softcap").unwrap_or(0.0);
@@ -141,6 +128,57 @@ impl Spell for Spelling {
             title,
         }))
     }
+}
+
+/// Where the keys and values of a layer come from.
+struct Keys {
+    /// Nodes that go with the layer.
+    doomed: Vec<usize>,
+    cache: CacheTensors,
+    /// The new ones.
+    key_value: [String; 2],
+    kv_heads: usize,
+    head_dim: usize,
+    /// Query heads of a KV head, where the model repeats keys and values.
+    repeats: usize,
+    element: i32,
+}
+
+/// With past and present on `node`.
+fn keys_on_node(
+    context: &mut Context<'_>,
+    node: &NodeProto,
+    [key, value]: [&str; 2],
+    flat: bool,
+) -> Result<Keys, Refusal> {
+    let kv_heads = if flat { Some(heads(node, "kv_num_heads")?) } else { None };
+    let (cache, tensors, doomed) = cache_on_node(context, node, 4, kv_heads)?;
+    let (Some(kv_heads), Some(head_dim)) = (cache.kv_heads, cache.head_dim) else {
+        let expected = "heads and head size of past_key as numbers";
+        return Err(Refusal::new(node.title(), expected, "a cache input that does not declare them"));
+    };
+    let key_value = [key.to_string(), value.to_string()];
+    Ok(Keys { doomed, cache: tensors, key_value, kv_heads, head_dim, repeats: 1, element: cache.element })
+}
+
+/// With past and new keys put together by Concat before the node, and repeated for the query heads.
+fn keys_behind_concat(
+    context: &mut Context<'_>,
+    title: &str,
+    key_value: [&str; 2],
+    layout: Layout,
+    is_causal: bool,
+) -> Result<Option<Keys>, Refusal> {
+    let Some(pair) = follow_both(context, title, key_value, |_, _| layout)? else { return Ok(None) };
+    if is_causal {
+        let found = "is_causal or right_window_size 0 with past keys that are not inputs of the node: \
+                     it then counts from the first key";
+        return Err(Refusal::new(title, "a mask, or past_key and past_value on the node", found));
+    }
+    let Operand { kv_heads, head_dim, repeats, .. } = pair[0];
+    let element = context.caches[&pair[0].appended.past].element;
+    let (doomed, cache, key_value) = appended(pair);
+    Ok(Some(Keys { doomed, cache, key_value, kv_heads, head_dim, repeats, element }))
 }
 
 fn dimensions(context: &mut Context<'_>, tensor: &str) -> Option<usize> {

@@ -1,5 +1,5 @@
-// A stand-in for libnvrtc.so.13 beside the one for libcuda: "compiles" the kernels to a file that only begins as code for
-// NVIDIA GPUs does. The stand-in for libcuda runs kernels by emulation, whatever code it was given.
+// A stand-in for libnvrtc.so.13 beside the one for libcuda: "compiles" the kernels to a file that only begins as code
+// for NVIDIA GPUs does. The stand-in for libcuda runs kernels by emulation, whatever code it was given.
 #include <cstddef>
 #include <cstring>
 
@@ -10,7 +10,8 @@ constexpr size_t BYTES = 128;
 int program;
 } // namespace
 
-EXPORT int nvrtcCreateProgram(void** out, const char* source, const char*, int, const char* const*, const char* const*) {
+EXPORT int nvrtcCreateProgram(void** out, const char* source, const char*, int, const char* const*,
+                              const char* const*) {
     *out = &program;
     return source && std::strlen(source) > 0 ? 0 : 3;
 }

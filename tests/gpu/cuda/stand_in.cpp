@@ -1,6 +1,6 @@
-// A stand-in for libcuda.so.1: the functions that src/gpu/cuda and tests/gpu/cuda call, on a GPU that is the emulation of the kernels with
-// waves of 32. It shows that the calls fit together, not that the kernels are right (the emulation does that without
-// it), nor any time: what would be left to try on a real GPU is then only what the GPU does.
+// A stand-in for libcuda.so.1: the functions that src/gpu/cuda and tests/gpu/cuda call, on a GPU that is the emulation
+// of the kernels with waves of 32. It shows that the calls fit together, not that the kernels are right (the emulation
+// does that without it), nor any time: what would be left to try on a real GPU is then only what the GPU does.
 //
 // Device memory is protected while no kernel or copy runs, so that a host that touches it crashes; new memory is not
 // zero. Streams are not distinguished, and what is queued runs at once, except while a stream is captured.

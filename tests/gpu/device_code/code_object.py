@@ -65,7 +65,18 @@ def unpack(data: bytes, at: int = 0):
         return kind - 0x100, at
     if kind in (0xC0, 0xC2, 0xC3):
         return {0xC0: None, 0xC2: False, 0xC3: True}[kind], at
-    numbers = {0xCA: "f", 0xCB: "d", 0xCC: "B", 0xCD: "H", 0xCE: "I", 0xCF: "Q", 0xD0: "b", 0xD1: "h", 0xD2: "i", 0xD3: "q"}
+    numbers = {
+        0xCA: "f",
+        0xCB: "d",
+        0xCC: "B",
+        0xCD: "H",
+        0xCE: "I",
+        0xCF: "Q",
+        0xD0: "b",
+        0xD1: "h",
+        0xD2: "i",
+        0xD3: "q",
+    }
     if kind in numbers:
         return number(numbers[kind], at)
     sized = {0xD9: ("B", text), 0xDA: ("H", text), 0xDB: ("I", text), 0xDC: ("H", many), 0xDD: ("I", many)}

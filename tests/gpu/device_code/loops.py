@@ -1,8 +1,8 @@
 """Instructions that a turn of a kernel's loop takes, counted in the assembly that a compiler makes of `ops`.
 
-The sources name the parts of a loop by SPARK_NOTE: a turn's begin and its rows, what runs rarely, what only some settings
-run. A turn is the blocks of the innermost loop around its note, without those that only run behind a note which the
-setting asked for does not have.
+The sources name the parts of a loop by SPARK_NOTE: a turn's begin and its rows, what runs rarely, what only some
+settings run. A turn is the blocks of the innermost loop around its note, without those that only run behind a note
+which the setting asked for does not have.
 
     python -m tests.gpu.device_code.loops spark_decode_quantised_16x4 --setting key8 value8 --inner 2
     python -m tests.gpu.device_code.loops spark_decode_16x4 --setting key16 value16

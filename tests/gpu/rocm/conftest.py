@@ -30,7 +30,11 @@ def scenario(tmp_path):
         trace = tmp_path / "trace"
         trace.unlink(missing_ok=True)
         # Nothing is left in, or taken from, the user's own cache of kernels.
-        own = {"ROCM_SIM_TRACE": str(trace), "SCENARIO_FOLDER": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        own = {
+            "ROCM_SIM_TRACE": str(trace),
+            "SCENARIO_FOLDER": str(tmp_path),
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        }
         process = subprocess.run([sys.executable, FOLDER / "scenarios.py", name, *arguments], capture_output=True,
                                  text=True, env={**os.environ, **own, **environment}, timeout=600, check=False)
         assert process.returncode == 0, process.stderr

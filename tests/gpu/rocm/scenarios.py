@@ -159,7 +159,7 @@ def bfloat16(C="u8"):
 
 
 def raw(value):
-    """An OrtValue on the CPU as an array; bfloat16, which NumPy has not, as its bits."""
+    """An OrtValue on the CPU as an array; bfloat16, which NumPy lacks, as its bits."""
     if "bfloat16" not in value.data_type():
         return value.numpy()
     import ctypes
@@ -240,7 +240,10 @@ def unchecked():
     ones = saliency.copy()
     at = ([0, 0, 1, 1], [3, 9, 0, 63])
     saliency[at], ones[at] = [0, np.nan, -1, np.inf], 1
-    return {"positions": same(position_ids=(far, np.clip(far, 0, last))), "saliency": same(query_saliency=(saliency, ones))}
+    return {
+        "positions": same(position_ids=(far, np.clip(far, 0, last))),
+        "saliency": same(query_saliency=(saliency, ones)),
+    }
 
 
 def addresses():
@@ -308,7 +311,8 @@ def neighbours():
 
 
 def language():
-    """The bundled rewritten model with the operators on the GPU and all else on the CPU: greatest difference of logits."""
+    """The bundled rewritten model with the operators on the GPU and all else on the CPU: greatest difference of
+    logits."""
     path = str(pathlib.Path(__file__).parents[2] / "support/models/language_pruned.onnx")
     options = ort.SessionOptions()
     options.register_custom_ops_library(models.library_path())
@@ -337,8 +341,13 @@ def language():
         got, want = (dict(zip(names, sess.run(names, feeds))) for sess in (gpu, cpu))
         [logits] = [n for n in names if "logits" in n]
         differences.append(worst([got[logits]], [want[logits]]))
-        past = {i.name: want[n] for i in cpu.get_inputs() for n in names
-                if n.startswith("present") and i.name == n.replace("present", "past_key_values" if i.name.startswith("past_key_values") else "past")}
+        past = {
+            i.name: want[n]
+            for i in cpu.get_inputs()
+            for n in names
+            if n.startswith("present")
+            and i.name == n.replace("present", "past_key_values" if i.name.startswith("past_key_values") else "past")
+        }
         before += new
     return {"difference": max(differences)}
 

@@ -11,7 +11,9 @@ def test_a_launch_fails(scenario, nth, operator, code, name):
     """The call fails; the next one works."""
     first, second = scenario("plain", ROCM_SIM_FAIL=f"hipModuleLaunchKernel:{nth}:{code}").result["runs"]
     assert second is None
-    assert re.search(rf"{operator}_node': hipModuleLaunchKernel of spark_\w+ \(grid .*\) failed: {name} \({code}\)", first)
+    assert re.search(
+        rf"{operator}_node': hipModuleLaunchKernel of spark_\w+ \(grid .*\) failed: {name} \({code}\)", first
+    )
 
 
 def test_a_kernel_faults(scenario):
@@ -31,7 +33,9 @@ def test_memory_runs_out(scenario):
     assert len(messages) > 8 and all(messages)
     for words in ["SparkPrune_node': output present_key", "SparkAttention_node': output output"]:
         assert any(words in m for m in messages), messages
-    assert any(re.search(r"Spark\w+_node': no device memory for a workspace of \d+ bytes", m) for m in messages), messages
+    assert any(
+        re.search(r"Spark\w+_node': no device memory for a workspace of \d+ bytes", m) for m in messages
+    ), messages
 
 
 def test_less_memory_than_the_inputs(scenario):
@@ -66,5 +70,5 @@ def test_addresses(scenario):
 
 
 def test_what_the_host_cannot_see(scenario):
-    """Positions beyond the caches are the nearest ones, saliencies that are none are 1."""
+    """Positions beyond the caches read their nearest rows, invalid saliencies read as 1."""
     assert scenario("unchecked").result == {"positions": True, "saliency": True}

@@ -123,7 +123,9 @@ def main(provider, folder):
     emulation(folder / "libspark_emulation.so")
     loads = [sys.executable, "-c", f"import ctypes; ctypes.CDLL('{OLDER_HIP}')"]
     if subprocess.run(loads, capture_output=True).returncode == 0:
-        compile_library(folder / "libhiprtc.so.7", [HERE / "hiprtc.cpp"], [f'-DSIM_OLDER_HIP="{OLDER_HIP}"', f"-I{HERE}"])
+        compile_library(
+            folder / "libhiprtc.so.7", [HERE / "hiprtc.cpp"], [f'-DSIM_OLDER_HIP="{OLDER_HIP}"', f"-I{HERE}"]
+        )
         print(f"libhiprtc.so.7: by {OLDER_HIP}")
     else:
         print(f"no {OLDER_HIP} on this machine: no libhiprtc.so.7")

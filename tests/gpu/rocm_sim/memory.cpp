@@ -63,7 +63,8 @@ EXPORT Error hipMalloc(void** out, size_t bytes) {
         trace("hipMalloc %zu out of memory", bytes);
         return end("", OUT_OF_MEMORY);
     }
-    void* memory = mmap(nullptr, pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* memory = mmap(nullptr, pages(bytes), PROT_READ | PROT_WRITE, kind, -1, 0);
     if (memory == MAP_FAILED) return end("", OUT_OF_MEMORY);
     // Memory is not zero on a device. Not all of a large block: untouched pages cost nothing.
     memset(memory, 0x5A, bytes < (64u << 20) ? bytes : 64u << 20);

@@ -91,7 +91,8 @@ EXPORT Error hipModuleGetFunction(Function** out, Module* module, const char* na
 }
 
 EXPORT Error hipModuleLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                                   unsigned bz, unsigned shared_bytes, Stream* stream, void** parameters, void** extra) {
+                                   unsigned bz, unsigned shared_bytes, Stream* stream, void** parameters,
+                                   void** extra) {
     std::lock_guard<std::recursive_mutex> guard(lock());
     if (Error error = injected(__func__)) return end("", error);
     // Arguments as one buffer: HIP_LAUNCH_PARAM_BUFFER_POINTER, _SIZE, _END.
@@ -129,8 +130,8 @@ EXPORT void** __hipRegisterFatBinary(const void*) {
     return &handle;
 }
 
-EXPORT void __hipRegisterFunction(void**, const void* host, char*, const char* name, unsigned, void*, void*, void*, void*,
-                                  int*) {
+EXPORT void __hipRegisterFunction(void**, const void* host, char*, const char* name, unsigned, void*, void*, void*,
+                                  void*, int*) {
     std::lock_guard<std::recursive_mutex> guard(lock());
     host_kernels()[host] = name;
 }

@@ -8,8 +8,8 @@
 //   ROCM_SIM_WAVE            lanes of a wave, 64 by default
 //   ROCM_SIM_DEVICES         number of devices, 1 by default
 //   ROCM_SIM_MEMORY          bytes of memory of each device, 4 GiB by default
-//   ROCM_SIM_FAIL            FUNCTION:N:CODE, the N-th call (from 1) of a function returns this error; the N-th kernel that
-//                            runs where FUNCTION is "kernel". N+ for all calls from the N-th on
+//   ROCM_SIM_FAIL            FUNCTION:N:CODE, the N-th call (from 1) of a function returns this error; the N-th kernel
+//                            that runs where FUNCTION is "kernel". N+ for all calls from the N-th on
 //   ROCM_SIM_NO_RTC          hipRTC fails, whatever ROCM_SIM_FAIL says
 //   ROCM_SIM_TRACE           file that gets a line for every call that matters to the tests
 #pragma once

@@ -1,4 +1,5 @@
-"""Passkey prompts of the small LLaMA as token ids, with the answers it must give; tests.rewrite.exports.make writes them."""
+"""Passkey prompts of the small LLaMA as token ids, with the answers it must give; tests.rewrite.exports.make writes
+them."""
 
 import json
 import random

@@ -83,17 +83,32 @@ def partly(kind="initializer", size=16, packed=False, positions=False, interleav
         cos, sin = graph.once("both tables", lambda: rotation_tables(graph, size, kind))
         places = graph.positions() if positions else None
         inputs = [query, key, value, *pasts(graph, number, shape), *lengths(graph), cos, sin, places]
-        settings = dict(num_heads=shape.query_heads, kv_num_heads=shape.kv_heads, do_rotary=1, name=f"/layers.{number}/GroupQueryAttention")
+        settings = dict(
+            num_heads=shape.query_heads,
+            kv_num_heads=shape.kv_heads,
+            do_rotary=1,
+            name=f"/layers.{number}/GroupQueryAttention",
+        )
         settings["rotary_interleaved"] = interleaved
-        return graph.add("GroupQueryAttention", *inputs, outputs=outputs(graph, number), domain=MICROSOFT, **settings)[0]
+        return graph.add("GroupQueryAttention", *inputs, outputs=outputs(graph, number), domain=MICROSOFT, **settings)[
+            0
+        ]
 
     return layer
 
 
 def group_query(
-    packed=False, rotary="inside", positions=False, bias=None, interleaved=0, norm=None, epsilons=(1e-6, 1e-6), **attributes
+    packed=False,
+    rotary="inside",
+    positions=False,
+    bias=None,
+    interleaved=0,
+    norm=None,
+    epsilons=(1e-6, 1e-6),
+    **attributes,
 ):
-    """A layer of GroupQueryAttention; `rotary`: inside, outside, none; `norm` of query and key heads: inside, outside."""
+    """A layer of GroupQueryAttention; `rotary`: inside, outside, none; `norm` of query and key heads: inside,
+    outside."""
 
     def layer(graph, number, shape, hidden):
         query, key, value = projections(graph, shape, hidden)

@@ -1,62 +1,31 @@
-"""What onnx must know of the operators to check a model: docs/operators.md as schemas."""
+"""What onnx must know of the operators to check a model."""
 
 from contextlib import contextmanager
 
 import onnx
 from onnx.defs import OpSchema
 
-T, C, I = ("T", ["tensor(float)", "tensor(float16)"]), ("C", ["tensor(float)", "tensor(float16)", "tensor(uint8)"]), 1
+from operators.schema import DOMAIN, OPERATORS, defaults
+
+TYPES = {"T": ["tensor(float)", "tensor(float16)"], "C": ["tensor(float)", "tensor(float16)", "tensor(uint8)"]}
+FIXED = {"int32": "tensor(int32)", "int64": "tensor(int64)", "float32": "tensor(float)"}
 Option = OpSchema.FormalParameterOption
-INPUTS = [
-    ("query", "T", True),
-    ("key", "T", False),
-    ("value", "T", False),
-    ("past_key", "C", True),
-    ("past_value", "C", True),
-    ("seqlens_k", "tensor(int32)", False),
-    ("total_sequence_length", "tensor(int32)", False),
-    ("cos_cache", "T", False),
-    ("sin_cache", "T", False),
-    ("position_ids", "tensor(int64)", False),
-    ("past_key_recent", "T", False),
-    ("query_saliency", "tensor(float)", False),
-]
-LAST_INPUT = {"SparkPrune": ("after", "T", False), "SparkAttention": ("attention_bias", "T", False)}
-OUTPUTS = {
-    "SparkPrune": [
-        ("present_key", "C", True),
-        ("present_value", "C", True),
-        ("present_key_recent", "T", False),
-        ("observed_saliency", "tensor(float)", False),
-    ],
-    "SparkAttention": [("output", "T", True)],
-}
-INTS = {
-    "key_bits": 16,
-    "value_bits": 16,
-    "key_row_bytes": 0,
-    "value_row_bytes": 0,
-    "recent_window": 0,
-    "version": 1,
-    "row_format": 1,
-    "tail_window": 0,
-    "do_rotary": 0,
-    "rotary_interleaved": 0,
-}
-OWN = {
-    "SparkPrune": {"observation_window": 32},
-    "SparkAttention": {"scale": 0.0, "softcap": 0.0, "local_window_size": -1, "causal": 1},
-}
 
 
 def parameters(entries):
     return [
-        OpSchema.FormalParameter(name, kind, param_option=Option.Single if needed else Option.Optional)
-        for name, kind, needed in entries
+        OpSchema.FormalParameter(
+            entry["name"],
+            FIXED.get(entry["type"], entry["type"]),
+            param_option=Option.Single if entry["required"] else Option.Optional,
+        )
+        for entry in entries
     ]
 
 
 def attribute(name, default):
+    if default is None:
+        return OpSchema.Attribute(name, OpSchema.AttrType.INT)
     return OpSchema.Attribute(name, onnx.helper.make_attribute(name, default), "")
 
 
@@ -89,16 +58,14 @@ def infer(operator):
 
 
 def schema(operator):
-    needed = [OpSchema.Attribute(n, OpSchema.AttrType.INT) for n in ("num_heads", "kv_num_heads", "kept_channels")]
-    more = {**INTS, "recovery": "mean", **OWN[operator]}
     made = OpSchema(
         operator,
-        "ai.spark",
+        DOMAIN,
         1,
-        inputs=parameters([*INPUTS, LAST_INPUT[operator]]),
-        outputs=parameters(OUTPUTS[operator]),
-        type_constraints=[(*T, ""), (*C, "")],
-        attributes=needed + [attribute(*entry) for entry in more.items()],
+        inputs=parameters(OPERATORS[operator]["inputs"]),
+        outputs=parameters(OPERATORS[operator]["outputs"]),
+        type_constraints=[(name, kinds, "") for name, kinds in TYPES.items()],
+        attributes=[attribute(*entry) for entry in defaults(operator).items()],
     )
     made.set_type_and_shape_inference_function(infer(operator))
     return made
@@ -107,10 +74,10 @@ def schema(operator):
 @contextmanager
 def registered():
     """onnx knows the operators."""
-    for operator in OUTPUTS:
+    for operator in OPERATORS:
         onnx.defs.register_schema(schema(operator))
     try:
         yield
     finally:
-        for operator in OUTPUTS:
-            onnx.defs.deregister_schema(operator, 1, "ai.spark")
+        for operator in OPERATORS:
+            onnx.defs.deregister_schema(operator, 1, DOMAIN)

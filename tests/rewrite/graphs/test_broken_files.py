@@ -108,12 +108,12 @@ def test_deep_nesting(tmp_path, depth):
 
 
 def test_missing(tmp_path):
-    """A file that is not there is named."""
+    """The error names a missing file."""
     check_refused(tmp_path, tmp_path / "nowhere.onnx", "nowhere.onnx", "No such file")
 
 
 def test_no_genai_folder(tmp_path, model):
-    """A folder without genai_config.json is none of GenAI."""
+    """A folder without genai_config.json is not a GenAI folder."""
     source = folder_of(tmp_path / "plain", model, None)
     check_refused(tmp_path, source, "plain", "genai_config.json", target=tmp_path / "out")
 

@@ -93,7 +93,7 @@ STATES = {
 @pytest.mark.parametrize("attend", [spelt_out(), group_query()], ids=["spelt out", "gqa"])
 @pytest.mark.parametrize("name", STATES)
 def test_states_stay(tmp_path, name, attend):
-    """States of hybrid models are none of the rewriter's business, and calibration feeds them zeros."""
+    """The rewriter leaves the other states of hybrid models alone, and calibration feeds them zeros."""
     state, given, made = STATES[name]
     source = write(tmp_path, decoder(hybrid(state, given, made, attend)))
     rewrite(source, tmp_path / "out.onnx", *LOSSLESS)

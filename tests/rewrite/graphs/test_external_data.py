@@ -91,7 +91,8 @@ def test_in_place(tmp_path, location, how):
 @pytest.mark.parametrize("same_folder", [True, False])
 @pytest.mark.parametrize("how", ["link", "copy"])
 def test_data_behind_a_link(tmp_path, same_folder, how):
-    """Data that IN has by a symbolic link, as caches of downloads have all files, is there for OUT too, and the link stays."""
+    """Data that IN has by a symbolic link, as caches of downloads have all files, is there for OUT too, and the link
+    stays."""
     source, data = external(tmp_path / "from")
     (tmp_path / "blobs").mkdir()
     for file in (source, data):
@@ -174,7 +175,7 @@ def test_location_outside(tmp_path, location):
 
 
 def test_data_missing(tmp_path):
-    """Data that is not there is named, with the tensor that needs it."""
+    """The error names missing data, and the tensor that needs it."""
     source, data = external(tmp_path / "from")
     data.unlink()
     check_refused(tmp_path, source, str(data), "missing", "weight_1")

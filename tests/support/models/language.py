@@ -1,6 +1,6 @@
-"""Writes the models that tests/onnxruntime/runtime.rs runs: language models of one attention layer with random weights, one as ONNX
-Runtime GenAI's builder exports it, one with the operators in its place. Run by hand after a change, from the project's
-folder: python -m tests.support.models.language"""
+"""Writes the models that tests/onnxruntime/runtime.rs runs: language models of one attention layer with random weights,
+one as ONNX Runtime GenAI's builder exports it, one with the operators in its place. Run by hand after a change, from
+the project's folder: python -m tests.support.models.language"""
 
 from pathlib import Path
 
@@ -57,7 +57,9 @@ def language(pruned):
     ]
     value = h.make_tensor_value_info
     ends = [("key", rows[0]), ("value", rows[1])] + ([("key_recent", D)] if pruned else [])
-    graph_inputs = [value(name, T.INT64, ["B", length]) for name, length in [("input_ids", "L"), ("attention_mask", "S")]]
+    graph_inputs = [
+        value(name, T.INT64, ["B", length]) for name, length in [("input_ids", "L"), ("attention_mask", "S")]
+    ]
     graph_inputs += [value(f"past_key_values.0.{n}", T.FLOAT, ["B", KV_HEADS, f"P_{n}", w]) for n, w in ends]
     outputs = [value("logits", T.FLOAT, ["B", "L", VOCABULARY])]
     outputs += [value(f"present.0.{n}", T.FLOAT, ["B", KV_HEADS, f"S_{n}", w]) for n, w in ends]

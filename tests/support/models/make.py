@@ -1,5 +1,5 @@
-"""Writes the models that tests/onnxruntime/host.rs runs: one attention layer whose every optional input is a graph input (fed without
-elements where a test does not use it). Run by hand after a change, from the project's folder:
+"""Writes the models that tests/onnxruntime/host.rs runs: one attention layer whose every optional input is a graph
+input (fed without elements where a test does not use it). Run by hand after a change, from the project's folder:
 python -m tests.support.models.make"""
 
 from pathlib import Path

@@ -58,7 +58,7 @@ fn cell(lab: &Lab, context: usize, threads: usize) -> Result<Cell> {
     let prepare = |cache| prepare(lab, cache, context, threads, &mut tokens);
     let mut candidates = lab.own.iter().map(prepare).collect::<Result<Vec<_>>>()?;
     let what = format!("appending to {}", title(context - 1, threads));
-    // Each cache's shared buffer and growing cache in turns.
+    // Shared buffer and growing cache of each setting, alternating.
     let time = |i: usize| {
         let Candidate { layer, past, shared } = &mut candidates[i / 2];
         match i % 2 {
@@ -116,8 +116,8 @@ pub fn table(cells: &[Cell]) -> String {
         }
     }
     format!(
-        "SparkPrune alone, one new token of one layer\n{}growing: past rows are copied to new memory; GB/s: their bytes / \
-         time\n",
+        "SparkPrune alone, one new token of one layer\n{}growing: past rows are copied to new memory; GB/s: \
+         their bytes / time\n",
         table.lines()
     )
 }

@@ -17,7 +17,7 @@ use crate::report::write_json;
 
 /// Measure one attention layer beside ONNX Runtime's GroupQueryAttention with float32, float16, int8 and int4 caches
 ///
-/// Runs one-layer models with random inputs in this process and in turns, and shows medians. Each call finds nothing in
+/// Runs one-layer models with random inputs alternately in this process, and shows medians. Each call finds nothing in
 /// the processor's caches, as in a model of many layers. Past and present are one buffer, bound before. Needs no model.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
@@ -38,7 +38,13 @@ Examples:
     spark-ort bench attention --heads 24/8 --head-dim 64 --settings 0.7/8/8,0.7/4/4 --json layer.json")]
 pub struct Args {
     /// Tokens in the cache, the new one included
-    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = context, default_value = "4096,16384,65536")]
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        value_parser = context,
+        default_value = "4096,16384,65536"
+    )]
     contexts: Vec<usize>,
 
     /// Query and KV heads

@@ -130,8 +130,8 @@ pub fn table(cells: &[Cell]) -> String {
         }
     }
     format!(
-        "One decoded token of one layer\n{}GB/s: bytes of all rows / time; of bandwidth: share of what as many threads read \
-         from memory\n{}\n",
+        "One decoded token of one layer\n{}GB/s: bytes of all rows / time; of bandwidth: share of what as many threads \
+         read from memory\n{}\n",
         table.lines(),
         figures::RATIOS
     )

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::cache::Cache;
 use super::rounds::Samples;
 
-/// Times as fast as each peer that there is, by its name.
+/// How many times as fast as each peer, by its name.
 pub type Ratios = BTreeMap<String, f64>;
 
 /// Compares `candidate` with the peers among `caches`, the candidates of `samples`.

@@ -74,7 +74,7 @@ impl Lab {
         Ok((samples, median(speeds)))
     }
 
-    /// Times candidates in turns.
+    /// Times candidates alternately.
     pub fn time(&self, what: &str, candidates: usize, time: impl FnMut(usize) -> Result<f64>) -> Result<Samples> {
         let mut steps = Steps::default();
         let rounds = self.budget.rounds;

@@ -21,7 +21,7 @@ use crate::terminal::{note, show};
 /// Measure a model beside its rewritten self: speed of prompt and decoding, cache, peak memory
 ///
 /// Both read the same random tokens, whatever they predict. One is in memory at a time; they take turns, and medians
-/// are shown. Ctrl-C ends it and still shows what there is.
+/// are shown. Ctrl-C ends it and still shows the figures so far.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:

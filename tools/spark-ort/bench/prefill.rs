@@ -130,8 +130,8 @@ pub fn table(cells: &[Cell]) -> String {
         }
     }
     format!(
-        "The first prompt of one layer\n{}extra peak memory: of the first call, beside inputs, output and cache; SparkPrune: \
-         its share of the time\n{}\n",
+        "The first prompt of one layer\n{}extra peak memory: of the first call, beside inputs, output and cache; \
+         SparkPrune: its share of the time\n{}\n",
         table.lines(),
         figures::RATIOS
     )

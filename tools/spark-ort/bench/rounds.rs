@@ -1,4 +1,4 @@
-//! Candidates timed in turns, so that what disturbs the machine disturbs all of them.
+//! Candidates timed alternately, so that whatever disturbs the machine disturbs all of them.
 
 use std::time::Instant;
 

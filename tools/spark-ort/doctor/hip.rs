@@ -14,7 +14,7 @@ const DRIVER: &str = "/sys/class/kfd/kfd/topology/nodes";
 
 #[derive(Serialize)]
 pub struct Gpu {
-    /// The runtime, or why there is none.
+    /// The runtime, or why it was not found.
     runtime: Result<Hip, String>,
     /// Processors of the driver's devices, such as gfx942.
     driver: Vec<String>,

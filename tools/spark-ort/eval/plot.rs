@@ -94,7 +94,7 @@ impl Point {
     }
 }
 
-/// A picture of `points` with their names, or nothing where there are none.
+/// A plot of `points` with their names; nothing if there are no points.
 fn picture(area: &Area<'_>, title: &str, [x, y]: [&str; 2], logarithmic: bool, points: &[Point]) -> Result<()> {
     let Some(across) = around(points.iter().map(|p| p.x)) else { return Ok(()) };
     let across = across.start.min(0.0)..across.end + 0.15 * (across.end - across.start);

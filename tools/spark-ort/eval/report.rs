@@ -14,8 +14,8 @@ use crate::report::Table;
 /// Below a table with simulated rivals.
 const SIMULATED: &str = "
 * dense simulation: the original's cache is rewritten between calls. Bytes are what the rival would store, with dense
-  elements as float16; the first 4 tokens and the last N of +N stay dense and are not counted. What a rival needs to know
-  of queries is taken from each prompt itself.
+  elements as float16; the first 4 tokens and the last N of +N stay dense and are not counted. What a rival needs to
+  know of queries is taken from each prompt itself.
 ";
 
 /// Below a table with ONNX Runtime's own caches.

@@ -1,4 +1,4 @@
-//! Products of float16 key rows with queries, in float32, with the registers of AVX-512. Needs VBMI2 beside.
+//! Products of float16 key rows with queries, in float32, with the registers of AVX-512. Needs VBMI2 too.
 
 use std::arch::x86_64::*;
 
@@ -16,7 +16,7 @@ const CHANNELS: usize = 32;
 /// Bytes beyond the fields of a row that its vectors may reach.
 const BEYOND: usize = 2 * CHANNELS;
 
-/// Room for what is known of a chunk while it is read.
+/// Scratch space for one chunk.
 pub(in crate::cpu) struct Scratch {
     /// a of each row.
     recovery: [f32; CHUNK],
@@ -65,9 +65,8 @@ impl<'a, const H: usize> KeyKernel<'a, H> for F16Keys<'a, H> {
 }
 
 impl<const H: usize> F16Keys<'_, H> {
-    /// Products of the queries with as many of the `count` first of `rows` as this way takes, which is returned:
-    /// sixteen at a time, as far as vectors reach only what is there, or 0 if a row has more channels marked than kept,
-    /// infinity or NaN.
+    /// Products of the queries with the first of the `count` rows, sixteen at a time as long as vectors stay within
+    /// `rows`. Returns how many were read: 0 if a row has more channels marked than kept, infinity or NaN.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,f16c,bmi2,popcnt,fma,avx2")]
     fn multiply(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> usize {
         let KeyRows { layout, recover } = self.rows;
@@ -132,7 +131,7 @@ impl<const H: usize> Multiplied<'_, H> {
     /// a of the `group`th sixteen rows.
     ///
     /// # Safety
-    /// There are these rows, with 16 bytes from the scalars of each on.
+    /// These rows exist, and 16 bytes from the scalars of each on can be read.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,f16c,bmi2,popcnt,fma,avx2")]
     unsafe fn recovery(&self, group: usize) -> [f32; ROWS] {
@@ -170,24 +169,24 @@ unsafe fn multiply_keys_f16<const N: usize, const H: usize>(
     let scale: &[[[f32; LANES]; 2]; N] = scale.as_chunks().0.first_chunk().expect("N times 32 channels");
     let (stride, kept, codes_at) = (layout.row_bytes(), layout.kept(), layout.codes_at());
     let mut most = 0;
-    // SAFETY: there are the first sixteen rows, of which more can be read.
+    // SAFETY: the first sixteen rows exist, and more of each can be read.
     recovery[0] = unsafe { of.recovery(0) };
     for pair in 0..count / 2 {
         let (group, first) = (2 * pair / ROWS, 2 * pair % ROWS);
-        // Not earlier: what is far ahead has not been asked for yet.
+        // Not earlier: rows far ahead have not been prefetched yet.
         if first == 0 && (group + 1) * ROWS < count {
-            // SAFETY: there are sixteen more.
+            // SAFETY: sixteen more rows exist.
             recovery[group + 1] = unsafe { of.recovery(group + 1) };
         }
         prefetch.at_key(of.isa, 2 * pair);
         prefetch.at_key(of.isa, 2 * pair + 1);
         let mut lanes = [[_mm512_setzero_ps(); H]; 2];
         let mut used = [0; 2];
-        // Two rows, so that there are enough sums that do not wait for each other, and queries are read half as often.
+        // Two rows at a time: more sums are independent of each other, and queries are read half as often.
         for part in 0..N {
             let mut keys = [[_mm512_setzero_ps(); 2]; 2];
             for n in 0..2 {
-                // SAFETY: there is such a row. Its mask and its sign plane are N words each, and from any of the kept
+                // SAFETY: the row exists. Its mask and its sign plane are N words each, and from any of the kept
                 // codes on, BEYOND bytes can be read.
                 let (mask, sign, codes) = unsafe {
                     let row = rows.as_ptr().add((2 * pair + n) * stride);

@@ -30,7 +30,7 @@ pub(in crate::cpu::isa::x86_64) fn sum_within_quarters(x: &[__m512]) -> __m512 {
 }
 
 /// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a
-/// lane. Not filled at first: that would take as long as reading many rows.
+/// lane. Left uninitialised: filling it would take as long as reading many rows.
 #[repr(C, align(64))]
 pub(in crate::cpu::isa::x86_64) struct RowSums([[[MaybeUninit<f32>; 16]; CHUNK]; 2]);
 

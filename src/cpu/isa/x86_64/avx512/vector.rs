@@ -40,7 +40,7 @@ macro_rules! avx512 {
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(in crate::cpu::isa::x86_64) fn finite_f16(x: __m256i) -> __m512 {
     let x = _mm512_cvtph_ps(x);
-    // Of `x` and the limit what is less in magnitude, with the sign of `x`. No branch: registers stay as they are.
+    // The lesser magnitude of `x` and the limit, with the sign of `x`. No branch, so that no registers are spilled.
     let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
     _mm512_maskz_range_ps::<0b0010>(number, x, _mm512_set1_ps(65504.0))
 }
@@ -62,7 +62,7 @@ macro_rules! expand {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,avx2")]
         pub(in crate::cpu::isa::x86_64) fn $name(mask: $mask, x: $vector) -> $vector {
             let expanded;
-            // SAFETY: the instruction touches but these registers; the function needs what it takes.
+            // SAFETY: the instruction touches only these registers; the function needs what it takes.
             unsafe {
                 std::arch::asm!(
                     concat!($instruction, " {}{{{}}}{{z}}, {}"),

@@ -14,16 +14,34 @@ pub(super) struct PackedChannels<'a> {
     pub(super) sign: u64,
     /// Words of the row: recovery, least, step.
     pub(super) scalars: [__m512i; 3],
-    /// Where the words of the first and of the last 32 channels have their bytes from.
-    pub(super) into_words: &'a [__m512i; 2],
+    /// Where the words of the first and of the last 32 channels take their bytes from.
+    pub(super) words: &'a [__m512i; 2],
+}
+
+/// The product of the first (0) or last (1) 32 channels with a head's query; nothing where there are fewer heads.
+#[rustfmt::skip]
+macro_rules! product {
+    (1, 1, $half:tt) => { "" };
+    (1, 2, $half:tt) => { "" };
+    (1, 3, $half:tt) => { "" };
+    (2, 2, $half:tt) => { "" };
+    (2, 3, $half:tt) => { "" };
+    ($heads:tt, 0, 0) => { "vpdpwssd {l0}, {s0}, [{q}]" };
+    ($heads:tt, 1, 0) => { "vpdpwssd {l1}, {s0}, [{q} + 64]" };
+    ($heads:tt, 2, 0) => { "vpdpwssd {l2}, {s0}, [{q} + 128]" };
+    ($heads:tt, 3, 0) => { "vpdpwssd {l3}, {s0}, [{q} + 192]" };
+    ($heads:tt, 0, 1) => { "vpdpwssd {l0}, {s1}, [{q} + {half}]" };
+    ($heads:tt, 1, 1) => { "vpdpwssd {l1}, {s1}, [{q} + {half} + 64]" };
+    ($heads:tt, 2, 1) => { "vpdpwssd {l2}, {s1}, [{q} + {half} + 128]" };
+    ($heads:tt, 3, 1) => { "vpdpwssd {l3}, {s1}, [{q} + {half} + 192]" };
 }
 
 /// Adds the products of `magnitudes` with queries, `[2, H]` vectors from `queries` on, to `lanes`, and returns the
 /// magnitudes that `next` is for.
 ///
-/// A processor looks only so far ahead: instructions that wait for others take room from those that could be done, and
-/// each half of this waits for itself most of the time. Mixed as they are here, both together take a tenth less time
-/// than in the order that a compiler has them.
+/// A processor looks ahead only so far: instructions that wait for others take the place of those that could run, and
+/// each half of this work waits for itself most of the time. Mixed as they are here, the two together take a tenth less
+/// time than in the order that a compiler gives them.
 ///
 /// # Safety
 /// `2 * H` vectors can be read from `queries` on.
@@ -35,33 +53,30 @@ pub(super) unsafe fn multiply_and_make<const H: usize>(
     lanes: &mut [[__m512i; 4]; 2],
     next: &PackedChannels,
 ) -> [__m512i; 2] {
-    let &PackedChannels { codes, mask, sign, scalars: [recovery, least, step], into_words: &[into_first, into_last] } =
-        next;
+    let &PackedChannels { codes, mask, sign, scalars: [recovery, least, step], words: &[into_first, into_last] } = next;
     let [mut l0, mut l1, mut l2, mut l3] = lanes[0];
-    let (first, last): (__m512i, __m512i);
-    // Named, for what has no type is written as a register of another size.
-    let _word: __m512i;
-    // A key's magnitudes: expanded codes twice in words, times step, the high halves; plus least or recovery; with
-    // sign. The products of the heads that there are not are left out.
+    // The word too: what has no type is written as a register of another size.
+    let (first, last, _word): (__m512i, __m512i, __m512i);
+    // A magnitude: the expanded code twice in a word, times step, the high half; plus least or recovery; with sign.
     macro_rules! mixed {
-        ($a0:literal, $a1:literal, $a2:literal, $a3:literal, $b0:literal, $b1:literal, $b2:literal, $b3:literal) => {
+        ($heads:tt) => {
             asm!(
                 "vpexpandb {codes}{{{mask}}}{{z}}, {codes}",
-                $a0,
-                $a1,
+                product!($heads, 0, 0),
+                product!($heads, 1, 0),
                 "vpblendmw {first}{{{mask}}}, {recovery}, {least}",
-                $a2,
-                $a3,
+                product!($heads, 2, 0),
+                product!($heads, 3, 0),
                 "vpblendmw {last}{{{mask_last}}}, {recovery}, {least}",
                 "vpermb {word}, {into_first}, {codes}",
                 "vpermb {codes}, {into_last}, {codes}",
-                $b0,
+                product!($heads, 0, 1),
                 "vpmulhuw {word}, {word}, {step}",
-                $b1,
+                product!($heads, 1, 1),
                 "vpmulhuw {codes}, {codes}, {step}",
-                $b2,
+                product!($heads, 2, 1),
                 "vpaddw {first}, {first}, {word}",
-                $b3,
+                product!($heads, 3, 1),
                 "vpaddw {last}, {last}, {codes}",
                 "vpsubw {first}{{{sign}}}, {zero}, {first}",
                 "vpsubw {last}{{{sign_last}}}, {zero}, {last}",
@@ -92,31 +107,13 @@ pub(super) unsafe fn multiply_and_make<const H: usize>(
             )
         };
     }
-    // SAFETY: the instructions write but these registers and read `2 * H` vectors from `queries` on; the function needs
-    // what they take.
+    // SAFETY: the instructions write only these registers and read `2 * H` vectors from `queries` on; the function
+    // needs what they take.
     unsafe {
         match H {
-            1 => mixed!("vpdpwssd {l0}, {s0}, [{q}]", "", "", "", "vpdpwssd {l0}, {s1}, [{q} + {half}]", "", "", ""),
-            2 => mixed!(
-                "vpdpwssd {l0}, {s0}, [{q}]",
-                "vpdpwssd {l1}, {s0}, [{q} + 64]",
-                "",
-                "",
-                "vpdpwssd {l0}, {s1}, [{q} + {half}]",
-                "vpdpwssd {l1}, {s1}, [{q} + {half} + 64]",
-                "",
-                ""
-            ),
-            _ => mixed!(
-                "vpdpwssd {l0}, {s0}, [{q}]",
-                "vpdpwssd {l1}, {s0}, [{q} + 64]",
-                "vpdpwssd {l2}, {s0}, [{q} + 128]",
-                "vpdpwssd {l3}, {s0}, [{q} + 192]",
-                "vpdpwssd {l0}, {s1}, [{q} + {half}]",
-                "vpdpwssd {l1}, {s1}, [{q} + {half} + 64]",
-                "vpdpwssd {l2}, {s1}, [{q} + {half} + 128]",
-                "vpdpwssd {l3}, {s1}, [{q} + {half} + 192]"
-            ),
+            1 => mixed!(1),
+            2 => mixed!(2),
+            _ => mixed!(4),
         }
     }
     lanes[0] = [l0, l1, l2, l3];

@@ -7,8 +7,8 @@ use super::magnitudes::{BYTES, COMPANDED, MagnitudeReader, NIBBLES, Scalars};
 use super::words::{CHANNELS, Words, takes};
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes, no_products};
 use crate::cpu::decode::kernels::KeyRows;
-use crate::cpu::decode::keys::truncate;
 use crate::cpu::decode::prefetch::Prefetch;
+use crate::cpu::isa::rows::keys::truncate;
 use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, RowSums, first_words, sum_pairs, sum_within_quarters};
 use crate::cpu::isa::x86_64::avx512::vector::Avx512;
@@ -35,7 +35,7 @@ pub(in crate::cpu) struct I16Keys<'a, const H: usize> {
     scratch: &'a mut KeyScratch,
 }
 
-/// Room for what is known of the rows of a chunk while it is read.
+/// Scratch space for the rows of one chunk.
 pub(in crate::cpu) struct KeyScratch {
     scalars: Scalars,
     sums: RowSums,
@@ -100,7 +100,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
     #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
     pub(super) fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> bool {
         let stride = self.rows.layout.row_bytes();
-        // Sixteen at a time as far as vectors reach only what is there.
+        // Sixteen at a time, as long as vectors stay within the rows.
         let within = if rows.len() < self.reach() { 0 } else { (rows.len() - self.reach()) / stride + 1 };
         let mut groups = count.min(within) / ROWS;
         match self.multiply((rows, stride), groups, Some(prefetch), products) {
@@ -189,7 +189,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
 enum Outcome {
     /// All products are set.
     Complete,
-    /// A row has more channels marked than kept: to be read from a copy that has not.
+    /// A row has more channels marked than kept: it must be read from a copy with those cleared.
     TooManyMarked,
     /// A row has a negative scalar, as no encoder writes: float32 has to read it.
     NegativeScalar,
@@ -267,7 +267,7 @@ unsafe fn multiply_keys_i16<const CODES: u8, const N: usize, const H: usize>(
         // The magnitudes of a row are made while those of the one before are multiplied; before the first there are
         // zeros.
         for row in 0..=count {
-            // Not earlier: what is far ahead has not been asked for yet.
+            // Not earlier: rows far ahead have not been prefetched yet.
             if row % ROWS == 0 && row + ROWS < count {
                 none_negative &= of.set::<CODES>(row / ROWS + 1, scalars);
             }

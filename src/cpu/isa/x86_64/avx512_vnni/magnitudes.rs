@@ -135,7 +135,7 @@ impl<const CODES: u8, const N: usize> MagnitudeReader<CODES, N> {
         let scalar = |n: usize| _mm512_set1_epi32(scalars.words[n][number] as i32);
         let scalars = [scalar(0), scalar(1), scalar(2)];
         let nothing =
-            PackedChannels { codes: _mm512_setzero_si512(), mask: 0, sign: 0, scalars, into_words: &self.into_words };
+            PackedChannels { codes: _mm512_setzero_si512(), mask: 0, sign: 0, scalars, words: &self.into_words };
         let mut parts = [nothing; N];
         let mut used = 0;
         for (n, part) in parts.iter_mut().enumerate() {

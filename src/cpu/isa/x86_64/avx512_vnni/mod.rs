@@ -57,7 +57,7 @@ pub(in crate::cpu) enum Keys<'a, const H: usize> {
     F16(F16Keys<'a, H>),
 }
 
-/// Room for what is known of a chunk while it is read.
+/// Scratch space for one chunk.
 #[derive(Default)]
 pub(in crate::cpu) struct Scratch {
     i16: KeyScratch,

@@ -20,7 +20,7 @@ pub(super) fn takes(layout: &ValueLayout) -> bool {
 }
 
 /// Adds the values of the `count` first of `rows` times their `weights` to `sums`, one entry a block of channels, with
-/// 4 bits the even and the odd channels of a group apart, as `decode::values::add_rows` does. For quantised values;
+/// 4 bits the even and the odd channels of a group apart, as `isa::rows::values::add_rows` does. For quantised values;
 /// `scaled` is room for their weights.
 #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
 pub(super) fn add_rows<const H: usize>(

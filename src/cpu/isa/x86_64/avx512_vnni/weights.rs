@@ -12,7 +12,7 @@ use crate::format::v1::layout::{MAX_HEAD_DIM, ValueLayout};
 /// Most pairs of scale and minimum of a row.
 const MOST_GROUPS: usize = MAX_HEAD_DIM / 32;
 
-/// Value rows that are there.
+/// Value rows that may be read.
 pub(super) struct ValueRows<'a> {
     pub(super) layout: &'a ValueLayout,
     /// `count` rows

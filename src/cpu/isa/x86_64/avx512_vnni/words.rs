@@ -25,7 +25,7 @@ pub(super) fn takes(head_dim: usize) -> bool {
 #[target_feature(enable = "avx512f,avx512vnni")]
 pub(super) fn dot(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
     // The intrinsic becomes two instructions where the compiler is not told that the processor has a fast one.
-    // SAFETY: the instruction touches but these registers; the function needs AVX-512 VNNI.
+    // SAFETY: the instruction touches only these registers; the function needs AVX-512 VNNI.
     unsafe {
         asm!(
             "vpdpwssd {}, {}, {}", inout(zmm_reg) sum, in(zmm_reg) a, in(zmm_reg) b,

@@ -1,7 +1,7 @@
 //! Key rows, sixteen channels at a time.
 
-use super::kernels::KeyRows;
 use super::window::window_unchecked;
+use crate::cpu::decode::kernels::KeyRows;
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::format::v1::layout::{Bits, KeyLayout, MAX_HEAD_DIM};
 
@@ -18,7 +18,7 @@ pub(in crate::cpu) struct KeyReader<'a> {
     used: usize,
 }
 
-/// What becomes of a key, block by block.
+/// Takes the channels of a key, block by block.
 pub(in crate::cpu) trait Sink<V: Vector> {
     /// Takes the channels of block `n`. To be `inline(always)`.
     ///
@@ -27,7 +27,7 @@ pub(in crate::cpu) trait Sink<V: Vector> {
     unsafe fn take(&mut self, v: V, n: usize, x: V::Lanes);
 }
 
-/// Leaves the first `kept` bits of `mask`, as rows with too many are read.
+/// Clears all but the first `kept` bits of `mask`: rows with more of them are read so.
 pub(in crate::cpu) fn truncate(mask: &mut [u8], kept: usize) {
     let mut left = kept;
     for byte in mask {
@@ -82,7 +82,7 @@ impl<'a> KeyReader<'a> {
         }
     }
 
-    /// Whether vectors reach only what is there, and no more channels are marked than kept.
+    /// Whether vectors stay within the bytes given, and no more channels are marked than kept.
     #[inline(always)]
     fn is_usual(&self, rows: &[u8]) -> bool {
         let (words, rest) = rows[..self.rows.layout.mask_bytes()].as_chunks::<8>();

@@ -6,8 +6,8 @@ pub(super) fn window<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
     bytes[at..at + N].first_chunk().expect("N bytes")
 }
 
-/// As [`window`], where a check, or rather what a compiler keeps in memory lest the check fails, would take longer than
-/// what is done with the bytes.
+/// As [`window`] without the check: it, and the state that the compiler keeps in memory for its failure, would take
+/// longer than the work on the bytes.
 ///
 /// # Safety
 /// There are `N` bytes at `at`.

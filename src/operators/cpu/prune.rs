@@ -1,94 +1,27 @@
-//! `SparkPrune`, the write path.
-
-use std::marker::PhantomData;
-use std::ops::RangeInclusive;
+//! `SparkPrune` on the CPU.
 
 use ndarray::Dim;
-use ort::operator::{
-    ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
-};
+use ort::operator::{ComputeContext, KernelContext};
 
-use super::node::{Failure, Node, guard};
-use super::output::{Output, PruneOutputs};
-use super::pool::OrtPool;
-use super::tensors::{Common, Inputs};
-use super::{Container, Tensor, inputs, outputs, shape_inference, versions};
-use crate::call::{CallError, Geometry, Input, Lengths, PruneSettings, Settings};
+use super::super::node::Failure;
+use super::super::operation::SparkPrune;
+use super::super::operator::Computes;
+use super::super::output::{Output, PruneOutputs};
+use super::super::pool::OrtPool;
+use super::super::tensors::{Common, Inputs};
+use super::super::{Container, Tensor};
+use super::Cpu;
+use crate::call::{Geometry, Input, Lengths, PruneSettings};
 use crate::cpu::{HeadRows, InstructionSet, Prune, grow, prune, recent_keys, write_tail};
 use crate::format::TailLayout;
-use crate::spec;
 
-pub(super) const NAME: &str = spec::PRUNE.name;
-
-/// Inputs that are read. The one behind them, SparkAttention's output, only orders: what SparkAttention reads of a shared
-/// buffer's tail is not to be written before.
-pub(super) const INPUTS: usize = Input::QuerySaliency.index() + 1;
-
-/// Checks that the input `after` is there where a tail may be written.
-pub(super) fn check_after(settings: &Settings, context: &ComputeContext) -> Result<(), Failure> {
-    if settings.tail_window == 0 || context.num_inputs()? > INPUTS && context.input(INPUTS)?.is_some() {
-        return Ok(());
-    }
-    let problem =
-        format!("needs input {INPUTS} (after), the output of SparkAttention, which reads what is written here");
-    Err(CallError::attribute("tail_window", problem).into())
-}
-
-/// `SparkPrune` for tensors of T and caches of C, on the CPU.
-pub struct SparkPrune<T, C>(PhantomData<(T, C)>);
-
-impl<T: Tensor, C: Container> SparkPrune<T, C> {
-    pub(super) fn new() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<T: Tensor, C: Container> Operator for SparkPrune<T, C> {
-    type Kernel<'attr> = PruneKernel<T, C>;
-
-    fn name(&self) -> &str {
-        NAME
+impl<T: Tensor, C: Container> Computes<SparkPrune, T, C> for Cpu {
+    fn device(_: &PruneSettings, _: &KernelContext<'_>) -> Result<InstructionSet, Failure> {
+        InstructionSet::chosen().map_err(Failure::Process)
     }
 
-    fn versions(&self) -> RangeInclusive<u32> {
-        versions()
-    }
-
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs::<T, C>(&spec::PRUNE)
-    }
-
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        outputs::<T, C>(&spec::PRUNE)
-    }
-
-    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
-        let node = Node::new(NAME, context);
-        let (settings, path) = node.guard(|| {
-            let path = InstructionSet::chosen().map_err(Failure::Process)?;
-            Ok((PruneSettings::read(context)?, path))
-        })?;
-        Ok(PruneKernel { node, settings, path, types: PhantomData })
-    }
-
-    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        guard(&format!("{NAME} shape inference"), || Ok(shape_inference::prune(context)?))
-    }
-}
-
-/// The kernel of one node. It holds what the node's attributes say and nothing of any call, since ONNX Runtime runs one
-/// kernel from several threads at once.
-pub struct PruneKernel<T, C> {
-    node: Node,
-    settings: PruneSettings,
-    path: InstructionSet,
-    types: PhantomData<(T, C)>,
-}
-
-// The crate hands out `&mut self` although calls run side by side: no field may ever change after creation.
-impl<T: Tensor, C: Container> Kernel for PruneKernel<T, C> {
-    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        self.node.guard(|| compute::<T, C>(&self.settings, self.path, context))
+    fn compute(settings: &PruneSettings, path: InstructionSet, context: &ComputeContext) -> Result<(), Failure> {
+        compute::<T, C>(settings, path, context)
     }
 }
 
@@ -97,9 +30,9 @@ fn compute<T: Tensor, C: Container>(
     path: InstructionSet,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
-    check_after(&settings.common, context)?;
+    SparkPrune::check_after(&settings.common, context)?;
     let pool = OrtPool::new(context);
-    let inputs = Inputs::new(context, INPUTS)?;
+    let inputs = Inputs::new(context, SparkPrune::INPUTS)?;
     let common = inputs.common(&settings.common, size_of::<C>())?;
     let Common { geometry, lengths, scale, .. } = &common;
     let call = Prune {
@@ -177,8 +110,9 @@ impl Present<'_> {
                     0 => &mut [][..],
                     // SAFETY: the output is [B, Hk, S, row_bytes / size of C], `head` is below B * Hk, and past and new
                     // tokens together are at most S. The slices of different heads are disjoint, and no other reference
-                    // covers these rows: reads of the past, here and in SparkAttention, stop at the first new row, but for
-                    // the tail, and with one SparkAttention is done before this operator begins: `check_after`.
+                    // covers these rows: reads of the past, here and in SparkAttention, stop at the first new row, but
+                    // for the tail, and with one SparkAttention is done before this operator begins:
+                    // `SparkPrune::check_after`.
                     bytes => unsafe {
                         let row = head * rows + past;
                         std::slice::from_raw_parts_mut(first.add(row * row_bytes), bytes)

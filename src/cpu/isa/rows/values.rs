@@ -1,8 +1,8 @@
 //! Weighted sums of values, sixteen channels at a time.
 
-use super::chunk::{ByKey, HeadLanes, no_products};
-use super::prefetch::Prefetch;
 use super::window::window;
+use crate::cpu::decode::chunk::{ByKey, HeadLanes, no_products};
+use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::format::v1::layout::{Bits, MAX_HEAD_DIM, ValueLayout};
 use crate::format::v2::rotation::rotate_back;
@@ -34,7 +34,7 @@ struct F16s<'a, const SPECIAL: bool>(Rows<'a>);
 struct Bytes<'a>(Rows<'a>);
 /// Channels are nibbles: of each two blocks, the first has the even channels, the second the odd ones.
 struct Nibbles<'a>(Rows<'a>);
-/// Channels are float32, so many a value.
+/// Dense values in float32, and the channels of each.
 struct Dense<'a>(&'a [f32], usize);
 
 impl Rows<'_> {
@@ -105,7 +105,7 @@ fn add<V: Vector, const H: usize>(
     first: usize,
     sums: &mut [HeadLanes<H>],
 ) -> usize {
-    // As many blocks at once as registers hold sums of: a weight is then read once for all.
+    // As many blocks at once as registers can hold the sums of: each weight is then read once for all of them.
     let mut at = 0;
     if H <= 4 {
         while let Some(sums) = sums[at..].first_chunk_mut::<4>() {
@@ -129,7 +129,7 @@ fn add<V: Vector, const H: usize>(
     at
 }
 
-/// Adds to `N` blocks; false, and nothing added, if the source's numbers are unchecked and the sums would not be
+/// Adds to `N` blocks. Returns false and adds nothing if the source's numbers are unchecked and the sums would not be
 /// finite.
 #[expect(clippy::needless_range_loop, reason = "several arrays have the same index")]
 #[inline(always)]
@@ -219,7 +219,7 @@ const MOST_GROUPS: usize = MAX_HEAD_DIM / (2 * LANES);
 #[inline(always)]
 fn pairs<V: Vector>(v: V, layout: &ValueLayout, row: &[u8]) -> [[f32; 2]; MOST_GROUPS] {
     let mut pairs = [[0.0; 2]; MOST_GROUPS];
-    // What follows the pairs is read too and not looked at: codes, of which there are more than these bytes.
+    // Bytes after the pairs are read too and ignored: they are codes, so a row always has enough of them.
     for (pairs, at) in pairs.as_chunks_mut::<4>().0.iter_mut().zip((0..layout.codes_at()).step_by(LANES)) {
         let halves = v.eight_f16(window(row, at));
         pairs.as_flattened_mut().copy_from_slice(&halves);
@@ -250,8 +250,8 @@ fn scaled<V: Vector, const H: usize>(
     }
 }
 
-/// Makes sums of [`add_rows`] those of the channels: in order, where even and odd ones of a group are apart, and
-/// rotated back, where rows are rotated.
+/// Puts the sums of [`add_rows`] in the order of the channels, where even and odd ones of a group are apart, and
+/// rotates them back, where rows are rotated.
 #[inline(always)]
 pub(in crate::cpu) fn finish_rows<const H: usize>(layout: &ValueLayout, sums: &mut [HeadLanes<H>]) {
     if layout.bits() == Bits::B4 {

@@ -1,0 +1,5 @@
+//! Rows as vectors of any instruction set read them, sixteen channels at a time.
+
+pub(in crate::cpu) mod keys;
+pub(in crate::cpu) mod values;
+mod window;

@@ -1,0 +1,71 @@
+//! What the two operators are, whatever computes them.
+
+use ort::operator::{ComputeContext, ShapeInferenceContext};
+
+use super::node::Failure;
+use super::shape_inference;
+use crate::call::{AttentionSettings, Attributes, CallError, Input, PruneSettings, Settings};
+use crate::spec;
+
+/// An operator of the domain.
+pub(super) trait Operation: Send + Sync + 'static {
+    /// Name, inputs and outputs.
+    const SPEC: &'static spec::Operator;
+    /// The attributes of a node.
+    type Settings: Send + Sync + 'static;
+
+    /// Reads and checks the attributes.
+    fn settings(source: &impl Attributes) -> Result<Self::Settings, CallError>;
+
+    /// Sets the shapes of the outputs as far as they are known.
+    fn infer_shapes(context: &mut ShapeInferenceContext) -> ort::Result<()>;
+}
+
+/// The write path.
+pub(super) struct SparkPrune;
+
+impl Operation for SparkPrune {
+    const SPEC: &'static spec::Operator = &spec::PRUNE;
+    type Settings = PruneSettings;
+
+    fn settings(source: &impl Attributes) -> Result<PruneSettings, CallError> {
+        PruneSettings::read(source)
+    }
+
+    fn infer_shapes(context: &mut ShapeInferenceContext) -> ort::Result<()> {
+        shape_inference::prune(context)
+    }
+}
+
+impl SparkPrune {
+    /// Inputs that are read. The one behind them, SparkAttention's output, only orders the two: SparkAttention must
+    /// have read the tail of a shared buffer before it is written.
+    pub(super) const INPUTS: usize = Input::QuerySaliency.index() + 1;
+
+    /// Checks that the input `after` is there where a tail may be written.
+    pub(super) fn check_after(settings: &Settings, context: &ComputeContext) -> Result<(), Failure> {
+        let after = Self::INPUTS;
+        if settings.tail_window == 0 || context.num_inputs()? > after && context.input(after)?.is_some() {
+            return Ok(());
+        }
+        let problem =
+            format!("needs input {after} (after), the output of SparkAttention, which reads what is written here");
+        Err(CallError::attribute("tail_window", problem).into())
+    }
+}
+
+/// The read path.
+pub(super) struct SparkAttention;
+
+impl Operation for SparkAttention {
+    const SPEC: &'static spec::Operator = &spec::ATTENTION;
+    type Settings = AttentionSettings;
+
+    fn settings(source: &impl Attributes) -> Result<AttentionSettings, CallError> {
+        AttentionSettings::read(source)
+    }
+
+    fn infer_shapes(context: &mut ShapeInferenceContext) -> ort::Result<()> {
+        shape_inference::attention(context)
+    }
+}
