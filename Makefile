@@ -11,7 +11,7 @@ help:
 	@echo 'make cuda           the kernels on an NVIDIA GPU: checked against the CPU, timed'
 	@echo 'make test-hosts     the package in GenAI, plain loops, Optimum (torch: several GB) and all ONNX Runtime versions'
 	@echo 'make bench-genai    a LLaMA of 1.2 B parameters in ONNX Runtime GenAI, original and rewritten, at 2k and 8k tokens'
-	@echo 'make eval           what compressed caches cost a real model, which SPARK_EVAL_MODEL names, beside rivals'
+	@echo 'make eval           what compressed caches cost a real model, beside rivals (PyTorch to build it: several GB)'
 	@echo 'make eval-genai     the same in ONNX Runtime GenAI, by the logits that it hands out'
 	@echo 'make zoo            models of many families by the stock exporters, rewritten and compared (torch: several GB)'
 	@echo 'make wheel          a Python wheel for any Linux with glibc 2.28 or later'

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# tools/eval_genai.sh [OPTION...]: what rewritten folders lose in ONNX Runtime GenAI itself. SPARK_EVAL_MODEL names the
-# original, SPARK_EVAL_TEXT the text to read; options are those of tools/genai/accuracy.py.
+# tools/eval_genai.sh [OPTION...]: what rewritten folders lose in ONNX Runtime GenAI itself. SPARK_EVAL_MODEL and
+# SPARK_EVAL_TEXT are those of tools/eval.sh; options are those of tools/genai/accuracy.py.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-model=${SPARK_EVAL_MODEL:-../shared/models/smollm2-135m-int4}
-[[ -f $model/genai_config.json ]] || die "no GenAI folder at $model: name one with SPARK_EVAL_MODEL"
+eval_model
 text=${SPARK_EVAL_TEXT:-src/rewrite/calibration.txt}
 [[ -f $text ]] || die "there is no text $text, which SPARK_EVAL_TEXT names"
 build

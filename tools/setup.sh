@@ -118,6 +118,26 @@ make_installed() {
     "$1/bin/python" -m pip install --quiet --force-reinstall --no-index --no-deps "$wheel"
 }
 
+# The real model that accuracy is measured on: the GenAI folder that SPARK_EVAL_MODEL names, else SmolLM2-135M, built
+# once. Sets `model`.
+eval_model() {
+    model=${SPARK_EVAL_MODEL:-}
+    if [[ -n $model ]]; then
+        [[ -f $model/genai_config.json ]] || die "SPARK_EVAL_MODEL=$model is no folder of ONNX Runtime GenAI"
+        return
+    fi
+    model=../shared/models/smollm2-135m-int4
+    [[ ! -f $model/genai_config.json ]] || return 0
+    need_rust
+    model=$(dirname "$(dirname "$(library_path)")")/smollm2-135m-int4
+    [[ ! -f $model/genai_config.json ]] || return 0
+    say "SmolLM2-135M: its weights, and PyTorch and GenAI's builder in .venv-eval (several GB)"
+    make_venv .venv-eval tools/eval/requirements.txt
+    rm -rf "$model.partial"
+    .venv-eval/bin/python tools/eval/make_model.py "$model.partial"
+    mv "$model.partial" "$model"
+}
+
 layer() {
     build
     venv

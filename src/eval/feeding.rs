@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::passage::Passage;
-use crate::runtime::{Error, Model, Sequence};
+use crate::runtime::{Error, Model, Sequence, greedy};
 
 /// How a model gets a passage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,36 @@ impl Feeding {
         }
         let prompt_seconds = start.elapsed().as_secs_f64();
         Ok((sequence, Timing { prompt_tokens: prompt.len(), prompt_seconds, ..Timing::default() }))
+    }
+
+    /// The likeliest continuation of a prompt, token by token: up to one of `ends`, which is left out, and of at most
+    /// `most` tokens.
+    ///
+    /// # Errors
+    /// As [`Model::run`], or the prompt is empty.
+    pub fn answer(
+        &self,
+        model: &mut Model,
+        prompt: &[i64],
+        ends: &[i64],
+        most: usize,
+    ) -> Result<(Vec<i64>, Timing), Error> {
+        // The last token is fed by itself: where a prompt is read at once, the next one does not depend on the cache.
+        let (last, before) = prompt.split_last().ok_or(Error::NoTokens)?;
+        let (mut sequence, mut timing) = self.prompt(model, before)?;
+        let (mut answer, mut next) = (Vec::new(), *last);
+        while answer.len() < most {
+            let start = Instant::now();
+            let logits = model.run(&mut sequence, &[next])?;
+            timing.decode_seconds += start.elapsed().as_secs_f64();
+            timing.decoded_tokens += 1;
+            let Some(token) = greedy(&logits).map(|token| token as i64).filter(|token| !ends.contains(token)) else {
+                break;
+            };
+            answer.push(token);
+            next = token;
+        }
+        Ok((answer, timing))
     }
 
     /// Reads the prompt, then the tokens that follow it one by one. `seen` gets the logits after each of the latter

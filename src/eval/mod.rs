@@ -7,11 +7,14 @@
 //! - [`Feeding`]: how a model gets them: chunks of the prompt, and the kind of cache.
 //! - [`LogitStore`]: the original's predictions, on disk.
 //! - [`Task`]: generated prompts whose answers lie within them.
+//! - [`Question`]: tasks in the form of LongBench, answered in free text and scored by a [`Metric`].
 //! - [`rivals`]: other ways to make a cache smaller.
 //! - [`TokenScore`] and [`Summary`]: how predictions differ, token by token and as estimates with confidence intervals.
 
 mod feeding;
 mod logits;
+mod longbench;
+mod metrics;
 mod passage;
 pub mod rivals;
 mod score;
@@ -20,7 +23,9 @@ mod tasks;
 
 pub use feeding::{Feeding, Seen, Timing};
 pub use logits::LogitStore;
+pub use longbench::{Question, QuestionError, Wording};
+pub use metrics::Metric;
 pub use passage::{Passage, passages};
 pub use score::{Summary, TokenScore, divergence};
-pub use statistics::Estimate;
+pub use statistics::{Estimate, mean_of};
 pub use tasks::Task;

@@ -40,6 +40,12 @@ pub fn bootstrap(series: &[Vec<f64>], statistic: fn(&mut [f64]) -> f64) -> Estim
     Estimate { value, low: percentile(&mut drawn, 0.025), high: percentile(&mut drawn, 0.975) }
 }
 
+/// The mean of values that do not depend on one another, with its interval; `None` without any.
+pub fn mean_of(values: &[f64]) -> Option<Estimate> {
+    let each: Vec<Vec<f64>> = values.iter().map(|value| vec![*value]).collect();
+    (!each.is_empty()).then(|| bootstrap(&each, mean))
+}
+
 /// The mean of at least one value.
 pub fn mean(values: &mut [f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64

@@ -142,3 +142,76 @@ def test_recent_keys_help_a_real_model(figure):
     without, recent = rows["0.7/4/4"]["divergence"]["value"], rows["0.7/4/4+64"]["divergence"]["value"]
     figure(f"real model, 0.7/4/4: KL {without:.4f} nats without recent keys, {recent:.4f} with 64")
     assert recent < without / 2 and recent < 0.05
+
+
+QUESTIONS = ("maple", "cedar", "olive", "north", "quartz", "raven")
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """A file of questions about secret numbers in running text, and how they are worded."""
+    folder = tmp_path_factory.mktemp("questions")
+    text = TEXT.read_text()
+    lines = []
+    for number, name in enumerate(QUESTIONS):
+        secret = str(10_007 + 13_131 * number)
+        before, after = (text[start : start + 900] for start in (2000 * number, 2000 * number + 1000))
+        context = f"{before}\nThe secret number of {name} is {secret}. Remember it.\n{after}"
+        lines.append({"input": name, "context": context, "answers": [secret], "all_classes": None,
+                      "dataset": "passage_count", "length": len(context)})
+    (folder / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    wording = "{context}\nWhat is the secret number of {input}? It is"
+    (folder / "prompts.json").write_text(json.dumps({"passage_count": wording}))
+    (folder / "lengths.json").write_text(json.dumps({"passage_count": 6}))
+    return folder
+
+
+def ask(model, questions, *options, **others):
+    words = ("--tasks", questions / "asked.jsonl", "--task-prompts", questions / "prompts.json")
+    words += ("--task-lengths", questions / "lengths.json", "--threads", 1, "--calibration-tokens", 512)
+    return spark_ort("eval", model, *words, *options, **others)
+
+
+def test_questions_are_answered_from_the_cache(exports, questions):
+    """The original knows the numbers, and so does a pruned cache; one of nearly nothing does not."""
+    done = ask(exports["optimum-fp32"], questions, "--settings", "0.5/8/8,0.97/4/4", "--json", "-")
+    report = json.loads(done.stdout)
+    assert report["rows"] == [] and report["text"] is None
+    score = {answers["name"]: answers["score"]["value"] for answers in report["answers"]}
+    assert score["original"] == 1 and score["0.5/8/8"] >= 5 / 6 and score["0.97/4/4"] < score["0.5/8/8"]
+    assert all(answers["questions"] == len(answers["predictions"]) == len(QUESTIONS) for answers in report["answers"])
+
+
+def test_long_questions_lose_their_middle(exports, questions):
+    """What is in the middle cannot be known then; fewer samples are fewer questions."""
+    done = ask(exports["genai-cpu-fp32"], questions, "--contexts", 200, "--samples", 2, "--json", "-")
+    [answers] = json.loads(done.stdout)["answers"]
+    assert answers["questions"] == 2 and answers["score"]["value"] == 0
+    assert answers["timing"]["prompt_tokens"] <= 2 * 200
+
+
+def test_questions_as_a_table(exports, questions):
+    text = ask(exports["genai-cpu-fp32"], questions, "--samples", 2).stdout
+    assert "passage_count" in text and "2 questions" in text and "score, %" in text and "100.00" in text
+
+
+@pytest.mark.parametrize(
+    "options, file, message",
+    [
+        ((), "{}", "caused by: line 1: missing field `context`"),
+        ((), '{"context": "", "answers": ["a"], "dataset": "vcsum"}', "the data set vcsum is scored by Chinese words"),
+        ((), "", "has no questions"),
+        (("--template", "none"), None, "has no {prompt} in it"),
+        (("--contexts", 4), None, "tokens without its text, and --contexts allows 4"),
+        (("--rivals", "int8"), None, "--rivals of any name needs a text: --text names one"),
+        (("--task-lengths", TEXT), None, "is no table of data sets"),
+    ],
+)
+def test_questions_that_cannot_be_asked(exports, questions, tmp_path, options, file, message):
+    for name in ("prompts.json", "lengths.json", "asked.jsonl"):
+        (tmp_path / name).write_text((questions / name).read_text())
+    if file is not None:
+        (tmp_path / "asked.jsonl").write_text(file)
+    words = ["--tasks", tmp_path / "asked.jsonl", "--task-prompts", tmp_path / "prompts.json", *options]
+    done = spark_ort("eval", exports["genai-cpu-fp32"], *words, check=False)
+    assert done.returncode == 1 and message in done.stderr

@@ -39,7 +39,7 @@ enum Command {
     Rewrite(rewrite::Args),
     Inspect(inspect::Args),
     Generate(generate::Args),
-    Eval(eval::Args),
+    Eval(Box<eval::Args>),
     Bench(bench::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]

@@ -1,8 +1,9 @@
 //! Options of `spark-ort eval`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use clap::ValueEnum;
 use spark_ort::eval::Task;
 use spark_ort::eval::rivals::Rival;
 use spark_ort::rewrite::Calibration;
@@ -25,7 +26,11 @@ Examples:
     spark-ort eval llama/ llama-spark/ --text novel.txt --shared-buffer --chunk 512
 
   The default beside everything else that makes caches smaller:
-    spark-ort eval llama/ --settings 0.5/8/8+64 --rivals all --text novel.txt --shared-buffer")]
+    spark-ort eval llama/ --settings 0.5/8/8+64 --rivals all --text novel.txt --shared-buffer
+
+  LongBench, with its own wording:
+    spark-ort eval llama/ --settings 0.5/8/8,0.8/8/8 --tasks qasper.jsonl,trec.jsonl --contexts 3500 \\
+        --task-prompts dataset2prompt.json --task-lengths dataset2maxlen.json --samples 200")]
 pub struct Args {
     /// The model with a complete cache: an .onnx file, an ONNX Runtime GenAI folder, or a folder with one .onnx file
     pub(super) original: PathBuf,
@@ -44,9 +49,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME[+RECENT],...|all", value_delimiter = ',')]
     pub(super) rivals: Vec<Rivals>,
 
-    /// The text to read
-    #[arg(long, value_name = "FILE")]
-    pub(super) text: PathBuf,
+    /// The text to read; not needed where all tasks are files
+    #[arg(long, value_name = "FILE", required_unless_present = "tasks")]
+    pub(super) text: Option<PathBuf>,
 
     /// Lengths of the prompts in tokens
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [2048])]
@@ -60,11 +65,28 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(super) passages: usize,
 
-    /// Tasks whose answers lie in the prompt: how many are answered
-    #[arg(long, value_name = "TASK,...", value_enum, value_delimiter = ',')]
-    pub(super) tasks: Vec<Task>,
+    /// Tasks whose answers lie in the prompt, and how many are answered: needle, multi-needle, key-value or variables,
+    /// made of the text; or a file of LongBench's questions, one JSON object a line, which are answered in free text
+    /// and scored by LongBench's metric of their data set. Prompts longer than the longest of --contexts lose their
+    /// middle
+    #[arg(long, value_name = "TASK|FILE.jsonl,...", value_delimiter = ',')]
+    pub(super) tasks: Vec<Asked>,
 
-    /// Prompts of each task and length
+    /// How questions are worded, by data set, with {context} and {input}: LongBench's dataset2prompt.json [default:
+    /// "{context}\n\nQuestion: {input}\nAnswer:"]
+    #[arg(long, value_name = "FILE.json", verbatim_doc_comment)]
+    pub(super) task_prompts: Option<PathBuf>,
+
+    /// Tokens of an answer at most, by data set: LongBench's dataset2maxlen.json [default: 64]
+    #[arg(long, value_name = "FILE.json")]
+    pub(super) task_lengths: Option<PathBuf>,
+
+    /// What a model made for conversations is asked, with {prompt} and \n for a new line, such as
+    /// "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    #[arg(long, value_name = "TEXT", default_value = "{prompt}", verbatim_doc_comment)]
+    pub(super) template: String,
+
+    /// Prompts of each task and length; questions of each data set at most
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(super) samples: usize,
 
@@ -105,6 +127,30 @@ pub struct Args {
     pub(super) json: Option<PathBuf>,
 }
 
+/// A task of `--tasks`.
+#[derive(Clone)]
+pub(super) enum Asked {
+    Generated(Task),
+    /// Questions.
+    File(PathBuf),
+}
+
+impl std::str::FromStr for Asked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_file = text.ends_with(".jsonl") || text.contains('/');
+        match Task::from_str(text, false) {
+            _ if is_file => Ok(Self::File(text.into())),
+            Ok(task) => Ok(Self::Generated(task)),
+            Err(_) => {
+                let names: Vec<String> = Task::value_variants().iter().map(Task::to_string).collect();
+                Err(format!("neither {} nor a file that ends in .jsonl", names.join(", ")))
+            }
+        }
+    }
+}
+
 /// One rival, or all.
 #[derive(Clone)]
 pub(super) struct Rivals(pub(super) Vec<Rival>);
@@ -118,6 +164,22 @@ impl std::str::FromStr for Rivals {
 }
 
 impl Args {
+    /// The tasks that are made of a text.
+    pub(super) fn generated(&self) -> impl Iterator<Item = Task> {
+        self.tasks.iter().filter_map(|task| match task {
+            Asked::Generated(task) => Some(*task),
+            Asked::File(_) => None,
+        })
+    }
+
+    /// The files of questions.
+    pub(super) fn question_files(&self) -> impl Iterator<Item = &Path> {
+        self.tasks.iter().filter_map(|task| match task {
+            Asked::File(path) => Some(path.as_path()),
+            Asked::Generated(_) => None,
+        })
+    }
+
     /// What the types of the options cannot hold.
     pub(super) fn check(&self) -> Result<()> {
         let at_least_one = [
@@ -130,6 +192,15 @@ impl Args {
         ];
         if let Some((option, _)) = at_least_one.into_iter().find(|(_, value)| *value == Some(0)) {
             bail!("{option} is 0: at least 1 is needed");
+        }
+        let needs = [
+            ("--tasks", self.generated().map(|task| task.to_string()).next()),
+            ("--rivals", self.rivals.first().map(|_| "of any name".to_string())),
+        ];
+        for (option, name) in needs.into_iter().filter_map(|(option, name)| Some((option, name?))) {
+            if self.text.is_none() {
+                bail!("{option} {name} needs a text: --text names one");
+            }
         }
         Ok(())
     }

@@ -5,14 +5,23 @@ use spark_ort::eval::{LogitStore, Passage, Summary, Timing, TokenScore};
 use spark_ort::runtime::{self, Model, Options};
 
 use super::candidate::Candidate;
+use super::described::Described;
 use super::progress::{Progress, work};
-use super::report::{Described, Row};
+use super::questions::Questions;
+use super::report::{Report, Row};
 use super::texts::Text;
 use crate::interrupt::Interrupt;
+
+/// What models read.
+pub struct Read {
+    pub texts: Vec<Text>,
+    pub questions: Vec<Questions>,
+}
 
 /// The original's predictions, and what is compared with them.
 pub struct Measurement<'a> {
     pub texts: &'a [Text],
+    questions: &'a [Questions],
     /// Of the original, passage by passage.
     pub originals: LogitStore,
     pub threads: Option<usize>,
@@ -54,7 +63,7 @@ pub fn compared(originals: &LogitStore, index: usize, logits: &[f32], token: i64
 impl<'a> Measurement<'a> {
     /// Of so many models, the original among them, and so many simulated rivals.
     pub fn new(
-        texts: &'a [Text],
+        read: &'a Read,
         models: usize,
         simulated: usize,
         threads: Option<usize>,
@@ -62,10 +71,12 @@ impl<'a> Measurement<'a> {
     ) -> Result<Self> {
         let each = |text: &Text| text.passages.iter().map(|p| work(p.prompt.len(), p.decoded())).sum::<usize>();
         let decoded = |text: &Text| text.passages.iter().map(|p| work(0, p.decoded())).sum::<usize>();
-        let total = texts.iter().map(each).sum::<usize>() * models;
+        let Read { texts, questions } = read;
+        let asked = questions.iter().map(Questions::work).sum::<usize>();
+        let total = (texts.iter().map(each).sum::<usize>() + asked) * models;
         let total = total + texts.iter().map(decoded).sum::<usize>() * simulated;
         let originals = LogitStore::new().context("cannot create a temporary file")?;
-        Ok(Self { texts, originals, threads, interrupt, progress: Progress::new(total) })
+        Ok(Self { texts, questions, originals, threads, interrupt, progress: Progress::new(total) })
     }
 
     /// Takes the bar away while `work` shows something of its own.
@@ -74,16 +85,16 @@ impl<'a> Measurement<'a> {
     }
 
     /// Keeps the original's predictions, with which the others are compared.
-    pub fn original(&mut self, original: &Candidate, rows: &mut Vec<Row>) -> Result<()> {
-        self.measure(original, rows, |originals, _, logits, token| {
+    pub fn original(&mut self, original: &Candidate, report: &mut Report) -> Result<()> {
+        self.measure(original, report, |originals, _, logits, token| {
             originals.push(logits)?;
             Ok(TokenScore::new(logits, logits, token))
         })
     }
 
     /// Compares a model with the original, as far as that was read.
-    pub fn candidate(&mut self, candidate: &Candidate, rows: &mut Vec<Row>) -> Result<()> {
-        self.measure(candidate, rows, |originals, index, logits, token| {
+    pub fn candidate(&mut self, candidate: &Candidate, report: &mut Report) -> Result<()> {
+        self.measure(candidate, report, |originals, index, logits, token| {
             compared(originals, index, logits, token as i64)
         })
     }
@@ -93,7 +104,7 @@ impl<'a> Measurement<'a> {
     fn measure(
         &mut self,
         candidate: &Candidate,
-        rows: &mut Vec<Row>,
+        report: &mut Report,
         score: impl Fn(&mut LogitStore, usize, &[f32], usize) -> Result<TokenScore, Stop>,
     ) -> Result<()> {
         if self.interrupt.is_set() {
@@ -121,10 +132,25 @@ impl<'a> Measurement<'a> {
                 }
             }
             if let Some(summary) = Summary::new(&scores) {
-                rows.push(Row::new(Described::candidate(candidate), text, scores.len(), summary, timing));
+                report.rows.push(Row::new(Described::candidate(candidate), text, scores.len(), summary, timing));
             }
             if interrupted {
                 return Ok(());
+            }
+        }
+        self.ask(candidate, &mut model, report)
+    }
+
+    /// Lets a model answer all questions.
+    fn ask(&mut self, candidate: &Candidate, model: &mut Model, report: &mut Report) -> Result<()> {
+        for questions in self.questions {
+            self.progress.say(format!("{}: {}", candidate.name, questions.title()));
+            let described = Described::candidate(candidate);
+            let asked = questions.ask(model, described, &mut self.progress);
+            let (answers, interrupted) = asked.with_context(|| candidate.name.clone())?;
+            report.answers.extend(answers);
+            if interrupted {
+                break;
             }
         }
         Ok(())

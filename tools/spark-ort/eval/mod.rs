@@ -2,9 +2,11 @@
 
 mod args;
 mod candidate;
+mod described;
 mod measure;
 mod plot;
 mod progress;
+mod questions;
 mod report;
 mod rivals;
 mod setting;
@@ -20,7 +22,7 @@ use crate::interrupt::{self, Interrupt};
 use crate::report::write_json;
 pub use args::Args;
 use candidate::{Candidate, Kind, Rewriter};
-use measure::Measurement;
+use measure::{Measurement, Read};
 use report::Report;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -29,7 +31,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let original = Candidate::given(&args.original, Kind::Original)?;
     let given =
         args.rewritten.iter().map(|path| Candidate::given(path, Kind::Rewritten)).collect::<Result<Vec<_>>>()?;
-    let texts = texts::read(args, &original.file)?;
+    let read = Read { texts: texts::read(args, &original.file)?, questions: questions::read(args, &original.file)? };
     let interrupt = Interrupt::install()?;
     let mut report = Report {
         original: args.original.clone(),
@@ -41,10 +43,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         chunk: args.chunk,
         threads: args.threads,
         rows: Vec::new(),
+        answers: Vec::new(),
         absent: Vec::new(),
         interrupted: false,
     };
-    let outcome = measure_all(args, &original, &given, &texts, &interrupt, &mut report);
+    let outcome = measure_all(args, &original, &given, &read, &interrupt, &mut report);
     report.interrupted = interrupt.is_set();
     match outcome {
         // Ctrl-C ends a rewrite too.
@@ -70,7 +73,7 @@ fn measure_all(
     args: &Args,
     original: &Candidate,
     given: &[Candidate],
-    texts: &[texts::Text],
+    read: &Read,
     interrupt: &Interrupt,
     report: &mut Report,
 ) -> Result<()> {
@@ -86,17 +89,17 @@ fn measure_all(
     let rivals = args.rivals.iter().flat_map(|rivals| rivals.0.clone()).collect::<Vec<_>>();
     let simulated = rivals.iter().filter(|rival| rival.is_simulated()).count();
     let models = 1 + given.len() + args.settings.len() + rivals.len() - simulated;
-    let mut measurement = Measurement::new(texts, models, simulated, args.threads, interrupt)?;
-    measurement.original(original, &mut report.rows)?;
+    let mut measurement = Measurement::new(read, models, simulated, args.threads, interrupt)?;
+    measurement.original(original, report)?;
     for model in given {
-        measurement.candidate(model, &mut report.rows)?;
+        measurement.candidate(model, report)?;
     }
     for setting in &args.settings {
         if interrupt.is_set() {
             break;
         }
         let candidate = measurement.pause(|| rewriter.rewrite(setting))?;
-        measurement.candidate(&candidate, &mut report.rows)?;
+        measurement.candidate(&candidate, report)?;
     }
     rivals::measure(&mut measurement, original, &rivals, report)
 }

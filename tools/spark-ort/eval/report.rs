@@ -1,12 +1,13 @@
 //! What a measurement found, for people and as JSON.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use spark_ort::eval::rivals::Rival;
 use spark_ort::eval::{Estimate, Summary, Task, Timing};
 
-use super::candidate::{Candidate, Kind};
+use super::candidate::Kind;
+use super::described::Described;
+use super::questions::Answers;
 use super::texts::Text;
 use crate::report::Table;
 
@@ -27,7 +28,7 @@ ort-int8, ort-int4: ONNX Runtime's own cache, a scale for each channel, calibrat
 pub struct Report {
     pub original: PathBuf,
     pub onnxruntime: String,
-    pub text: PathBuf,
+    pub text: Option<PathBuf>,
     /// Tokens decoded after each prompt.
     pub decode: usize,
     /// Past and present in one buffer, where a model allows it.
@@ -37,6 +38,8 @@ pub struct Report {
     pub chunk: Option<usize>,
     pub threads: Option<usize>,
     pub rows: Vec<Row>,
+    /// Of questions.
+    pub answers: Vec<Answers>,
     /// Rivals that cannot be measured with this model or ONNX Runtime.
     pub absent: Vec<Absent>,
     pub interrupted: bool,
@@ -47,59 +50,6 @@ pub struct Report {
 pub struct Absent {
     pub name: String,
     pub why: String,
-}
-
-/// What is measured.
-#[derive(Clone, Serialize)]
-pub struct Described {
-    pub name: String,
-    pub kind: Kind,
-    /// Share of pruned key channels and bits, if it is rewritten.
-    pub ratio: Option<f64>,
-    pub key_bits: Option<u8>,
-    pub value_bits: Option<u8>,
-    /// What each token adds to the cache.
-    pub bytes_per_token: f64,
-    /// The same as a share of the original's.
-    pub share: f64,
-    /// Dense rows beside, whose bytes do not grow. Those in free rows of a shared buffer take none.
-    pub recent_bytes: usize,
-    /// Whether past and present may be one buffer.
-    pub shares_buffer: bool,
-}
-
-impl Described {
-    pub fn candidate(candidate: &Candidate) -> Self {
-        let inspection = &candidate.inspection;
-        let rows = inspection.rows.as_ref();
-        Self {
-            name: candidate.name.clone(),
-            kind: candidate.kind,
-            ratio: rows.map(|rows| 1.0 - rows.kept_channels as f64 / rows.head_dim as f64),
-            key_bits: rows.map(|rows| rows.key_bits),
-            value_bits: rows.map(|rows| rows.value_bits),
-            bytes_per_token: inspection.bytes_per_token as f64,
-            share: inspection.bytes_per_token as f64 / inspection.original_bytes_per_token as f64,
-            recent_bytes: inspection.recent_bytes,
-            shares_buffer: inspection.interface.shares_buffer,
-        }
-    }
-
-    pub fn rival(rival: &Rival, original: &Candidate) -> Self {
-        let inspection = &original.inspection;
-        let bytes_per_token = rival.bytes_per_token(&inspection.interface);
-        Self {
-            name: rival.to_string(),
-            kind: Kind::Simulated,
-            ratio: None,
-            key_bits: None,
-            value_bits: None,
-            bytes_per_token,
-            share: bytes_per_token / inspection.original_bytes_per_token as f64,
-            recent_bytes: rival.dense_bytes(&inspection.interface),
-            shares_buffer: inspection.interface.shares_buffer,
-        }
-    }
 }
 
 /// A model or rival with prompts of one length.
@@ -174,8 +124,12 @@ impl Report {
             }
             text += &table.lines();
         }
+        text += &self.scores();
         if self.rows.iter().any(|row| row.described.kind == Kind::Simulated) {
             text += SIMULATED;
+            if !self.answers.is_empty() {
+                text += "  They answer no questions.\n";
+            }
         }
         if self.rows.iter().any(|row| row.described.kind == Kind::OnnxRuntime) {
             text += NATIVE;
@@ -185,6 +139,37 @@ impl Report {
         }
         if self.interrupted {
             text += "\ninterrupted: what is missing was not measured\n";
+        }
+        text
+    }
+}
+
+impl Report {
+    /// A table for each data set of questions.
+    fn scores(&self) -> String {
+        let mut text = String::new();
+        let mut rest = &self.answers[..];
+        let mut done: Vec<(&Path, &str)> = Vec::new();
+        while let Some((first, others)) = rest.split_first() {
+            rest = others;
+            let set = (first.file.as_path(), first.dataset.as_str());
+            if done.contains(&set) {
+                continue;
+            }
+            done.push(set);
+            text += &format!("\n{} ({}), {} questions\n", first.dataset, first.file.display(), first.questions);
+            let mut table = Table::new(&["bytes/token", "share", "score, %", "decode, tokens/s"]);
+            for answers in self.answers.iter().filter(|a| (a.file.as_path(), a.dataset.as_str()) == set) {
+                let (described, timing) = (&answers.described, &answers.timing);
+                let cells = vec![
+                    format!("{:.0}", described.bytes_per_token),
+                    format!("{:.3}", described.share),
+                    interval(&answers.score, 100.0, 2),
+                    rate(timing.decoded_tokens, timing.decode_seconds),
+                ];
+                table.row(&described.name, cells);
+            }
+            text += &table.lines();
         }
         text
     }

@@ -6,8 +6,9 @@ use spark_ort::eval::{Summary, Timing, TokenScore};
 use spark_ort::runtime::{Model, Options};
 
 use super::candidate::{Candidate, Kind};
+use super::described::Described;
 use super::measure::{Measurement, Stop, compared};
-use super::report::{Absent, Described, Report, Row};
+use super::report::{Absent, Report, Row};
 
 /// Measures rivals on the original, beside what was measured before.
 pub fn measure(
@@ -46,7 +47,7 @@ fn measure_native(
                 inspection.interface = interface;
                 let name = rival.to_string();
                 let candidate = Candidate::temporary(name, Kind::OnnxRuntime, file, inspection, folder);
-                measurement.candidate(&candidate, &mut report.rows)
+                measurement.candidate(&candidate, report)
             });
         // Older versions lack it.
         if let Err(error) = outcome {

@@ -32,17 +32,18 @@ const SPARE_ROWS: usize = 512;
 
 /// The passages that a command line asks for, by the tokenizer beside `model` or the one that is named.
 pub fn read(args: &Args, model: &Path) -> Result<Vec<Text>> {
+    let Some(file) = &args.text else { return Ok(Vec::new()) };
     let path = args.tokenizer.clone().unwrap_or_else(|| model.with_file_name("tokenizer.json"));
     let tokenizer = Tokenizer::open(&path).context("a text needs a tokenizer; --tokenizer names one")?;
-    let text = text_file(&args.text)?;
+    let text = text_file(file)?;
     let prefix = tokenizer.encode("")?;
     let tokens = tokenizer.encode(&text)?;
     let tokens = tokens.strip_prefix(&prefix[..]).unwrap_or(&tokens);
     let limit = FolderSettings::beside(model)?.context_length;
     let mut texts = Vec::new();
     for &context in &args.contexts {
-        texts.push(of_length(args, tokens, &prefix, context, limit)?);
-        for &task in &args.tasks {
+        texts.push(of_length(args, (file, tokens), &prefix, context, limit)?);
+        for task in args.generated() {
             let sizes = [context, args.decode, args.samples];
             let passages = task.passages(&tokenizer, tokens, &prefix, sizes)?;
             if passages.is_empty() {
@@ -54,7 +55,13 @@ pub fn read(args: &Args, model: &Path) -> Result<Vec<Text>> {
     Ok(texts)
 }
 
-fn of_length(args: &Args, tokens: &[i64], prefix: &[i64], context: usize, limit: Option<usize>) -> Result<Text> {
+fn of_length(
+    args: &Args,
+    (file, tokens): (&Path, &[i64]),
+    prefix: &[i64],
+    context: usize,
+    limit: Option<usize>,
+) -> Result<Text> {
     let needed = context + args.decode;
     if let Some(limit) = limit.filter(|limit| *limit < needed) {
         bail!("--contexts {context} and --decode {} need {needed} tokens, the model's context is {limit}", args.decode);
@@ -64,7 +71,7 @@ fn of_length(args: &Args, tokens: &[i64], prefix: &[i64], context: usize, limit:
     }
     let passages = passages(tokens, prefix, context, args.decode, args.passages);
     if passages.is_empty() {
-        let file = args.text.display();
+        let file = file.display();
         bail!("{file} has {} tokens, too few for --contexts {context} and --decode {}", tokens.len(), args.decode);
     }
     let roomy = (needed + SPARE_ROWS).min(limit.unwrap_or(usize::MAX));

@@ -1,0 +1,200 @@
+//! Questions in the form of LongBench (Bai et al. 2024): one JSON object a line.
+//!
+//! How a data set's questions are worded, and how long answers may be, LongBench publishes as `dataset2prompt.json` and
+//! `dataset2maxlen.json`.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+
+use super::metrics::Metric;
+
+/// A question about a text, and its right answers.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Question {
+    /// What is asked, if that is not part of the wording.
+    #[serde(default)]
+    pub input: String,
+    /// The text.
+    pub context: String,
+    /// Any of them is right.
+    pub answers: Vec<String>,
+    /// Those of a classification.
+    #[serde(default)]
+    pub all_classes: Option<Vec<String>>,
+    /// The data set, which says how it is worded and scored.
+    #[serde(default)]
+    pub dataset: String,
+}
+
+/// A line that is no question.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuestionError {
+    /// Not JSON, or a field is missing.
+    #[error("line {line}: {problem}; LongBench's fields are input, context, answers, all_classes, dataset, length")]
+    Malformed {
+        /// From 1.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Scored by Chinese words.
+    #[error("line {line}: the data set {dataset} is scored by Chinese words, which are not told apart here")]
+    Chinese {
+        /// From 1.
+        line: usize,
+        /// Its name.
+        dataset: String,
+    },
+    /// Scored by classes that are not given.
+    #[error("line {line}: the data set {dataset} is a classification and needs all_classes")]
+    NoClasses {
+        /// From 1.
+        line: usize,
+        /// Its name.
+        dataset: String,
+    },
+}
+
+/// Data sets of which only the first line of an answer counts.
+const FIRST_LINE: [&str; 4] = ["trec", "triviaqa", "samsum", "lsht"];
+
+impl Question {
+    /// The questions of a file's text; empty lines are left out.
+    ///
+    /// # Errors
+    /// A line is no question, or one that cannot be scored.
+    pub fn read(text: &str) -> Result<Vec<Self>, QuestionError> {
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        lines.map(|(number, line)| Self::of_line(number + 1, line)).collect()
+    }
+
+    fn of_line(line: usize, text: &str) -> Result<Self, QuestionError> {
+        let question: Self =
+            serde_json::from_str(text).map_err(|e| QuestionError::Malformed { line, problem: e.to_string() })?;
+        let dataset = question.dataset.clone();
+        if question.answers.is_empty() {
+            return Err(QuestionError::Malformed { line, problem: "answers is empty".into() });
+        }
+        match Metric::of(&dataset) {
+            None => Err(QuestionError::Chinese { line, dataset }),
+            Some(Metric::Classification) if question.classes().is_empty() => {
+                Err(QuestionError::NoClasses { line, dataset })
+            }
+            Some(_) => Ok(question),
+        }
+    }
+
+    fn classes(&self) -> &[String] {
+        self.all_classes.as_deref().unwrap_or_default()
+    }
+
+    /// The data set's name without the mark of LongBench-E.
+    fn base(&self) -> &str {
+        self.dataset.strip_suffix("_e").unwrap_or(&self.dataset)
+    }
+
+    /// How well `prediction` answers it, from 0 to 1: the best score beside one of its answers.
+    pub fn score(&self, prediction: &str) -> f64 {
+        let Some(metric) = Metric::of(&self.dataset) else { return 0.0 };
+        let prediction = match FIRST_LINE.contains(&self.base()) {
+            true => prediction.trim_start_matches('\n').split('\n').next().unwrap_or_default(),
+            false => prediction,
+        };
+        let scores = self.answers.iter().map(|answer| metric.score(prediction, answer, self.classes()));
+        scores.fold(0.0, f64::max)
+    }
+}
+
+/// How questions become prompts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wording {
+    /// By data set, with `{context}` and `{input}`.
+    pub prompts: HashMap<String, String>,
+    /// By data set, tokens of an answer at most.
+    pub lengths: HashMap<String, usize>,
+    /// What a model made for conversations is asked, with `{prompt}`.
+    pub template: String,
+}
+
+impl Wording {
+    /// Of a data set that `prompts` lacks.
+    const PROMPT: &'static str = "{context}\n\nQuestion: {input}\nAnswer:";
+    /// Of a data set that `lengths` lacks.
+    const LENGTH: usize = 64;
+    /// Data sets of examples to go on with, which are not put into a conversation.
+    const PLAIN: [&'static str; 6] = ["trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"];
+
+    /// The prompt of a question, whose text is `context`.
+    pub fn prompt(&self, question: &Question, context: &str) -> String {
+        let wording = self.prompts.get(question.base()).map_or(Self::PROMPT, String::as_str);
+        // In one pass: the text may have braces of its own.
+        let mut prompt = String::new();
+        let mut rest = wording;
+        while let Some(start) = rest.find('{') {
+            prompt += &rest[..start];
+            rest = &rest[start..];
+            let fields = [("{context}", context), ("{input}", question.input.as_str())];
+            let (name, value) = fields.into_iter().find(|(name, _)| rest.starts_with(name)).unwrap_or(("{", "{"));
+            prompt += value;
+            rest = &rest[name.len()..];
+        }
+        prompt += rest;
+        match Self::PLAIN.contains(&question.base()) {
+            true => prompt,
+            false => self.template.replacen("{prompt}", &prompt, 1),
+        }
+    }
+
+    /// Tokens that the answer to a question may have.
+    pub fn length(&self, question: &Question) -> usize {
+        self.lengths.get(question.base()).copied().unwrap_or(Self::LENGTH)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wording(prompt: &str, template: &str) -> Wording {
+        let prompts = HashMap::from([("qasper".to_string(), prompt.to_string())]);
+        Wording { prompts, lengths: HashMap::new(), template: template.into() }
+    }
+
+    #[test]
+    fn lines_are_read() {
+        let line = r#"{"input": "Who?", "context": "{input} a", "answers": ["X", "a Y"], "all_classes": null,
+            "dataset": "qasper_e", "length": 3, "language": "en", "_id": "1"}"#;
+        let text = format!("{}\n\n", line.replace('\n', " "));
+        let [question] = &Question::read(&text).unwrap()[..] else { panic!("one line") };
+        assert_eq!([question.score("the y"), question.score("nobody")], [1.0, 0.0]);
+        let made = wording("T: {context} Q: {input} {x", "<{prompt}>").prompt(question, &question.context);
+        assert_eq!(made, "<T: {input} a Q: Who? {x>");
+    }
+
+    #[test]
+    fn what_cannot_be_scored_is_refused_with_its_line() {
+        let message = |dataset: &str, answers: &str| {
+            let line = format!(r#"{{"context": "", "answers": {answers}, "dataset": "{dataset}"}}"#);
+            Question::read(&format!("\n{line}")).unwrap_err().to_string()
+        };
+        assert!(message("vcsum", r#"["a"]"#).starts_with("line 2: the data set vcsum is scored by Chinese words"));
+        assert!(message("trec", r#"["a"]"#).contains("needs all_classes"));
+        assert!(message("qasper", "[]").contains("answers is empty"));
+        assert!(Question::read("{}").unwrap_err().to_string().starts_with("line 1: missing field"));
+    }
+
+    #[test]
+    fn only_the_first_line_counts_where_examples_go_on() {
+        let question = Question {
+            input: String::new(),
+            context: String::new(),
+            answers: vec!["Paris".into()],
+            all_classes: None,
+            dataset: "triviaqa".into(),
+        };
+        assert_eq!(question.score("\nParis\nPassage: more"), 1.0);
+        assert_eq!(wording("", "<{prompt}>").prompt(&question, "c"), "c\n\nQuestion: \nAnswer:");
+    }
+}

@@ -1,0 +1,189 @@
+//! Questions of a file, answered by every model.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use spark_ort::eval::{Estimate, Feeding, Question, Timing, Wording, mean_of};
+use spark_ort::runtime::{self, FolderSettings, Model, Tokenizer};
+
+use super::args::Args;
+use super::described::Described;
+use super::progress::{Progress, work};
+use crate::prompt::text_file;
+
+/// A question, in tokens.
+struct Asked {
+    question: Question,
+    prompt: Vec<i64>,
+    /// Tokens of the answer at most.
+    length: usize,
+    ends: Vec<i64>,
+    feeding: Feeding,
+}
+
+/// The questions of a file that are of one data set.
+pub struct Questions {
+    file: PathBuf,
+    dataset: String,
+    asked: Vec<Asked>,
+    tokenizer: Rc<Tokenizer>,
+}
+
+/// How well a model answers the questions of a data set.
+#[derive(Serialize)]
+pub struct Answers {
+    #[serde(flatten)]
+    pub described: Described,
+    pub file: PathBuf,
+    pub dataset: String,
+    pub questions: usize,
+    /// Mean score of LongBench's metric, from 0 to 1.
+    pub score: Estimate,
+    pub timing: Timing,
+    /// What the model wrote, in the order of the file.
+    pub predictions: Vec<String>,
+}
+
+/// Rows beyond a prompt and its answer in a buffer of fixed size, where nothing says how many there are.
+const SPARE_ROWS: usize = 512;
+
+/// A table of data sets, such as LongBench's dataset2prompt.json; empty without a file.
+fn table<T: serde::de::DeserializeOwned>(path: Option<&Path>) -> Result<HashMap<String, T>> {
+    let Some(path) = path else { return Ok(HashMap::new()) };
+    serde_json::from_str(&text_file(path)?)
+        .with_context(|| format!("{} is no table of data sets, such as LongBench publishes", path.display()))
+}
+
+/// The questions that a command line asks for.
+pub fn read(args: &Args, model: &Path) -> Result<Vec<Questions>> {
+    let files: Vec<&Path> = args.question_files().collect();
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let path = args.tokenizer.clone().unwrap_or_else(|| model.with_file_name("tokenizer.json"));
+    let tokenizer = Rc::new(Tokenizer::open(&path).context("questions need a tokenizer; --tokenizer names one")?);
+    let settings = FolderSettings::beside(model)?;
+    let wording = Wording {
+        prompts: table(args.task_prompts.as_deref())?,
+        lengths: table(args.task_lengths.as_deref())?,
+        template: args.template.replace("\\n", "\n"),
+    };
+    if !wording.template.contains("{prompt}") {
+        bail!("--template '{}' has no {{prompt}} in it", args.template);
+    }
+    let most = args.contexts.iter().copied().max().unwrap_or(0);
+    let mut found: Vec<Questions> = Vec::new();
+    for file in files {
+        let questions = Question::read(&text_file(file)?).with_context(|| file.display().to_string())?;
+        if questions.is_empty() {
+            bail!("{} has no questions", file.display());
+        }
+        for question in questions {
+            let asked = asked(args, &tokenizer, &settings, &wording, most, question)
+                .with_context(|| file.display().to_string())?;
+            let dataset = &asked.question.dataset;
+            match found.iter_mut().find(|q| q.file == file && q.dataset == *dataset) {
+                Some(questions) => questions.asked.push(asked),
+                None => found.push(Questions {
+                    file: file.into(),
+                    dataset: dataset.clone(),
+                    asked: vec![asked],
+                    tokenizer: tokenizer.clone(),
+                }),
+            }
+        }
+    }
+    for questions in &mut found {
+        questions.asked.truncate(args.samples);
+    }
+    Ok(found)
+}
+
+fn asked(
+    args: &Args,
+    tokenizer: &Tokenizer,
+    settings: &FolderSettings,
+    wording: &Wording,
+    most: usize,
+    question: Question,
+) -> Result<Asked> {
+    let length = wording.length(&question);
+    let room = settings.context_length.map_or(most, |limit| most.min(limit.saturating_sub(length)));
+    let mut context = question.context.clone();
+    let mut prompt = tokenizer.encode(&wording.prompt(&question, &context))?;
+    if prompt.len() > room {
+        // The middle goes, as LongBench has it: the instructions stand at both ends.
+        let tokens = tokenizer.encode(&question.context)?;
+        let over = prompt.len() - room;
+        let half = tokens.len().saturating_sub(over) / 2;
+        context = tokenizer.decode(&tokens[..half])? + &tokenizer.decode(&tokens[tokens.len() - half..])?;
+        prompt = tokenizer.encode(&wording.prompt(&question, &context))?;
+    }
+    // Text that was cut may take other tokens, a few more or fewer.
+    if prompt.len() > room + room / 16 {
+        let (dataset, tokens) = (&question.dataset, prompt.len());
+        bail!("a question of {dataset} has {tokens} tokens without its text, and --contexts allows {room}");
+    }
+    let mut ends = settings.end_of_sequence.clone();
+    if question.dataset.starts_with("samsum") {
+        // Models go on with the next dialogue.
+        ends.extend(tokenizer.encode("\n")?.last());
+    }
+    let roomy = prompt.len() + length + SPARE_ROWS;
+    let capacity = args.shared_buffer.then(|| settings.context_length.map_or(roomy, |limit| roomy.min(limit)));
+    Ok(Asked { question, prompt, length, ends, feeding: Feeding { capacity, chunk: args.chunk } })
+}
+
+impl Questions {
+    /// What answering them takes at most, in tokens of a prompt.
+    pub fn work(&self) -> usize {
+        self.asked.iter().map(|asked| work(asked.prompt.len(), asked.length)).sum()
+    }
+
+    /// For a person.
+    pub fn title(&self) -> String {
+        format!("{} questions of {}", self.asked.len(), self.name())
+    }
+
+    fn name(&self) -> String {
+        if self.dataset.is_empty() { self.file.display().to_string() } else { self.dataset.clone() }
+    }
+
+    /// Lets a model answer them; fewer if it is interrupted, and `None` before the first answer.
+    pub fn ask(
+        &self,
+        model: &mut Model,
+        described: Described,
+        progress: &mut Progress,
+    ) -> Result<(Option<Answers>, bool)> {
+        let (mut scores, mut predictions, mut timing) = (Vec::new(), Vec::new(), Timing::default());
+        let mut interrupted = false;
+        for asked in &self.asked {
+            let (tokens, took) = match asked.feeding.answer(model, &asked.prompt, &asked.ends, asked.length) {
+                Err(runtime::Error::Cancelled) => {
+                    interrupted = true;
+                    break;
+                }
+                answer => answer?,
+            };
+            let prediction = self.tokenizer.decode(&tokens)?;
+            scores.push(asked.question.score(&prediction));
+            predictions.push(prediction);
+            timing = timing.plus(took);
+            progress.add(work(asked.prompt.len(), asked.length));
+        }
+        let answers = mean_of(&scores).map(|score| Answers {
+            described,
+            file: self.file.clone(),
+            dataset: self.name(),
+            questions: scores.len(),
+            score,
+            timing,
+            predictions,
+        });
+        Ok((answers, interrupted))
+    }
+}
