@@ -7,12 +7,13 @@
 
 venv=${SPARK_ZOO_VENV:-.venv-zoo}
 genai=${SPARK_ZOO_GENAI_VENV:-.venv-zoo-genai}
-if [[ ! -x $venv/bin/optimum-cli ]]; then
+# Environments that the variables name are used as they are.
+if [[ -z ${SPARK_ZOO_VENV:-} ]]; then
     say "PyTorch and exporters (several GB) into $venv"
     make_venv "$venv" tools/zoo/requirements.txt
 fi
 packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
-if [[ ! -x $genai/bin/transformers ]]; then
+if [[ -z ${SPARK_ZOO_GENAI_VENV:-} ]]; then
     make_venv "$genai" tools/zoo/genai.txt
     # All else is that of the other environment.
     echo "$packages" >"$("$genai/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/zoo.pth"

@@ -19,6 +19,9 @@ use crate::runtime::{FolderSettings, Model, Options as RunOptions, Tokenizer};
 /// Tokens read at once.
 pub const CHUNK: usize = 512;
 
+/// Calls of a model that takes a fixed number of tokens, which may be one.
+const MOST_FIXED_CALLS: usize = 256;
+
 /// Fewer tokens say too little.
 const FEWEST: usize = 64;
 
@@ -99,7 +102,9 @@ pub fn measure(
     let mut session =
         Model::open_filling(path, &model.interface, &RunOptions { threads: options.threads }).map_err(failed)?;
     let context = FolderSettings::beside(path).ok().and_then(|s| s.context_length).unwrap_or(usize::MAX);
-    let chunk = CHUNK.min(context.max(1)).min(positions.unwrap_or(CHUNK).max(1));
+    let usual = CHUNK.min(context.max(1)).min(positions.unwrap_or(CHUNK).max(1));
+    let fixed = session.fixed_tokens();
+    let chunk = fixed.unwrap_or(usual).max(1);
     let (tokens, name) = match tokens {
         Tokens::Text(tokens, name) => (tokens, format!("tokens of {name}")),
         Tokens::Random(count) => {
@@ -116,14 +121,23 @@ pub fn measure(
     let outputs: Vec<&str> = names.iter().map(|n| n.observed_saliency.as_str()).collect();
     let mut squares: Vec<Vec<f64>> = Vec::new();
     let mut read = 0;
-    for part in tokens.chunks(chunk) {
+    let most_calls = if fixed.is_some() { MOST_FIXED_CALLS } else { usize::MAX };
+    for part in tokens.chunks(chunk).take(most_calls) {
         if progress.cancelled() {
             return Err(RewriteError::Cancelled);
         }
         // A short rest says little and costs a call.
-        if part.len() < FEWEST && read > 0 {
+        if part.len() < chunk.min(FEWEST) && read > 0 {
             break;
         }
+        let repeated: Vec<i64>;
+        let part = match fixed {
+            Some(count) if part.len() < count => {
+                repeated = part.iter().copied().cycle().take(count).collect();
+                &repeated
+            }
+            _ => part,
+        };
         let mut sequence = session.start(None).map_err(failed)?;
         let observed = session.run_with_outputs(&mut sequence, part, &outputs).map_err(failed)?;
         squares.resize(observed.len(), Vec::new());

@@ -7,6 +7,7 @@ use super::build::{Attribute, float32s, set_attribute};
 use super::layer::{Layer, Source};
 use super::options::CacheType;
 use super::rows::Rows;
+use super::sizes::static_dim;
 use crate::onnx::proto::tensor_shape_proto::Dimension;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, StringStringEntryProto, ValueInfoProto};
 use crate::spec;
@@ -159,7 +160,9 @@ fn caches(graph: &mut GraphProto, places: &Places, layer: &Layer, rows: &Rows, s
     for (part, (bytes, name)) in parts.into_iter().enumerate() {
         let past = &mut graph.input[places.inputs[&layer.cache.past[part]]];
         past.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(element);
-        set_dim(past, 3, static_rows.then(|| width(bytes)), name);
+        // Nobody starts from empty tensors where there are always so many rows.
+        let declared = static_rows || static_dim(past, 2).is_some_and(|rows| rows > 0);
+        set_dim(past, 3, declared.then(|| width(bytes)), name);
         let present = &mut graph.output[places.outputs[&layer.cache.present[part]]];
         present.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(element);
         set_dim(present, 3, Some(width(bytes)), name);

@@ -251,12 +251,13 @@ impl<'g> Context<'g> {
         Ok((cache, name.into()))
     }
 
-    /// The cache input that the elements of `tensor` come from in whatever way, through each node's first input.
-    pub fn behind(&self, tensor: &str) -> Option<&str> {
+    /// The input of four dimensions that the elements of `tensor` come from in whatever way, through each node's first
+    /// input.
+    pub fn behind<'t>(&'t self, tensor: &'t str) -> Option<&'t str> {
         let mut tensor = tensor;
         loop {
-            if let Some((name, _)) = self.caches.get_key_value(tensor) {
-                return Some(name);
+            if self.index.input(tensor).is_some_and(|input| rank(input) == Some(4)) {
+                return Some(tensor);
             }
             tensor = self.index.maker(tensor)?.input_at(0)?;
         }

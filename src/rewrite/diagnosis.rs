@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::cache::{joins_tokens, looks_like_cache, passes_on};
+use super::cache::{joins_tokens, looks_like_cache, origin, passes_on};
 use super::sizes::rank;
 use crate::onnx::proto::{GraphProto, NodeProto};
 use crate::onnx::{Index, NodeExt};
@@ -41,6 +41,12 @@ pub fn why_unknown(index: &Index<'_>, cache: &str) -> String {
 /// What is wrong with `node` as a reader of `tensor`, which comes from a cache, appended to or not, multiplied or not.
 fn reason(index: &Index<'_>, node: &NodeProto, tensor: &str, joined: bool, multiplied: bool) -> Option<String> {
     let title = node.title();
+    if joined && !multiplied && is_projection(index, node, tensor) {
+        return Some(format!(
+            "multi-head latent attention, {title}: a projection makes keys and values of what is cached, which is \
+             not supported"
+        ));
+    }
     match node.op_type() {
         "If" | "Loop" | "Scan" => Some(format!(
             "it is read within {title}: a merged decoder, which holds models with and without past; rewrite the one \
@@ -96,6 +102,22 @@ fn not_appended(index: &Index<'_>, node: &NodeProto, tensor: &str) -> Option<Str
 fn meets_softmax(index: &Index<'_>, node: &NodeProto, steps: usize) -> bool {
     let mut readers = node.output.iter().flat_map(|output| index.readers(output)).map(|&n| &index.graph.node[n]);
     steps > 0 && readers.any(|reader| reader.is_onnx("Softmax") || meets_softmax(index, reader, steps - 1))
+}
+
+/// Whether `node` multiplies `tensor` by weights.
+fn is_projection(index: &Index<'_>, node: &NodeProto, tensor: &str) -> bool {
+    let weights = node.input_at(1).map(|weights| origin(index, weights));
+    let stored =
+        |name: &str| index.initializer(name).is_some() || index.maker(name).is_some_and(|n| is_stored(index, n));
+    node.input_at(0) == Some(tensor)
+        && weights.is_some_and(stored)
+        && (is_product(node) || node.op_type() == "MatMulNBits")
+}
+
+/// Whether `node` gives weights that are stored as they are, or in integers.
+fn is_stored(index: &Index<'_>, node: &NodeProto) -> bool {
+    let rounded = node.is_onnx("DequantizeLinear") && node.input_at(0).is_some_and(|i| index.initializer(i).is_some());
+    node.is_onnx("Constant") || rounded
 }
 
 fn is_product(node: &NodeProto) -> bool {

@@ -116,7 +116,7 @@ fn origin(context: &mut Context<'_>, mask: &Mask, cut: bool) -> Origin {
     let (mut tensor, mut hides) = (mask.tensor.clone(), mask.hides);
     let mut low = (element_type(context, &tensor) == Some(kinds::BOOL)).then_some(mask.low);
     while let Some(node) = context.index.maker(&tensor).filter(|_| context.constants.may_follow(1)) {
-        if cut && node.is_onnx("Slice") && cuts_columns(context, node) {
+        if node.is_onnx("Identity") || cut && node.is_onnx("Slice") && cuts_columns(context, node) {
             tensor = node.input[0].clone();
         } else if let (true, Some(input)) = (node.is_onnx("Not"), node.input_at(0)) {
             (tensor, hides) = (input.to_string(), !hides);

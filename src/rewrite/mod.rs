@@ -28,6 +28,7 @@ mod progress;
 mod publish;
 mod recent;
 mod report;
+mod roundings;
 mod rows;
 mod sizes;
 mod source;
@@ -54,6 +55,7 @@ use configure::{Saliency, Version, configure};
 use folder::GenAiFolder;
 use publish::{PlacedData, Stage, contains, parent, same_file};
 use recent::Recent;
+use roundings::remove_roundings;
 use trial::trial;
 pub use trial::{NO_RUNTIME, TrialError, run_one_token};
 
@@ -81,9 +83,9 @@ pub fn rewrite(
     let mut model = onnx::read(&path)?;
     let data = onnx::data_files(&model, &path)?;
     check_report(&path, output, &data, options)?;
-    prepare(&mut model)?;
+    let roundings = prepare(&mut model)?;
     let layers = find_layers(&model)?;
-    let untouched = warnings::of_inputs(&model, &layers);
+    let noticed = warnings::of_model(&model, &layers, roundings);
     let mut options = options.clone();
     options.uniform_rows |= folder.is_some();
     let recent = Recent::new(&options, folder.is_some(), layers.iter().all(|l| l.lengths.is_some()))?;
@@ -119,7 +121,7 @@ pub fn rewrite(
     let mut warnings = warnings::of_options(&options, &rows, folder.as_ref(), saliency.is_some());
     warnings.extend(folder.as_ref().and_then(GenAiFolder::foreign_providers));
     warnings.extend(warnings::whole_caches(&layers, &inspection));
-    warnings.extend(untouched);
+    warnings.extend(noticed);
     warnings.extend(uncalibrated.map(|problem| format!("calibration failed: {problem}")));
     let host = host_line(&rows, folder.is_some());
     let Some(stage) = stage else { return Ok(Report { warnings, host, model: inspection, output: None }) };
@@ -198,14 +200,15 @@ fn publish_file(
     stage.publish_file(data)
 }
 
-/// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them.
-fn prepare(model: &mut ModelProto) -> Result<(), Refusal> {
+/// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them;
+/// and takes roundings out of attention, whose number it gives.
+fn prepare(model: &mut ModelProto) -> Result<usize, Refusal> {
     in_order(model)?;
     if !model.functions.is_empty() && find_layers(model).is_err() {
         onnx::inline_functions(model);
         in_order(model)?;
     }
-    Ok(())
+    Ok(remove_roundings(model.graph.mut_or_insert_default(), source::OPERATORS))
 }
 
 fn in_order(model: &mut ModelProto) -> Result<(), Refusal> {

@@ -87,7 +87,7 @@ pub fn trial(
     }
 }
 
-/// Runs one token through the model at `path` in this process.
+/// Runs one token through the model at `path` in this process, or as many as it always takes.
 ///
 /// # Errors
 /// There is no ONNX Runtime, or what it says of the model.
@@ -98,7 +98,8 @@ pub fn run_one_token(path: &Path, threads: Option<usize>) -> Result<(), TrialErr
     let mut session = Model::open_filling(path, &model.interface, &RunOptions { threads }).map_err(failed)?;
     let mut sequence = session.start(None).map_err(failed)?;
     // None of its other outputs is asked for: the caches show that all layers ran.
-    session.run_with_outputs(&mut sequence, &[0], &[]).map(drop).map_err(failed)
+    let tokens = vec![0; session.fixed_tokens().unwrap_or(1)];
+    session.run_with_outputs(&mut sequence, &tokens, &[]).map(drop).map_err(failed)
 }
 
 /// Why one token did not go through a model.

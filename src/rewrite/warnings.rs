@@ -9,9 +9,9 @@ use super::rows::Rows;
 use super::sizes::rank;
 use crate::onnx::proto::{ModelProto, ValueInfoProto};
 
-/// Of the inputs of `model`, before its `layers` are replaced: states that are no caches of attention, and caches of
-/// another type than attention has.
-pub fn of_inputs(model: &ModelProto, layers: &[Layer]) -> Vec<String> {
+/// Of `model`, before its `layers` are replaced: states that are no caches of attention, caches of another type than
+/// attention has, and `roundings` that were taken out of attention.
+pub fn of_model(model: &ModelProto, layers: &[Layer], roundings: usize) -> Vec<String> {
     let inputs = model.graph.iter().flat_map(|graph| &graph.input);
     let layer = |input: &ValueInfoProto| layers.iter().find(|l| l.cache.past.iter().any(|past| past == input.name()));
     let (mut states, mut cast) = (Vec::new(), Vec::new());
@@ -32,7 +32,13 @@ pub fn of_inputs(model: &ModelProto, layers: &[Layer]) -> Vec<String> {
             cast.join(", ")
         )
     });
-    states.into_iter().chain(cast).collect()
+    let rounded = (roundings > 0).then(|| {
+        format!(
+            "attention was quantised: its {roundings} roundings (QuantizeLinear, DequantizeLinear) of keys, scores, \
+             probabilities and values are gone, it is computed in float now"
+        )
+    });
+    states.into_iter().chain(cast).chain(rounded).collect()
 }
 
 /// Above this ratio decoding suffers without recent keys.

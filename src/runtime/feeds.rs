@@ -12,8 +12,8 @@ use super::interface::{CachePair, Element, Interface};
 enum Meaning {
     /// The new tokens, `[1, L]`.
     InputIds,
-    /// One for each token held or new, `[1, P + L]`.
-    AttentionMask,
+    /// 0 for so many tokens that hold nothing, 1 for each other one held or new, `[1, P + L]`.
+    AttentionMask { blank: usize },
     /// From P on, `[1, L]`.
     PositionIds,
     /// Not known: see [`Filler`].
@@ -36,7 +36,7 @@ impl Feed {
         match &self.meaning {
             Meaning::Unknown(filler) => filler.tensor(tokens, past),
             Meaning::InputIds => self.row(tokens.to_vec()),
-            Meaning::AttentionMask => self.row(vec![1; total]),
+            Meaning::AttentionMask { blank } => self.row((0..total).map(|i| i64::from(i >= *blank)).collect()),
             Meaning::PositionIds => self.row((past as i64..total as i64).collect()),
         }
     }
@@ -66,6 +66,7 @@ impl Feed {
 pub(super) fn feeds(session: &Session, interface: &Interface, fill: bool) -> Result<Vec<Feed>, String> {
     let mut feeds = Vec::new();
     let lengths = Lengths::of(session, interface);
+    let blank = if fill { fixed_past(session, interface) } else { 0 };
     for input in session.inputs() {
         let name = input.name();
         if interface.pairs().any(|(_, pair)| pair.past == name) {
@@ -85,7 +86,7 @@ pub(super) fn feeds(session: &Session, interface: &Interface, fill: bool) -> Res
                 continue;
             }
             "input_ids" => Meaning::InputIds,
-            "attention_mask" => Meaning::AttentionMask,
+            "attention_mask" => Meaning::AttentionMask { blank },
             "position_ids" => Meaning::PositionIds,
             _ => {
                 return Err(format!(
@@ -109,6 +110,27 @@ pub(super) fn feeds(session: &Session, interface: &Interface, fill: bool) -> Res
         check_pair(session, kv_heads, pair)?;
     }
     Ok(feeds)
+}
+
+/// The tokens that the cache inputs of `session` always hold, 0 if their number is not fixed.
+pub(super) fn fixed_past(session: &Session, interface: &Interface) -> usize {
+    let past = interface.pairs().find_map(|(_, pair)| fixed(session, &pair.past, 2));
+    past.unwrap_or(0)
+}
+
+/// The tokens that every call of `session` takes, `None` if their number is not fixed.
+pub(super) fn fixed_tokens(session: &Session) -> Option<usize> {
+    fixed(session, "input_ids", 1).or_else(|| fixed(session, "inputs_embeds", 1))
+}
+
+/// No model has longer calls or caches of a fixed size.
+const MOST_FIXED: usize = 1 << 20;
+
+/// The size of dimension `axis` of the input `name`, where that is a number.
+fn fixed(session: &Session, name: &str, axis: usize) -> Option<usize> {
+    let input = session.inputs().iter().find(|input| input.name() == name)?;
+    let ValueType::Tensor { shape, .. } = input.dtype() else { return None };
+    shape.get(axis).and_then(|&size| usize::try_from(size).ok()).filter(|size| *size <= MOST_FIXED)
 }
 
 /// Whether a session has a cache input and output as the interface says.

@@ -11,7 +11,7 @@ use ort::value::DynValue;
 
 use super::cancel::Canceller;
 use super::error::Error;
-use super::feeds::{Feed, feeds};
+use super::feeds::{Feed, feeds, fixed_past, fixed_tokens};
 use super::interface::Interface;
 use super::load::load;
 use super::logits::Logits;
@@ -29,6 +29,9 @@ pub struct Model {
     session: Session,
     interface: Arc<Interface>,
     feeds: Vec<Feed>,
+    /// Tokens that a new sequence holds, which are nothing but zeros.
+    blank: usize,
+    fixed_tokens: Option<usize>,
     vocabulary: Option<usize>,
     canceller: Canceller,
     memory: MemoryInfo<'static>,
@@ -59,7 +62,7 @@ impl Model {
     }
 
     /// As [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning are given harmless values,
-    /// and there may be no `logits`.
+    /// there may be no `logits`, and where the cache always holds as many tokens, sequences begin with so many zeros.
     ///
     /// # Errors
     /// If there is no ONNX Runtime, if it refuses the model, or if an input is no tensor of numbers.
@@ -82,14 +85,22 @@ impl Model {
             Err(_) if fill => None,
             declared => declared.map_err(unsupported)?,
         };
+        let blank = if fill { fixed_past(&session, interface) } else { 0 };
+        let fixed_tokens = fixed_tokens(&session);
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
         let interface = Arc::new(interface.clone());
-        Ok(Self { session, interface, feeds, vocabulary, canceller: Canceller::new()?, memory })
+        let canceller = Canceller::new()?;
+        Ok(Self { session, interface, feeds, blank, fixed_tokens, vocabulary, canceller, memory })
     }
 
     /// Tokens of the vocabulary: the size of the logits. Some models only say after the first call.
     pub fn vocabulary(&self) -> Option<usize> {
         self.vocabulary
+    }
+
+    /// Tokens that every call takes, `None` if their number is not fixed.
+    pub fn fixed_tokens(&self) -> Option<usize> {
+        self.fixed_tokens
     }
 
     /// What was given to [`Self::open`].
@@ -108,7 +119,11 @@ impl Model {
     /// # Errors
     /// If there is not enough memory.
     pub fn start(&self, capacity: Option<usize>) -> Result<Sequence, Error> {
-        Ok(Sequence::new(&self.interface, capacity)?)
+        let sequence = Sequence::new(&self.interface, capacity)?;
+        match self.blank {
+            0 => Ok(sequence),
+            held => sequence.blank(held),
+        }
     }
 
     /// Extends a sequence by tokens; the logits that follow the last one, `[vocabulary]`.

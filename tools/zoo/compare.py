@@ -33,7 +33,9 @@ def logits(path, library=None):
             elif given.name == "attention_mask":
                 feeds[given.name] = np.ones((1, past + new), dtype)
             elif given.name == "position_ids":
-                feeds[given.name] = np.arange(past, past + new, dtype=dtype)[None]
+                places = np.arange(past, past + new, dtype=dtype)[None]
+                # Of time, height and width, which are alike for text.
+                feeds[given.name] = np.stack([places] * 3) if len(given.shape) == 3 else places
             elif given.name in states:
                 feeds[given.name] = states[given.name]
             else:

@@ -33,9 +33,10 @@ def dynamo(opset):
         import transformers
 
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-        config = model.config
-        layers, heads = config.num_hidden_layers, config.num_key_value_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        # As the model itself makes them.
+        cache = model(torch.randint(3, 60, (2, 5)), use_cache=True).past_key_values
+        past = [t.detach() for layer in cache.layers for t in (layer.keys, layer.values)]
+        layers = len(past) // 2
 
         class Decoder(torch.nn.Module):
             def __init__(self):
@@ -50,7 +51,6 @@ def dynamo(opset):
                 out = self.model(input_ids, past_key_values=cache, **settings)
                 return out.logits, [t for layer in cache.layers for t in (layer.keys, layer.values)]
 
-        past = [torch.randn(2, heads, 5, size) for _ in range(2 * layers)]
         inputs = (
             torch.randint(3, 60, (2, 3)),
             torch.ones(2, 8, dtype=torch.int64),

@@ -17,6 +17,8 @@ SIZES = dict(
 EXPERTS = dict(num_local_experts=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 # Where head_dim is not an option of its own, heads are as wide as the model allows.
 WIDE = dict(hidden_size=128)
+# What comes with a decoder that also sees.
+VISION = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, num_position_embeddings=16)
 
 # Family: the class of its configuration, and what differs from SIZES.
 FAMILIES = {
@@ -39,6 +41,24 @@ FAMILIES = {
     "Qwen 2": ("Qwen2Config", WIDE),
     "Qwen 3": ("Qwen3Config", {}),
     "Qwen 3 MoE": ("Qwen3MoeConfig", EXPERTS),
+    "Qwen 3.5": (
+        "Qwen3_5Config",
+        dict(
+            WIDE,
+            layer_types=["linear_attention", "full_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=32,
+            linear_value_head_dim=32,
+            rope_parameters=dict(
+                rope_type="default",
+                rope_theta=10000.0,
+                partial_rotary_factor=0.5,
+                mrope_section=[4, 2, 2],
+                mrope_interleaved=True,
+            ),
+        ),
+    ),
     "Phi": ("PhiConfig", dict(WIDE, num_key_value_heads=4, partial_rotary_factor=0.5)),
     "Phi 3": ("Phi3Config", dict(WIDE, sliding_window=None, original_max_position_embeddings=128)),
     "Phi 4 mini": (
@@ -70,9 +90,12 @@ FAMILIES = {
             WIDE,
             q_lora_rank=32,
             kv_lora_rank=32,
+            # Keys of 48 channels, values of 32. head_dim is what is rotated.
             qk_rope_head_dim=16,
-            qk_nope_head_dim=16,
+            qk_nope_head_dim=32,
             v_head_dim=32,
+            head_dim=16,
+            num_key_value_heads=4,
             n_routed_experts=4,
             num_experts_per_tok=2,
             n_group=1,
@@ -90,9 +113,14 @@ def make(family, folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     name, changes = FAMILIES[family]
-    config = getattr(transformers, name)(**{**SIZES, **changes})
+    kind, sizes = getattr(transformers, name), {**SIZES, **changes}
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    if "text_config" in kind.sub_configs:
+        vision = dict(VISION, out_hidden_size=sizes["hidden_size"])
+        model = transformers.AutoModelForImageTextToText.from_config(kind(text_config=sizes, vision_config=vision))
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(kind(**sizes))
+    model.eval()
     for parameter in model.parameters():
         # Larger than usual: attention must show in the logits.
         if parameter.dim() > 1:

@@ -33,6 +33,9 @@ EXPORTERS = {
 def last_line(text):
     """The line of a message that names the error, else the last one, without the names of temporary folders."""
     text = re.sub(re.escape(tempfile.gettempdir()) + r"/\w+/", "", str(text))
+    # As torch.onnx says it, between advice and a stack.
+    if summary := re.search(r"## Exception summary\s+<class '(?:\w+\.)*(\w+)'>: (.*)", text):
+        return f"{summary[1]}: {summary[2]}".replace("|", "/")[:240]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if re.search(r"Error\b.*: |refused|cannot be rewritten", line)]
     return ((named or lines or ["no message"])[-1]).replace("|", "/")[:240]

@@ -8,6 +8,7 @@ mod arrays;
 mod elementwise;
 mod indexing;
 mod operators;
+mod quantised;
 mod shapes;
 mod value;
 mod work;

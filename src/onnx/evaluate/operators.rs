@@ -5,6 +5,7 @@ use ndarray::{ArrayD, Axis, IxDyn};
 use super::arrays::{MOST_ELEMENTS, bounded, broadcast_to, reshaped, vector};
 use super::elementwise::{binary, cast, choose, elementwise, unary};
 use super::indexing::{concat, gather, gather_nd, scatter_nd, slice, split, tile, transpose};
+use super::quantised;
 use super::shapes::{self, axis_of};
 use super::value::{Inputs, Value, kinds, need};
 use crate::onnx::NodeExt;
@@ -83,6 +84,7 @@ fn one(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option<Value>, String> {
         "CumSum" => Ok(running_sums(node, data, inputs)?.map(known)),
         "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceProd" => reduce(node, inputs, data).map(Some),
         "ScatterND" => Ok(scatter_nd(node, data, inputs)?.map(known)),
+        "QuantizeLinear" | "DequantizeLinear" => quantised::evaluate(node, inputs),
         _ => Ok(None),
     }
 }

@@ -98,10 +98,24 @@ pub mod kinds {
     #![allow(missing_docs)]
     pub const FLOAT: i32 = 1;
     pub const UINT8: i32 = 2;
+    pub const INT8: i32 = 3;
+    pub const UINT16: i32 = 4;
+    pub const INT16: i32 = 5;
     pub const INT32: i32 = 6;
     pub const INT64: i32 = 7;
     pub const BOOL: i32 = 9;
     pub const FLOAT16: i32 = 10;
+
+    /// The least and the greatest number of a type that activations are quantised to.
+    pub fn range(kind: i32) -> Option<(f64, f64)> {
+        match kind {
+            UINT8 => Some((0.0, 255.0)),
+            INT8 => Some((-128.0, 127.0)),
+            UINT16 => Some((0.0, 65535.0)),
+            INT16 => Some((-32768.0, 32767.0)),
+            _ => None,
+        }
+    }
 
     /// Whether division rounds.
     pub fn is_integer(kind: i32) -> bool {
@@ -129,6 +143,9 @@ fn elements(tensor: &TensorProto) -> Option<Vec<f64>> {
         DataType::INT32 if typed => fixed(raw, |b| i32::from_le_bytes(b).into()),
         DataType::UINT8 | DataType::BOOL if typed => fixed(raw, |b: [u8; 1]| b[0].into()),
         DataType::INT8 if typed => fixed(raw, |b: [u8; 1]| f64::from(b[0] as i8)),
+        DataType::UINT16 if typed => fixed(raw, |b| u16::from_le_bytes(b).into()),
+        DataType::INT16 if typed => fixed(raw, |b| i16::from_le_bytes(b).into()),
+        DataType::UINT16 | DataType::INT16 => Some(ints()),
         DataType::INT32 | DataType::UINT8 | DataType::BOOL | DataType::INT8 => Some(ints()),
         _ => None,
     }

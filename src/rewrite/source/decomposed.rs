@@ -229,6 +229,10 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
                 (Some(factor), _) if node.op_type() == "Mul" => (scale, tensor) = (scale * factor, b),
                 _ => return Err(refuse(format!("{} by something that is no number", node.title()))),
             },
+            "Add" if leads_to_product(context, a) && leads_to_product(context, b) => {
+                let found = "a sum of two products, as multi-head latent attention has it: it is not supported";
+                return Err(refuse(format!("{}, {found}", node.title())));
+            }
             // A scale before the mask is one of the product alone, after it one of the mask too.
             "Add" | "Where" if scale != 1.0 => return Err(refuse(format!("a scaled mask, {}", node.title()))),
             "Add" => {

@@ -52,7 +52,8 @@ pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Re
         let name = origin(context.index, input);
         context.index.input(name).is_some_and(|i| rank(i) > Some(2)) && !context.caches.contains_key(name)
     };
-    if node.domain() == "com.microsoft" && node.op_type().contains("Attention") && !node.input.iter().any(is_state) {
+    let others = node.domain() == "com.microsoft" && node.op_type().contains("Attention");
+    if others && !node.op_type().starts_with("LinearAttention") && !node.input.iter().any(is_state) {
         let expected = "GroupQueryAttention, MultiHeadAttention, ONNX Attention, or MatMul and Softmax";
         return Err(Refusal::new(node.title(), expected, format!("com.microsoft {}", node.op_type())));
     }

@@ -83,11 +83,6 @@ impl Spell for Spelling {
         let Keys { mut doomed, cache, key_value, kv_heads, head_dim, repeats, element } = keys;
         SCHEMA.check(node)?;
         let window = window(node, on_node)?;
-        let softcap = node.float("softcap").unwrap_or(0.0);
-        if softcap != 0.0 && node.input_at(3).is_some() {
-            // The order of the two differs between opsets.
-            return Err(Refusal::new(title, "a mask or softcap", "both"));
-        }
         let query_heads = match flat {
             true => heads(node, "q_num_heads")?,
             false => match context.shape(query).ok().and_then(|s| s.get(1).copied()) {
@@ -117,7 +112,8 @@ impl Spell for Spelling {
             kv_heads,
             head_dim,
             scale: super::given_scale(node)?,
-            softcap,
+            // Before the mask, as ours is.
+            softcap: node.float("softcap").unwrap_or(0.0),
             window,
             causal: masking.causal || is_causal,
             norm: None,

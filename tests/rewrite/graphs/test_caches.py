@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ..command import rewrite, session
-from . import decomposed, unknown
+from . import decomposed, latent, unknown
 from .builder import WIDTH, Shape, decoder, projections, split_heads
 from .compare import calls, difference, logits
 from .decomposed import attention as spelt_out
@@ -52,6 +52,20 @@ def linear_attention(graph, hidden, name, after):
     return graph.add("Add", hidden, mixed)
 
 
+def gated_attention(graph, hidden, name, after):
+    """The same with gates that com.microsoft LinearAttentionGate makes, as Qwen 3.5 has it."""
+    state = graph.input(name, graph.element, ["batch", 2, 12, 12])
+    parts = [graph.add("MatMul", hidden, graph.weight(WIDTH, WIDTH)) for _ in range(3)]
+    gates = [graph.add("MatMul", hidden, graph.weight(WIDTH, 2)) for _ in range(2)]
+    inputs = [gates[0], np.zeros(2, np.float32), np.full(2, -1, np.float32), gates[1]]
+    decay, beta = graph.add("LinearAttentionGate", *inputs, outputs=2, domain="com.microsoft")
+    settings = dict(q_num_heads=2, kv_num_heads=2, update_rule="gated_delta", domain="com.microsoft")
+    made = [graph.name("mixed"), after]
+    mixed, _ = graph.add("LinearAttention", *parts, state, decay, beta, outputs=made, **settings)
+    graph.output(after, graph.element, ["batch", 2, 12, 12])
+    return graph.add("Add", hidden, mixed)
+
+
 def hybrid(state, name, after, attend):
     """A layer with a state below attention, in the first layer only."""
 
@@ -87,6 +101,7 @@ STATES = {
     "recurrence": (recurrence, "past_key_values.0.recurrent_state", "present.0.recurrent_state"),
     "recurrence of another name": (recurrence, "ssm_0", "ssm_after_0"),
     "LinearAttention": (linear_attention, "past_key_values.0.recurrent", "present.0.recurrent"),
+    "LinearAttentionGate": (gated_attention, "past_key_values.0.recurrent", "present.0.recurrent"),
 }
 
 
@@ -216,10 +231,9 @@ def beams(graph, held):
 
 
 def quantised_keys(graph, rows, shape):
-    """Keys and values by way of int8, as static quantisation writes it."""
-    scale, zero = np.float32(0.05), np.array(0, np.int8)
-    stored = graph.add("QuantizeLinear", decomposed.tile(graph, rows, shape), scale, zero)
-    return graph.add("DequantizeLinear", stored, scale, zero)
+    """Keys and values by way of bytes of a scale that they have themselves."""
+    stored = graph.add("DynamicQuantizeLinear", decomposed.tile(graph, rows, shape), outputs=3)
+    return graph.add("DequantizeLinear", *stored)
 
 
 def merged():
@@ -264,6 +278,17 @@ def no_shape():
     return model
 
 
+def keys_turned():
+    """A cache of keys [B,H,D,P] that says so."""
+    model = decoder(change_cache(keys_turned=True), Shape(4, 4))
+    for info in [*model.graph.input, *model.graph.output]:
+        if info.name.endswith(".key"):
+            dims = info.type.tensor_type.shape.dim
+            tokens, size = dims[2].dim_param, dims[3].dim_value
+            dims[2].dim_value, dims[3].dim_param = size, tokens
+    return model
+
+
 REFUSED = {
     "only new rows": (
         lambda: decoder(change_cache(new_rows=True), Shape(4, 4)),
@@ -278,6 +303,7 @@ REFUSED = {
         lambda: decoder(change_cache(keys_turned=True), Shape(4, 4)),
         ["past_key_values.0.key", "along axis 3"],
     ),
+    "keys the other way round, declared": (keys_turned, ["past_key_values.0.key", "along axis 3"]),
     "beams in the graph": (
         lambda: decoder(change_cache(past=beams), Shape(4, 4)),
         ["beams of past_key_values.0.key", "chooses"],
@@ -285,7 +311,19 @@ REFUSED = {
     "sinks": (lambda: decoder(spelt_out(softmax=unknown.sink)), ["past_key_values.0.key", "attention sinks"]),
     "quantised attention": (
         lambda: decoder(spelt_out(repeat=quantised_keys)),
-        ["past_key_values.0.key", "quantised attention", "QuantizeLinear"],
+        ["past_key_values.0.key", "quantised attention", "DynamicQuantizeLinear"],
+    ),
+    "latent attention, whole": (
+        lambda: latent.model(latent.whole),
+        ["node_MatMul", "keys of 4 heads of 48", "values of 4 heads of 24"],
+    ),
+    "latent attention, expanded": (
+        lambda: latent.model(latent.expanded),
+        ["past_key_values.0.key", "latent attention"],
+    ),
+    "latent attention, absorbed": (
+        lambda: latent.model(latent.absorbed),
+        ["sum of two products", "latent attention"],
     ),
     "merged decoder": (merged, ["merge", "If"]),
     "three dimensions": (lambda: of_rank("batch", "past", 64), ["'past_kv' has 3 dimensions"]),

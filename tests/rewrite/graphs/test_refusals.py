@@ -229,7 +229,6 @@ SPELT = {
         "/layers.0/MultiHeadAttention",
         "unidirectional",
     ),
-    "mask and softcap": (attention(mask=masks.padded, softcap=2.0), "/layers.0/Attention", "softcap"),
     "another Attention": (by_layer(gqa, unknown.microsoft_attention), "/encoder/Attention", "com.microsoft Attention"),
     "one of two": (by_layer(gqa, unknown.crossed), "/crossed", "key and value"),
     "one of two spelt out": (by_layer(spelt_out(), spelt_out(how=unknown.capped_mask)), "tanh"),

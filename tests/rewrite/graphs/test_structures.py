@@ -90,6 +90,19 @@ def test_function_with_attribute(tmp_path):
     same(tmp_path, model)
 
 
+def test_functions_on_query_and_key(tmp_path):
+    """Each layer rotates by functions."""
+    model = decoder(spelt_out(rotate=decomposed.rotate_half))
+    turned = [n for n in model.graph.node if n.op_type == "Neg"]
+    for node in turned:
+        node.op_type, node.domain = "Turned", "local"
+    inner = helper.make_node("Neg", ["x"], ["y"])
+    model.functions.append(helper.make_function("local", "Turned", ["x"], ["y"], [inner], list(model.opset_import)))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    assert len(turned) == 4
+    same(tmp_path, model)
+
+
 def test_function_of_another_opset(tmp_path):
     """A function of other operators than the model's stays a call."""
     model = decoder(group_query())
