@@ -17,7 +17,7 @@ use crate::runtime::{Error, Tokenizer};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Task {
-    /// A few secret numbers in running text, one of which is asked for; its depth varies evenly over the prompts.
+    /// A few secret numbers in running text, one of which is asked for; its depth goes evenly over the prompts.
     Needle,
     /// The same, with all numbers asked for.
     MultiNeedle,

@@ -49,7 +49,7 @@ struct Attend {
     columns: u32,
     threads: u32,
     shared_bytes: u32,
-        /// Blocks that a compute unit holds at once.
+    /// Blocks that a compute unit holds at once.
     resident: u32,
     min_keys: u32,
 }
@@ -104,7 +104,7 @@ impl Attend {
         let matrix = device.matrix && call.key_bits < 16 && call.value_bits < 16 && octets <= 16;
         let columns = match pairs {
             0..=1 => 1,
-                        // Registers have no room for more sums.
+            // Registers have no room for more sums.
             _ if matrix && octets == 16 && call.value_bits == 4 => 4,
             2..=4 => 4,
             _ => 8,
@@ -113,7 +113,7 @@ impl Attend {
         let words = if matrix {
             let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
             let tiles = MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS);
-                        // After the queries: the tables and the waves' rows, whose memory the states of all waves reuse.
+            // After the queries: the tables and the waves' rows, whose memory the states of all waves reuse.
             columns * d + tiles.max(2 * states)
         } else {
             let tile = wave / octets * if columns > 1 { 2 } else { 4 };
@@ -162,7 +162,7 @@ pub fn attention(
     call.scale = settings.scale.unwrap_or_else(|| 1.0 / (d as f32).sqrt());
     call.softcap = settings.softcap.unwrap_or(0.0);
     call.causal = settings.causal.into();
-            // A window longer than all keys has no effect.
+    // A window longer than all keys has no effect.
     call.window = settings.window.map_or(0, |w| u32::try_from(w).unwrap_or(0));
     if !tensors.bias.is_null() {
         let [batches, heads, rows, columns] = tensors.bias_shape.map(|n| n as i64);
