@@ -19,11 +19,11 @@ use crate::runtime::{Error, Tokenizer};
 pub enum Task {
     /// A few secret numbers in running text, one of which is asked for; its depth goes evenly over the prompts.
     Needle,
-    /// The same, with all numbers asked for.
+    /// The same, all numbers asked for.
     MultiNeedle,
-    /// Only names and their numbers, one of which is asked for.
+    /// Nothing but names and their numbers, one of which is asked for.
     KeyValue,
-    /// Variables assigned to one another; the value of the last one is asked for.
+    /// Variables that are set to one another, the value of the last one asked for.
     Variables,
 }
 

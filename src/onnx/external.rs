@@ -29,8 +29,8 @@ pub enum Placement {
     /// As a copy, which takes no space where the file system shares blocks.
     #[default]
     Copy,
-    /// As a hard link where the file system allows it, which takes no space. The `onnx` Python package refuses to load
-    /// data with more than one link, also for the original.
+    /// As a hard link, which never takes space, where the file system can. The `onnx` Python package refuses to load
+    /// data with more than one link, of the original too.
     Link,
 }
 

@@ -107,11 +107,11 @@ impl Recovery {
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum RecentIn {
-    /// `Buffer` in a GenAI folder, `Inputs` elsewhere.
+    /// In the buffer in a GenAI folder, in inputs elsewhere.
     Auto,
-    /// In free rows of the buffer that past and present share: hosts need no change.
+    /// In free rows of the buffer that past and present share: no host needs to know.
     Buffer,
-    /// In an extra input and output of each layer; the host feeds the output back.
+    /// In one more input and output of each layer, which the host feeds back.
     Inputs,
 }
 
@@ -120,7 +120,7 @@ pub enum RecentIn {
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum CacheType {
-    /// The type of the original model, which existing hosts allocate.
+    /// That of the original model, which existing hosts allocate.
     Same,
     /// Bytes.
     Uint8,
