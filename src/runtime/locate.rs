@@ -88,7 +88,7 @@ fn package(python: &Path) -> Result<PathBuf, String> {
         sender.send(text).ok();
     });
     let answer = receiver.recv_timeout(PATIENCE);
-    // Wait until the process has closed its output, or its time is over.
+    // The process has closed its output, or used up its time.
     let begin = Instant::now();
     let status = loop {
         match child.try_wait().map_err(|e| format!("it cannot be run: {e}"))? {
