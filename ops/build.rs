@@ -1,8 +1,8 @@
-//! Part of the package's build script: embeds the kernels' sources, from which hipRTC and NVRTC compile them at run
-//! time, and, where compilers are at hand, code for AMD and NVIDIA GPUs. Makes Rust constants of `ops/limits.h`.
+//! Part of the package's build script: embeds the kernels' sources, from which hipRTC and NVRTC compile at run time,
+//! and, if compilers are installed, code for AMD and NVIDIA GPUs. Makes Rust constants of `ops/limits.h`.
 //!
-//! SPARK_HIP_ARCHS lists processors ("gfx90a,gfx1100"; "none" for none), and then all must compile. Without it a
-//! release build takes those of [`DEFAULT_ARCHS`] that the compilers found know, and other builds none.
+//! SPARK_HIP_ARCHS lists processors ("gfx90a,gfx1100"; "none" for none), all of which must then compile. Without it a
+//! release build uses those of [`DEFAULT_ARCHS`] that the compilers found support, and other builds none.
 
 use std::env;
 use std::fmt::Write;
@@ -10,19 +10,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Options that matter for what the kernels compute and how fast, at build time and at run time.
+/// Options that affect the kernels' results and speed, at build time and at run time.
 const HIP_OPTIONS: [&str; 3] = ["-std=c++17", "-O3", "-w"];
-/// Nothing is fused that the source does not fuse: masks must come out as on the CPU.
+/// The compiler must not fuse multiply-adds by itself: masks must come out as on the CPU.
 const CUDA_OPTIONS: [&str; 3] = ["-std=c++17", "--fmad=false", "-w"];
 
-/// Code for A100 and H100; PTX of the last one serves newer GPUs.
+/// Code for A100 and H100; PTX of the latter serves newer GPUs.
 const CUDA_TARGETS: [&str; 3] =
     ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
 
 /// Instinct MI200, MI300, and the Radeon generations RDNA 2 and RDNA 3.
 const DEFAULT_ARCHS: [&str; 4] = ["gfx90a", "gfx942", "gfx1030", "gfx1100"];
 
-/// The one source that includes all others.
+/// The source that includes all others.
 const MAIN: &str = "spark.hip";
 
 pub fn main() {
@@ -65,7 +65,7 @@ fn constants(header: &str) -> String {
     text
 }
 
-/// The kernels for NVIDIA GPUs. SPARK_CUDA=1 asks for them, 0 for none; without it a release build makes them where
+/// The kernels for NVIDIA GPUs. SPARK_CUDA=1 requires them, 0 omits them; without it a release build makes them if
 /// nvcc is on the PATH or NVCC names it.
 fn fatbin(main: &Path, out: &Path) -> Option<PathBuf> {
     let asked = env::var("SPARK_CUDA").ok();
@@ -88,7 +88,7 @@ fn fatbin(main: &Path, out: &Path) -> Option<PathBuf> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(e) => e.to_string(),
     };
-    // Nobody asked for it: the library compiles the kernels when it needs them.
+    // Not explicitly requested: the library compiles the kernels when it needs them.
     assert!(asked.is_none(), "{}: {problem}", nvcc.display());
     println!("cargo::warning=no kernels for NVIDIA GPUs are built in: {}: {problem}", nvcc.display());
     None
@@ -100,7 +100,7 @@ fn sources(ops: &Path) -> Vec<String> {
     for folder in ["", "device", "format"] {
         for file in fs::read_dir(ops.join(folder)).expect("ops is there") {
             let name = file.expect("a file").file_name().into_string().expect("a plain name");
-            // The emulation is for hosts.
+            // The emulation is for hosts only.
             if (name.ends_with(".h") || name.ends_with(".hip")) && name != "emulated.h" {
                 names.push(if folder.is_empty() { name } else { format!("{folder}/{name}") });
             }
@@ -128,7 +128,7 @@ fn code_objects(main: &Path, out: &Path) -> Vec<(String, PathBuf)> {
         let plain = arch.starts_with("gfx") && arch.chars().all(|c| c.is_ascii_alphanumeric());
         assert!(plain, "SPARK_HIP_ARCHS: {arch:?} is no processor; write it like gfx90a");
     }
-    // Each takes a compiler some ten seconds.
+    // Each takes a compiler about ten seconds.
     let compile = |arch: &str| {
         let object = out.join(format!("spark.{arch}.co"));
         let mut problems = Vec::new();
@@ -148,7 +148,7 @@ fn code_objects(main: &Path, out: &Path) -> Vec<(String, PathBuf)> {
     for (arch, result) in archs.into_iter().zip(results) {
         match result {
             Ok(object) => objects.push((arch, object)),
-            // The processors that nobody asked for are the ones that the compilers know.
+            // Without an explicit list, processors that the compilers do not know are skipped.
             Err(_) if asked.is_none() => {}
             Err(problem) => panic!("{arch} does not compile:\n{problem}"),
         }
@@ -162,7 +162,7 @@ struct Compiler {
     options: &'static [&'static str],
 }
 
-/// hipcc, then clang, which may know newer processors: the kernels need nothing of HIP's headers and libraries.
+/// hipcc, then clang, which may know newer processors: the kernels need neither HIP's headers nor its libraries.
 fn compilers() -> Vec<Compiler> {
     let named = env::var_os("HIPCC").map(PathBuf::from);
     let rocm = env::var_os("ROCM_PATH").map_or_else(|| PathBuf::from("/opt/rocm"), PathBuf::from).join("bin/hipcc");

@@ -1,8 +1,8 @@
-// What a kernel is told: one structure, by value. src/gpu/params.rs is the same in Rust; both
+// The argument of every kernel: one structure, passed by value. src/gpu/params.rs declares the same in Rust; both
 // sides assert sizes and offsets.
 //
-// All pointers are device pointers, null where the call has no such tensor. They are aligned to 4 bytes at least.
-// Everything but the contents of tensors was validated on the host.
+// All pointers are device pointers, null where the call has no such tensor. They are aligned to at least 4 bytes.
+// Everything but the contents of tensors has been validated on the host.
 #ifndef SPARK_CALL_H
 #define SPARK_CALL_H
 

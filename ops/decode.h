@@ -1,11 +1,11 @@
 // Decoding: recovery attention for few queries. A block takes a piece of the keys of one KV head and up to COLUMNS of
 // its queries, (new token, query head) pairs; its waves take tiles of keys in turn.
 //
-// In a wave, OCTETS lanes share a row, eight channels each, and WAVE / OCTETS rows stand side by side: a key is decoded
-// once for all queries, the reduction of a product stays within OCTETS lanes, and what a value adds to the output stays
-// in the lane. Key rows come to LDS as they are, in whole cache lines, because where a kept channel lies depends on the
-// row's mask; value rows go straight to registers, and are asked for before the scores are computed. The greatest score
-// moves once a tile.
+// Within a wave, OCTETS lanes share a row, eight channels each, and WAVE / OCTETS rows are processed side by side: a
+// key is decoded once for all queries, the reduction of a product stays within OCTETS lanes, and a value's
+// contribution to the output stays in the lane. Key rows are copied unchanged to LDS, in whole cache lines, because
+// the position of a kept channel depends on the row's mask; value rows go straight to registers, and are loaded before
+// the scores are computed. The running maximum changes once per tile.
 #ifndef SPARK_DECODE_H
 #define SPARK_DECODE_H
 
@@ -16,13 +16,13 @@
 
 SPARK_CONSTANT u32 DECODE_WAVES = SPARK_BLOCK_WAVES;
 
-// Rows that a lane has under way.
+// Rows that a lane has in flight.
 template <u32 COLUMNS>
 struct DecodeSteps {
     SPARK_CONSTANT u32 STEPS = COLUMNS > 1 ? 2 : 4;
 };
 
-// Keys in rows, or dense: in past_key_recent and among the new tokens, few of either.
+// Keys stored in rows, or dense keys: few, in past_key_recent and among the new tokens.
 enum KeyKind { STORED, DENSE };
 
 // What a block computes: queries of a KV head, and a piece of their keys.
@@ -69,7 +69,7 @@ SPARK_FN void queries_to_shared(const SparkCall& call, const Sequence& s, u32 kv
     block_barrier();
 }
 
-// Copies the fields of `count` key rows, from position `t` on, to LDS from byte `staged` on, by one wave.
+// One wave copies the fields of `count` key rows, from position `t` on, to LDS from byte `staged` on.
 SPARK_FN void stage_keys(const SparkCall& call, const KeyLayout& layout, const Sequence& s, u32 kv_head, u32 t,
                          u32 count, u32 staged) {
     const i64 row = ((i64)s.index * call.kv_heads + kv_head) * call.past_rows + t;
@@ -116,7 +116,7 @@ struct Decode {
 
     float max[COLUMNS], sum[COLUMNS], weighted[COLUMNS][8];
 
-    // LDS: what queries_to_shared leaves.
+    // LDS: as left by queries_to_shared.
     SPARK_FN Decode(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column)
         : call(call), s(s), kv_head(kv_head), octet(lane() % OCTETS), row(lane() / OCTETS),
           active(8 * octet < call.head_dim), reader(octet), first_column(first_column), units(0) {
@@ -229,8 +229,8 @@ struct Decode {
         }
     }
 
-    // What softcap and attention_bias make of the scores. Rarely wanted and long, so one copy in a loop that picks a
-    // score by comparisons: registers cannot be indexed.
+    // Applies softcap and attention_bias to the scores. Rarely needed and long, so a single copy in a loop that
+    // selects a score by comparisons: registers cannot be indexed.
     template <u32 N>
     SPARK_FN void add_more(float (&score)[N][COLUMNS], u32 t, u32 count) const {
         SPARK_NOTE("rare");
@@ -261,7 +261,7 @@ struct Decode {
         }
     }
 
-    // Adds the state of the same query and channels from elsewhere.
+    // Adds another state of the same query and channels.
     SPARK_FN void merge(u32 c, float other_max, float other_sum, const float (&other)[8]) {
         const float most = greatest(max[c], other_max);
         const float mine = rescale(max[c], most), its = rescale(other_max, most);
@@ -271,7 +271,7 @@ struct Decode {
         for (u32 k = 0; k < 8; ++k) weighted[c][k] = weighted[c][k] * mine + its * other[k];
     }
 
-    // Merges the rows that stand side by side: afterwards every row has the state of the wave.
+    // Merges the rows side by side: afterwards every row has the state of the wave.
     SPARK_FN void merge_rows() {
         SPARK_UNROLL
         for (u32 n = 0; n < 6; ++n) {
@@ -282,7 +282,7 @@ struct Decode {
                 float other[8];
                 SPARK_UNROLL
                 for (u32 k = 0; k < 8; ++k) other[k] = shuffle_xor(weighted[c][k], m);
-                // The lanes without channels have no sum of their own, so it is taken before it is used as one.
+                // Lanes without channels have no sum of their own, so the sum is exchanged before it is used.
                 merge(c, shuffle_xor(max[c], m), shuffle_xor(sum[c], m), other);
             }
         }
@@ -320,7 +320,7 @@ struct Decode {
         }
     }
 
-    // The block's results, by its first wave.
+    // Writes the block's results, by its first wave.
     SPARK_FN void write(const DecodeBlock& block) const {
         if (thread() >= WAVE || row != 0 || !active) return;
         SPARK_UNROLL
@@ -333,8 +333,8 @@ struct Decode {
     }
 };
 
-// LDS: D units; then, one after the other in time, queries and scales, for each wave TILE rows' fields and
-// KEY_SLACK_WORDS, the states of half the waves.
+// LDS: D units; then, reusing the same memory in turn, queries and scales, for each wave the fields of TILE rows and
+// KEY_SLACK_WORDS, and the states of half the waves.
 template <u32 OCTETS, u32 COLUMNS>
 SPARK_FN void decode(const SparkCall& call) {
     typedef Decode<OCTETS, COLUMNS> Own;
@@ -349,7 +349,7 @@ SPARK_FN void decode(const SparkCall& call) {
     const ValueLayout values(call);
     const u32 staged_words = Own::TILE * layout.words + KEY_SLACK_WORDS;
     const u32 staged = 4 * (call.head_dim + staged_words * wave());
-    // Channels behind the last row are read, though not used.
+    // Channels after the last row are read, but not used.
     clear_row(staged, staged_words);
     const u32 dense = first_dense(call, s);
     own.template tiles<STORED, Own::STEPS>(layout, values, staged, keys.start, keys.end < dense ? keys.end : dense);

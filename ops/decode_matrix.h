@@ -1,4 +1,4 @@
-// Decoding of quantised rows on matrix cores: what decode.h does, with keys in rows taken 16 at a time.
+// Decoding of quantised rows on matrix cores: like decode.h, with stored keys taken 16 at a time.
 #ifndef SPARK_DECODE_MATRIX_H
 #define SPARK_DECODE_MATRIX_H
 
@@ -6,12 +6,12 @@
 #include "matrix_keys.h"
 #include "matrix_values.h"
 
-// The keys in rows, of one wave. A lane has a column and four keys of the scores, as matrix_keys.h leaves them.
+// One wave's stored keys. A lane has a column and four keys of the scores, as matrix_keys.h leaves them.
 template <u32 OCTETS, u32 COLUMNS, u32 KEY_BITS, u32 VALUE_BITS>
 struct DecodeMatrix {
     SPARK_CONSTANT u32 BLOCKS = (COLUMNS + 3) / 4; // of four queries
-    // Weights times scales are at most 2^12 e^2, the largest float16 being nearly 2^16, and all that matter are far
-    // from its least normal number.
+    // Weights times scales are at most 2^12 e^2, below the largest float16 of nearly 2^16, and all that matter are far
+    // above its least normal number.
     static constexpr float HEADROOM = 12.0f, SLACK = 2.88539f;
 
     const SparkCall& call;
@@ -20,11 +20,11 @@ struct DecodeMatrix {
     MatrixKeys<OCTETS, BLOCKS, KEY_BITS> keys;
     MatrixValues<OCTETS, BLOCKS, VALUE_BITS> values;
     Keys seen[BLOCKS];
-    // To base 2, of the lane's column: what weights are relative to, the greatest of scores and the logarithms of their
-    // values' scales, less HEADROOM; and the sum of weights.
+    // To base 2, for the lane's column: the reference of the weights, which is the greatest sum of a score and the
+    // logarithm of its value's scale, less HEADROOM; and the sum of weights.
     float reference[BLOCKS], sum[BLOCKS];
 
-    // LDS: what queries_to_shared leaves; behind it what MatrixKeys says, which gives way to the waves' states.
+    // LDS: as left by queries_to_shared; after it the memory of MatrixKeys, which the waves' states reuse.
     SPARK_FN DecodeMatrix(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column)
         : call(call), s(s), kv_head(kv_head), first_column(first_column), keys(call, region(call)), values(call) {
         SPARK_UNROLL
@@ -38,7 +38,7 @@ struct DecodeMatrix {
         }
     }
 
-    // Byte of LDS behind units and queries, a multiple of 32.
+    // Byte of LDS after units and queries, a multiple of 32.
     SPARK_FN static u32 region(const SparkCall& call) { return 4 * (1 + COLUMNS) * call.head_dim; }
 
     // Of the lane's column in block `b`.
@@ -73,7 +73,7 @@ struct DecodeMatrix {
         values.add(p);
     }
 
-    // What softcap and attention_bias make of the scores; rarely wanted.
+    // Applies softcap and attention_bias to the scores; rarely needed.
     SPARK_FN void add_more(float (&score)[BLOCKS][4], u32 t) const {
         SPARK_NOTE("rare");
         SPARK_UNROLL
@@ -95,7 +95,7 @@ struct DecodeMatrix {
         }
     }
 
-    // Weights from scores, once the reference is such that float16 holds them times their scale.
+    // Computes weights from scores, once the reference is high enough for float16 to hold weights times scales.
     SPARK_FN void weigh(const float (&score)[BLOCKS][4], float (&p)[BLOCKS][4]) {
         float size[4];
         SPARK_UNROLL
@@ -118,7 +118,7 @@ struct DecodeMatrix {
         }
     }
 
-    // Makes weights relative to `most` where that is more, which the lanes of a query then agree on.
+    // Raises the reference to `most` less HEADROOM if that is greater; all lanes of a query then agree on it.
     SPARK_FN void refer(u32 b, float most) {
         most = greatest(most, shuffle_xor(most, 2));
         most = greatest(most, shuffle_xor(most, 16));
@@ -132,7 +132,7 @@ struct DecodeMatrix {
         }
     }
 
-    // The wave's states to LDS: for each query D weighted sums, the greatest score, the sum of weights.
+    // Writes the wave's states to LDS: for each query D weighted sums, the greatest score, the sum of weights.
     SPARK_FN Shared<float> write_states() {
         const u32 d = call.head_dim;
         const Shared<float> states(region(call) + 4 * wave() * COLUMNS * (d + 2));
@@ -154,13 +154,13 @@ struct DecodeMatrix {
     }
 };
 
-// Whether registers have room for the sums: src/gpu/plan chooses no others.
+// Whether registers have room for the sums: src/gpu/plan chooses no other sizes.
 template <u32 OCTETS, u32 COLUMNS, u32 VALUE_BITS>
 SPARK_FN constexpr bool has_room() {
     return OCTETS < 16 || COLUMNS <= 4 || VALUE_BITS == 8;
 }
 
-// The waves' states of the stored keys from `start` to below `end`, in LDS.
+// Computes the waves' states of the stored keys from `start` to below `end`, in LDS.
 template <u32 OCTETS, u32 COLUMNS, u32 KEY_BITS, u32 VALUE_BITS>
 SPARK_FN Shared<float> decode_stored(const SparkCall& call, const Sequence& s, const DecodeBlock& block, u32 start,
                                      u32 end) {

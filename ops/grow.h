@@ -1,5 +1,5 @@
-// A cache that grows: past rows copied to where the present ones begin, rows without a token zeroed. The new rows
-// between them are the prune kernel's. src/cpu/cache.rs is the reference.
+// A growing cache: copies past rows to the start of the present ones, and zeroes rows without a token. The prune
+// kernel writes the new rows in between. src/cpu/cache.rs is the reference.
 #ifndef SPARK_GROW_H
 #define SPARK_GROW_H
 

@@ -1,4 +1,4 @@
-// Numbers that the kernels and src/gpu/plan both go by: ops/build.rs makes Rust constants of them, without the prefix.
+// Numbers shared by the kernels and src/gpu/plan: ops/build.rs makes Rust constants of them, without the prefix.
 #ifndef SPARK_LIMITS_H
 #define SPARK_LIMITS_H
 
@@ -8,22 +8,22 @@
 #define SPARK_BFLOAT16 2
 // Greatest head size.
 #define SPARK_MAX_HEAD_DIM 256
-// Sequences whose lengths fit a call; larger batches take several launches.
+// Most sequences whose lengths fit a call; larger batches take several launches.
 #define SPARK_MAX_SEQUENCES 64
 
-// Waves of a block that decodes, prunes or merges.
+// Waves per block for decoding, pruning and merging.
 #define SPARK_BLOCK_WAVES 4
-// Threads of other blocks.
+// Threads per block of other kernels.
 #define SPARK_GROW_THREADS 256
 #define SPARK_RECENT_THREADS 256
 #define SPARK_SALIENCY_THREADS 512
 #define SPARK_PREFILL_THREADS 256
-// Words of a thread that copies a growing cache, side by side.
+// Words that a thread of the copy of a growing cache handles side by side.
 #define SPARK_GROW_WORDS 4
 
-// Words that eight channels may be read past the end of their key row's fields; they are not used, but must be there.
+// Words that may be read past the end of a key row's fields; they are not used, but must exist.
 #define SPARK_KEY_SLACK_WORDS 5
-// Keys of a tile for matrix cores, and words of the tables that their codes are unpacked by (ops/matrix_keys.h).
+// Keys of a tile for matrix cores, and words of the tables that unpack their codes (ops/matrix_keys.h).
 #define SPARK_MATRIX_KEYS 16
 #define SPARK_MATRIX_TABLE_WORDS 1536
 

@@ -2,7 +2,7 @@
 //
 // A lane has a fourth of a key, OWN octets. With u the codes, spread over the channels and 0 for pruned ones, s the
 // signs and b a digit of the query, a score is step * sum(s u b) + m * sum over kept(s b) + a * sum over pruned(s b),
-// summed over digits. All three come from products of bytes:
+// summed over digits. All three are derived from products of bytes:
 //
 //   F1 = sum((s (u - 127.5) - 0.5) b), F2 = sum((-127.5 s - 0.5) b), F3 = sum((127.5 s t - 0.5) b), B = sum(b)
 //
@@ -17,8 +17,8 @@
 
 // Keys of a product.
 SPARK_CONSTANT u32 MATRIX_KEYS = SPARK_MATRIX_KEYS;
-// LDS of a block, in words: a quad of selectors of codes and bytes of kept channels by a mask's byte, two of signs by a
-// sign plane's byte.
+// LDS of a block, in words: for each byte of a mask, a quad of code selectors and bytes of kept channels; for each
+// byte of a sign plane, two words of signs.
 SPARK_CONSTANT u32 MATRIX_TABLE_WORDS = SPARK_MATRIX_TABLE_WORDS;
 
 template <u32 OCTETS, u32 BLOCKS, u32 KEY_BITS>
@@ -37,12 +37,12 @@ struct MatrixKeys {
     int digit_sum[BLOCKS];
     float unit[BLOCKS]; // of a digit, times scale, to base 2
 
-    // Of LDS, for each wave. A multiple of four.
+    // Words of LDS for each wave, a multiple of four.
     SPARK_FN static u32 wave_words(const KeyLayout& layout) {
         return (MATRIX_KEYS * layout.words + KEY_SLACK_WORDS + 3) / 4 * 4 + 4 * MATRIX_KEYS;
     }
 
-    // The table from byte `region` of LDS on, a multiple of 16, and behind it words for each wave.
+    // The table is in LDS from byte `region` on, a multiple of 16, and each wave's words follow it.
     SPARK_FN MatrixKeys(const SparkCall& call, u32 region)
         : call(call), layout(call), row(lane() % 16), group(lane() / 16), part(lane() % 4), masks(region),
           signs(region + 4 * 1024), staged(region + 4 * (MATRIX_TABLE_WORDS + wave_words(layout) * wave())),
@@ -58,7 +58,7 @@ struct MatrixKeys {
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) {
                 const bool keep = byte >> k & 1;
-                // Nibbles are taken apart to even ones in the low word and odd ones in the high word.
+                // Nibbles are separated: even ones in the low word, odd ones in the high word.
                 const u32 at = KEY_BITS == 8 ? n : n / 2 + n % 2 * 4;
                 selectors[k / 4] |= (keep ? at : PICK_ZERO) << 8 * (k % 4);
                 kept[k / 4] |= (keep ? 0xffu : 0u) << 8 * (k % 4);
@@ -69,8 +69,7 @@ struct MatrixKeys {
         }
     }
 
-    // The query of block `b` that the lane's column belongs to: D numbers in LDS from `first` on, zeros unless it
-    // `exists`.
+    // Sets the query of block `b` for the lane's column: D numbers in LDS from `first` on, zeros unless it `exists`.
     SPARK_FN void set_query(u32 b, const Shared<float>& queries, u32 first, bool exists) {
         const u32 d = call.head_dim;
         float most = 0.0f;
@@ -81,7 +80,7 @@ struct MatrixKeys {
         }
         most = greatest(most, shuffle_xor(most, 16));
         most = greatest(most, shuffle_xor(most, 32));
-        // About as far as three signed bytes reach. What is smaller than any product of numbers that occur is zero.
+        // About the range of three signed bytes. Queries smaller than any that occur count as zero.
         const float steps = 8355000.0f, factor = most > 1e-30f ? steps / most : 0.0f;
         u32 total = 0;
         SPARK_UNROLL
@@ -94,7 +93,7 @@ struct MatrixKeys {
                 SPARK_ROLLED
                 for (u32 k = 0; k < 4; ++k) {
                     const float q = own ? queries.load(first + 8 * octet + 4 * w + k) : 0.0f;
-                    // With 0x80 added to each digit all are positive, and without carries between them.
+                    // With 0x80 added, all digits are non-negative, and there are no carries between them.
                     const u32 all = (u32)((int)round_even(q * factor) + 0x808080) ^ 0x808080;
                     const u32 digit = part < 3 ? all >> 8 * (2 - part) & 0xff : 0;
                     word |= digit << 8 * k;
@@ -110,7 +109,7 @@ struct MatrixKeys {
         unit[b] = size * (most / steps) * (call.scale * LOG2_E);
     }
 
-    // A mask without the channels that have no slot, which read as pruned, for a row of a host that marks too many.
+    // A mask without the channels that have no slot, which read as pruned, for rows from a host that mark too many.
     SPARK_FN static u32 limited(u32 mask, u32 room) {
         u32 first = 0;
         SPARK_ROLLED
@@ -131,7 +130,7 @@ struct MatrixKeys {
             for (u32 k = 0; k < 3; ++k) f[b][k] = MatrixCounts{0, 0, 0, 0};
         }
         const u32 begin = staged + 4 * layout.words * row;
-        // What lies behind a plane's last octet is read, which no digit and no slot is for.
+        // Reads past a plane's last octet, where there are no digits and no slots.
         const Shared<u8> own_masks(begin + OWN * group), own_signs(begin + layout.mask_bytes + OWN * group);
         u32 mask[OWN], kept = 0;
         SPARK_UNROLL
@@ -153,7 +152,7 @@ struct MatrixKeys {
                 before += all;
             }
         }
-        // In units of codes, from the begin of LDS.
+        // In units of codes, from the start of LDS.
         u32 at = (begin + layout.codes_at) * (8 / KEY_BITS) + slot;
         const Shared<u32> words(0);
         SPARK_UNROLL
@@ -182,7 +181,7 @@ struct MatrixKeys {
         }
     }
 
-    // Each key's step, m / 255 and a / -255, by the lanes that have the key.
+    // Writes each key's step, m / 255 and a / -255, by the lanes that have the key.
     SPARK_FN void share_factors() const {
         const Shared<u16> halves(staged + 4 * layout.words * row + layout.scalars_at);
         const float a = call.recover ? -1.0f / 255.0f : 0.0f;
@@ -192,7 +191,7 @@ struct MatrixKeys {
         }
     }
 
-    // Scores to base 2 of the staged keys: of the lane's column, of keys 4 group to 4 group + 3.
+    // Scores to base 2 of the staged keys, for the lane's column and keys 4 group to 4 group + 3.
     SPARK_FN void score(float (&scores)[BLOCKS][4]) const {
         share_factors();
         MatrixCounts f[BLOCKS][3];

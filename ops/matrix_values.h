@@ -1,8 +1,9 @@
 // Weighted sums of quantised values on matrix cores, 16 keys and blocks of four queries at a time.
 //
-// A lane of the scores has a column and four keys, which is how a product takes weights: weight times scale, as the sum
-// of two float16 in columns 4 c + p, p even and odd. Codes are exact in float16. Four-bit values have a scale for each
-// 32 channels, so p / 2 is which of two groups; four groups take two products.
+// A lane of the scores has a column and four keys, which matches the layout of weights in a product. Weight times
+// scale is represented by the sum of two float16 numbers in columns 4 c + p, p even and odd. Codes are exact in
+// float16. Four-bit values have a scale for each 32 channels, so p / 2 selects one of two groups; four groups take two
+// products.
 #ifndef SPARK_MATRIX_VALUES_H
 #define SPARK_MATRIX_VALUES_H
 
@@ -20,16 +21,16 @@ struct MatrixValues {
     u32 begin[4];          // of the keys' rows, bytes
     u32 own, own_pair;     // the lane's codes in a row, and its first scale
 
-    // Of the lane's column: what minima and codes add to the output.
+    // For the lane's column: what minima and codes add to the output.
     float minimum[BLOCKS][SETS];
     MatrixSums weighted[BLOCKS][SETS][WORDS][4];
 
-    // Of four keys: codes of the lane's channels, scales and minima for its column.
+    // For four keys: codes of the lane's channels, scales and minima for its column.
     u32 codes[4][BITS == 8 ? WORDS : 1], pairs[SETS][4];
 
     SPARK_FN explicit MatrixValues(const SparkCall& call) : call(call), group(lane() / 16), part(lane() % 4) {
         const u32 unit = lane() % 16;
-        // Lanes without channels, and groups beyond the last, read values that are not used.
+        // Lanes without channels, and groups after the last, read values that are not used.
         own = ValueLayout(call).codes_at + (UNIT * unit < call.head_dim ? unit : 0) * (UNIT * BITS / 8);
         own_pair = GROUPED && VALUE_GROUP * (part / 2) < call.head_dim ? 4 * (part / 2) : 0;
         SPARK_UNROLL
@@ -54,7 +55,7 @@ struct MatrixValues {
         }
     }
 
-    // Asks for `count` rows from `rows` on; those beyond read as the last one.
+    // Loads `count` rows from `rows` on; those beyond repeat the last one.
     SPARK_FN void fetch(const u8* rows, u32 count) {
         const u32 last = (count - 1) * call.value_row_bytes;
         SPARK_UNROLL
@@ -75,7 +76,8 @@ struct MatrixValues {
         }
     }
 
-    // Once the rows are there: scales and minima that are no numbers, which hosts may bring, as `finite` has them.
+    // After the rows have arrived: replaces scales and minima that are not finite, which hosts may pass, as `finite`
+    // does.
     SPARK_FN void limit() {
         u32 odd = 0;
         SPARK_UNROLL
@@ -99,8 +101,8 @@ struct MatrixValues {
 
     SPARK_FN float scale(u32 set, u32 r) const { return half_to_float((u16)pairs[set][r]); }
 
-    // About the logarithm to base 2 of the greatest scale of key `r`, less by at most 0.09; at least -24, where float16
-    // ends.
+    // Approximate base-2 logarithm of the greatest scale of key `r`, too small by at most 0.09; at least -24, the
+    // limit of float16.
     SPARK_FN float size(u32 r) const {
         float most = 0x1p-24f;
         SPARK_UNROLL
@@ -108,12 +110,12 @@ struct MatrixValues {
         return fused((float)bits_of(most), 0x1p-23f, -127.0f);
     }
 
-    // How many channels byte `k` of word `w` lies behind the first of its lane.
+    // Distance of byte `k` of word `w` from the lane's first channel.
     SPARK_FN static u32 offset(u32 w, u32 k) {
         return BITS == 8 ? 4 * w + k : UNIT == 8 ? 2 * k + w : 2 * (k % 2) + k / 2;
     }
 
-    // Codes of four keys, transposed: of each of the word's four channels as float16.
+    // Codes of four keys, transposed: each of the word's four channels as float16.
     SPARK_FN static void transpose(const u32 (&words)[4], u32 (&halves)[4][2]) {
         SPARK_UNROLL
         for (u32 pair = 0; pair < 2; ++pair) {
@@ -128,9 +130,9 @@ struct MatrixValues {
         }
     }
 
-    // Adds the values by the weights `p` of their keys.
+    // Adds the values with the weights `p` of their keys.
     SPARK_FN void add(const float (&p)[BLOCKS][4]) {
-        // Odd parts are what a float16 of the weight leaves.
+        // Odd parts hold the remainder that the first float16 leaves.
         const u32 head_bits = part % 2 ? 0xffffe000 : 0;
         u32 weights[BLOCKS][SETS][2];
         SPARK_UNROLL
@@ -182,24 +184,24 @@ struct MatrixValues {
         });
     }
 
-    // The D sums of the block's column to LDS from `first` on, if it `exists`.
+    // Writes the D sums of the block's column to LDS from `first` on, if it `exists`.
     SPARK_FN void write(u32 b, const Shared<float>& states, u32 first, bool exists) {
         SPARK_UNROLL
         for (u32 set = 0; set < SETS; ++set) {
             minimum[b][set] += shuffle_xor(minimum[b][set], 16);
             minimum[b][set] += shuffle_xor(minimum[b][set], 32);
         }
-        // Which groups of 32 channels the lane's channels are in: the columns that have their scale.
+        // The groups of 32 channels that the lane's channels belong to: the columns that have their scale.
         const u32 own_part = GROUPED ? 2 * (OCTETS < 16 ? group / 2 : group % 2) : 0;
         const bool second = SETS == 2 && group / 2 == 1;
-        // Values, not choices of where to read: registers cannot be indexed.
+        // Selects values, not addresses: registers cannot be indexed.
         const float first_least = minimum[b][0], second_least = minimum[b][SETS - 1];
         const float least = second ? second_least : first_least;
         SPARK_UNROLL
         for (u32 w = 0; w < WORDS; ++w) {
             SPARK_UNROLL
             for (u32 k = 0; k < 4; ++k) {
-                // Keeps the compiler from taking all sums at once, for which it lacks the registers.
+                // Prevents the compiler from processing all sums at once, for which it lacks registers.
                 wave_barrier();
                 SPARK_UNROLL
                 for (u32 r = 0; r < 4; ++r) {

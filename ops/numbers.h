@@ -1,4 +1,4 @@
-// Element types of tensors, and the numbers that kernels compute with. src/element.rs is the CPU's side of it.
+// Element types of tensors, and the numbers that kernels compute with. src/element.rs is the CPU's counterpart.
 #ifndef SPARK_NUMBERS_H
 #define SPARK_NUMBERS_H
 
@@ -36,13 +36,13 @@ SPARK_FN float tanh_of(float x) {
     return x < 0.0f ? -t : t;
 }
 
-// T is known at run time, not to each kernel: tensors of T are read where little else is done, and the choice is the
+// T is known at run time, not at compile time: tensors of T are read where little else is done, and the branch is the
 // same in all lanes.
 SPARK_FN float from_short(u32 scalar, u32 bits) {
     return scalar == SPARK_FLOAT16 ? half_to_float((u16)bits) : float_of(bits << 16);
 }
 
-// bfloat16: to nearest, of two the even one; numbers here are finite and far from the end of the range.
+// bfloat16: to nearest even; numbers here are finite and far from the end of the range.
 SPARK_FN u32 to_brain(float x) {
     const u32 b = bits_of(x);
     return (b + 0x7fff + (b >> 16 & 1)) >> 16;
@@ -73,7 +73,7 @@ SPARK_FN void read_some(u32 scalar, const void* data, i64 i, float (&x)[N]) {
     } else {
         u32 w[N / 2];
         load_words((const u16*)data + i, w);
-        // One decision for all of them.
+        // One branch for all of them.
         if (scalar == SPARK_FLOAT16) {
             SPARK_UNROLL
             for (u32 k = 0; k < N; ++k) x[k] = half_to_float((u16)(w[k / 2] >> 16 * (k % 2)));
@@ -106,7 +106,7 @@ SPARK_FN void write_octet(u32 scalar, void* data, i64 i, const float (&x)[8]) {
     store_words((u16*)data + i, w);
 }
 
-// Sums, least and greatest over aligned groups of `lanes` lanes.
+// Sum, minimum and maximum over aligned groups of `lanes` lanes.
 SPARK_FN float sum_over(float x, u32 lanes) {
     SPARK_UNROLL
     for (u32 n = 0; n < 6; ++n) {

@@ -1,8 +1,8 @@
 // Operands of matrix cores: a lane's eight elements, float16 or float32, in registers and in LDS.
 //
-// The wave's tile is C (16 by 16, float32) += A (16 by 32) * B (32 by 16). Lane l has of row l % 16 of A, and of column
-// l % 16 of B, the elements 8 * (l / 16) to 8 * (l / 16) + 7, and of column l % 16 of C the rows 4 * (l / 16) to 4 * (l
-// / 16) + 3. Which of the 32 an instruction takes first does not matter, as long as A and B agree.
+// The wave's tile is C (16 by 16, float32) += A (16 by 32) * B (32 by 16). Lane l has the elements 8 * (l / 16) to 8 *
+// (l / 16) + 7 of row l % 16 of A and of column l % 16 of B, and the rows 4 * (l / 16) to 4 * (l / 16) + 3 of column l
+// % 16 of C. The order in which instructions take the 32 elements does not matter, as long as A and B agree.
 #ifndef SPARK_OPERAND_H
 #define SPARK_OPERAND_H
 
@@ -25,10 +25,10 @@ struct Operand {
     }
 };
 
-// Two neighbours of float16, numbers within its range.
+// Two neighbouring float16 numbers, from numbers within the range of float16.
 SPARK_FN u32 half_pair(float low, float high) { return (u32)float_to_half(low) | (u32)float_to_half(high) << 16; }
 
-// Of numbers within float16's range.
+// From numbers within the range of float16.
 SPARK_FN void to_operand(const float (&x)[8], Operand<u16>& o) {
     SPARK_UNROLL
     for (u32 k = 0; k < 4; ++k) o.words[k] = half_pair(x[2 * k], x[2 * k + 1]);
@@ -47,7 +47,7 @@ SPARK_FN void multiply(const Operand<float>& a, const Operand<float>& b, MatrixS
     for (u32 k = 0; k < 8; ++k) matrix_f32(float_of(a.words[k]), float_of(b.words[k]), c);
 }
 
-// Two neighbours of an operand's eight to LDS, pair `pair` of them, which lies in quad `quad`.
+// Writes two neighbours of an operand's eight to LDS: pair `pair`, which lies in quad `quad`.
 SPARK_FN void store_pair(const Shared<u16>& to, u32 quad, u32 pair, float first, float second) {
     Shared<u32>(to.at).store(4 * quad + pair, half_pair(first, second));
 }

@@ -1,4 +1,4 @@
-// The few primitives that differ between devices. Kernels use these and nothing else of any device:
+// The few primitives that differ between devices. Kernels use nothing else that depends on a device:
 //
 //   WAVE                         lanes of a wave, 64 or 32
 //   thread(), block_x(), block_z(), lane(), wave()
@@ -32,8 +32,8 @@
 // V_MFMA_I32_16X16X16I8 (AMD's "Instinct MI200" and "MI300" ISA guides; the formulas are those of its matrix
 // instruction calculator, github.com/ROCm/amd_matrix_instruction_calculator).
 //
-// Every control decision around a primitive that all lanes take part in is the same in all lanes of the wave (of the
-// block for block_barrier).
+// The control flow around a primitive in which all lanes take part is uniform in the wave (in the block for
+// block_barrier).
 #ifndef SPARK_PORTABLE_H
 #define SPARK_PORTABLE_H
 
@@ -63,8 +63,8 @@ typedef long long i64;
 #include "device/hip.h"
 #endif
 
-// Masks must come out as on the CPU, so a product and a sum round twice unless `fused` says otherwise. (nvcc needs
-// --fmad=false, other compilers than clang -ffp-contract=off.)
+// Masks must come out as on the CPU, so a product and a sum round separately unless `fused` says otherwise. (nvcc
+// needs --fmad=false, compilers other than clang -ffp-contract=off.)
 #ifdef __clang__
 #pragma clang fp contract(off)
 #endif

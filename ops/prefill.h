@@ -1,8 +1,8 @@
-// Attention for many queries, prompts and chunks of them after a cache, without matrix cores. A block takes QUERIES
-// (new token, query head) pairs of one KV head, adjacent in the token, and a piece of their keys; keys and values are
-// decoded once a tile, to float32 in LDS, and read from there by all queries. Plain multiply-adds: thread (y, x) of 16
-// by 16 holds the scores of queries y, y + 16, ... with keys x, x + 16, ..., and the output's channels x, x + 16, ...
-// of the same queries.
+// Attention for many queries (prompts, and chunks of prompts after a cache) without matrix cores. A block takes
+// QUERIES (new token, query head) pairs of one KV head, with adjacent tokens, and a piece of their keys. Keys and
+// values are decoded once per tile, to float32 in LDS, and read from there by all queries. Plain multiply-adds: thread
+// (y, x) of 16 by 16 holds the scores of queries y, y + 16, ... with keys x, x + 16, ..., and the output's channels x,
+// x + 16, ... of the same queries.
 #ifndef SPARK_PREFILL_H
 #define SPARK_PREFILL_H
 
@@ -11,8 +11,8 @@
 
 SPARK_CONSTANT u32 SIDE = 16;
 
-// For head sizes up to CHANNELS. LDS: queries, then keys or values, each row with a word behind it that spreads banks,
-// then probabilities, then what `Source` needs. src/gpu/plan adds them up alike.
+// For head sizes up to CHANNELS. LDS: queries, then keys or values, each row followed by a word that spreads banks,
+// then probabilities, then the memory of `Source`. src/gpu/plan computes the same total.
 template <u32 CHANNELS>
 struct Prefill {
     SPARK_CONSTANT u32 QUERIES = CHANNELS > 128 ? 16 : 32;
@@ -78,7 +78,7 @@ struct Prefill {
         }
     }
 
-    // Scores of the tile's keys, the softmax's step, and the keys' probabilities to LDS.
+    // Computes the scores of the tile's keys and the softmax step, and writes the keys' probabilities to LDS.
     SPARK_FN void score_keys(u32 t, u32 end) {
         float score[PER_SIDE][PER_SIDE];
         SPARK_UNROLL
@@ -162,7 +162,7 @@ struct Prefill {
         }
     }
 
-    // By way of LDS, where the queries were, so that a thread has eight channels side by side.
+    // Through LDS, in the place of the queries, so that a thread has eight adjacent channels.
     SPARK_FN void write(u32 split) const {
         block_barrier();
         SPARK_UNROLL

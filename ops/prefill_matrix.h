@@ -1,22 +1,22 @@
 // Attention for many queries on matrix cores. A block of four waves takes QUERIES columns, (new token, query head)
-// pairs of one KV head, adjacent in the token, and a piece of their keys. Keys and values are decoded once a tile, to E
-// in LDS, and multiplied from there by each wave with its own queries, which stay in registers.
+// pairs of one KV head with adjacent tokens, and a piece of their keys. Keys and values are decoded once per tile, to
+// E in LDS, and each wave multiplies them with its own queries, which stay in registers.
 //
-// Both products are taken transposed: keys * queries^T, then values^T * weights^T. So a lane has scores of one query
-// only, the one of its column; and where it has them is where the second product wants its weights, operand B, if the
-// values' keys are put in the same order. Weights never leave the lane, and what the softmax multiplies is the lane's
-// own.
+// Both products are computed transposed: keys * queries^T, then values^T * weights^T. So a lane has scores of only one
+// query, that of its column, and they are already in the layout of the weights in the second product, operand B, if
+// the values' keys are put in the same order. Weights never leave the lane, and the softmax rescales only the lane's
+// own sums.
 //
-// E is float16 for T float16 and bfloat16, float32 for T float32. Rotated queries, decoded keys and values, and weights
-// are rounded to float16, as GPU implementations of attention do; sums are float32. bfloat16 has no use of its own
-// here: it would round eight times as coarsely, and what is read from T is limited to float16's range anyway.
+// E is float16 for T float16 and bfloat16, float32 for T float32. Rotated queries, decoded keys and values, and
+// weights are rounded to float16, as in other GPU implementations of attention; sums are float32. bfloat16 would gain
+// nothing here: it would round eight times as coarsely, and values read from T are limited to float16's range anyway.
 //
 // Cost model, for each wave and tile of 64 keys with E float16, D = 128 and 32 queries: 128 matrix instructions, of 32
-// cycles on CDNA 2 and 16 on CDNA 3, against 32 reads of LDS (8 cycles each of the one LDS that four SIMDs share) and
-// the vector instructions that docs/performance.md counts. Matrix and vector instructions of different waves overlap,
-// so two blocks a compute unit are wanted: 256 registers a lane and 32 KB of LDS each. Two fragments of queries a wave,
-// because each read of keys or values then feeds two products, and a tile is decoded once for 128 columns; with D > 128
-// registers hold one.
+// cycles on CDNA 2 and 16 on CDNA 3, compared with 32 LDS reads (8 cycles each of the one LDS that four SIMDs share)
+// and the vector instructions that docs/performance.md counts. Matrix and vector instructions of different waves
+// overlap, so a compute unit should hold two blocks: 256 registers per lane and 32 KB of LDS each. A wave has two
+// fragments of queries, because each read of keys or values then feeds two products, and a tile is decoded once for
+// 128 columns; with D > 128 registers hold only one.
 #ifndef SPARK_PREFILL_MATRIX_H
 #define SPARK_PREFILL_MATRIX_H
 
@@ -24,19 +24,19 @@
 #include "source.h"
 #include "states.h"
 
-// Weights are at most 2^EXPONENT. CDNA 2 takes float16 below 2^-14 as zero: so weights reach from there up to
-// near the greatest float16, and only those below 2^-29 of the greatest are lost.
+// Weights are at most 2^EXPONENT. CDNA 2 flushes float16 below 2^-14 to zero, so weights use the range from there up
+// to near the greatest float16, and only those below 2^-29 of the greatest are lost.
 template <class E>
 struct Weights {
     SPARK_CONSTANT float EXPONENT = sizeof(E) == 2 ? 15.0f : 0.0f;
     SPARK_CONSTANT float UNIT = sizeof(E) == 2 ? 1.0f / 32768.0f : 1.0f;
 };
 
-// For head sizes up to CHANNELS, the rest filled up with zeros. LDS: a tile of keys or values, KEYS * CHANNELS of E;
-// then what `Source` needs. src/gpu/plan adds them up alike.
+// For head sizes up to CHANNELS, padded with zeros. LDS: a tile of keys or values, KEYS * CHANNELS of E; then the
+// memory of `Source`. src/gpu/plan computes the same total.
 template <class E, u32 CHANNELS>
 struct MatrixPrefill {
-    // What registers allow: fragments of 16 columns of a wave.
+    // Fragments of 16 columns per wave, limited by registers.
     SPARK_CONSTANT u32 FRAGMENTS = sizeof(E) * CHANNELS > 256 ? 1 : 2;
     SPARK_CONSTANT u32 WAVE_QUERIES = 16 * FRAGMENTS;
     SPARK_CONSTANT u32 QUERIES = WAVE_QUERIES * PREFILL_THREADS / WAVE;
@@ -72,8 +72,8 @@ struct MatrixPrefill {
             SPARK_UNROLL
             for (u32 n = 0; n < OUTPUTS; ++n) weighted[f][n] = MatrixSums{0.0f, 0.0f, 0.0f, 0.0f};
         }
-        // The first of adjacent tokens sees the earliest keys, the last one the latest. Columns that are none see what
-        // they like: they are not written.
+        // The first of adjacent tokens sees the earliest keys, the last one the latest. Unused columns may see
+        // anything: they are not written.
         const u32 first = first_column + WAVE_QUERIES * wave();
         const u32 end = first + WAVE_QUERIES < columns ? first + WAVE_QUERIES : columns;
         const u32 from = source.token(first), to = first < columns ? source.token(end - 1) : from;
@@ -87,10 +87,10 @@ struct MatrixPrefill {
     // Of the lane in fragment `f`.
     SPARK_FN u32 column(u32 f) const { return first_column + WAVE_QUERIES * wave() + 16 * f + across; }
 
-    // Where LDS has quad `i` of an octet of a key, and quad `i` of a channel of all values. The eight quads of 128
-    // bytes lie in another order for each of eight rows: banks are the same only for lanes that an access does not take
-    // at once, eight neighbours in a write, two groups of four in a read, whose octets differ in the lowest bit
-    // (ops/emulation/banks.cpp counts).
+    // Positions in LDS of quad `i` of an octet of a key, and of quad `i` of a channel of all values. The eight quads
+    // of 128 bytes are permuted differently for each of eight rows, so that only lanes that are not processed together
+    // share banks: a write processes eight neighbours together, a read two groups of four whose octets differ in the
+    // lowest bit (counted in ops/emulation/banks.cpp).
     static SPARK_FN u32 key_quad(u32 row, u32 octet, u32 i) {
         return row * KEY_QUADS + ((i * OCTETS + octet) ^ row % 8);
     }
@@ -107,8 +107,9 @@ struct MatrixPrefill {
         for (u32 i = 0; i < QUADS; ++i) Shared<Quad>(tile.at).store(key_quad(row, octet, i), own.quad(i));
     }
 
-    // The lane's part of 16 keys from `row` on, 32 channels from 32 * step on. As key_quad, but what does not depend on
-    // the lane is taken out, which leaves few addresses: constants join the instruction.
+    // The lane's part of 16 keys from `row` on, 32 channels from 32 * step on. Same positions as key_quad, with the
+    // terms that do not depend on the lane separated, which leaves few addresses: constants become part of the
+    // instruction.
     SPARK_FN Operand<E> key_operand(u32 row, u32 step) const {
         const u32 lanes = key_quad(across, along, 0);
         Operand<E> own;
@@ -120,7 +121,7 @@ struct MatrixPrefill {
         return own;
     }
 
-    // The lane's part of 16 channels from `channel` on, 32 keys from 32 * step on. As value_quad, likewise.
+    // The lane's part of 16 channels from `channel` on, 32 keys from 32 * step on. Same positions as value_quad.
     SPARK_FN Operand<E> value_operand(u32 channel, u32 step) const {
         const u32 lanes = value_quad(across, along * QUADS);
         Operand<E> own;
@@ -132,7 +133,7 @@ struct MatrixPrefill {
         return own;
     }
 
-    // By way of LDS, so that each is read once; as many at a time as there are keys in a tile.
+    // Through LDS, so that each is read once; as many at a time as a tile has keys.
     SPARK_FN void load_queries() {
         for (u32 part = 0; part < QUERIES; part += KEYS) {
             block_barrier();
@@ -164,8 +165,8 @@ struct MatrixPrefill {
     }
 
     // What a thread transposes at a time: an octet of two neighbouring keys. Of 32 keys, key 16 * half + 4 * group + r
-    // lies where the scores of that group of lanes have it, in order 8 * group + 4 * half + r. Eight neighbouring lanes
-    // take eight octets, the next ones the rest of the same quads, so that banks differ.
+    // is stored where the scores of that group of lanes have it, in order 8 * group + 4 * half + r. Eight neighbouring
+    // lanes take eight octets, the next ones the rest of the same quads, so that banks differ.
     struct Neighbours {
         u32 octet, key;
         u32 quad, pair; // of each channel: where, and which pair of its operand
@@ -193,7 +194,7 @@ struct MatrixPrefill {
 
     typedef MatrixSums Scores[ROWS][FRAGMENTS];
 
-    // Scores of the tile's keys, the softmax's step, and the keys' weights.
+    // Computes the scores of the tile's keys, the softmax step, and the keys' weights.
     SPARK_FN void score_keys(u32 t, u32 end) {
         Scores score;
         SPARK_UNROLL
@@ -250,7 +251,7 @@ struct MatrixPrefill {
         }
         SPARK_UNROLL
         for (u32 f = 0; f < FRAGMENTS; ++f) {
-            // Where no key was seen, none has a weight.
+            // A column without visible keys gets no weights.
             const float base = max[f] > NO_SCORE ? max[f] : 0.0f;
             SPARK_UNROLL
             for (u32 step = 0; step < KEYS / 32; ++step) {
@@ -268,7 +269,7 @@ struct MatrixPrefill {
     // Position of the lane's score `r` of tile `n` of 16 keys.
     SPARK_FN u32 position_of(u32 t, u32 n, u32 r) const { return t + 16 * n + 4 * along + r; }
 
-    // Keys that a query does not see.
+    // Masks keys that a query does not see.
     SPARK_FN void mask(Scores& score, u32 t, u32 end) const {
         SPARK_UNROLL
         for (u32 f = 0; f < FRAGMENTS; ++f) {
@@ -278,7 +279,7 @@ struct MatrixPrefill {
             for (u32 n = 0; n < ROWS; ++n) {
                 SPARK_UNROLL
                 for (u32 r = 0; r < 4; ++r) {
-                    // Below the first one it wraps.
+                    // Wraps for keys before the first.
                     const bool sees = position_of(t, n, r) - seen[f].start < count;
                     score[n][f][r] = sees ? score[n][f][r] : NO_SCORE;
                 }
@@ -286,7 +287,7 @@ struct MatrixPrefill {
         }
     }
 
-    // What softcap and attention_bias make of the scores. Long, so one copy in a loop through which scores rotate:
+    // Applies softcap and attention_bias to the scores. Long, so a single copy in a loop through which scores rotate:
     // registers cannot be indexed.
     SPARK_FN void add_more(Scores& score, u32 t) const {
         for (u32 at = 0; at < 4 * ROWS; ++at) {
@@ -331,7 +332,7 @@ struct MatrixPrefill {
             if (sees) score_keys(t, end);
             block_barrier();
             load_values(t, end);
-            // Keys that the next tile reads from LDS are asked for while this one's values are.
+            // Keys that the next tile reads through LDS are loaded together with this tile's values.
             if (t + KEYS < keys.end) source.stage(t + KEYS, tile_end(keys, t + KEYS));
             block_barrier();
             if (sees) add_values();
@@ -340,8 +341,8 @@ struct MatrixPrefill {
 
     SPARK_FN u32 tile_end(const Keys& keys, u32 t) const { return keys.end - t < KEYS ? keys.end : t + KEYS; }
 
-    // A lane has four channels of each tile of 16. Lanes of two groups exchange half of what they have of two tiles, so
-    // that each has eight channels side by side.
+    // A lane has four channels of each tile of 16. Lanes of two groups exchange half of their channels of two tiles,
+    // so that each has eight adjacent channels.
     SPARK_FN void write(u32 split) const {
         SPARK_UNROLL
         for (u32 f = 0; f < FRAGMENTS; ++f) {
@@ -369,11 +370,11 @@ struct MatrixPrefill {
     }
 };
 
-// Blocks: as those of `prefill`.
+// Blocks: as for `prefill`.
 template <class E, u32 CHANNELS>
 SPARK_FN void matrix_prefill(const SparkCall& call) {
     typedef MatrixPrefill<E, CHANNELS> Own;
-    // So that the compiler leaves out the other types.
+    // Lets the compiler omit the other types.
     if ((sizeof(E) == 4) != (call.scalar == SPARK_FLOAT32)) __builtin_unreachable();
     const Part part(call, Own::QUERIES);
     Own own(call, part.s, part.kv_head, part.first_column, part.columns);

@@ -1,5 +1,5 @@
-// The write path: a wave chooses the channels of one key and encodes it and its value. src/method/selection.rs and
-// src/format are the reference; masks and codes are the same, a may differ by the order of its sum.
+// The write path: a wave selects the channels of one key and encodes it and its value. src/method/selection.rs and
+// src/format are the reference; masks and codes are identical, a may differ by the order of its sum.
 #ifndef SPARK_PRUNE_H
 #define SPARK_PRUNE_H
 
@@ -18,7 +18,7 @@ SPARK_FN u32 code_of(float x, float minimum, float step, float most) {
     return (u32)round_even(least(greatest((x - minimum) / step, 0.0f), most));
 }
 
-// Packs `n` codes, a byte each in LDS from `codes` on, into nibbles from byte `at` on.
+// Packs `n` codes, one byte each in LDS from `codes` on, into nibbles from byte `at` on.
 SPARK_FN void pack_nibbles(u32 codes, u32 at, u32 n) {
     const Shared<u8> from(codes), to(at);
     wave_barrier();
@@ -28,7 +28,7 @@ SPARK_FN void pack_nibbles(u32 codes, u32 at, u32 n) {
     }
 }
 
-// Copies a row from LDS to memory, zeros behind its fields.
+// Copies a row from LDS to memory, with zeros after its fields.
 SPARK_FN void copy_row(u32 row, u32 words, void* to, u32 row_bytes) {
     const Shared<u32> from(row);
     wave_barrier();
@@ -36,7 +36,7 @@ SPARK_FN void copy_row(u32 row, u32 words, void* to, u32 row_bytes) {
     wave_barrier();
 }
 
-// The keep mask of a key, by scores' bits: the own lane's bit of each chunk. As src/method/selection.rs.
+// The keep mask of a key, from the bits of its scores: the lane's bit of each chunk. As in src/method/selection.rs.
 SPARK_FN void select_channels(const int (&score)[CHUNKS], u32 kept, u32 d, bool (&keep)[CHUNKS]) {
     int bound = 0;
     u32 reach = d;
@@ -50,7 +50,7 @@ SPARK_FN void select_channels(const int (&score)[CHUNKS], u32 kept, u32 d, bool 
             reach = count;
         }
     }
-    // Of the scores that just reach the bound, the first ones are kept.
+    // Of the scores equal to the threshold, the first ones are kept.
     u64 equal[CHUNKS];
     u32 equals = 0;
     SPARK_UNROLL
@@ -76,7 +76,7 @@ SPARK_FN void encode_key(const SparkCall& call, const Sequence& s, u32 head, u32
     SPARK_UNROLL
     for (u32 c = 0; c < CHUNKS; ++c) {
         const u32 j = c * WAVE + lane();
-        // Scores are not negative, so that their bits have their order; what is no channel is below all.
+        // Scores are not negative, so their bits have the same order; lanes without a channel come below all.
         score[c] = -1;
         key[c] = size[c] = 0.0f;
         if (j < d) {
@@ -176,7 +176,7 @@ SPARK_FN void encode_value(const SparkCall& call, const Sequence& s, u32 head, u
         const u32 j = c * WAVE + lane();
         float minimum = lo, most_here = hi;
         if (bits == 4) {
-            // A group is 32 lanes; what is no channel makes up whole groups of its own.
+            // A group is 32 lanes; lanes without a channel form whole groups of their own.
             minimum = least_over(value[c], VALUE_GROUP);
             most_here = greatest_over(value[c], VALUE_GROUP);
         }

@@ -6,7 +6,7 @@
 
 SPARK_CONSTANT u32 RECENT_THREADS = SPARK_RECENT_THREADS;
 
-// Blocks: x = row of present_key_recent + rows * KV head, z = sequence. A thread a channel.
+// Blocks: x = row of present_key_recent + rows * KV head, z = sequence. One thread per channel.
 SPARK_FN void write_recent(const SparkCall& call) {
     const u32 j = thread(), d = call.head_dim;
     if (j >= d) return;

@@ -1,5 +1,5 @@
-// Query saliency: n of every KV head over the last valid queries of a sequence. src/cpu/prune.rs is the reference, and
-// the sums here round as its sums do, so that masks are the same.
+// Query saliency: n of every KV head over the last valid queries of a sequence. src/cpu/prune.rs is the reference; the
+// sums here round in the same way, so that masks are identical.
 #ifndef SPARK_SALIENCY_H
 #define SPARK_SALIENCY_H
 
@@ -7,12 +7,12 @@
 
 SPARK_CONSTANT u32 SALIENCY_THREADS = SPARK_SALIENCY_THREADS;
 
-// Blocks: x = KV head, z = sequence. LDS: a float a thread.
+// Blocks: x = KV head, z = sequence. LDS: one float per thread.
 SPARK_FN void observe(const SparkCall& call) {
     const Shared<float> squares(0);
     const u32 head = block_x(), d = call.head_dim;
     const Sequence s(call, block_z());
-    // Tokens side by side, a thread for each channel of them.
+    // Several tokens side by side, with a thread for each of their channels.
     const u32 tokens = SALIENCY_THREADS / d, slot = thread() / d, j = thread() % d;
     const u32 first = s.valid > call.observation_window ? s.valid - call.observation_window : 0;
     float n = 0.0f;

@@ -20,13 +20,13 @@ SPARK_FN Keys seen_by(const SparkCall& call, const Sequence& s, u32 i) {
     return keys;
 }
 
-// Keys of piece `split` that some of the new tokens `first` to below `end` see. The pieces begin at the first key that
+// Keys of piece `split` that any of the new tokens `first` to below `end` sees. The pieces begin at the first key that
 // any query of the sequence sees.
 SPARK_FN Keys keys_of(const SparkCall& call, const Sequence& s, u32 first, u32 end, u32 split) {
     if (end > s.valid) end = s.valid;
     if (first >= end) return {0, 0};
     const u32 origin = seen_by(call, s, 0).start;
-    // 64 bits: the last piece may reach far beyond the keys.
+    // 64 bits: the last piece may extend far beyond the keys.
     const u64 from = origin + (u64)split * call.split_keys, to = from + call.split_keys;
     Keys keys = {seen_by(call, s, first).start, seen_by(call, s, end - 1).end};
     if (keys.start < from) keys.start = from < keys.end ? (u32)from : keys.end;
@@ -41,7 +41,7 @@ SPARK_FN u32 first_dense(const SparkCall& call, const Sequence& s) {
     return s.past < call.recent_window ? 0 : s.past - call.recent_window;
 }
 
-// Score of a key by its product with a query, where nothing is added to it.
+// Score of a key from its product with a query, without softcap and bias.
 SPARK_FN float scaled(const SparkCall& call, float dot) {
     return least(greatest(dot * call.scale, -FLOAT_MAX), FLOAT_MAX);
 }

@@ -1,6 +1,6 @@
-// Where prefill finds queries, keys and values: eight channels of one at a time, in float32 within float16's range. The
-// fields of key rows come by way of LDS, a tile of rows at once, because where a kept channel lies depends on the row's
-// mask.
+// Reads queries, keys and values for prefill: eight channels of one at a time, in float32 within float16's range. The
+// fields of key rows are read through LDS, a tile of rows at once, because the position of a kept channel depends on
+// the row's mask.
 #ifndef SPARK_SOURCE_H
 #define SPARK_SOURCE_H
 
@@ -10,11 +10,11 @@
 
 SPARK_CONSTANT u32 PREFILL_THREADS = SPARK_PREFILL_THREADS;
 
-// What the fields of a row make may lie beyond float16's range.
+// The fields of a row may decode to numbers beyond float16's range.
 SPARK_FN float limited(float x) { return least(greatest(x, -F16_MAX), F16_MAX); }
 
-// What a block of prefill does. Blocks: x = block of `queries` columns + blocks * (piece of the keys + splits * KV
-// head), z = sequence. Columns are (new token, query head) pairs of a KV head, adjacent in the token.
+// The work of a prefill block. Blocks: x = block of `queries` columns + blocks * (piece of the keys + splits * KV
+// head), z = sequence. Columns are (new token, query head) pairs of a KV head, with adjacent tokens.
 struct Part {
     const Sequence s;
     u32 columns, first_column, split, kv_head;
@@ -22,7 +22,7 @@ struct Part {
 
     SPARK_FN Part(const SparkCall& call, u32 queries) : s(call, block_z()), columns(call.group * call.new_tokens) {
         const u32 blocks = (columns + queries - 1) / queries;
-        // The last queries first: they see the most keys.
+        // The last queries start first: they see the most keys.
         first_column = (blocks - 1 - block_x() % blocks) * queries;
         split = block_x() / blocks % call.splits;
         kv_head = block_x() / blocks / call.splits;
@@ -31,7 +31,7 @@ struct Part {
     }
 };
 
-// Of one KV head of a sequence, for head sizes up to 8 * OCTETS and tiles of KEYS keys.
+// For one KV head of a sequence, head sizes up to 8 * OCTETS and tiles of KEYS keys.
 template <u32 OCTETS, u32 KEYS>
 struct Source {
     const SparkCall& call;
@@ -52,12 +52,12 @@ struct Source {
     SPARK_FN u32 head(u32 column) const { return kv_head * call.group + column % call.group; }
     SPARK_FN i64 entry() const { return (i64)s.index * call.kv_heads + kv_head; }
 
-    // Fills LDS but for the rows; a barrier follows before anything is read.
+    // Fills LDS except for the rows; a barrier follows before anything is read.
     SPARK_FN void prepare() const {
         for (u32 j = thread(); j < call.head_dim; j += PREFILL_THREADS) {
             scales.store(j, channel_scale(call, kv_head, j));
         }
-        // Channels behind the last row are read, though not used.
+        // Channels after the last row are read, but not used.
         const Shared<u32> rows(staged);
         for (u32 n = thread(); n < KEYS * layout.words + KEY_SLACK_WORDS; n += PREFILL_THREADS) rows.store(n, 0);
     }
@@ -69,7 +69,7 @@ struct Source {
         if (token(column) < s.valid) token_octet(call, call.query, s, head(column), token(column), octet, true, q);
     }
 
-    // Copies the fields of the key rows from `t` to below `end` to LDS, as far as keys are read from rows.
+    // Copies the fields of the key rows from `t` to below `end` to LDS, as far as keys are stored in rows.
     SPARK_FN void stage(u32 t, u32 end) const {
         if (end > dense) end = dense;
         const Shared<u32> to(staged);
@@ -99,7 +99,8 @@ struct Source {
         }
     }
 
-    // The values of N keys from position `at` on; from `end` on anything that is finite, and not even read if all are.
+    // The values of N keys from position `at` on. From `end` on any finite values are returned, and if all are beyond
+    // it nothing is read.
     template <u32 N>
     SPARK_FN void value(u32 at, u32 end, u32 octet, float (&v)[N][8]) const {
         SPARK_UNROLL

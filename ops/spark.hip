@@ -1,6 +1,6 @@
 // All kernels, one translation unit for every compiler: hipcc, clang, hipRTC, nvcc, and a host compiler with the
-// emulation. src/gpu/plan says which to launch, and how. A kernel's numbers are its most threads, and the waves a SIMD
-// that registers are shared out for (src/gpu/plan counts on them).
+// emulation. src/gpu/plan decides which to launch, and how. The numbers of a kernel are its maximum number of threads,
+// and the waves per SIMD for which registers are allocated (src/gpu/plan relies on them).
 #include "decode.h"
 #include "grow.h"
 #ifdef SPARK_MATRIX

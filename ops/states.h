@@ -21,10 +21,10 @@ SPARK_FN float* state_scalars(const SparkCall& call, i64 state) {
     return (float*)call.workspace + states * call.head_dim + state * 2;
 }
 
-// exp(from - to) for a greatest score `to` that is not below `from`; 0 where no key was seen, without a branch.
+// exp(from - to) for a greatest score `to` not below `from`; 0 if no key was seen, without a branch.
 SPARK_FN float rescale(float from, float to) { return exp_of(from > NO_SCORE ? from - to : -1000.0f); }
 
-// Eight channels of a query's result: its output if its keys are in one piece, else the state of the piece.
+// Writes eight channels of a query's result: the output if its keys are in one piece, else the state of the piece.
 SPARK_FN void write_result(const SparkCall& call, u32 head, u32 i, u32 split, u32 octet, float max, float sum,
                            const float (&weighted)[8]) {
     if (call.splits == 1) {
@@ -46,7 +46,7 @@ SPARK_FN void write_result(const SparkCall& call, u32 head, u32 i, u32 split, u3
 
 SPARK_CONSTANT u32 MERGE_WAVES = SPARK_BLOCK_WAVES;
 
-// Merges the states of a query into its output, a wave a query. Blocks: x = MERGE_WAVES queries (head, token), z =
+// Merges the states of a query into its output, one wave per query. Blocks: x = MERGE_WAVES queries (head, token), z =
 // sequence.
 SPARK_FN void merge_states(const SparkCall& call) {
     const u32 query = block_x() * MERGE_WAVES + wave();

@@ -1,4 +1,4 @@
-// The new tokens of a call: queries, keys and values, rotated where asked. src/cpu/tokens.rs is the reference.
+// The new tokens of a call: queries, keys and values, rotated if required. src/cpu/tokens.rs is the reference.
 #ifndef SPARK_TOKENS_H
 #define SPARK_TOKENS_H
 
@@ -14,12 +14,12 @@ struct Sequence {
         : index(call.first_sequence + n), past(call.sequence[n].past), valid(call.sequence[n].valid) {}
 };
 
-// Row of the rotation's caches for new token `i`. A position beyond them, which the host could not see, becomes their
-// last row, a negative one their first.
+// Row of the rotation tables for new token `i`. A position after their end, which the host could not see, becomes
+// their last row, a negative one their first.
 SPARK_FN u32 position(const SparkCall& call, const Sequence& s, u32 i) {
     i64 p = (i64)s.past + i;
     if (call.position_ids) {
-        // By words: NVIDIA GPUs fault on eight bytes that are aligned to four, which is all that a call promises.
+        // In words: NVIDIA GPUs fault on eight bytes that are aligned to four, and a call guarantees only four.
         u32 words[2];
         load_words(call.position_ids + (i64)s.index * call.new_tokens + i, words);
         p = (i64)((u64)words[1] << 32 | words[0]);
@@ -33,7 +33,7 @@ SPARK_FN i64 token_at(const SparkTokens& tokens, u32 b, u32 head, u32 i) {
     return (i64)b * tokens.batch + (i64)head * tokens.head + (i64)i * tokens.token;
 }
 
-// Where the rotation finds the pair of channel `j`, and its angle.
+// The two channels of the rotated pair that has channel `j`, and the index of its angle.
 struct Pair {
     u32 first, second, angle;
     bool is_first;
@@ -70,7 +70,7 @@ SPARK_FN void token_octet(const SparkCall& call, const SparkTokens& tokens, cons
                           u32 octet, bool rotate, float (&x)[8]) {
     const i64 at = token_at(tokens, s.index, head, i);
     if (!rotate || !call.rotary) return read_some(call.scalar, tokens.data, at + 8 * octet, x);
-    // Half a head is whole quads, if not whole octets.
+    // Half a head is a whole number of quads, but not always of octets.
     const u32 half = call.head_dim / 2;
     const i64 row = (i64)position(call, s, i) * half;
     SPARK_UNROLL
@@ -99,7 +99,7 @@ SPARK_FN void token_octet(const SparkCall& call, const SparkTokens& tokens, cons
     }
 }
 
-// The model's typical n of a channel, 1 where the host has none, or none that can be.
+// The model's typical n of a channel; 1 if the host passes none, or an invalid one.
 SPARK_FN float typical_saliency(const SparkCall& call, u32 head, u32 j) {
     if (!call.query_saliency) return 1.0f;
     const float n = load(call.query_saliency + head * call.head_dim + j);

@@ -4,8 +4,8 @@
 
 #define SPARK_FN __device__ __forceinline__
 #define SPARK_CONSTANT static constexpr
-// A multiprocessor has four SIMDs of 512 registers a lane, as compute units have, and a kernel is given multiples of
-// eight, up to 255. The most threads follow: as many as registers suffice for.
+// A multiprocessor, like a compute unit, has four SIMDs of 512 registers per lane, and allocates registers in
+// multiples of eight, up to 255. The maximum number of threads is set so that the registers suffice.
 #define SPARK_KERNEL(name, threads, waves)                                                                             \
     extern "C" __global__ void __maxnreg__((waves) > 2 ? 512 / (waves) / 8 * 8 : 255)                                  \
         name(const __grid_constant__ SparkCall call)
@@ -13,7 +13,7 @@
 #define SPARK_ROLLED _Pragma("unroll 1")
 
 SPARK_CONSTANT u32 WAVE = 32;
-// Tensor cores have registers of their own kind.
+// Tensor cores use a different register layout.
 #define SPARK_NO_MATRIX
 
 SPARK_FN u32 thread() { return threadIdx.x; }
@@ -31,7 +31,7 @@ template <class V>
 SPARK_FN void store(V* p, V v) {
     *p = v;
 }
-// Vector loads need their own alignment here, which rows do not have.
+// Vector loads need their natural alignment here, which rows do not have.
 template <u32 N>
 SPARK_FN void load_words(const void* p, u32 (&w)[N]) {
     SPARK_UNROLL

@@ -13,7 +13,7 @@
 #define SPARK_ROLLED
 
 SPARK_CONSTANT u32 WAVE = SPARK_EMULATION;
-// GPUs with waves of 64 are of both kinds.
+// GPUs with waves of 64 lanes exist with and without matrix cores.
 #define SPARK_NO_MATRIX
 #if SPARK_EMULATION == 64
 #define SPARK_MATRIX
@@ -99,7 +99,7 @@ SPARK_FN float half_to_float(u16 h) { return emulation::half_to_float(h); }
 SPARK_FN u16 float_to_half(float x) { return emulation::float_to_half(x); }
 SPARK_FN float least(float a, float b) { return std::fmin(a, b); }
 SPARK_FN float greatest(float a, float b) { return std::fmax(a, b); }
-// Rounds twice, unlike the devices: the comparison with the CPU has room for either.
+// Rounds twice, unlike the devices: the tolerance of the comparison with the CPU covers both.
 SPARK_FN float fused(float a, float b, float c) { return a * b + c; }
 SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
     float sum = 0.0f;
@@ -153,7 +153,7 @@ SPARK_FN u32 add_halves(u32 a, u32 b) {
 SPARK_FN u32 truncate_halves(float a, float b) {
     const auto truncate = [](float x) -> u32 {
         const u16 nearest = float_to_half(x);
-        // Of two neighbours the one nearer to zero has the lower bits.
+        // Of two neighbours, the one nearer to zero has the lower bits.
         return nearest - (std::fabs(half_to_float(nearest)) > std::fabs(x));
     };
     return truncate(a) | truncate(b) << 16;

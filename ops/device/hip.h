@@ -1,4 +1,4 @@
-// Primitives on AMD GPUs, by compiler builtins: neither HIP headers nor device libraries are needed.
+// Primitives on AMD GPUs, through compiler builtins: neither HIP headers nor device libraries are needed.
 #ifndef SPARK_DEVICE_HIP_H
 #define SPARK_DEVICE_HIP_H
 
@@ -19,10 +19,10 @@ SPARK_CONSTANT u32 WAVE = 64;
 SPARK_CONSTANT u32 WAVE = 32;
 #endif
 #else
-// The host's pass over the sources, of which nothing is kept.
+// The host's pass over the sources, whose output is discarded.
 SPARK_CONSTANT u32 WAVE = 64;
 #endif
-// `has_matrix_cores` of src/gpu/hip/code.rs lists the same.
+// `has_matrix_cores` of src/gpu/hip/arch.rs has the same list.
 #if defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx941__) ||  \
     defined(__gfx942__) || defined(__gfx950__)
 #define SPARK_MATRIX
@@ -34,11 +34,11 @@ SPARK_FN u32 thread() { return __builtin_amdgcn_workitem_id_x(); }
 SPARK_FN u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 SPARK_FN u32 block_z() { return __builtin_amdgcn_workgroup_id_z(); }
 SPARK_FN u32 lane() { return thread() % WAVE; }
-// In a scalar register, so that what follows from it is computed once for the wave. Divisions leave it.
+// In a scalar register, so that values derived from it are computed once for the wave. Divisions lose this property.
 SPARK_FN u32 same(u32 x) { return (u32)__builtin_amdgcn_readfirstlane((int)x); }
 SPARK_FN u32 wave() { return same(thread() / WAVE); }
 
-// Pointers in a structure may point anywhere, for all that the compiler knows: these say that it is global memory.
+// For the compiler, pointers in a structure may point anywhere: these state that they point to global memory.
 #define SPARK_IN_GLOBAL __attribute__((address_space(1)))
 
 template <class V>
@@ -101,7 +101,7 @@ struct Shared {
     SPARK_FN void store(u32 i, V v) const { ((Alias*)((u8*)spark_shared + at))[i] = v; }
 };
 
-// Newer compilers have lost the first of each of these pairs.
+// Newer compilers have removed the first of each of these pairs.
 #if __has_builtin(__builtin_amdgcn_uicmp)
 SPARK_FN u64 vote(bool b) { return __builtin_amdgcn_uicmp((u32)b, 0u, 33); }
 #else
@@ -126,7 +126,7 @@ SPARK_FN u32 rank_in(u64 mask) {
 SPARK_FN u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
 SPARK_FN float float_of(u32 x) { return __builtin_bit_cast(float, x); }
 SPARK_FN u32 shuffle_xor(u32 v, u32 mask) {
-    // Within 32 lanes a swizzle needs no address, and the first steps become data-parallel moves.
+    // Within 32 lanes a swizzle needs no address, and the smallest masks become data-parallel moves.
     switch (mask) {
     case 1: return move_lanes<0xb1>(v);  // quad_perm 1,0,3,2
     case 2: return move_lanes<0x4e>(v);  // quad_perm 2,3,0,1
@@ -163,7 +163,7 @@ SPARK_FN u16 float_to_half(float x) { return __builtin_bit_cast(u16, (_Float16)x
 SPARK_FN float least(float a, float b) { return __builtin_fminf(a, b); }
 SPARK_FN float greatest(float a, float b) { return __builtin_fmaxf(a, b); }
 SPARK_FN float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-// Even and odd channels apart: CDNA multiplies and adds pairs in one instruction.
+// Even and odd channels separately: CDNA multiplies and adds pairs in one instruction.
 SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
 #pragma clang fp contract(fast)
     typedef float Pair __attribute__((ext_vector_type(2)));
@@ -172,14 +172,14 @@ SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
     for (u32 k = 0; k < 8; k += 2) sum = Pair{a[k], a[k + 1]} * Pair{b[k], b[k + 1]} + sum;
     return sum.x + sum.y;
 }
-// Results below the normal numbers may come as zero.
+// Subnormal results may become zero.
 #if __has_builtin(__builtin_amdgcn_exp2f)
 SPARK_FN float exp2_of(float x) { return __builtin_amdgcn_exp2f(x); }
 #else
 SPARK_FN float exp2_of(float x) { return __builtin_exp2f(x); }
 #endif
 SPARK_FN float round_even(float x) { return __builtin_rintf(x); }
-// Correctly rounded: the instruction is not, and not every compiler mends it.
+// Correctly rounded: the instruction is not, and not every compiler corrects it.
 SPARK_FN float sqrt_of(float x) {
     const bool small = x < 0x1p-96f;
     const float y = small ? x * 0x1p32f : x;

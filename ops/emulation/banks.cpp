@@ -1,6 +1,6 @@
-// Counts bank conflicts of the LDS layouts of ops/prefill_matrix.h. LDS has 32 banks of four bytes, and takes 128 bytes
-// at once: of writes those of neighbouring lanes, of reads of 16 bytes those of eight lanes that are not all neighbours
-// (rocm.docs.amd.com, Composable Kernel, "Understanding AMD GPU LDS and bank conflicts").
+// Counts bank conflicts of the LDS layouts of ops/prefill_matrix.h. LDS has 32 banks of four bytes, and processes 128
+// bytes at once: for writes those of neighbouring lanes, for reads of 16 bytes those of eight lanes that are not all
+// neighbours (rocm.docs.amd.com, Composable Kernel, "Understanding AMD GPU LDS and bank conflicts").
 #include "machine.h"
 
 #define SPARK_EMULATION 64
@@ -13,7 +13,7 @@ unsigned reading_lane(unsigned turn, unsigned n) {
     return turn / 4 * 32 + (n < 4 ? first + n : second + n - 4);
 }
 
-// Conflicts of `count` accesses at once, the n-th at unit `at(n)` of 128 / count bytes.
+// Conflicts of `count` simultaneous accesses, the n-th at unit `at(n)` of 128 / count bytes.
 template <class At>
 unsigned conflicts(unsigned count, const At& at) {
     unsigned long long taken = 0, found = 0;

@@ -1,4 +1,5 @@
-// Kernels with faults, by which tests see that the emulation finds them. They are known for waves of 64 lanes.
+// Kernels with deliberate faults, with which tests check that the emulation finds them. Registered for waves of 64
+// lanes.
 #include "machine.h"
 
 #define SPARK_EMULATION 64

@@ -4,8 +4,8 @@ namespace emulation {
 
 #if defined(__x86_64__)
 
-// Saves what a call must keep (System V ABI), changes stacks, and takes up what was saved there. ucontext would do, but
-// asks the kernel for the signal mask at each switch.
+// Saves the registers that a call must preserve (System V ABI), switches stacks, and restores the registers saved
+// there. ucontext would do, but makes a system call for the signal mask at each switch.
 extern "C" void spark_switch_stacks(void** from, void* to);
 asm(R"(
 .text
@@ -36,7 +36,7 @@ void switch_to(Context& from, Context& to) { spark_switch_stacks(&from.stack_poi
 void prepare(Context& context, unsigned char* stack, size_t bytes, void (*entry)()) {
     auto top = reinterpret_cast<uintptr_t>(stack + bytes) & ~uintptr_t{15};
     auto words = reinterpret_cast<void**>(top);
-    // A return address that is never used keeps the stack aligned as at a call; then `entry`, then six registers.
+    // An unused return address keeps the stack aligned as at a call; then `entry`, then six registers.
     words[-1] = nullptr;
     words[-2] = reinterpret_cast<void*>(entry);
     for (int i = 3; i <= 8; ++i) words[-i] = nullptr;

@@ -1,4 +1,4 @@
-// Stacks to switch between.
+// Switching between stacks.
 #ifndef SPARK_EMULATION_FIBER_H
 #define SPARK_EMULATION_FIBER_H
 
@@ -13,7 +13,7 @@
 
 namespace emulation {
 
-// A place of execution that is left by `leave` or `switch_to` and continued there.
+// A point of execution that is left by `leave` or `switch_to` and continued there.
 struct Context {
 #if defined(__x86_64__)
     void* stack_pointer = nullptr;
@@ -28,7 +28,7 @@ void switch_to(Context& from, Context& to);
 // Prepares `context` to run `entry`, which never returns, on the `bytes` of stack from `stack` on.
 void prepare(Context& context, unsigned char* stack, size_t bytes, void (*entry)());
 
-// Stacks of one OS thread, a guard page below each.
+// Stacks of one OS thread, with a guard page below each.
 class Stacks {
   public:
     static constexpr size_t BYTES = 128 << 10;

@@ -26,7 +26,7 @@ std::map<std::pair<std::string, unsigned>, Known>& kernels() {
     return all;
 }
 
-// Global memory that kernels may touch, by first byte.
+// Global memory that kernels may access, by first byte.
 std::mutex allowed_lock;
 std::map<uintptr_t, size_t> allowed;
 
@@ -52,8 +52,8 @@ class Machine {
 
   private:
     std::string run_block();
-    // Runs the threads of a wave until all wait for the same or are done, and answers what they asked each other.
-    // Whether the wave is done, or waits for the block.
+    // Runs the threads of a wave until all wait for the same operation or are done, and exchanges their values.
+    // Returns whether the wave is done, or waits for the block.
     bool run_wave(unsigned wave);
     void answer(unsigned first);
 
@@ -127,7 +127,7 @@ std::string Machine::run_block() {
 bool Machine::run_wave(unsigned w) {
     const unsigned first = w * wave;
     for (unsigned l = 0; l < wave; ++l) {
-        // Every other time from the last lane down, so that nothing can rely on an order.
+        // In alternate rounds from the last lane down, so that nothing can rely on an order.
         const unsigned t = first + ((wave_epochs[w] + block_epoch) % 2 ? wave - 1 - l : l);
         Thread& thread = threads[t];
         if (thread.done || thread.waits) continue;
@@ -298,19 +298,19 @@ uint16_t float_to_half(float x) {
 
 #define SPARK_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Kernels may touch `bytes` bytes from `begin` on.
+// Allows kernels to access `bytes` bytes from `begin` on.
 SPARK_EXPORT void spark_emulation_allow(const void* begin, size_t bytes) {
     std::lock_guard<std::mutex> guard(emulation::allowed_lock);
     emulation::allowed[reinterpret_cast<uintptr_t>(begin)] = bytes;
 }
 
-// Kernels may no longer touch the range that begins at `begin`.
+// Forbids kernels to access the range that begins at `begin`.
 SPARK_EXPORT void spark_emulation_forbid(const void* begin) {
     std::lock_guard<std::mutex> guard(emulation::allowed_lock);
     emulation::allowed.erase(reinterpret_cast<uintptr_t>(begin));
 }
 
-// Runs `kernel` to its end: 0, or 1 with a message in `error`. Threads may launch side by side.
+// Runs `kernel` to its end: returns 0, or 1 with a message in `error`. Threads may launch concurrently.
 SPARK_EXPORT int spark_emulate(const char* kernel, const unsigned grid[3], const unsigned block[3],
                                unsigned shared_bytes, const void* call, unsigned wave_size, char* error,
                                size_t error_len) {

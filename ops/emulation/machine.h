@@ -19,14 +19,14 @@ namespace emulation {
 
 using Kernel = void (*)(const SparkCall&);
 
-// Makes a kernel known by its name.
+// Registers a kernel by its name.
 struct Registration {
     Registration(const char* name, unsigned wave, unsigned threads, Kernel kernel);
 };
 
 enum class Collective : unsigned { Vote, Shuffle, MatrixF16, MatrixF32, MatrixI8, WaveBarrier, BlockBarrier };
 
-// What the thread at hand may touch without asking again, and where it is.
+// The memory that the current thread may access without another check, and its position.
 struct Now {
     unsigned thread, block_x, block_z;
     const unsigned char *allowed_begin, *allowed_end; // the range of global memory used last
@@ -37,11 +37,11 @@ extern thread_local Now now;
 void check_global_slow(const void* p, size_t bytes, const char* access);
 void shared_read(uint32_t at, uint32_t bytes);
 void shared_write(uint32_t at, uint32_t bytes);
-// Waits for all lanes of the wave (all threads of the block for BlockBarrier); what they get from each other.
+// Waits for all lanes of the wave (all threads of the block for BlockBarrier), and returns the exchanged value.
 uint64_t meet(Collective kind, uint64_t value, unsigned argument);
 [[noreturn]] void trap(const char* what);
 
-// A lane's registers of a matrix instruction; its address is the value that lanes meet with.
+// A lane's registers for a matrix instruction; its address is the value that lanes exchange.
 struct MatrixLane {
     const uint32_t *a, *b;
     void* c; // four numbers

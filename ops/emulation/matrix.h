@@ -31,7 +31,7 @@ struct MatrixF32 {
 };
 
 // V_MFMA_I32_16X16X32_I8: A[i][k] and B[k][j] are in lanes i + 16 * (k / 8) and j + 16 * (k / 8), there byte k % 8.
-// MI100 and MI200 multiply first and second words apart, which makes the same sums.
+// MI100 and MI200 multiply first and second words separately, with the same sums.
 struct MatrixI8 {
     using Sum = int;
     static constexpr unsigned DEPTH = 32;

@@ -1,4 +1,4 @@
-// A block's LDS, and who touched it when.
+// A block's LDS, with a record of which thread accessed what, and when.
 #ifndef SPARK_EMULATION_SHARED_H
 #define SPARK_EMULATION_SHARED_H
 
@@ -7,11 +7,11 @@
 
 namespace emulation {
 
-// Accesses of one thread; later ones of other threads conflict until a barrier that both took part in. Barriers are
-// counted: of the block, and of each wave.
+// Accesses of one thread; later accesses of other threads conflict until a barrier in which both took part. Barriers
+// of the block and of each wave are counted.
 class SharedMemory {
   public:
-    // Forgets what a block left behind.
+    // Clears what a block left behind.
     void reset(uint32_t bytes, unsigned wave_size) {
         wave = wave_size;
         memory.assign(bytes, 0xcd);
@@ -21,7 +21,7 @@ class SharedMemory {
     unsigned char* data() { return memory.data(); }
     uint32_t size() const { return static_cast<uint32_t>(memory.size()); }
 
-    // What is wrong with the access of `thread`, null if nothing.
+    // The error of the access of `thread`, null if there is none.
     const char* check_read(uint32_t byte, unsigned thread, uint32_t block_epoch, uint32_t wave_epoch) {
         const Access& w = written[byte];
         if (w.thread == NOBODY) return "reads LDS that nobody wrote";

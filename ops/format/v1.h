@@ -1,4 +1,5 @@
-// Row format 1, as docs/format.md has it: where fields lie, and eight channels of a row at a time.
+// Row format 1, as defined in docs/format.md: positions of the fields, and decoding of eight channels of a row at a
+// time.
 #ifndef SPARK_FORMAT_V1_H
 #define SPARK_FORMAT_V1_H
 
@@ -35,8 +36,8 @@ struct ValueLayout {
 
 SPARK_CONSTANT u32 KEY_SLACK_WORDS = SPARK_KEY_SLACK_WORDS;
 
-// Eight channels of a key row that lies in LDS from byte `row` on: kept ones as stored, pruned ones by their sign and
-// a. In units of c where keys are quantised, else `scales` is c of the head, in LDS.
+// Eight channels of a key row that is in LDS from byte `row` on: kept channels as stored, pruned ones as their sign
+// times a. In units of c where keys are quantised; else `scales` is the head's c, in LDS.
 template <u32 OCTETS>
 struct KeyReader {
     u32 octet;
@@ -60,7 +61,7 @@ struct KeyReader {
         u32 mask = bytes.load(octet);
         const u32 signs = bytes.load(layout.mask_bytes + octet);
         if (slot + popcount(mask) > call.kept) {
-            // Bytes of a host may mark more channels than there are slots: those read as pruned.
+            // Rows from a host may mark more channels than there are slots: the surplus reads as pruned.
             SPARK_NOTE("rare");
             slot = slot < call.kept ? slot : call.kept;
             u32 room = call.kept - slot, first = 0;
@@ -117,7 +118,7 @@ SPARK_FN void clear_row(u32 row, u32 words) {
     wave_barrier();
 }
 
-// Eight channels of a value row, loaded in `fetch` and decoded in `read`, so that several rows can be under way.
+// Eight channels of a value row, loaded by `fetch` and decoded by `read`, so that several rows can be in flight.
 struct ValueOctet {
     u32 words[4];
     u32 pair; // float16 scale, float16 minimum

@@ -1,4 +1,4 @@
-//! Feeding a model a passage, as hosts do.
+//! Feeding passages to a model, as hosts do.
 
 use std::time::Instant;
 
@@ -7,34 +7,34 @@ use serde::Serialize;
 use super::passage::Passage;
 use crate::runtime::{Error, Model, Sequence, greedy};
 
-/// How a model gets a passage.
+/// How a passage is fed to a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Feeding {
-    /// Rows of buffers that past and present share, as ONNX Runtime GenAI has them; `None`: the cache grows by
-    /// copies. A model that cannot share buffers has a growing one in any case.
+    /// Rows of buffers that past and present share, as in ONNX Runtime GenAI; `None`: the cache grows by copies, as it
+    /// always does for a model that cannot share buffers.
     pub capacity: Option<usize>,
     /// Tokens of the prompt that are read at once; `None`: all.
     pub chunk: Option<usize>,
 }
 
-/// Gets the logits after each token that is fed, and the token that follows.
+/// Called with the logits after each fed token, and the token that follows.
 pub type Seen<'s, E> = dyn FnMut(&[f32], i64) -> Result<(), E> + 's;
 
-/// What a passage took: the model's calls alone.
+/// Time of a passage, counting only the model's calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Timing {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Seconds for them.
+    /// Seconds for the prompt.
     pub prompt_seconds: f64,
     /// Tokens fed one by one.
     pub decoded_tokens: usize,
-    /// Seconds for them.
+    /// Seconds for the decoded tokens.
     pub decode_seconds: f64,
 }
 
 impl Timing {
-    /// Both together.
+    /// The sum of both.
     pub fn plus(self, other: Self) -> Self {
         Self {
             prompt_tokens: self.prompt_tokens + other.prompt_tokens,
@@ -46,7 +46,7 @@ impl Timing {
 }
 
 impl Feeding {
-    /// Reads the prompt of a passage into a new sequence, and gives the time it took.
+    /// Reads the prompt of a passage into a new sequence, and returns the time it took.
     ///
     /// # Errors
     /// As [`Model::run`].
@@ -60,8 +60,7 @@ impl Feeding {
         Ok((sequence, Timing { prompt_tokens: prompt.len(), prompt_seconds, ..Timing::default() }))
     }
 
-    /// The likeliest continuation of a prompt, token by token: up to one of `ends`, which is left out, and of at most
-    /// `most` tokens.
+    /// Greedy continuation of a prompt, token by token: at most `most` tokens, up to one of `ends`, which is left out.
     ///
     /// # Errors
     /// As [`Model::run`], or the prompt is empty.
@@ -72,7 +71,8 @@ impl Feeding {
         ends: &[i64],
         most: usize,
     ) -> Result<(Vec<i64>, Timing), Error> {
-        // The last token is fed by itself: where a prompt is read at once, the next one does not depend on the cache.
+        // The last token is fed by itself: after a prompt that is read at once, the next token would not depend on the
+        // cache.
         let (last, before) = prompt.split_last().ok_or(Error::NoTokens)?;
         let (mut sequence, mut timing) = self.prompt(model, before)?;
         let (mut answer, mut next) = (Vec::new(), *last);

@@ -1,10 +1,10 @@
-//! Logits on disk, so that keeping them takes no memory from the models.
+//! Logits on disk, so that storing them takes no memory from the models.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Rows of logits of one vocabulary in a file without a name, which goes with the process.
+/// Rows of logits of one vocabulary in an unnamed file, which is deleted when the process ends.
 #[derive(Debug)]
 pub struct LogitStore {
     file: File,
@@ -13,20 +13,20 @@ pub struct LogitStore {
 }
 
 impl LogitStore {
-    /// An empty one, in the system's folder of temporary files.
+    /// An empty store, in the system's folder of temporary files.
     ///
     /// # Errors
-    /// No file can be made there.
+    /// No file can be created there.
     pub fn new() -> io::Result<Self> {
         Ok(Self { file: tempfile::tempfile()?, vocabulary: 0, rows: 0 })
     }
 
-    /// Rows held.
+    /// Number of rows.
     pub fn len(&self) -> usize {
         self.rows
     }
 
-    /// Whether no row is held.
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows == 0
     }
@@ -34,7 +34,7 @@ impl LogitStore {
     /// Adds a row.
     ///
     /// # Errors
-    /// It is not as long as the ones before, or the disk is full.
+    /// Its length differs from the rows before, or the disk is full.
     pub fn push(&mut self, logits: &[f32]) -> io::Result<()> {
         if self.rows > 0 && logits.len() != self.vocabulary {
             let text = format!("{} logits follow rows of {}", logits.len(), self.vocabulary);
@@ -50,7 +50,7 @@ impl LogitStore {
     /// The row with this index.
     ///
     /// # Errors
-    /// There is none, or the file cannot be read.
+    /// There is no such row, or the file cannot be read.
     pub fn row(&self, index: usize) -> io::Result<Vec<f32>> {
         if index >= self.rows {
             let text = format!("row {index} of {} rows of logits", self.rows);

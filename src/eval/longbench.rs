@@ -1,7 +1,7 @@
-//! Questions in the form of LongBench (Bai et al. 2024): one JSON object a line.
+//! Questions in LongBench's format (Bai et al. 2024): one JSON object per line.
 //!
-//! How a data set's questions are worded, and how long answers may be, LongBench publishes as `dataset2prompt.json` and
-//! `dataset2maxlen.json`.
+//! LongBench publishes the prompt templates of its data sets as `dataset2prompt.json`, and the maximum answer lengths
+//! as `dataset2maxlen.json`.
 
 use std::collections::HashMap;
 
@@ -12,29 +12,29 @@ use super::metrics::Metric;
 /// A question about a text, and its right answers.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Question {
-    /// What is asked, if that is not part of the wording.
+    /// The question, if it is not part of the template.
     #[serde(default)]
     pub input: String,
     /// The text.
     pub context: String,
-    /// Any of them is right.
+    /// Each of them is a correct answer.
     pub answers: Vec<String>,
-    /// Those of a classification.
+    /// The classes, for a classification.
     #[serde(default)]
     pub all_classes: Option<Vec<String>>,
-    /// The data set, which says how it is worded and scored.
+    /// The data set, which determines template and metric.
     #[serde(default)]
     pub dataset: String,
 }
 
-/// A line that is no question.
+/// A line that is not a usable question.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuestionError {
     /// Not JSON, or a field is missing.
     #[error("line {line}: {problem}; LongBench's fields are input, context, answers, all_classes, dataset, length")]
     Malformed {
-        /// From 1.
+        /// Counted from 1.
         line: usize,
         /// What is wrong.
         problem: String,
@@ -42,7 +42,7 @@ pub enum QuestionError {
     /// Scored by Chinese words.
     #[error("line {line}: the data set {dataset} is scored by Chinese words, which are not told apart here")]
     Chinese {
-        /// From 1.
+        /// Counted from 1.
         line: usize,
         /// Its name.
         dataset: String,
@@ -50,21 +50,21 @@ pub enum QuestionError {
     /// Scored by classes that are not given.
     #[error("line {line}: the data set {dataset} is a classification and needs all_classes")]
     NoClasses {
-        /// From 1.
+        /// Counted from 1.
         line: usize,
         /// Its name.
         dataset: String,
     },
 }
 
-/// Data sets of which only the first line of an answer counts.
+/// Data sets for which only the first line of an answer counts.
 const FIRST_LINE: [&str; 4] = ["trec", "triviaqa", "samsum", "lsht"];
 
 impl Question {
-    /// The questions of a file's text; empty lines are left out.
+    /// The questions in the text of a file; empty lines are skipped.
     ///
     /// # Errors
-    /// A line is no question, or one that cannot be scored.
+    /// A line is not a question, or cannot be scored.
     pub fn read(text: &str) -> Result<Vec<Self>, QuestionError> {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         lines.map(|(number, line)| Self::of_line(number + 1, line)).collect()
@@ -90,12 +90,12 @@ impl Question {
         self.all_classes.as_deref().unwrap_or_default()
     }
 
-    /// The data set's name without the mark of LongBench-E.
+    /// The data set's name without LongBench-E's suffix.
     fn base(&self) -> &str {
         self.dataset.strip_suffix("_e").unwrap_or(&self.dataset)
     }
 
-    /// How well `prediction` answers it, from 0 to 1: the best score beside one of its answers.
+    /// Score of `prediction`, from 0 to 1: the best over all correct answers.
     pub fn score(&self, prediction: &str) -> f64 {
         let Some(metric) = Metric::of(&self.dataset) else { return 0.0 };
         let prediction = match FIRST_LINE.contains(&self.base()) {
@@ -112,24 +112,24 @@ impl Question {
 pub struct Wording {
     /// By data set, with `{context}` and `{input}`.
     pub prompts: HashMap<String, String>,
-    /// By data set, tokens of an answer at most.
+    /// By data set: most tokens of an answer.
     pub lengths: HashMap<String, usize>,
-    /// What a model made for conversations is asked, with `{prompt}`.
+    /// Chat template for models made for conversations, with `{prompt}`.
     pub template: String,
 }
 
 impl Wording {
-    /// Of a data set that `prompts` lacks.
+    /// For data sets that `prompts` lacks.
     const PROMPT: &'static str = "{context}\n\nQuestion: {input}\nAnswer:";
-    /// Of a data set that `lengths` lacks.
+    /// For data sets that `lengths` lacks.
     const LENGTH: usize = 64;
-    /// Data sets of examples to go on with, which are not put into a conversation.
+    /// Few-shot and completion data sets, for which the chat template is not used.
     const PLAIN: [&'static str; 6] = ["trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"];
 
-    /// The prompt of a question, whose text is `context`.
+    /// The prompt for a question, with `context` as its text.
     pub fn prompt(&self, question: &Question, context: &str) -> String {
         let wording = self.prompts.get(question.base()).map_or(Self::PROMPT, String::as_str);
-        // In one pass: the text may have braces of its own.
+        // In one pass, because the text may contain braces.
         let mut prompt = String::new();
         let mut rest = wording;
         while let Some(start) = rest.find('{') {
@@ -147,7 +147,7 @@ impl Wording {
         }
     }
 
-    /// Tokens that the answer to a question may have.
+    /// Most tokens of the answer to a question.
     pub fn length(&self, question: &Question) -> usize {
         self.lengths.get(question.base()).copied().unwrap_or(Self::LENGTH)
     }

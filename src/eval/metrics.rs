@@ -1,7 +1,7 @@
-//! The metrics of LongBench (Bai et al. 2024), each of a prediction and one right answer, from 0 to 1.
+//! The metrics of LongBench (Bai et al. 2024), each comparing a prediction with one correct answer, from 0 to 1.
 //!
-//! Where LongBench's own script uses a library of Python's, the same is computed: ROUGE-L as the package `rouge` has
-//! it, over sets of words, and `fuzzywuzzy`'s ratio of code as the share of characters that need not be changed.
+//! Where LongBench's script uses a Python library, the same is computed here: ROUGE-L as in the package `rouge`, over
+//! sets of words, and `fuzzywuzzy`'s ratio for code as the share of characters that need not be changed.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,18 +13,18 @@ pub enum Metric {
     F1,
     /// ROUGE-L.
     RougeL,
-    /// One class is named, and the right one; of several the share.
+    /// 1 if only the right class is named; if several are named, the right one's share.
     Classification,
-    /// Of the numbers in the prediction, the share that is the answer's first.
+    /// Of the numbers in the prediction, the share equal to the first one in the answer.
     Number,
     /// Similarity of the first line that is code.
     CodeSimilarity,
 }
 
 impl Metric {
-    /// That of a LongBench data set. `None`: it needs Chinese words, which nothing here finds.
+    /// The metric of a LongBench data set. `None`: it needs Chinese word segmentation, which is not supported.
     pub fn of(dataset: &str) -> Option<Self> {
-        // LongBench-E names its data sets so.
+        // LongBench-E adds this suffix to names of data sets.
         Some(match dataset.strip_suffix("_e").unwrap_or(dataset) {
             "multifieldqa_zh" | "dureader" | "vcsum" => return None,
             "gov_report" | "qmsum" | "multi_news" | "samsum" => Metric::RougeL,
@@ -35,7 +35,7 @@ impl Metric {
         })
     }
 
-    /// The score of `prediction` where `answer` is right; `classes` are those of a classification.
+    /// The score of `prediction` if `answer` is correct; `classes` are those of a classification.
     pub fn score(self, prediction: &str, answer: &str, classes: &[String]) -> f64 {
         match self {
             Metric::F1 => f1(&normalised(prediction), &normalised(answer)),
@@ -47,7 +47,7 @@ impl Metric {
     }
 }
 
-/// Words in small letters, without punctuation and articles.
+/// Lower-case words, without punctuation and articles.
 fn normalised(text: &str) -> Vec<String> {
     let plain: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
     let words = plain.split_whitespace().filter(|word| !["a", "an", "the"].contains(word));
@@ -70,13 +70,13 @@ fn f1(prediction: &[String], answer: &[String]) -> f64 {
     }
 }
 
-/// The union of the longest common subsequences of every sentence with every other, as a share of the words of each.
+/// The union of the longest common subsequences of all pairs of sentences, as a share of the words of each text.
 fn rouge_l(prediction: &str, answer: &str) -> f64 {
     let [prediction, answer] = [prediction, answer].map(|text| {
         let sentences = text.split('.').filter(|sentence| !sentence.is_empty());
         sentences.map(|sentence| sentence.split_whitespace().collect()).collect::<Vec<Vec<&str>>>()
     });
-    // A sentence of blanks alone counts as one empty word there.
+    // The package `rouge` counts a sentence of only blanks as one empty word.
     let words = |sentences: &[Vec<&str>]| {
         let all: HashSet<&str> = sentences.iter().flatten().copied().collect();
         all.len() + usize::from(sentences.iter().any(Vec::is_empty))
@@ -117,7 +117,7 @@ fn longest_common_subsequence<'t>(a: &[&'t str], b: &[&'t str]) -> Vec<&'t str> 
 }
 
 fn classification(prediction: &str, answer: &str, classes: &[String]) -> f64 {
-    // A class within the name of the right one is no other answer.
+    // A class whose name is part of the right one's does not count as another answer.
     let named = classes.iter().filter(|class| prediction.contains(class.as_str()));
     let named: Vec<&String> = named.filter(|class| *class == answer || !answer.contains(class.as_str())).collect();
     if named.iter().any(|class| *class == answer) { 1.0 / named.len() as f64 } else { 0.0 }
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(score(Metric::F1, "", "x"), 0.0);
     }
 
-    /// Expected are the figures of the Python package rouge 1.0.1.
+    /// Expected values are from the Python package rouge 1.0.1.
     #[test]
     fn rouge_is_that_of_the_package() {
         for (prediction, answer, expected) in ROUGE {

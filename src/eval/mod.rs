@@ -1,7 +1,7 @@
-//! What a compressed cache costs a language model, measured.
+//! Measures how much a compressed cache costs a language model.
 //!
-//! A model reads a prompt and then the tokens that really follow it, one by one, as in production (teacher forcing).
-//! Its predictions are compared with those of the original model, whose cache is complete.
+//! A model reads a prompt and then the tokens that actually follow it, one by one (teacher forcing). Its predictions
+//! are compared with those of the original model, which has the full cache.
 //!
 //! - [`Passage`]: a prompt and the tokens that follow it in a text.
 //! - [`Feeding`]: how a model gets them: chunks of the prompt, and the kind of cache.

@@ -1,11 +1,11 @@
-//! Prompts, and what follows them.
+//! Prompts, and the tokens that follow them.
 
 /// A prompt and the tokens that follow it in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passage {
-    /// What is read first.
+    /// The tokens read first.
     pub prompt: Vec<i64>,
-    /// What follows: n + 1 tokens for n decoded ones, since the last one is predicted but not fed.
+    /// The tokens that follow: n + 1 for n decoded ones, since the last one is predicted but not fed.
     pub next: Vec<i64>,
 }
 
@@ -17,15 +17,15 @@ impl Passage {
 }
 
 /// At most `count` passages of `context` tokens and `decode` more, spread evenly over the tokens of a text. They do
-/// not overlap, so there are fewer where the text is short, and none where it is too short for one. Each prompt
-/// begins with `prefix`, the tokens that the tokenizer puts before every text, which count as part of the context.
+/// not overlap, so a short text gives fewer passages, possibly none. Each prompt begins with `prefix`, the tokens that
+/// the tokenizer puts before every text, which count as part of the context.
 pub fn passages(text: &[i64], prefix: &[i64], context: usize, decode: usize, count: usize) -> Vec<Passage> {
     let Some(body) = context.checked_sub(prefix.len()).filter(|body| *body > 0) else { return Vec::new() };
     let length = body + decode + 1;
     let count = count.min(text.len() / length);
     let spare = text.len() - count * length;
     let passage = |i: usize| {
-        // The first one starts where the text does, the last one ends where it does.
+        // The first one starts at the start of the text, the last one ends at its end.
         let start = i * length + if count > 1 { i * spare / (count - 1) } else { 0 };
         let (prompt, next) = text[start..start + length].split_at(body);
         Passage { prompt: [prefix, prompt].concat(), next: next.to_vec() }

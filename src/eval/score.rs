@@ -1,27 +1,27 @@
-//! How predictions differ.
+//! Differences between predictions.
 
 use serde::{Deserialize, Serialize};
 
 use super::statistics::{Estimate, bootstrap, mean, percentile};
 use crate::runtime::greedy;
 
-/// One prediction beside the original model's.
+/// One prediction compared with the original model's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenScore {
-    /// Minus the log probability of the token that really follows, in nats.
+    /// Minus the log probability of the token that actually follows, in nats.
     pub loss: f64,
-    /// The same of the original model.
+    /// The same for the original model.
     pub original_loss: f64,
     /// KL(original || model), in nats.
     pub divergence: f64,
-    /// Whether both find the same token the likeliest.
+    /// Whether both models rank the same token first.
     pub agrees: bool,
-    /// Whether the token that follows is the one that the model finds the likeliest.
+    /// Whether the model ranks the token that follows first.
     pub foresees: bool,
 }
 
 impl TokenScore {
-    /// Scores `logits` where the original model has `original`, and `token` follows. All have the same vocabulary.
+    /// Scores `logits` against the `original` model's, where `token` follows. All have the same vocabulary.
     pub fn new(original: &[f32], logits: &[f32], token: usize) -> Self {
         let loss = |logits: &[f32]| log_sum(logits) - f64::from(logits[token]);
         Self {
@@ -34,10 +34,10 @@ impl TokenScore {
     }
 }
 
-/// What the scores of several passages say.
+/// Summary of the scores of several passages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Predictions that were scored.
+    /// Number of scored predictions.
     pub tokens: usize,
     /// Mean loss in nats.
     pub loss: Estimate,
@@ -47,14 +47,14 @@ pub struct Summary {
     pub divergence: Estimate,
     /// Its 99th percentile.
     pub divergence_p99: Estimate,
-    /// Share of next tokens that are the original's.
+    /// Share of predictions whose first token is the same as the original's.
     pub agreement: Estimate,
-    /// Share of passages of which every token is foreseen: of tasks, those that are answered.
+    /// Share of passages in which every token is ranked first: for tasks, the share answered.
     pub answered: Estimate,
 }
 
 impl Summary {
-    /// Of at least one score; `passages` are in the order of their text. `None` without any.
+    /// From at least one score; `passages` are in the order of their text. `None` without any.
     pub fn new(passages: &[Vec<TokenScore>]) -> Option<Self> {
         let tokens = passages.iter().map(Vec::len).sum();
         if tokens == 0 {
@@ -77,7 +77,7 @@ impl Summary {
 }
 
 fn answered(passages: &[Vec<TokenScore>]) -> Estimate {
-    // Each passage by itself, as independent of the others.
+    // Each passage separately, since passages are independent.
     let values =
         passages.iter().filter(|p| !p.is_empty()).map(|p| vec![f64::from(u8::from(p.iter().all(|s| s.foresees)))]);
     bootstrap(&values.collect::<Vec<_>>(), mean)
@@ -89,12 +89,12 @@ fn log_sum(logits: &[f32]) -> f64 {
     most + logits.iter().map(|&x| (f64::from(x) - most).exp()).sum::<f64>().ln()
 }
 
-/// KL(p || q) in nats of the distributions that two rows of logits stand for.
+/// KL(p || q) in nats of the distributions given by two rows of logits.
 pub fn divergence(p: &[f32], q: &[f32]) -> f64 {
     let (p_sum, q_sum) = (log_sum(p), log_sum(q));
     let terms = p.iter().zip(q).map(|(&p, &q)| {
         let (p, q) = (f64::from(p) - p_sum, f64::from(q) - q_sum);
-        // What never happens counts nothing, whatever the other model says of it.
+        // A token of probability 0 contributes nothing, whatever the other model assigns to it.
         if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }
     });
     // Rounding can make it slightly negative.
@@ -110,7 +110,7 @@ mod tests {
         let [p, q] = [[0.5f32, 0.25, 0.25], [0.25f32, 0.5, 0.25]].map(|p| p.map(f32::ln));
         let expected = 0.5 * 2f64.ln() + 0.25 * 0.5f64.ln();
         assert!((divergence(&p, &q) - expected).abs() < 1e-6);
-        // Only differences of logits count.
+        // Only differences of logits matter.
         assert!((divergence(&p.map(|x| x + 90.0), &q) - expected).abs() < 1e-5);
         assert_eq!(divergence(&p, &p), 0.0);
         let impossible = [0.0, f32::NEG_INFINITY];

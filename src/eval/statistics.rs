@@ -4,10 +4,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-/// A figure and the interval that holds the true one with 95 % confidence.
+/// A value with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// Of the sample.
+    /// The value of the sample.
     pub value: f64,
     /// Lower end.
     pub low: f64,
@@ -15,14 +15,14 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// Neighbouring tokens are alike, so they are drawn together: blocks of so many (Künsch 1989, block bootstrap).
+/// Neighbouring tokens are correlated, so blocks of this many are drawn together (Künsch 1989, block bootstrap).
 const BLOCK: usize = 16;
 
-/// Samples that are drawn anew.
+/// Number of bootstrap samples.
 const DRAWS: usize = 1000;
 
-/// A statistic of all values, with its interval by a block bootstrap. There is at least one value. The draws are the
-/// same in every run.
+/// A statistic of all values, with its interval by a block bootstrap. Needs at least one value. The draws are the same
+/// in every run.
 pub fn bootstrap(series: &[Vec<f64>], statistic: fn(&mut [f64]) -> f64) -> Estimate {
     let blocks: Vec<&[f64]> = series.iter().flat_map(|values| values.chunks(BLOCK)).collect();
     let mut all = blocks.concat();
@@ -40,7 +40,7 @@ pub fn bootstrap(series: &[Vec<f64>], statistic: fn(&mut [f64]) -> f64) -> Estim
     Estimate { value, low: percentile(&mut drawn, 0.025), high: percentile(&mut drawn, 0.975) }
 }
 
-/// The mean of values that do not depend on one another, with its interval; `None` without any.
+/// The mean of independent values, with its interval; `None` without any.
 pub fn mean_of(values: &[f64]) -> Option<Estimate> {
     let each: Vec<Vec<f64>> = values.iter().map(|value| vec![*value]).collect();
     (!each.is_empty()).then(|| bootstrap(&each, mean))
@@ -51,12 +51,12 @@ pub fn mean(values: &mut [f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The value below which this share lies, between its neighbours where it falls between two; `values` are reordered.
+/// The percentile for this share, interpolated between neighbouring values; `values` are reordered.
 pub fn percentile(values: &mut [f64], share: f64) -> f64 {
     let place = share * (values.len() - 1) as f64;
     let (_, &mut lower, above) = values.select_nth_unstable_by(place as usize, f64::total_cmp);
     let upper = above.iter().copied().min_by(f64::total_cmp).unwrap_or(lower);
-    // Infinite neighbours must not make a NaN.
+    // Infinite neighbours must not produce a NaN.
     if upper == lower { lower } else { lower + (upper - lower) * place.fract() }
 }
 
@@ -85,7 +85,7 @@ mod tests {
                 (estimate.low..=estimate.high).contains(&0.5)
             })
             .count();
-        // 95 % of them, within what chance and blocks allow.
+        // 95 % of them, with a tolerance for chance and blocks.
         assert!((170..=199).contains(&held), "{held} of {trials}");
     }
 

@@ -1,7 +1,7 @@
-//! Generated tasks whose answers lie in the prompt, in the manner of RULER (Hsieh et al. 2024).
+//! Generated tasks whose answers are in the prompt, in the manner of RULER (Hsieh et al. 2024).
 //!
-//! A task is a [`Passage`] that ends with its answer. It is answered if every token of the answer is the likeliest
-//! one after those before it, which is when greedy decoding writes the answer.
+//! A task is a [`Passage`] that ends with its answer. It counts as answered if the model ranks every token of the
+//! answer first after the tokens before it, that is if greedy decoding produces the answer.
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -49,18 +49,18 @@ const NEEDLES: usize = 3;
 /// Variables in a chain.
 const CHAIN: usize = 3;
 
-/// What a prompt says in words.
+/// The parts of a prompt as text.
 struct Prompt {
-    /// Lines among the text, with their depth from 0, the beginning, to 1.
+    /// Lines within the text, with their depth from 0 (the beginning) to 1.
     lines: Vec<(f64, String)>,
     question: String,
     answer: String,
 }
 
 impl Task {
-    /// `count` prompts of at most `context` tokens, with answers of at most `room`; the text between the lines is from
-    /// `text`, and `prefix` comes first. They are the same in every run. Fewer, where an answer is longer than `room`
-    /// or the lines than `context`.
+    /// `count` prompts of at most `context` tokens, with answers of at most `room`. The text between the lines is from
+    /// `text`, and `prefix` comes first. The prompts are the same in every run. There are fewer if an answer is longer
+    /// than `room`, or the lines longer than `context`.
     ///
     /// # Errors
     /// The tokenizer has no tokens for a line.
@@ -87,7 +87,7 @@ impl Task {
             let [question, whole] =
                 [prompt.question.clone(), prompt.question + &prompt.answer].map(|words| encode(&words));
             let (question, whole) = (question?, whole?);
-            // A tokenizer may join the answer's beginning to the question; then the answer's own tokens do.
+            // A tokenizer may merge the start of the answer with the question; the answer is then tokenized by itself.
             let answer = match whole.strip_prefix(&question[..]) {
                 Some(answer) => answer.to_vec(),
                 None => encode(&prompt.answer)?,
@@ -101,7 +101,7 @@ impl Task {
             let mut tokens = prefix.to_vec();
             tokens.extend(mixed(&text[start..start + filler], &lines));
             tokens.extend(question);
-            // The last token is fed by itself, so that the first one of the answer follows from the cache too.
+            // The last token is fed by itself, so that the first token of the answer also depends on the cache.
             let last = tokens.split_off(tokens.len() - 1);
             passages.push(Passage { prompt: tokens, next: [last, answer].concat() });
         }
@@ -170,7 +170,7 @@ fn pair(key: &str, value: &str) -> String {
     format!("\n{key}: {value}")
 }
 
-/// The text with each line at its depth.
+/// The text with each line inserted at its depth.
 fn mixed(text: &[i64], lines: &[(f64, Vec<i64>)]) -> Vec<i64> {
     let mut tokens = Vec::new();
     let mut read = 0;

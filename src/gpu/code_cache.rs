@@ -1,9 +1,9 @@
-//! Compiled kernels kept on disk, so that a device is compiled for once.
+//! Compiled kernels kept on disk, so that they are compiled only once for a device.
 //!
-//! A file is a code object after a header: magic, key, length, SHA-256 of the code. The key, which also names the file,
-//! is the SHA-256 of all that the code depends on. Code from here runs on a GPU with the user's rights, so the folder
-//! and the file must be the user's own and writable by nobody else. A file is written beside its place, then renamed.
-//! Whatever is not right is not an error: kernels are then compiled anew.
+//! A file is a header (magic, key, length, SHA-256 of the code) and a code object. The key, which is also the file
+//! name, is the SHA-256 of everything that the code depends on. The code runs on a GPU with the user's rights, so
+//! folder and file must belong to the user and be writable by no one else. A file is written beside its place, then
+//! renamed. An invalid file is not an error: the kernels are then compiled again.
 
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io::{Read, Write};
@@ -16,10 +16,10 @@ use super::sources::SOURCES;
 
 const MAGIC: &[u8; 16] = b"spark-ort gpu 1\n";
 const HEADER: usize = 16 + 32 + 8 + 32;
-/// No code object of ours comes near.
+/// Far more than any code object of ours.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// The place of one architecture's kernels.
+/// The cache entry for one architecture's kernels.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     path: PathBuf,
@@ -27,8 +27,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The place for `arch`, compiled by `compiler`, whose name says version and options; `None` if the user has no
-    /// folder for caches. That is a `folder` of $XDG_CACHE_HOME/spark-ort, or of ~/.cache/spark-ort.
+    /// The entry for `arch`, compiled by `compiler`, which states version and options; `None` if the user has no cache
+    /// folder. It is in `folder`, within $XDG_CACHE_HOME/spark-ort or ~/.cache/spark-ort.
     pub(super) fn new(folder: &str, arch: &str, compiler: &str) -> Option<Self> {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
         let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
@@ -52,12 +52,12 @@ impl Entry {
         Self { path: folder.join(format!("{name}.co")), key }
     }
 
-    /// The code, `None` if there is none that can be trusted and that `is_code`.
+    /// The code, `None` if there is none that can be trusted and passes `is_code`.
     pub(super) fn read(&self, is_code: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
         if !own(&fs::metadata(self.path.parent()?).ok()?) || !is_kept(&fs::symlink_metadata(&self.path).ok()?) {
             return None;
         }
-        // Should something take its place now, opening it neither waits nor follows it.
+        // If the file is replaced meanwhile, opening it neither blocks nor follows a link.
         let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
         let mut file: File = fs::OpenOptions::new().read(true).custom_flags(flags).open(&self.path).ok()?;
         if !is_kept(&file.metadata().ok()?) {
@@ -70,17 +70,17 @@ impl Entry {
         right.then(|| code.to_vec())
     }
 
-    /// Keeps `code`.
+    /// Stores `code`.
     ///
     /// # Errors
-    /// If it cannot be written; nothing half-written stays.
+    /// If it cannot be written; no partial file stays.
     pub(super) fn write(&self, code: &[u8]) -> std::io::Result<()> {
         let folder = self.path.parent().expect("a file has a folder");
         if fs::metadata(folder).is_ok_and(|metadata| !own(&metadata)) {
             return Err(std::io::Error::other("others may write to the folder for compiled kernels"));
         }
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        // Readable by the user alone, as tempfile makes it.
+        // Readable only by the user, as tempfile creates it.
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(&self.header(code))?;
         file.write_all(code)?;
@@ -89,9 +89,9 @@ impl Entry {
         Ok(())
     }
 
-    /// Forgets a code object that a device refused.
+    /// Removes a code object that a device refused.
     pub(super) fn remove(&self) {
-        // If that fails, the next write replaces it.
+        // If this fails, the next write replaces it.
         fs::remove_file(&self.path).ok();
     }
 
@@ -100,14 +100,14 @@ impl Entry {
     }
 }
 
-/// Whether only this user may have written what `metadata` is of.
+/// Whether only this user can have written the file or folder of `metadata`.
 fn own(metadata: &Metadata) -> bool {
-    // SAFETY: takes nothing and cannot fail.
+    // SAFETY: the function has no arguments and cannot fail.
     let user = unsafe { libc::geteuid() };
     metadata.uid() == user && metadata.mode() & 0o022 == 0
 }
 
-/// The same of a file that may be a code object.
+/// The same for a file that may be a code object.
 fn is_kept(metadata: &Metadata) -> bool {
     metadata.is_file() && own(metadata) && metadata.len() <= MOST_BYTES
 }
@@ -190,7 +190,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let entry = Entry::within(folder.path(), "gfx90a", "7");
         rustix::fs::mknodat(rustix::fs::CWD, &entry.path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        // Whoever writes to a pipe waits until somebody opens it to read.
+        // Opening a pipe for writing blocks until someone opens it for reading.
         let path = entry.path.clone();
         let writer = std::thread::spawn(move || fs::OpenOptions::new().write(true).open(path).unwrap());
         for _ in 0..200 {

@@ -1,4 +1,4 @@
-//! A device with its kernels loaded, once for the process.
+//! A device with its kernels loaded, once per process.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
@@ -38,7 +38,7 @@ impl Device {
     /// minute.
     ///
     /// # Errors
-    /// If there is no driver, no such device, or no way to have kernels for it; a later call tries again.
+    /// If there is no driver, no such device, or no usable kernels for it; a later call tries again.
     pub fn get(vendor: Vendor, ordinal: i32) -> Result<&'static Self, GpuError> {
         static DEVICES: Mutex<BTreeMap<(Vendor, i32), &'static Device>> = Mutex::new(BTreeMap::new());
         let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,16 +46,16 @@ impl Device {
             return Ok(device);
         }
         let device = Self::new(runtime(vendor)?, ordinal, load)?;
-        // Kept for as long as the process lives: sessions refer to it.
+        // Never freed: sessions refer to it.
         let device = Box::leak(Box::new(device));
         devices.insert((vendor, ordinal), device);
         Ok(device)
     }
 
-    /// Device `ordinal` of `vendor` with the kernels in `code`, for whoever has compiled them.
+    /// Device `ordinal` of `vendor` with the kernels in `code`, for callers that have compiled them.
     ///
     /// # Errors
-    /// If there is no driver, no such device, or `code` is not for it.
+    /// If there is no driver, no such device, or `code` does not fit it.
     pub fn with_code(vendor: Vendor, ordinal: i32, code: &[u8]) -> Result<Self, GpuError> {
         let given = |runtime: &dyn Runtime, ordinal, arch: &str| match runtime.code().is_code(code) {
             true => runtime.load(code),
@@ -75,12 +75,12 @@ impl Device {
         Ok(Self { runtime, ordinal, properties, module, functions: Mutex::default() })
     }
 
-    /// What the device is.
+    /// Properties of the device.
     pub fn properties(&self) -> &Properties {
         &self.properties
     }
 
-    /// What a plan must know of the device.
+    /// The properties that a plan needs.
     pub fn for_plan(&self) -> plan::Device {
         self.properties.for_plan
     }
@@ -106,14 +106,15 @@ impl Device {
         unsafe { self.queue(plan, stream) }
     }
 
-    /// As [`Device::run`], also while `stream` is being captured: the graph holds the lengths that `plan` was made for.
+    /// Like [`Device::run`], but also allowed while `stream` is being captured: the graph then keeps the lengths that
+    /// `plan` was made for.
     ///
     /// # Safety
-    /// The pointers in the plan's calls are device pointers to tensors of the sizes that the plan was made for, or null
-    /// where it may be, and stay valid until the stream has run what is queued. `stream` is one of this device.
+    /// The pointers in the plan's calls are device pointers to tensors of the sizes that the plan was made for, or
+    /// null where allowed, and stay valid until the stream has run the queued work. `stream` belongs to this device.
     ///
     /// # Errors
-    /// If a kernel cannot be found or launched; those before it stay queued.
+    /// If a kernel cannot be found or launched; earlier ones stay queued.
     pub unsafe fn queue(&self, plan: &Plan, stream: Handle) -> Result<(), GpuError> {
         if plan.launches.is_empty() {
             return Ok(());
@@ -128,7 +129,8 @@ impl Device {
                 shared_bytes: launch.shared_bytes,
                 argument: &launch.call,
             };
-            // SAFETY: the kernel is one of this runtime's, its device is current; the rest is this function's contract.
+            // SAFETY: the kernel belongs to this runtime and its device is current; the rest follows from this
+            // function's contract.
             unsafe { self.runtime.launch(&launch, stream)? };
         }
         Ok(())
@@ -146,14 +148,15 @@ impl Device {
     }
 }
 
-/// Loads the kernels for `arch` on the current device: carried, compiled earlier, or compiled now.
+/// Loads the kernels for `arch` on the current device: embedded, compiled earlier, or compiled now.
 fn load(runtime: &dyn Runtime, ordinal: i32, arch: &str) -> Result<Handle, GpuError> {
     let code = runtime.code();
     let mut problem = String::new();
     if let Some(carried) = code.carried(arch) {
         match runtime.load(carried) {
             Ok(module) => return Ok(module),
-            // The processor is right, so this is the driver's format or features; a compiler of its own may do better.
+            // The processor fits, so the driver does not support the format or a feature; the machine's own compiler
+            // may do better.
             Err(e) => problem = format!("{e}, and "),
         }
     }
@@ -170,7 +173,7 @@ fn load(runtime: &dyn Runtime, ordinal: i32, arch: &str) -> Result<Handle, GpuEr
     })?;
     let module = runtime.load(&compiled)?;
     if let Some(cache) = cache {
-        // A cache that cannot be written costs time, nothing else.
+        // Failing to write the cache only costs time.
         cache.write(&compiled).ok();
     }
     Ok(module)

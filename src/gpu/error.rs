@@ -1,4 +1,4 @@
-//! What can go wrong with a device.
+//! Errors of a device.
 
 use std::ffi::c_int;
 
@@ -30,7 +30,7 @@ pub enum GpuError {
         /// the driver's own words
         meaning: String,
     },
-    /// A device reports what is not possible.
+    /// A property of a device that is not supported or not possible.
     #[error("device {ordinal}: {problem}")]
     Device {
         /// number of the device
@@ -38,7 +38,7 @@ pub enum GpuError {
         /// what is wrong with it
         problem: String,
     },
-    /// There is no code for a device, and none could be made.
+    /// There is no code for a device, and none could be compiled.
     #[error(
         "no kernels for device {ordinal}, {arch}: this library carries {carried}, and compiling them for this device \
          failed: {problem}. {advice}"
@@ -48,9 +48,9 @@ pub enum GpuError {
         ordinal: i32,
         /// such as gfx90a:sramecc+:xnack-
         arch: String,
-        /// what the library carries
+        /// the code embedded in the library
         carried: String,
-        /// why the compiler did not help
+        /// why the compiler could not help
         problem: String,
         /// what to install
         advice: String,

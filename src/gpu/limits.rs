@@ -1,4 +1,4 @@
-//! Numbers that plans and kernels share: those of `ops/limits.h`.
+//! Numbers shared by plans and kernels: those of `ops/limits.h`.
 
 #![allow(missing_docs)]
 

@@ -1,9 +1,9 @@
-//! The kernels of `ops/` on a GPU: what they are told, how they are launched, and the drivers that launch them.
+//! The kernels of `ops/` on a GPU: their arguments, their launches, and the drivers that run them.
 //!
-//! `plan` says what a call launches and touches no device. `device` has the kernels loaded on a device, through the
-//! `Runtime` of its vendor: `hip` or `cuda`. A driver is opened when a session first needs a device of it; a host
-//! without one never gets that far. `rtc` compiles the kernels where this library carries no code for a device, and
-//! `code_cache` keeps the result.
+//! `plan` decides what a call launches and touches no device. `device` keeps the kernels loaded on a device, through
+//! the `Runtime` of its vendor: `hip` or `cuda`. A driver is opened when a session first needs one of its devices; a
+//! host without one never gets that far. `rtc` compiles the kernels where this library has no embedded code for a
+//! device, and `code_cache` keeps the result.
 
 mod code_cache;
 mod cuda;

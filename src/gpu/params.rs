@@ -1,4 +1,4 @@
-//! What a kernel is told: the structures of `ops/call.h`, field by field.
+//! The argument of a kernel: the structures of `ops/call.h`, field by field.
 
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
@@ -31,7 +31,7 @@ pub struct Sequence {
     pub valid: u32,
 }
 
-/// The one argument of every kernel; `ops/call.h` says what the fields mean. All pointers are device pointers.
+/// The one argument of every kernel; `ops/call.h` explains the fields. All pointers are device pointers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]

@@ -1,4 +1,4 @@
-//! Compilers at run time: hipRTC and NVRTC, whose functions differ by their names only.
+//! Compilers at run time: hipRTC and NVRTC, whose functions differ only in their names.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 
@@ -6,11 +6,11 @@ use libloading::os::unix::Library;
 
 use super::sources::SOURCES;
 
-/// The names by which a library has the functions.
+/// The names of a library's functions.
 pub(super) struct Names {
     /// hiprtc or nvrtc
     pub(super) prefix: &'static str,
-    /// What it calls the result: Code or CUBIN.
+    /// Its name for the result: Code or CUBIN.
     pub(super) result: &'static str,
 }
 
@@ -46,7 +46,7 @@ impl<'l> Compiler<'l> {
     /// If a function is missing.
     pub(super) fn new(library: &'l Library, names: Names) -> Result<Self, String> {
         let Names { prefix, result } = names;
-        /// The function of a name, as the type that the field asks for.
+        /// The function with this name, with the type of the field.
         macro_rules! function {
             ($name:expr) => {
                 // SAFETY: the signature is that of hiprtc.h of HIP 5, 6 and 7, and of nvrtc.h of CUDA 11.2 to 13.
@@ -69,7 +69,7 @@ impl<'l> Compiler<'l> {
     /// The kernels compiled with `options`.
     ///
     /// # Errors
-    /// Says what the compiler said.
+    /// The compiler's messages.
     pub(super) fn compile(&self, options: &[String]) -> Result<Vec<u8>, String> {
         let text = |s: &str| CString::new(s).expect("sources and names have no zero byte");
         let Some(((main, source), headers)) = SOURCES.split_first() else {
@@ -96,7 +96,7 @@ impl<'l> Compiler<'l> {
             return Err(format!("{}CreateProgram returned {status}", self.names.prefix));
         }
         let result = self.compile_program(program, options);
-        // SAFETY: the program was made above and is used no more.
+        // SAFETY: the program was made above and is not used any more.
         unsafe { (self.destroy)(&mut program) };
         result
     }
@@ -117,7 +117,7 @@ impl<'l> Compiler<'l> {
         self.bytes(program, self.code_size, self.code)
     }
 
-    /// What a pair of functions tells the size of and gives.
+    /// The bytes returned by a pair of functions, one for the size and one for the contents.
     fn bytes(&self, program: Program, size: Size, get: Get) -> Result<Vec<u8>, String> {
         let mut bytes = 0;
         // SAFETY: the program is valid, and so is the out pointer.

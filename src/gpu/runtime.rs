@@ -1,4 +1,4 @@
-//! What a GPU's driver must offer to run kernels: [`Runtime`], which `hip` and `cuda` implement.
+//! What a GPU driver must provide to run kernels: [`Runtime`], implemented by `hip` and `cuda`.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt::Debug;
@@ -7,25 +7,25 @@ use super::error::GpuError;
 use super::params::Call;
 use super::plan;
 
-/// An object of a driver: a context, a module, a function, a stream.
+/// A handle of a driver: a context, a module, a function, a stream.
 pub type Handle = *mut c_void;
 
-/// Who makes a GPU, and with it the driver that runs kernels there.
+/// The manufacturer of a GPU, which determines the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Vendor {
-    /// AMD, by HIP
+    /// AMD, through HIP
     Amd,
-    /// NVIDIA, by the CUDA driver
+    /// NVIDIA, through the CUDA driver
     Nvidia,
 }
 
-/// What is asked of a device.
+/// Properties of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Properties {
-    /// What its code is compiled for, such as gfx90a:sramecc+:xnack- or sm_90.
+    /// The architecture of its code, such as gfx90a:sramecc+:xnack- or sm_90.
     pub arch: String,
-    /// What a plan must know of it.
+    /// The properties that a plan needs.
     pub for_plan: plan::Device,
 }
 
@@ -41,90 +41,90 @@ pub(super) struct KernelLaunch<'l> {
     pub(super) argument: &'l Call,
 }
 
-/// A driver, opened once for the process. Modules and functions are never unloaded.
+/// A driver, opened once per process. Modules and functions are never unloaded.
 pub(super) trait Runtime: Debug + Send + Sync {
-    /// Makes `ordinal` the calling thread's device, and gives what [`Runtime::leave`] takes.
+    /// Makes `ordinal` the calling thread's device, and returns the argument for [`Runtime::leave`].
     ///
     /// # Errors
     /// If there is no such device.
     fn enter(&self, ordinal: i32) -> Result<Previous, GpuError>;
 
-    /// Makes the device current that was before [`Runtime::enter`].
+    /// Restores the device that was current before [`Runtime::enter`].
     fn leave(&self, previous: Previous);
 
-    /// What device `ordinal` is.
+    /// The properties of device `ordinal`.
     ///
     /// # Errors
     /// If it cannot be queried, or the kernels cannot run on it.
     fn properties(&self, ordinal: i32) -> Result<Properties, GpuError>;
 
-    /// Loads `code`, which [`CodeFormat::is_code`] took for code, on the current device.
+    /// Loads `code`, which passed [`CodeFormat::is_code`], on the current device.
     ///
     /// # Errors
-    /// If the device or the driver is not one for it.
+    /// If the device or the driver cannot run it.
     fn load(&self, code: &[u8]) -> Result<Handle, GpuError>;
 
-    /// The kernel `name` of a module that this runtime loaded, allowed to take `shared_bytes` of shared memory.
+    /// The kernel `name` of a module loaded by this runtime, allowed to use `shared_bytes` of shared memory.
     ///
     /// # Errors
-    /// If there is none.
+    /// If there is no such kernel.
     fn function(&self, module: Handle, name: &CStr, shared_bytes: u32) -> Result<Handle, GpuError>;
 
     /// Queues a kernel on `stream`, null for the default one; the argument is copied before this returns.
     ///
     /// # Safety
-    /// `function` is one of this runtime's kernels, on the current device, and what it reads and writes through
+    /// `function` is one of this runtime's kernels on the current device, and the memory that it accesses through
     /// pointers in the argument stays valid until the stream has run it.
     ///
     /// # Errors
     /// If the driver refuses.
     unsafe fn launch(&self, launch: &KernelLaunch<'_>, stream: Handle) -> Result<(), GpuError>;
 
-    /// Whether what is queued on `stream` is recorded to be run again later, rather than run.
+    /// Whether work queued on `stream` is being captured for later replay instead of run.
     ///
     /// # Safety
-    /// `stream` is one of the current device, or null.
+    /// `stream` belongs to the current device, or is null.
     ///
     /// # Errors
-    /// If the driver does not say.
+    /// If the driver cannot tell.
     unsafe fn is_capturing(&self, stream: Handle) -> Result<bool, GpuError>;
 
-    /// Where code for its devices comes from.
+    /// The format and sources of code for its devices.
     fn code(&self) -> &dyn CodeFormat;
 }
 
-/// Code for the devices of a runtime: what it looks like, and where it comes from.
+/// Code for the devices of a runtime: how to recognise it, and where it comes from.
 pub(super) trait CodeFormat {
-    /// The folder of its cache.
+    /// Name of its cache folder.
     fn folder(&self) -> &'static str;
 
-    /// What, beside architecture and sources, compiled code depends on: compiler version and options.
+    /// What compiled code depends on besides architecture and sources: compiler version and options.
     ///
     /// # Errors
-    /// If the driver does not say.
+    /// If the driver cannot tell.
     fn compiler(&self) -> Result<String, GpuError>;
 
-    /// Whether `code` begins as code for these devices does, and is whole as far as its header tells.
+    /// Whether `code` starts like code for these devices, and is complete as far as its header tells.
     fn is_code(&self, code: &[u8]) -> bool;
 
-    /// The code for `arch` that this library carries.
+    /// The embedded code for `arch`.
     fn carried(&self, arch: &str) -> Option<&'static [u8]>;
 
     /// Compiles the kernels for `arch`.
     ///
     /// # Errors
-    /// Says what is missing, or what the compiler said.
+    /// What is missing, or the compiler's messages.
     fn compile(&self, arch: &str) -> Result<Vec<u8>, String>;
 
-    /// What this library carries, and what to do where that is not enough, for people.
+    /// For error messages: which code is embedded, and what to do if that is not enough.
     fn advice(&self, arch: &str) -> (String, String);
 }
 
-/// The device that was current before another one, as a runtime notes it.
+/// The device that was current before, in the form that the runtime needs.
 #[derive(Debug)]
 pub(super) struct Previous(pub(super) Option<i32>);
 
-/// A device being current on the calling thread.
+/// Keeps a device current on the calling thread.
 pub(crate) struct Current<'r> {
     runtime: &'r dyn Runtime,
     previous: Option<Previous>,
@@ -144,7 +144,7 @@ impl Drop for Current<'_> {
     }
 }
 
-/// A driver's text, "unknown" where it gives none.
+/// A driver's text, "unknown" if it is null.
 ///
 /// # Safety
 /// `text` is null or a constant C string.
@@ -156,12 +156,12 @@ pub(super) unsafe fn text(text: *const c_char) -> String {
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-/// Why a shared library could not be opened: libloading's own message keeps the loader's words in its source.
+/// Why a shared library could not be opened: libloading keeps the loader's message in the error's source.
 pub(super) fn reason(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or(error.to_string(), ToString::to_string)
 }
 
-/// Declares a structure of functions of a shared library, by their names there, and `of`, which finds them.
+/// Declares a structure of functions of a shared library, by their names there, and `of`, which looks them up.
 macro_rules! functions {
     ($(#[$about:meta])* $structure:ident { $($name:ident: ($($argument:ty),*);)* }) => {
         $(#[$about])*

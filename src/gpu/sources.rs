@@ -1,3 +1,3 @@
-//! The kernels as this library carries them: sources, and code compiled from them (`ops/build.rs`).
+//! The kernels embedded in this library: sources, and code compiled from them (`ops/build.rs`).
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

@@ -1,12 +1,12 @@
-//! Removing nodes with all that only fed them, and putting nodes in order.
+//! Removing nodes and all that only fed them, and sorting nodes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::index::reads;
 use super::proto::GraphProto;
 
-/// Removes the nodes at `doomed`, every node that thereby has no reader left, and the initializers and descriptions of
-/// tensors that only these had. What had no reader before stays.
+/// Removes the nodes at `doomed`, every node that then has no readers left, and the initializers and value_infos of
+/// tensors that only these had. Nodes that had no readers before stay.
 pub fn remove_nodes(graph: &mut GraphProto, doomed: &[usize]) {
     let (gone, dead) = {
         let outputs: HashSet<&str> = graph.output.iter().map(|o| o.name()).collect();
@@ -45,7 +45,7 @@ pub fn remove_nodes(graph: &mut GraphProto, doomed: &[usize]) {
         n += 1;
         !gone.contains(&(n - 1))
     });
-    // A doomed node's outputs may have new makers.
+    // Outputs of a doomed node may have new producers.
     let made: HashSet<String> = graph.node.iter().flat_map(|n| n.output.iter().cloned()).collect();
     let inputs: HashSet<String> = graph.input.iter().map(|i| i.name().to_string()).collect();
     let dead = |name: &str| dead.contains(name) && !made.contains(name) && !inputs.contains(name);
@@ -55,10 +55,10 @@ pub fn remove_nodes(graph: &mut GraphProto, doomed: &[usize]) {
     graph.quantization_annotation.retain(|a| !dead(a.tensor_name()));
 }
 
-/// Puts the nodes in an order in which each reads only what is made before it, moving no node further than needed.
+/// Sorts the nodes so that each reads only what is made before it, moving no node further than needed.
 ///
 /// # Errors
-/// The name of a tensor in a circle of nodes.
+/// The name of a tensor in a cycle of nodes.
 pub fn sort_nodes(graph: &mut GraphProto) -> Result<(), String> {
     let count = graph.node.len();
     let order = {

@@ -1,4 +1,4 @@
-//! Data that a model keeps in files beside it: checked, linked or copied, never read.
+//! Data that a model keeps in external files: checked, linked or copied, never read.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,11 +17,11 @@ use crate::files;
 pub struct DataFile {
     /// Where it lies, relative to the model's folder.
     pub location: PathBuf,
-    /// Its bytes.
+    /// Size of the file.
     pub bytes: u64,
 }
 
-/// How data files come to another folder.
+/// How data files are brought to another folder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
@@ -37,7 +37,8 @@ pub enum Placement {
 /// The data files of `model`, which lies at `path`.
 ///
 /// # Errors
-/// A file that is missing, too short for a tensor, or outside the model's folder; a place in it that is no number.
+/// A file that is missing, too short for a tensor, or outside the model's folder; an offset or length that is not a
+/// number.
 pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, FileError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let homes = Homes::of(path);
@@ -81,27 +82,27 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
     Ok(files.into_iter().map(|(location, bytes)| DataFile { location, bytes }).collect())
 }
 
-/// Where the files of a model may lie, by whatever links they are reached: what belongs to a model of others must not
-/// become a part of its rewritten copy if it is a link to something private.
+/// Where the files of a model may lie after following links. A file of someone else's model may be a link to something
+/// private, which must not be copied into the rewritten model.
 pub(crate) struct Homes(Vec<PathBuf>);
 
 impl Homes {
-    /// The folder of the model at `path`; and, if it is a link itself, the one that it leads to, as in the cache of a
-    /// hub, where all files of a model are links into one folder.
+    /// The folder of the model at `path`. If `path` is a link, also the folder of its target, as in a hub's cache,
+    /// where all files of a model are links into one folder.
     pub(crate) fn of(path: &Path) -> Self {
         let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         let real = fs::canonicalize(path).ok().and_then(|real| real.parent().map(Path::to_path_buf));
         Self(fs::canonicalize(folder).into_iter().chain(real).collect())
     }
 
-    /// These and `folder`, of which the model's own is a part.
+    /// These and `folder`, which contains the model's own.
     pub(crate) fn and(mut self, folder: &Path) -> Self {
         self.0.extend(fs::canonicalize(folder));
         self
     }
 
     /// # Errors
-    /// `file` leads elsewhere, or cannot be followed.
+    /// `file` is a link to elsewhere, or cannot be followed.
     pub(crate) fn check(&self, file: &Path) -> Result<(), FileError> {
         let real = fs::canonicalize(file).map_err(FileError::io(file))?;
         match self.0.iter().any(|home| real.starts_with(home)) {
@@ -111,8 +112,7 @@ impl Homes {
     }
 }
 
-/// Where `model` says that it has data, as far as that is inside its folder; whether the files are there does not
-/// matter.
+/// The locations of data that `model` states, if inside its folder; the files need not exist.
 pub fn data_locations(model: &ModelProto) -> Vec<PathBuf> {
     let entries = tensors(model).into_iter().flat_map(|tensor| &tensor.external_data);
     let mut found: Vec<_> = entries.filter(|e| e.key() == "location").filter_map(|e| relative(e.value())).collect();
@@ -121,7 +121,7 @@ pub fn data_locations(model: &ModelProto) -> Vec<PathBuf> {
     found
 }
 
-/// Makes `model` say that what it has in the data file `from` is in `to`.
+/// Changes the location of data in `model` from the file `from` to `to`.
 pub fn move_data(model: &mut ModelProto, from: &Path, to: &str) {
     let mut rename = |tensor: &mut TensorProto| {
         if tensor.data_location() == DataLocation::EXTERNAL {
@@ -157,16 +157,16 @@ impl DataFile {
     }
 }
 
-/// Brings the file `from` to the new file `to` and waits until it is on the disk. Its mode goes with it, as far as the
-/// user lets new files have it.
+/// Brings the file `from` to the new file `to` and waits until it is on disk. Its mode is kept, as far as the umask
+/// allows.
 ///
 /// # Errors
-/// There is something at `to`, `from` is no file, or the file system refuses.
+/// Something exists at `to`, `from` is not a file, or the file system refuses.
 pub(crate) fn place(from: &Path, to: &Path, how: Placement) -> Result<(), FileError> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).map_err(FileError::io(folder))?;
     }
-    // A link to a link would still be one; what it leads to is wanted.
+    // A hard link to a symbolic link would still be a symbolic link; its target is wanted.
     let from = fs::canonicalize(from).map_err(FileError::io(from))?;
     if how == Placement::Link && fs::hard_link(&from, to).is_ok() {
         return Ok(());
@@ -178,9 +178,9 @@ pub(crate) fn place(from: &Path, to: &Path, how: Placement) -> Result<(), FileEr
     std::io::copy(&mut source, &mut target).and_then(|_| target.sync_all()).map_err(FileError::io(to))
 }
 
-/// Bytes that the elements of `tensor` take; 0 for a type that is not known.
+/// Bytes of the elements of `tensor`; 0 for an unknown type.
 fn bytes(tensor: &TensorProto) -> u64 {
-    // ONNX's numbers of types, of which this version of onnx.proto lacks the latest.
+    // Numbers of ONNX's types, of which this version of onnx.proto lacks the latest.
     let bits = match tensor.data_type() {
         25 | 26 => 2,
         21..=23 => 4,

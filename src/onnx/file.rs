@@ -10,7 +10,7 @@ use super::measure;
 use super::proto::ModelProto;
 use crate::files;
 
-/// Bytes that a model may take in memory beside twice those of its file.
+/// Bytes that a model may take in memory in addition to twice its file size.
 const MOST_MEMORY: u64 = 768 << 20;
 
 /// Why a model file cannot be read or written.
@@ -20,13 +20,13 @@ pub enum FileError {
     /// The file system refuses.
     #[error("{0}: {1}")]
     Io(PathBuf, std::io::Error),
-    /// Not protobuf, or cut short.
+    /// Not protobuf, or truncated.
     #[error("{0} is not an ONNX model, or is cut short: {1}")]
     Malformed(PathBuf, protobuf::Error),
     /// Takes too much memory for its size.
     #[error("{0} is not read: its more than {1} MB in memory are many times its size, as of no model that is in use")]
     TooLarge(PathBuf, u64),
-    /// Protobuf, but no model.
+    /// Protobuf, but not a model.
     #[error("{0} is not an ONNX model: it has no graph")]
     NoGraph(PathBuf),
     /// ONNX Runtime's own format.
@@ -34,17 +34,17 @@ pub enum FileError {
         "{0} is in ONNX Runtime's own format (.ort), which is not rewritten; name the .onnx file that it was made from"
     )]
     OrtFormat(PathBuf),
-    /// External data whose location is no plain relative path.
+    /// External data whose location is not a plain relative path.
     #[error("{model}: tensor '{tensor}' has its data in '{location}', which is not a path inside the model's folder")]
     Location {
         /// The model's file.
         model: PathBuf,
         /// The tensor's name.
         tensor: String,
-        /// Where it says its data is.
+        /// The location that it states.
         location: String,
     },
-    /// External data whose offset or length is no number.
+    /// External data whose offset or length is not a number.
     #[error("{model}: tensor '{tensor}' has its data at {key} '{value}', which is no number of bytes")]
     Number {
         /// The model's file.
@@ -53,7 +53,7 @@ pub enum FileError {
         tensor: String,
         /// offset or length
         key: &'static str,
-        /// What it is.
+        /// Its value.
         value: String,
     },
     /// A link that leads out of the model's folder.
@@ -91,10 +91,10 @@ impl FileError {
     }
 }
 
-/// Reads the model at `path`; external data stays where it is. Memory: about the size of the file.
+/// Reads the model at `path`; external data is not read. Memory: about the size of the file.
 ///
 /// # Errors
-/// The file cannot be read, or is not a whole ONNX model.
+/// The file cannot be read, or is not a complete ONNX model.
 pub fn read(path: &Path) -> Result<ModelProto, FileError> {
     let io = || FileError::io(path);
     let file = files::open(path).map_err(io())?;
@@ -120,10 +120,10 @@ pub fn read(path: &Path) -> Result<ModelProto, FileError> {
     Ok(model)
 }
 
-/// Writes `model` to the new file `path` and waits until it is on the disk.
+/// Writes `model` to the new file `path` and waits until it is on disk.
 ///
 /// # Errors
-/// The file exists or cannot be written; it may then be there in part.
+/// The file exists or cannot be written; a partial file may then be left.
 pub fn write(model: &ModelProto, path: &Path) -> Result<(), FileError> {
     let file = File::create_new(path).map_err(FileError::io(path))?;
     let mut writer = BufWriter::with_capacity(1 << 20, file);
@@ -136,7 +136,7 @@ pub fn write(model: &ModelProto, path: &Path) -> Result<(), FileError> {
     file.sync_all().map_err(FileError::io(path))
 }
 
-/// Writes `text` to the new file `path` and waits until it is on the disk.
+/// Writes `text` to the new file `path` and waits until it is on disk.
 pub(crate) fn write_text(text: &str, path: &Path) -> Result<(), FileError> {
     let write = || {
         let mut file = File::create_new(path)?;

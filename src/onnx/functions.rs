@@ -1,18 +1,18 @@
-//! Model-local functions, put into the graph that calls them.
+//! Inlining of model-local functions.
 
 use std::collections::{HashMap, HashSet};
 
 use super::NodeExt;
 use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto};
 
-/// Functions call each other no deeper than this.
+/// Deepest nesting of function calls.
 const DEEPEST: usize = 16;
 
 /// Most nodes that a graph may grow to.
 const MOST_NODES: usize = 1 << 20;
 
-/// Replaces the calls of functions in the main graph of `model` by what they do. A function that imports another
-/// version of ONNX's operators than the model stays a call, and so do calls in graphs within nodes.
+/// Inlines function calls in the main graph of `model`. Calls stay where a function imports another version of ONNX's
+/// operators than the model, and in subgraphs of nodes.
 pub fn inline_functions(model: &mut ModelProto) {
     if model.functions.is_empty() {
         return;
@@ -47,7 +47,7 @@ pub fn inline_functions(model: &mut ModelProto) {
             model.opset_import.push(import.clone());
         }
     }
-    // Those that are still called, by each other too.
+    // Functions that are still called, also by one another.
     let mut called: HashSet<(String, String)> = HashSet::new();
     nodes_within(&graph.node, &mut |n| {
         called.insert((n.domain().into(), n.op_type().into()));
@@ -58,18 +58,18 @@ pub fn inline_functions(model: &mut ModelProto) {
     }
 }
 
-/// Names that are given away.
+/// Names that are taken.
 struct Names(HashSet<String>);
 
 impl Names {
-    /// Those of tensors and nodes in `graph`.
+    /// Names of tensors and nodes in `graph`.
     fn new(graph: &GraphProto) -> Self {
         let nodes = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str).chain([n.name()]));
         let given = graph.input.iter().map(|i| i.name()).chain(graph.initializer.iter().map(|i| i.name()));
         Self(nodes.chain(given).map(str::to_string).collect())
     }
 
-    /// A name that nothing has yet, `wanted` if possible.
+    /// An unused name, `wanted` if possible.
     fn unique(&mut self, wanted: &str) -> String {
         let mut name = wanted.to_string();
         let mut number = 1;
@@ -81,7 +81,7 @@ impl Names {
     }
 }
 
-/// The nodes of `function` as `call` calls it, named after `base`.
+/// The nodes of `function` for the call `call`, with names that begin with `base`.
 fn body(call: &NodeProto, function: &FunctionProto, base: &str, taken: &mut Names) -> Vec<NodeProto> {
     let mut names: HashMap<String, String> = HashMap::new();
     for (i, input) in function.input.iter().enumerate() {
@@ -108,7 +108,7 @@ fn body(call: &NodeProto, function: &FunctionProto, base: &str, taken: &mut Name
     nodes
 }
 
-/// Gives the tensors of `node`, and of the graphs within it, new names; the node's own name changes alike.
+/// Renames the tensors of `node` and of its subgraphs, and the node itself.
 fn rename(node: &mut NodeProto, new: &mut dyn FnMut(&str) -> String) {
     let mut change = |name: &mut String| {
         if !name.is_empty() {
@@ -136,7 +136,8 @@ fn rename_graph(graph: &mut GraphProto, new: &mut dyn FnMut(&str) -> String) {
     graph.node.iter_mut().for_each(|node| rename(node, new));
 }
 
-/// Gives the attributes of `node` that stand for those of the call their values; one that the call does not have goes.
+/// Replaces attributes of `node` that refer to attributes of the call by their values; one that the call lacks is
+/// removed.
 fn resolve<'a>(node: &mut NodeProto, given: &dyn Fn(&str) -> Option<&'a AttributeProto>) {
     let attributes = std::mem::take(&mut node.attribute).into_iter();
     node.attribute = attributes

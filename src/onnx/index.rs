@@ -1,10 +1,10 @@
-//! Who makes and who reads each tensor of a graph.
+//! Producers and readers of each tensor of a graph.
 
 use std::collections::{HashMap, HashSet};
 
 use super::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
 
-/// A graph by the names of its tensors.
+/// A graph, indexed by the names of its tensors.
 pub struct Index<'g> {
     /// The graph.
     pub graph: &'g GraphProto,
@@ -16,7 +16,7 @@ pub struct Index<'g> {
     value_info: HashMap<&'g str, &'g ValueInfoProto>,
 }
 
-/// A node that reads what is made only after it.
+/// A node that reads a tensor made only after it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the graph is not in order: {reader} reads '{tensor}' before it is made")]
 pub struct OrderError {
@@ -27,11 +27,11 @@ pub struct OrderError {
 }
 
 impl<'g> Index<'g> {
-    /// Looks through `graph`.
+    /// Indexes `graph`.
     ///
     /// # Errors
-    /// The nodes are not in the order that ONNX demands; elsewhere one can therefore follow them without fear of
-    /// circles.
+    /// The nodes are not in the order that ONNX requires. With that order checked here, following nodes always
+    /// terminates.
     pub fn new(graph: &'g GraphProto) -> Result<Self, OrderError> {
         let mut producers = HashMap::new();
         let mut readers: HashMap<&str, Vec<usize>> = HashMap::new();
@@ -61,7 +61,7 @@ impl<'g> Index<'g> {
         })
     }
 
-    /// Which node, by its place in the graph, makes `tensor` as which of its outputs.
+    /// The producer of `tensor`: the node's position in the graph, and which of its outputs.
     pub fn producer(&self, tensor: &str) -> Option<(usize, usize)> {
         self.producers.get(tensor).copied()
     }
@@ -71,7 +71,7 @@ impl<'g> Index<'g> {
         self.producer(tensor).map(|(n, _)| &self.graph.node[n])
     }
 
-    /// The nodes that read `tensor`, themselves or in a graph within them.
+    /// The nodes that read `tensor`, themselves or in a subgraph.
     pub fn readers(&self, tensor: &str) -> &[usize] {
         self.readers.get(tensor).map_or(&[], Vec::as_slice)
     }
@@ -97,7 +97,7 @@ impl<'g> Index<'g> {
     }
 }
 
-/// Names that `node` reads, of graphs within it those of the graph around included.
+/// Names that `node` reads, including those that its subgraphs read from the outer graph.
 pub(crate) fn reads(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> = node.input.iter().map(String::as_str).filter(|n| !n.is_empty()).collect();
     for graph in node.attribute.iter().flat_map(graphs) {
@@ -110,7 +110,7 @@ fn graphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
     attribute.g.iter().chain(&attribute.graphs)
 }
 
-/// Adds the names that `graph` reads and does not make. A name made inside only shadows later reads; counting one read
+/// Adds the names that `graph` reads and does not make. A name made inside only hides later reads; counting one read
 /// too many merely keeps a node.
 fn captured<'g>(graph: &'g GraphProto, names: &mut Vec<&'g str>) {
     let made: HashSet<&str> = graph

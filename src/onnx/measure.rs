@@ -1,22 +1,21 @@
-//! How much memory a model takes once it is read, from its bytes alone: empty messages take two bytes of a file and
-//! hundreds in memory.
+//! How much memory a model takes once it is read, estimated from its bytes: an empty message takes two bytes in a file
+//! and hundreds in memory.
 
 use std::io::{BufRead, Result, Seek};
 
-/// Bytes that a message takes, about.
+/// Bytes of a message, roughly.
 const MESSAGE: u64 = 256;
 
-/// Bytes that a string or a list of bytes takes beside its contents, about, in a list that grows.
+/// Bytes of a string or byte list in a growing list, in addition to its contents, roughly.
 const TEXT: u64 = 48;
 
-/// How deep messages are within one another at most.
+/// Deepest nesting of messages.
 const DEPTH: usize = 100;
 
-/// Bytes that a number of a list takes that grows.
+/// Bytes of a number in a growing list.
 const NUMBER: u64 = 16;
 
-/// A kind of message, by its fields that are messages, their numbers and kinds; and by those that are lists of numbers
-/// of as many bytes as they need.
+/// A kind of message: its message fields, by number and kind; and its fields that are lists of varints.
 struct Kind(&'static [(u64, &'static Kind)], &'static [u64]);
 
 static LEAF: Kind = Kind(&[], &[]);
@@ -39,7 +38,7 @@ static GRAPH: Kind = Kind(
 static FUNCTION: Kind = Kind(&[(7, &NODE), (9, &LEAF), (11, &ATTRIBUTE), (12, &VALUE), (14, &LEAF)], &[]);
 static MODEL: Kind = Kind(&[(7, &GRAPH), (8, &LEAF), (14, &LEAF), (20, &LEAF), (25, &FUNCTION)], &[]);
 
-/// About how many bytes the model in `input` takes in memory, counted up to `most`; what is malformed ends the count.
+/// Roughly how many bytes the model in `input` takes in memory, counted up to `most`; malformed bytes end the count.
 /// Embedded weights are skipped, not read.
 ///
 /// # Errors
@@ -89,7 +88,7 @@ impl<R: BufRead + Seek> Scan<'_, R> {
         Ok(())
     }
 
-    /// Counts a list of numbers that ends at `end`: each ends with a byte below 128.
+    /// Counts a list of varints that ends at `end`; the last byte of each is below 128.
     fn numbers(&mut self, end: u64) -> Result<()> {
         while self.at < end && self.sum <= self.most {
             let bytes = self.input.fill_buf()?;
@@ -111,7 +110,7 @@ impl<R: BufRead + Seek> Scan<'_, R> {
         Ok(())
     }
 
-    /// `None` at the end of the input, and for bytes that are no varint.
+    /// `None` at the end of the input, and for bytes that are not a varint.
     fn varint(&mut self) -> Result<Option<u64>> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
@@ -140,7 +139,7 @@ mod tests {
 
     #[test]
     fn messages_and_not_weights_count() {
-        // A graph of a thousand empty nodes, one of as many names, and an initializer.
+        // A graph of a thousand empty nodes, a thousand names, and an initializer.
         let graph =
             |inside: &[u8]| [&[7 << 3 | 2, inside.len() as u8 | 0x80, (inside.len() >> 7) as u8], inside].concat();
         assert_eq!(of(&graph(&[1 << 3 | 2, 0].repeat(1000))), 2 * MESSAGE + 1000 * MESSAGE);
@@ -149,7 +148,7 @@ mod tests {
         // 100 numbers of a byte each.
         let numbers = [&[5 << 3 | 2, 102, 7 << 3 | 2, 100][..], &[0; 100]].concat();
         assert_eq!(of(&graph(&numbers)), 3 * MESSAGE + 100 * NUMBER);
-        // Cut short, or nonsense.
+        // Truncated, or nonsense.
         of(&graph(&weights)[..20]);
         of(&[0xff; 100]);
         of(&[7 << 3 | 2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]);

@@ -1,7 +1,6 @@
-//! ONNX models as files and graphs: read and written without losing what is not understood, weights left where they
-//! are.
+//! ONNX models as files and graphs. Reading and writing preserves unknown fields, and weights stay in their files.
 //!
-//! Knows ONNX and nothing of attention or caches.
+//! Knows ONNX, but nothing of attention or caches.
 
 mod cleanup;
 pub mod evaluate;

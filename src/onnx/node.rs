@@ -2,11 +2,11 @@
 
 use super::proto::{AttributeProto, NodeProto, TensorProto};
 
-/// What a node says, with what ONNX leaves out filled in.
+/// Access to a node's parts, with ONNX's defaults filled in.
 pub trait NodeExt {
-    /// Operator and domain are these; the default domain is "" and "ai.onnx".
+    /// Whether operator and domain are these; the default domain is "" or "ai.onnx".
     fn is(&self, domain: &str, operator: &str) -> bool;
-    /// Of the default domain.
+    /// Whether it is this operator of the default domain.
     fn is_onnx(&self, operator: &str) -> bool;
     /// The name of input `index`, `None` where it is absent.
     fn input_at(&self, index: usize) -> Option<&str>;
@@ -24,7 +24,7 @@ pub trait NodeExt {
     fn text(&self, name: &str) -> Option<String>;
     /// The tensor attribute `name`.
     fn tensor(&self, name: &str) -> Option<&TensorProto>;
-    /// How to name the node to people: its name and operator, or its first output where it has no name.
+    /// The node's name in messages: its name and operator, or its first output if it has no name.
     fn title(&self) -> String;
 }
 

@@ -1,7 +1,8 @@
-//! The structures of `onnxruntime_ep_c_api.h` that a provider fills, by hand: the `ort` crate has none of them.
+//! The structures of `onnxruntime_ep_c_api.h` that a provider fills, written by hand: the `ort` crate has none of
+//! them.
 //!
-//! ONNX Runtime only ever appends to them. All say that they were written for version 24: a later ONNX Runtime then
-//! calls nothing that came after, and what came with 24 and is not used here stays null.
+//! ONNX Runtime only ever appends to them. All state that they were written for version 24: a later ONNX Runtime then
+//! calls nothing that was added later, and functions of version 24 that are not used here stay null.
 
 #![allow(non_snake_case, missing_docs)]
 
@@ -10,16 +11,16 @@ use std::mem::{offset_of, size_of};
 
 use ort::sys::{OrtAllocatorType, OrtDeviceMemoryType, OrtHardwareDeviceType, OrtMemType, OrtMemoryInfoDeviceType};
 
-/// The version of the structures here, and the oldest ONNX Runtime they are for: 1.24.
+/// The version of these structures, and the oldest ONNX Runtime that supports them: 1.24.
 pub const VERSION: u32 = 24;
 
-/// An error of ONNX Runtime, null for success.
+/// An ONNX Runtime status, null for success.
 pub type Status = *mut ort::sys::OrtStatus;
 
 macro_rules! opaque {
     ($($name:ident)*) => {
         $(
-            /// ONNX Runtime's own, only pointed to.
+            /// Opaque types of ONNX Runtime.
             #[repr(C)]
             #[derive(Debug)]
             pub struct $name {
@@ -35,7 +36,7 @@ opaque! {
     Value
 }
 
-/// A function that this provider does not have.
+/// A function that this provider does not implement.
 pub type Absent = Option<unsafe extern "system" fn()>;
 
 /// OrtAllocator.
@@ -123,7 +124,7 @@ pub struct Ep {
     pub CreateSyncStreamForDevice: unsafe extern "system" fn(*mut Ep, *const MemoryDevice, *mut *mut Stream) -> Status,
     pub GetCompiledModelCompatibilityInfo: Absent,
     pub GetKernelRegistry: unsafe extern "system" fn(*mut Ep, *mut *const KernelRegistry) -> Status,
-    /// Absent: calls may run side by side.
+    /// Absent: calls may run concurrently.
     pub IsConcurrentRunSupported: Absent,
 }
 
@@ -170,7 +171,7 @@ pub struct Factory {
     pub later: [Absent; 4],
 }
 
-// Every member is a pointer after the version, which has the room of one.
+// Every member after the version is a pointer, and the version takes the space of one.
 const _: () = {
     assert!(size_of::<Allocator>() == 7 * 8 && offset_of!(Allocator, AllocOnStream) == 6 * 8);
     assert!(size_of::<DataTransfer>() == 4 * 8 && offset_of!(DataTransfer, CopyTensors) == 3 * 8);
@@ -190,15 +191,15 @@ macro_rules! table {
         }
 
         impl $table {
-            /// The slots and names of what is read from ONNX Runtime's table.
+            /// The slots and names of the functions read from ONNX Runtime's table.
             pub const SLOTS: &'static [(usize, &'static str)] = &[$(($slot, stringify!($name))),*];
 
             /// # Safety
             /// `table` is ONNX Runtime's, of version [`VERSION`] or later.
             pub unsafe fn read(table: *const c_void) -> Self {
                 let slots: *const *const c_void = table.cast();
-                // SAFETY: the table is of function pointers, in an order that never changes; a function that is there
-                // in this version is never null and has this signature.
+                // SAFETY: the table holds function pointers, in an order that never changes; a function that exists in
+                // this version is never null and has this signature.
                 unsafe {
                     Self {
                         $($name: std::mem::transmute::<
@@ -213,7 +214,7 @@ macro_rules! table {
 }
 
 table! {
-    /// What is used of OrtApi.
+    /// The functions of OrtApi that are used.
     Api {
         0 CreateStatus: fn(c_int, *const c_char) -> Status;
         51 GetTensorMutableData: fn(*mut Value, *mut *mut c_void) -> Status;
@@ -254,7 +255,7 @@ table! {
 }
 
 table! {
-    /// What is used of OrtEpApi.
+    /// The functions of OrtEpApi that are used.
     EpApi {
         0 CreateEpDevice: fn(
             *mut Factory,

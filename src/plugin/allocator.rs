@@ -1,4 +1,4 @@
-//! OrtAllocator: memory of a [`Pool`].
+//! OrtAllocator: allocates from a [`Pool`].
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +19,7 @@ pub struct Allocator {
 }
 
 impl Allocator {
-    /// An allocator of `pool`, whose memory ONNX Runtime knows by `info`.
+    /// An allocator of `pool`, whose memory ONNX Runtime identifies by `info`.
     pub fn create(host: &'static Host, pool: &'static Pool, info: *const MemoryInfo) -> *mut abi::Allocator {
         let abi = abi::Allocator {
             version: VERSION,
@@ -34,20 +34,20 @@ impl Allocator {
     }
 
     /// # Safety
-    /// The allocator is of [`Allocator::create`] and is used no more.
+    /// The allocator is of [`Allocator::create`] and is not used afterwards.
     pub unsafe fn release(this: *mut abi::Allocator) {
         // SAFETY: by this function's contract it is a whole box of this type.
         drop(unsafe { Box::from_raw(this.cast::<Self>()) });
     }
 
     /// # Safety
-    /// `this` is of [`Allocator::create`] and lives.
+    /// `this` is of [`Allocator::create`] and not yet released.
     unsafe fn of<'a>(this: *const abi::Allocator) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }
     }
 
-    /// Null for no bytes, and where there is no memory, as ONNX Runtime expects.
+    /// Null for zero bytes, and when out of memory, as ONNX Runtime expects.
     fn allocate(&self, bytes: usize, stream: Handle) -> *mut c_void {
         if bytes == 0 {
             return std::ptr::null_mut();
@@ -58,20 +58,20 @@ impl Allocator {
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn allocate(this: *mut abi::Allocator, bytes: usize) -> *mut c_void {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     unsafe { Allocator::of(this) }.allocate(bytes, std::ptr::null_mut())
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn allocate_on_stream(
     this: *mut abi::Allocator,
     bytes: usize,
     stream: *mut SyncStream,
 ) -> *mut c_void {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let this = unsafe { Allocator::of(this) };
     let handle = match stream.is_null() {
         true => std::ptr::null_mut(),
@@ -82,17 +82,17 @@ unsafe extern "system" fn allocate_on_stream(
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn free(this: *mut abi::Allocator, memory: *mut c_void) {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let this = unsafe { Allocator::of(this) };
-    // A panic here leaks the memory, which is better than what unwinding into ONNX Runtime does.
+    // A panic here leaks the memory, which is better than unwinding into ONNX Runtime.
     let _ = catch_unwind(AssertUnwindSafe(|| this.pool.free(memory)));
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn info_of(this: *const abi::Allocator) -> *const MemoryInfo {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     unsafe { Allocator::of(this) }.info
 }

@@ -1,4 +1,4 @@
-//! The GPUs that the provider offers, and what it keeps of each for as long as the process lives.
+//! The GPUs that the provider offers, and their state, which lasts as long as the process.
 
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ pub struct Device {
     pub(super) driver: &'static dyn Driver,
     pub(super) vendor: Vendor,
     pub(super) ordinal: i32,
-    /// The number by which ONNX Runtime knows its memory.
+    /// ONNX Runtime's id of its memory.
     pub(super) memory_id: i32,
     /// Device memory.
     pub(super) memory: Pool,
@@ -25,7 +25,7 @@ pub struct Device {
 static DEVICES: Mutex<Vec<&'static Device>> = Mutex::new(Vec::new());
 
 impl Device {
-    /// The device, made once: a later registration finds it again.
+    /// The device, created once: a later registration finds it again.
     pub(super) fn offer(driver: &'static dyn Driver, vendor: Vendor, ordinal: i32, memory_id: i32) -> &'static Self {
         let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
         let known = devices.iter().position(|d| (d.vendor, d.memory_id) == (vendor, memory_id));
@@ -48,7 +48,7 @@ impl Device {
         device
     }
 
-    /// The device whose memory ONNX Runtime knows by these numbers.
+    /// The device whose memory has these ids in ONNX Runtime.
     pub(super) fn of(vendor_id: u32, memory_id: i32) -> Option<&'static Self> {
         let devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
         devices.iter().copied().find(|d| d.vendor.id() == vendor_id && d.memory_id == memory_id)
@@ -57,10 +57,10 @@ impl Device {
     /// The device of an OrtMemoryInfo.
     ///
     /// # Safety
-    /// `info` is ONNX Runtime's, of the one that registered the library as a plugin.
+    /// `info` belongs to the ONNX Runtime that registered the library as a plugin.
     ///
     /// # Errors
-    /// If the library is no plugin in this process, or the memory is of no device that it offers.
+    /// If the library is not a plugin in this process, or the memory belongs to no device that it offers.
     pub unsafe fn of_memory(info: *const c_void) -> Result<&'static Self, String> {
         let host = Host::get().ok_or("the library is not registered as an execution provider library")?;
         // SAFETY: by this function's contract.
@@ -71,12 +71,12 @@ impl Device {
         Self::of(vendor, id).ok_or_else(|| format!("memory {id} of vendor {vendor:#x} is of no device that is offered"))
     }
 
-    /// Who made it.
+    /// The manufacturer.
     pub fn vendor(&self) -> Vendor {
         self.vendor
     }
 
-    /// Its number for the driver.
+    /// The driver's number for it.
     pub fn ordinal(&self) -> i32 {
         self.ordinal
     }
@@ -94,7 +94,7 @@ impl Device {
         self.workspaces.with((self.driver, self.ordinal), stream, bytes, work)
     }
 
-    /// A stream has run all its work and is about to go.
+    /// Called when a stream has run all its work and is about to be destroyed.
     pub(super) fn retire(&self, stream: Handle) {
         self.memory.retire(stream);
         self.pinned.retire(stream);

@@ -11,13 +11,13 @@ use super::driver::{Names, Vendor};
 use super::factory::{Factory, Offered};
 use super::host::{Failure, ok};
 
-/// By which number ONNX Runtime knows a device's memory: `ordinal`, the driver's (the default), or `listed`, the place
-/// in ONNX Runtime's list of all hardware, CPUs included, as AMDGPUExecutionProvider numbers it. Providers share memory
-/// and streams only where the numbers agree.
+/// How a device's memory is numbered in ONNX Runtime: `ordinal`, the driver's number (the default), or `listed`, the
+/// position in ONNX Runtime's list of all hardware, CPUs included, as AMDGPUExecutionProvider numbers it. Providers
+/// share memory and streams only where the numbers agree.
 pub const MEMORY_IDS: &str = "SPARK_ORT_MEMORY_IDS";
 
 impl Factory {
-    /// Tells ONNX Runtime of every device of the drivers, `found` being what it has found itself.
+    /// Reports every device of the drivers to ONNX Runtime; `found` are those that it has found itself.
     pub(super) fn offer(&self, found: &[*const HardwareDevice], room: usize) -> Result<Vec<*mut EpDevice>, Failure> {
         let listed = match std::env::var(MEMORY_IDS).as_deref() {
             Ok("listed") => true,
@@ -27,7 +27,7 @@ impl Factory {
         let mut devices = Vec::new();
         let mut free: Vec<(usize, *const HardwareDevice)> = found.iter().copied().enumerate().collect();
         for &(vendor, driver) in &self.drivers {
-            // A driver without devices is no reason to go without the other's.
+            // A driver without devices must not hide those of the other.
             for ordinal in 0..driver.devices().unwrap_or(0) {
                 if devices.len() == room {
                     return Ok(devices);
@@ -44,8 +44,8 @@ impl Factory {
         Ok(devices)
     }
 
-    /// Takes the GPU of `vendor` at `pci` out of what ONNX Runtime found, or, where it does not say where they are, the
-    /// first one.
+    /// Takes the GPU of `vendor` at `pci` from ONNX Runtime's list, or the first GPU of `vendor` if the list has no
+    /// PCI addresses.
     fn find(
         &self,
         free: &mut Vec<(usize, *const HardwareDevice)>,
@@ -65,7 +65,7 @@ impl Factory {
         Some(free.remove(at))
     }
 
-    /// What ONNX Runtime says about a device under `wanted`, in lower case.
+    /// ONNX Runtime's metadata of a device under the key `wanted`, in lower case.
     fn metadata(&self, hardware: *const HardwareDevice, wanted: &str) -> Option<String> {
         let (mut keys, mut values, mut count) = (std::ptr::null(), std::ptr::null(), 0);
         // SAFETY: the device is ONNX Runtime's, the out pointers are valid, and both arrays have `count` C strings that
@@ -130,7 +130,7 @@ impl Factory {
             info(pinned_name, OrtDeviceMemoryType::OrtDeviceMemoryType_HOST_ACCESSIBLE)?,
         ];
         let mut offered = std::ptr::null_mut();
-        // SAFETY: the factory and what was made above live until the factory is released; the out pointer is valid.
+        // SAFETY: the factory and the objects made above live until the factory is released; the out pointer is valid.
         unsafe {
             let factory = std::ptr::from_ref(self).cast_mut().cast();
             ok((host.ep.CreateEpDevice)(factory, hardware, std::ptr::null(), std::ptr::null(), &mut offered))?;

@@ -14,7 +14,7 @@ pub struct Ep {
     abi: abi::Ep,
     host: &'static Host,
     device: &'static Device,
-    /// The factory's, which outlives the provider.
+    /// The factory's registry, which outlives the provider.
     registry: *const KernelRegistry,
     streams: Streams,
 }
@@ -42,14 +42,14 @@ impl Ep {
     }
 
     /// # Safety
-    /// `this` is of [`Ep::create`] and is used no more.
+    /// `this` is of [`Ep::create`] and is not used afterwards.
     pub unsafe fn release(this: *mut abi::Ep) {
         // SAFETY: by this function's contract.
         drop(unsafe { Box::from_raw(this.cast::<Self>()) });
     }
 
     /// # Safety
-    /// `this` is of [`Ep::create`] and lives.
+    /// `this` is of [`Ep::create`] and not yet released.
     unsafe fn of<'a>(this: *const abi::Ep) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }
@@ -57,21 +57,21 @@ impl Ep {
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn name(_this: *const abi::Ep) -> *const c_char {
     NAME.as_ptr()
 }
 
-/// Takes the nodes of the operators' domain whose types and version have a kernel for this provider.
+/// Claims the nodes of the operators' domain whose types and version have a kernel for this provider.
 ///
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn capability(
     this: *mut abi::Ep,
     graph: *const Graph,
     support: *mut GraphSupportInfo,
 ) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let host = unsafe { Ep::of(this) }.host;
     host.answer(|| {
         let mut count = 0;
@@ -103,24 +103,25 @@ unsafe fn claim(host: &Host, node: *const Node, support: *mut GraphSupportInfo) 
     }
 }
 
-/// Where ONNX Runtime waits for the device, faults of kernels become the run's error: it only logs what streams say.
+/// Waits for the device at the end of a run if asked to, so that kernel faults become the run's error: ONNX Runtime
+/// only logs errors of streams.
 ///
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn on_run_end(this: *mut abi::Ep, _options: *const RunOptions, synchronize: bool) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let &Ep { host, device, ref streams, .. } = unsafe { Ep::of(this) };
     host.answer(|| if synchronize { Ok(streams.synchronize(device)?) } else { Ok(()) })
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn create_stream(
     this: *mut abi::Ep,
     memory: *const MemoryDevice,
     stream: *mut *mut abi::Stream,
 ) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let &Ep { host, device, ref streams, .. } = unsafe { Ep::of(this) };
     host.answer(|| {
         // SAFETY: the memory device is ONNX Runtime's, and the out pointer is valid.
@@ -138,9 +139,9 @@ unsafe extern "system" fn create_stream(
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn kernel_registry(this: *mut abi::Ep, registry: *mut *const KernelRegistry) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given, and the out pointer is valid.
+    // SAFETY: ONNX Runtime passes pointers that it was given, and the out pointer is valid.
     unsafe { *registry = Ep::of(this).registry };
     std::ptr::null_mut()
 }

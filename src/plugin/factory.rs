@@ -1,4 +1,4 @@
-//! OrtEpFactory: which devices there are, and what sessions on them are given.
+//! OrtEpFactory: lists the devices, and creates what sessions on them need.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::{Mutex, PoisonError};
@@ -28,13 +28,13 @@ pub struct Factory {
     pub(super) offered: Mutex<Vec<Offered>>,
 }
 
-/// A device that ONNX Runtime was told of.
+/// A device that was reported to ONNX Runtime.
 pub(super) struct Offered {
     pub(super) hardware: *const HardwareDevice,
-    /// Whether `hardware` was made here: ONNX Runtime had not found it.
+    /// Whether `hardware` was created here, because ONNX Runtime had not found it.
     pub(super) made: bool,
     pub(super) device: &'static Device,
-    /// Of device memory, and of pinned memory.
+    /// For device memory and for pinned memory.
     pub(super) infos: [*mut MemoryInfo; 2],
 }
 
@@ -75,7 +75,7 @@ impl Factory {
         Ok(Box::into_raw(Box::new(Self { abi, host, drivers, registry, offered: Mutex::default() })).cast())
     }
 
-    /// Releases a factory and all memory that its devices keep.
+    /// Releases a factory and all free memory of its devices.
     ///
     /// # Safety
     /// `this` is of [`Factory::create`], and nothing made by it is left.
@@ -99,7 +99,7 @@ impl Factory {
     }
 
     /// # Safety
-    /// `this` is of [`Factory::create`] and lives.
+    /// `this` is of [`Factory::create`] and not yet released.
     unsafe fn of<'a>(this: *const abi::Factory) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }
@@ -111,13 +111,13 @@ impl Factory {
     }
 }
 
-// SAFETY: the pointers are to what ONNX Runtime lets any thread use, and the list is locked.
+// SAFETY: ONNX Runtime allows any thread to use these objects, and the list is locked.
 unsafe impl Send for Offered {}
 
-/// Keeps this file loaded until the process ends: devices, kernels and what the driver knows of them stay, also when
-/// the library is unregistered and registered again.
+/// Keeps this file loaded until the process ends: devices, kernels and the driver's state persist, even if the library
+/// is unregistered and registered again.
 fn keep_loaded() {
-    // SAFETY: the address is of this file, whose name the loader knows; it is opened a second time, which runs no code.
+    // SAFETY: the address is in this file, whose name the loader knows; opening it a second time runs no code.
     unsafe {
         let mut found: libc::Dl_info = std::mem::zeroed();
         let address: *const c_void = (NAME as *const CStr).cast();
@@ -128,23 +128,23 @@ fn keep_loaded() {
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn name(_this: *const abi::Factory) -> *const c_char {
     NAME.as_ptr()
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn vendor(_this: *const abi::Factory) -> *const c_char {
     c"SparK-ORT".as_ptr()
 }
 
-/// Of the devices, where they are all of one vendor.
+/// The vendor of the devices, if they all have the same one.
 ///
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn vendor_id(this: *const abi::Factory) -> u32 {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let factory = unsafe { Factory::of(this) };
     let has_devices = |driver: &dyn Driver| driver.devices().is_ok_and(|count| count > 0);
     let mut vendors = factory.drivers.iter().filter(|(_, driver)| has_devices(*driver));
@@ -152,13 +152,13 @@ unsafe extern "system" fn vendor_id(this: *const abi::Factory) -> u32 {
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn version(_this: *const abi::Factory) -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn supported_devices(
     this: *mut abi::Factory,
     found: *const *const HardwareDevice,
@@ -167,10 +167,10 @@ unsafe extern "system" fn supported_devices(
     room: usize,
     count: *mut usize,
 ) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let factory = unsafe { Factory::of(this) };
     factory.host.answer(|| {
-        // SAFETY: the array has as many entries as ONNX Runtime says; null only where it has none.
+        // SAFETY: the array has as many entries as ONNX Runtime states, and is null only if it has none.
         let found = if found_count == 0 { &[] } else { unsafe { std::slice::from_raw_parts(found, found_count) } };
         let devices = factory.offer(found, room)?;
         // SAFETY: there is room for `room` devices, and no more are offered.
@@ -183,7 +183,7 @@ unsafe extern "system" fn supported_devices(
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn create_ep(
     this: *mut abi::Factory,
     hardware: *const *const HardwareDevice,
@@ -193,7 +193,7 @@ unsafe extern "system" fn create_ep(
     _logger: *const Logger,
     ep: *mut *mut abi::Ep,
 ) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let factory = unsafe { Factory::of(this) };
     factory.host.answer(|| {
         if count != 1 {
@@ -209,21 +209,21 @@ unsafe extern "system" fn create_ep(
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn release_ep(_this: *mut abi::Factory, ep: *mut abi::Ep) {
     // SAFETY: ONNX Runtime passes what `create_ep` made, for the last time.
     unsafe { Ep::release(ep) };
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn create_allocator(
     this: *mut abi::Factory,
     info: *const MemoryInfo,
     _options: *const KeyValuePairs,
     allocator: *mut *mut abi::Allocator,
 ) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let host = unsafe { Factory::of(this) }.host;
     host.answer(|| {
         // SAFETY: the memory info is one of this factory's, which ONNX Runtime passes back, and the out pointer is
@@ -243,37 +243,37 @@ unsafe extern "system" fn create_allocator(
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn release_allocator(_this: *mut abi::Factory, allocator: *mut abi::Allocator) {
     // SAFETY: ONNX Runtime passes what `create_allocator` made, for the last time.
     unsafe { Allocator::release(allocator) };
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn create_transfer(this: *mut abi::Factory, transfer: *mut *mut abi::DataTransfer) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given, and the out pointer is valid.
+    // SAFETY: ONNX Runtime passes pointers that it was given, and the out pointer is valid.
     unsafe { *transfer = Transfer::create(Factory::of(this).host) };
     std::ptr::null_mut()
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn is_stream_aware(_this: *const abi::Factory) -> bool {
     true
 }
 
-/// A stream of no session.
+/// Creates a stream outside any session.
 ///
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn create_stream(
     this: *mut abi::Factory,
     memory: *const MemoryDevice,
     _options: *const KeyValuePairs,
     stream: *mut *mut abi::Stream,
 ) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let host = unsafe { Factory::of(this) }.host;
     host.answer(|| {
         // SAFETY: the memory device is ONNX Runtime's, and the out pointer is valid.

@@ -1,4 +1,4 @@
-//! ONNX Runtime as the provider calls it, and what it is answered.
+//! Calls to ONNX Runtime, and the statuses that are returned to it.
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,8 +9,8 @@ use ort::sys::OrtApiBase;
 use super::abi::{Api, EpApi, Status, VERSION};
 use crate::operators::panic_message;
 
-/// The code of every error of the provider. Not ORT_EP_FAIL: for that one ONNX Runtime's Python package makes another
-/// session, on the CPU alone, and goes on as if nothing had been.
+/// The code of every error of the provider. Not ORT_EP_FAIL: on that code ONNX Runtime's Python package creates a new
+/// session on the CPU alone, and continues as if nothing had happened.
 const ORT_FAIL: c_int = 1;
 
 /// The functions of the ONNX Runtime that this file serves.
@@ -23,9 +23,9 @@ pub struct Host {
 /// Why a function of the provider failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// What ONNX Runtime said, passed on.
+    /// A status of ONNX Runtime, passed on.
     Status(Status),
-    /// Of the provider.
+    /// An error of the provider.
     Message(String),
 }
 
@@ -49,7 +49,7 @@ impl Host {
     /// `base` is ONNX Runtime's.
     ///
     /// # Errors
-    /// With a status to return, if it is older than 1.24 or not the one that is served already.
+    /// With a status to return, if it is older than 1.24 or another ONNX Runtime is already served.
     pub unsafe fn open(base: *const OrtApiBase) -> Result<&'static Self, Status> {
         // SAFETY: by this function's contract.
         let (first, table, version) =
@@ -82,7 +82,7 @@ impl Host {
         HOST.get()
     }
 
-    /// Runs `work`; an error, and a panic too, becomes a status.
+    /// Runs `work`; turns an error or a panic into a status.
     pub fn answer(&self, work: impl FnOnce() -> Result<(), Failure>) -> Status {
         let problem = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => return std::ptr::null_mut(),

@@ -1,4 +1,4 @@
-//! MemcpyFromHost and MemcpyToHost, the nodes that ONNX Runtime puts between providers. Without kernels of its own the
+//! MemcpyFromHost and MemcpyToHost, the nodes that ONNX Runtime inserts between providers. Without its own kernels the
 //! provider would get the CPU's, for which the planner waits on a stream that does not exist.
 
 use std::ffi::{CStr, c_int, c_void};
@@ -34,8 +34,8 @@ fn add(host: &'static Host, registry: *mut KernelRegistry, name: &CStr, to_host:
     });
     let types = types.into_iter().collect::<Result<Vec<_>, _>>()?;
     let (mut builder, mut definition) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: the pointers are valid, ONNX Runtime copies the strings, and what it made is released once. On an error
-    // the builder is leaked, which a registration that fails can afford.
+    // SAFETY: the pointers are valid, ONNX Runtime copies the strings, and each object is released once. On an error
+    // the builder is leaked, which is acceptable since the registration fails.
     unsafe {
         ok((api.CreateKernelDefBuilder)(&mut builder))?;
         ok((api.KernelDefBuilder_SetOperatorType)(builder, name.as_ptr()))?;
@@ -64,13 +64,13 @@ struct Memcpy {
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn create(
     state: *mut c_void,
     _info: *const KernelInfo,
     kernel: *mut *mut abi::Kernel,
 ) -> Status {
-    // SAFETY: the state is the host that the kernel was added with, which lives as long as the process.
+    // SAFETY: the state is the host that was given when the kernel was added, which lives as long as the process.
     let host: &'static Host = unsafe { &*state.cast::<Host>() };
     let abi = abi::Kernel {
         version: VERSION,
@@ -86,16 +86,16 @@ unsafe extern "system" fn create(
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn release(this: *mut abi::Kernel) {
-    // SAFETY: ONNX Runtime passes what it was given, for the last time.
+    // SAFETY: ONNX Runtime passes pointers that it was given, for the last time.
     drop(unsafe { Box::from_raw(this.cast::<Memcpy>()) });
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn compute(this: *mut abi::Kernel, context: *mut KernelContext) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let host = unsafe { &*this.cast::<Memcpy>() }.host;
     host.answer(|| {
         let (mut input, mut output, mut stream) = (std::ptr::null(), std::ptr::null_mut(), std::ptr::null_mut());
@@ -104,7 +104,7 @@ unsafe extern "system" fn compute(this: *mut abi::Kernel, context: *mut KernelCo
         if input.is_null() {
             return Ok(());
         }
-        // SAFETY: as above; the input is a tensor, since the kernels are registered for tensors only.
+        // SAFETY: as above; the input is a tensor, since the kernels are registered only for tensors.
         let dimensions = unsafe { dimensions(host, input) }?;
         // SAFETY: as above; output and input are of the same type and shape.
         unsafe {

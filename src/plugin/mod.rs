@@ -1,6 +1,6 @@
-//! The library as a plugin of ONNX Runtime 1.24 and later: an execution provider of its own, `SparkExecutionProvider`,
-//! that owns memory, copies and streams on AMD and NVIDIA GPUs and takes the nodes of domain `ai.spark` alone. Every
-//! other node stays with the session's other providers; those that use the same device share its memory and stream.
+//! The library as a plugin of ONNX Runtime 1.24 and later: an execution provider, `SparkExecutionProvider`, that owns
+//! memory, copies and streams on AMD and NVIDIA GPUs and takes only the nodes of domain `ai.spark`. All other nodes
+//! stay with the session's other providers; those that use the same device share its memory and stream.
 //!
 //! The operators themselves are the custom operators of [`crate::operators`], registered as on every ONNX Runtime.
 
@@ -26,7 +26,7 @@ use abi::Status;
 pub use device::Device;
 use host::Host;
 
-/// What sessions call the provider.
+/// The provider's name in sessions.
 pub const NAME: &CStr = c"SparkExecutionProvider";
 
 /// Makes the provider's factory. ONNX Runtime calls this after it has loaded the library for

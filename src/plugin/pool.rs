@@ -1,8 +1,8 @@
-//! Memory of a device that is given out again and again: a driver's own functions wait for the device, so that they are
-//! for the first steps of a session only.
+//! Reuses device memory: the driver's own allocation functions wait for the device, so they should be called only in
+//! the first steps of a session.
 //!
-//! Memory that was used on a stream goes back to that stream's list: work of the stream may still be queued when ONNX
-//! Runtime frees the memory, and only later work of the same stream is sure to come after it.
+//! Memory used on a stream returns to that stream's free list: work of the stream may still be queued when ONNX
+//! Runtime frees the memory, and only later work on the same stream is certain to run after it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
@@ -20,7 +20,7 @@ pub struct Pool {
     state: Mutex<State>,
 }
 
-/// A stream's address, 0 where there is none.
+/// A stream's address, 0 for none.
 type StreamKey = usize;
 
 #[derive(Default)]
@@ -31,8 +31,8 @@ struct State {
     free: HashMap<StreamKey, BTreeMap<usize, Vec<usize>>>,
 }
 
-/// `bytes` rounded up to a step of an eighth of its size: tensors that grow by a token a step then mostly fit the block
-/// of the step before.
+/// `bytes` rounded up in steps of an eighth of its size, so that tensors that grow by one token per step mostly fit
+/// the block of the previous step.
 pub fn rounded(bytes: usize) -> usize {
     const LEAST: usize = 256;
     let step = (bytes.checked_next_power_of_two().unwrap_or(bytes) / 16).max(LEAST);
@@ -40,7 +40,7 @@ pub fn rounded(bytes: usize) -> usize {
 }
 
 impl State {
-    /// A free block of `bytes` bytes or a quarter more of `stream`'s list.
+    /// A free block from `stream`'s list, of at least `bytes` bytes and at most a quarter more.
     fn take(&mut self, stream: StreamKey, bytes: usize) -> Option<usize> {
         let sizes = self.free.get_mut(&stream)?;
         let (&size, blocks) = sizes.range_mut(bytes..=bytes + bytes / 4).find(|(_, blocks)| !blocks.is_empty())?;
@@ -57,14 +57,14 @@ impl Pool {
         Self { driver, ordinal, pinned, state: Mutex::default() }
     }
 
-    /// Memory of at least `bytes` bytes for work on `stream`, or, where it is null, for whoever has it.
+    /// Memory of at least `bytes` bytes for work on `stream`, or without a stream if it is null.
     ///
     /// # Errors
-    /// If the driver has none, also after all that is free here has been given back.
+    /// If the driver has none, even after all free blocks have been returned to it.
     pub fn allocate(&self, bytes: usize, stream: Handle) -> Result<NonNull<c_void>, String> {
         let (bytes, stream) = (rounded(bytes), stream as StreamKey);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        // Blocks without a stream are used by nobody: what had them is over.
+        // Blocks without a stream are unused: the work that had them has finished.
         let kept = state.take(stream, bytes).or_else(|| state.take(0, bytes));
         let block = match kept {
             Some(block) => block,
@@ -88,7 +88,7 @@ impl Pool {
         Ok(allocate(self.driver, self.ordinal, bytes)? as usize)
     }
 
-    /// Takes memory back; whatever is no block of this pool is ignored.
+    /// Takes memory back; ignores memory that is not a block of this pool.
     pub fn free(&self, memory: *mut c_void) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(&(bytes, stream)) = state.blocks.get(&(memory as usize)) {
@@ -96,7 +96,7 @@ impl Pool {
         }
     }
 
-    /// A stream has run all its work and is gone: its memory is anybody's.
+    /// Called when a stream has run all its work and is destroyed: any stream may reuse its memory.
     pub fn retire(&self, stream: Handle) {
         let stream = stream as StreamKey;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,18 +108,18 @@ impl Pool {
         }
     }
 
-    /// Gives all that is free back to the driver.
+    /// Returns all free blocks to the driver.
     pub fn trim(&self) {
         self.give_back(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn give_back(&self, state: &mut State) {
-        // What is free may still be used by work that is queued. After a fault nothing is, and freeing fails too.
+        // Queued work may still use free blocks. After a fault nothing is queued, and freeing fails too.
         let _ = self.driver.synchronize(self.ordinal);
         for block in std::mem::take(&mut state.free).into_values().flat_map(BTreeMap::into_values).flatten() {
             state.blocks.remove(&block);
             let free = if self.pinned { Driver::free_pinned } else { Driver::free };
-            // SAFETY: the block is of this pool's driver, free, and the device has run all that was queued.
+            // SAFETY: the block is from this pool's driver and free, and the device has run all queued work.
             let _ = unsafe { free(self.driver, self.ordinal, block as *mut c_void) };
         }
     }

@@ -1,4 +1,4 @@
-//! OrtSyncStreamImpl and OrtSyncNotificationImpl: a stream of the driver, and marks in it that others wait for.
+//! OrtSyncStreamImpl and OrtSyncNotificationImpl: a driver stream, and events in it that others wait for.
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,13 +14,13 @@ use super::host::{Failure, Host};
 pub struct Streams(Arc<Mutex<Vec<usize>>>);
 
 impl Streams {
-    /// Waits for all of them; without any, the session's work is on the stream of another provider, and this waits for
-    /// the whole device.
+    /// Waits for all streams. If there are none, the session's work is on the stream of another provider, and this
+    /// waits for the whole device.
     ///
     /// # Errors
-    /// If a kernel or copy of them failed.
+    /// If one of their kernels or copies failed.
     pub fn synchronize(&self, device: &Device) -> Result<(), String> {
-        // Held while waiting, so that no stream goes meanwhile.
+        // Locked while waiting, so that no stream is destroyed meanwhile.
         let streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if streams.is_empty() {
             return device.driver.synchronize(device.ordinal);
@@ -41,7 +41,7 @@ struct Stream {
     of_session: Streams,
 }
 
-/// A new stream of `device` that `of_session` gets to know.
+/// Creates a stream of `device` and adds it to `of_session`.
 pub fn create(host: &'static Host, device: &'static Device, of_session: &Streams) -> Result<*mut abi::Stream, Failure> {
     let handle = device.driver.create_stream(device.ordinal)?;
     of_session.0.lock().unwrap_or_else(PoisonError::into_inner).push(handle as usize);
@@ -58,7 +58,7 @@ pub fn create(host: &'static Host, device: &'static Device, of_session: &Streams
 
 impl Stream {
     /// # Safety
-    /// `this` is of [`create`] and lives.
+    /// `this` is of [`create`] and not yet released.
     unsafe fn of<'a>(this: *const abi::Stream) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }
@@ -66,14 +66,14 @@ impl Stream {
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn release(this: *mut abi::Stream) {
-    // SAFETY: ONNX Runtime passes what it was given, for the last time.
+    // SAFETY: ONNX Runtime passes pointers that it was given, for the last time.
     let stream = unsafe { Box::from_raw(this.cast::<Stream>()) };
     let _ = catch_unwind(AssertUnwindSafe(|| {
         let Stream { device, handle, ref of_session, .. } = *stream;
         of_session.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|&other| other != handle as usize);
-        // SAFETY: the stream lives, and nobody queues anything on it any more. Errors were reported when the run ended.
+        // SAFETY: the stream is valid, and nothing is queued on it any more. Errors were reported when the run ended.
         let _ = unsafe { device.driver.synchronize_stream(device.ordinal, handle) };
         device.retire(handle);
         // SAFETY: as above.
@@ -82,19 +82,19 @@ unsafe extern "system" fn release(this: *mut abi::Stream) {
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn handle_of(this: *mut abi::Stream) -> *mut c_void {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     unsafe { Stream::of(this) }.handle
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn create_notification(
     this: *mut abi::Stream,
     notification: *mut *mut abi::Notification,
 ) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let &Stream { host, device, handle, .. } = unsafe { Stream::of(this) };
     host.answer(|| {
         let event = device.driver.create_event(device.ordinal)?;
@@ -113,16 +113,16 @@ unsafe extern "system" fn create_notification(
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn flush(this: *mut abi::Stream) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let &Stream { host, device, handle, .. } = unsafe { Stream::of(this) };
     // SAFETY: the stream lives.
     host.answer(|| Ok(unsafe { device.driver.synchronize_stream(device.ordinal, handle) }?))
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn on_run_end(_this: *mut abi::Stream) -> Status {
     std::ptr::null_mut()
 }
@@ -138,7 +138,7 @@ struct Notification {
 
 impl Notification {
     /// # Safety
-    /// `this` is of [`create_notification`] and lives.
+    /// `this` is of [`create_notification`] and not yet released.
     unsafe fn of<'a>(this: *const abi::Notification) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }
@@ -146,33 +146,33 @@ impl Notification {
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn release_notification(this: *mut abi::Notification) {
-    // SAFETY: ONNX Runtime passes what it was given, for the last time.
+    // SAFETY: ONNX Runtime passes pointers that it was given, for the last time.
     let notification = unsafe { Box::from_raw(this.cast::<Notification>()) };
     let Notification { device, event, .. } = *notification;
-    // SAFETY: the event is used no more; the driver keeps it until what waits for it has run.
+    // SAFETY: the event is not used any more; the driver keeps it until the work that waits for it has run.
     let _ = catch_unwind(AssertUnwindSafe(|| unsafe { device.driver.destroy_event(device.ordinal, event) }));
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn activate(this: *mut abi::Notification) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let &Notification { host, device, stream, event, .. } = unsafe { Notification::of(this) };
-    // SAFETY: a notification goes before its stream does.
+    // SAFETY: a notification is released before its stream.
     host.answer(|| Ok(unsafe { device.driver.record(device.ordinal, event, stream) }?))
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn wait_on_device(this: *mut abi::Notification, consumer: *mut SyncStream) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let &Notification { host, device, event, .. } = unsafe { Notification::of(this) };
     host.answer(|| {
         if consumer.is_null() {
-            // Whoever waits has no stream: wait for it here.
-            // SAFETY: the event lives.
+            // The consumer has no stream: wait here.
+            // SAFETY: the event is valid.
             return Ok(unsafe { device.driver.synchronize_event(device.ordinal, event) }?);
         }
         // SAFETY: the stream is ONNX Runtime's, and the event lives.
@@ -181,9 +181,9 @@ unsafe extern "system" fn wait_on_device(this: *mut abi::Notification, consumer:
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn wait_on_host(this: *mut abi::Notification) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let &Notification { host, device, event, .. } = unsafe { Notification::of(this) };
     // SAFETY: the event lives.
     host.answer(|| Ok(unsafe { device.driver.synchronize_event(device.ordinal, event) }?))

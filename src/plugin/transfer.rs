@@ -24,7 +24,7 @@ impl Transfer {
     }
 
     /// # Safety
-    /// `this` is of [`Transfer::create`] and lives.
+    /// `this` is of [`Transfer::create`] and not yet released.
     unsafe fn of<'a>(this: *const abi::DataTransfer) -> &'a Self {
         // SAFETY: by this function's contract; `abi` is the first member.
         unsafe { &*this.cast::<Self>() }
@@ -32,20 +32,20 @@ impl Transfer {
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn release(this: *mut abi::DataTransfer) {
-    // SAFETY: ONNX Runtime passes what it was given, for the last time.
+    // SAFETY: ONNX Runtime passes pointers that it was given, for the last time.
     drop(unsafe { Box::from_raw(this.cast::<Transfer>()) });
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn can_copy(
     this: *const abi::DataTransfer,
     from: *const MemoryDevice,
     to: *const MemoryDevice,
 ) -> bool {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let host = unsafe { Transfer::of(this) }.host;
     // SAFETY: both are ONNX Runtime's.
     let (from, to) = unsafe { (Place::of(host, from), Place::of(host, to)) };
@@ -57,7 +57,7 @@ unsafe extern "system" fn can_copy(
 }
 
 /// # Safety
-/// For ONNX Runtime alone, with what it was given.
+/// Only ONNX Runtime may call this, with pointers that it was given.
 unsafe extern "system" fn copy_tensors(
     this: *mut abi::DataTransfer,
     from: *const *const Value,
@@ -65,7 +65,7 @@ unsafe extern "system" fn copy_tensors(
     streams: *const *mut SyncStream,
     count: usize,
 ) -> Status {
-    // SAFETY: ONNX Runtime passes what it was given.
+    // SAFETY: ONNX Runtime passes pointers that it was given.
     let host = unsafe { Transfer::of(this) }.host;
     host.answer(|| {
         for i in 0..count {
@@ -88,9 +88,9 @@ unsafe extern "system" fn copy_tensors(
 /// Where memory is.
 enum Place {
     Host,
-    /// Of a device, or host memory of its pool.
+    /// Memory of a device, or host memory of its pool.
     Device(&'static Device),
-    /// Of others.
+    /// Other memory.
     Unknown,
 }
 
@@ -118,11 +118,11 @@ impl Place {
     }
 }
 
-/// Copies tensor `from` to tensor `to`, in order of `stream` if there is one; when it returns, a copy without a stream,
-/// and one to memory of the host, is done.
+/// Copies tensor `from` to tensor `to`, in stream order if there is a stream. A copy without a stream, or to host
+/// memory, is complete when this returns.
 ///
 /// # Safety
-/// Both are tensors of ONNX Runtime of the same size in bytes, which stay until the stream has run the copy.
+/// Both are tensors of ONNX Runtime of the same size in bytes, which stay valid until the stream has run the copy.
 pub unsafe fn copy(host: &Host, from: *const Value, to: *mut Value, stream: Option<Handle>) -> Result<(), Failure> {
     let (mut source, mut target, mut bytes, mut room): (*const c_void, *mut c_void, usize, usize) =
         (std::ptr::null(), std::ptr::null_mut(), 0, 0);

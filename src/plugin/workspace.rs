@@ -1,4 +1,4 @@
-//! What kernels need for themselves between launches: memory a stream, which only ever grows.
+//! Scratch memory of kernels between launches: one allocation per stream, which only grows.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -19,7 +19,7 @@ struct Workspace {
 
 impl Workspaces {
     /// Runs `work`, which queues launches on `stream`, with `bytes` bytes for these launches. Threads that share a
-    /// stream take turns: the workspace is the stream's, and work that is queued there later may use it.
+    /// stream take turns: the workspace belongs to the stream, and work queued later on it may reuse the memory.
     ///
     /// # Errors
     /// If the driver has no memory.
@@ -44,7 +44,7 @@ impl Workspaces {
         Ok(work(workspace.address as *mut c_void))
     }
 
-    /// Forgets a stream that has run all its work and is gone.
+    /// Forgets a stream that has run all its work and is destroyed.
     pub fn retire(&self, device: (&dyn Driver, i32), stream: Handle) {
         let workspace = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(stream as usize));
         if let Some(workspace) = workspace {
@@ -56,8 +56,10 @@ impl Workspaces {
 impl Workspace {
     fn clear(&mut self, (driver, ordinal): (&dyn Driver, i32)) {
         if self.bytes > 0 {
-            // The driver waits for the device before it frees memory. After a fault it refuses, and nobody can be told.
-            // SAFETY: the memory is of this driver, and only the caller, which has the lock, could queue work with it.
+            // The driver waits for the device before it frees memory. After a fault it fails, and there is no one to
+            // report that to.
+            // SAFETY: the memory is from this driver, and only the caller, which holds the lock, could queue work with
+            // it.
             let _ = unsafe { driver.free(ordinal, self.address as *mut c_void) };
         }
         *self = Self::default();

@@ -19,7 +19,7 @@ use crate::spec;
 
 pub use crate::spec::DOMAIN;
 
-/// Tensors that one rewritten layer has beside those of the original.
+/// Tensors that a rewritten layer adds to those of the original.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Names {
     /// Name of the SparkAttention node.
@@ -28,18 +28,18 @@ pub struct Names {
     pub prune: String,
     /// Initializer of calibrated saliency.
     pub query_saliency: String,
-    /// Output for calibration.
+    /// Output of observed saliency, for calibration.
     pub observed_saliency: String,
     /// Graph input and output of recent keys.
     pub key_recent: [String; 2],
 }
 
-/// Replaces `layers` in the graph of `model`. The new nodes have their inputs and outputs and those attributes that
-/// follow from the layer; [`configure`](super::configure::configure) sets the rest, and wires recent keys if they are
-/// inputs.
+/// Replaces `layers` in the graph of `model`. The new nodes get their inputs and outputs, and the attributes that
+/// follow from the layer; [`configure`](super::configure::configure) sets the rest, and connects recent keys if they
+/// are inputs.
 ///
 /// # Errors
-/// Something else than lengths is read from a cache, or what goes away is read.
+/// Something other than lengths is read from a cache, or a tensor that would be removed is still read.
 pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: i64) -> Result<Vec<Names>, Refusal> {
     let graph = model.graph.mut_or_insert_default();
     read_presents(graph, layers);
@@ -65,7 +65,7 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: 
             let made = biases.entry(key).or_insert_with(|| attention_bias(&mut builder, layer, &layer.bias));
             optional[0] = made.clone();
         }
-        // In this order; recent keys are there only while they are not wired.
+        // In this order; the input of recent keys counts only while it is not connected.
         let free =
             [layer.bias.is_empty(), layer.rotary_inside().is_none(), recent.inputs == 0].iter().position(|&free| free);
         if let Some(free) = free.filter(|_| layer.element == FLOAT16) {
@@ -96,7 +96,7 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: 
     Ok(names)
 }
 
-/// Where an Identity or Cast that goes away names the output of the model, what it reads is read by that name.
+/// Where a removed Identity or Cast gives a model output its name, the tensor that it reads takes that name.
 fn read_presents(graph: &mut GraphProto, layers: &[Layer]) {
     let mut renamed = HashMap::new();
     for layer in layers {
@@ -112,7 +112,7 @@ fn read_presents(graph: &mut GraphProto, layers: &[Layer]) {
     }
 }
 
-/// Inserts `added` nodes, each list before the node at its key, and gives the new places of `doomed`.
+/// Inserts `added` nodes, each list before the node at its key, and returns the new positions of `doomed`.
 fn insert(graph: &mut GraphProto, added: BTreeMap<usize, Vec<NodeProto>>, doomed: Vec<usize>) -> Vec<usize> {
     let mut before = 0;
     let sums: Vec<(usize, usize)> = added
@@ -122,7 +122,7 @@ fn insert(graph: &mut GraphProto, added: BTreeMap<usize, Vec<NodeProto>>, doomed
             (n, before)
         })
         .collect();
-    // How many are added up to each place.
+    // How many nodes are inserted up to each position.
     let up_to = |n: usize| sums.partition_point(|&(at, _)| at <= n).checked_sub(1).map_or(0, |last| sums[last].1);
     let doomed = doomed.into_iter().map(|n| n + up_to(n)).collect();
     let old = std::mem::take(&mut graph.node);
@@ -135,7 +135,7 @@ fn insert(graph: &mut GraphProto, added: BTreeMap<usize, Vec<NodeProto>>, doomed
 }
 
 /// Adds the two operators of `layer`. The `optional` inputs of SparkAttention are attention_bias, cos_cache and
-/// past_key_recent. With a `tail` SparkPrune may write what SparkAttention reads, and comes after it.
+/// past_key_recent. With a `tail`, SparkPrune may overwrite what SparkAttention reads, and so comes after it.
 fn spark_nodes(
     builder: &mut Builder,
     layer: &Layer,
@@ -185,7 +185,7 @@ fn spark_nodes(
     }
 }
 
-/// The declaration of the result of `layer`: tools that know ONNX's operators only, as those that quantise, need it.
+/// The declaration of the result of `layer`, for tools that only know ONNX's operators, such as quantisers.
 fn result_info(layer: &Layer) -> ValueInfoProto {
     let mut info = ValueInfoProto::new();
     info.set_name(layer.output.clone());
@@ -208,7 +208,7 @@ fn result_info(layer: &Layer) -> ValueInfoProto {
     info
 }
 
-/// Caches of rows still have their batch, heads and tokens; nothing else may be read of them.
+/// Caches of rows keep their batch, heads and tokens; nothing else may be read from their shapes.
 fn only_lengths_are_read(graph: &GraphProto, layers: &[Layer]) -> Result<(), Refusal> {
     let index = Index::new(graph).map_err(|e| Refusal::new("the graph", "nodes in order", e.to_string()))?;
     let mut queue: Vec<&str> =
@@ -231,10 +231,10 @@ fn only_lengths_are_read(graph: &GraphProto, layers: &[Layer]) -> Result<(), Ref
     Ok(())
 }
 
-/// Moves the nodes that store, and nothing reads, to the end, the first layer's last. ONNX Runtime orders nodes by a
-/// search backwards from the ends of the graph, the last node first: so it stores each layer's keys and values before
-/// it goes on to the next layer. Otherwise it would do so after everything else, and keep the keys and values of all
-/// layers until then.
+/// Moves the nodes that store rows and have no readers to the end, the first layer's last. ONNX Runtime orders nodes
+/// by a backward search from the ends of the graph, starting at the last node, so each layer's keys and values are
+/// then stored before the next layer runs. Otherwise they would be stored after everything else, and the keys and
+/// values of all layers kept until then.
 fn store_early(graph: &mut GraphProto) {
     let read: HashSet<String> = graph.node.iter().flat_map(reads).map(str::to_string).collect();
     let stores = |node: &NodeProto| node.is(DOMAIN, spec::PRUNE.name) && node.output.iter().all(|o| !read.contains(o));
@@ -243,7 +243,7 @@ fn store_early(graph: &mut GraphProto) {
     graph.node = nodes;
 }
 
-/// What is read must be there, also after attention is gone.
+/// Every tensor that is read must still exist after attention is removed.
 fn nothing_is_missing(graph: &GraphProto) -> Result<(), Refusal> {
     let made = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
     let given = graph.input.iter().map(|i| i.name()).chain(graph.initializer.iter().map(|i| i.name()));
@@ -258,7 +258,7 @@ fn nothing_is_missing(graph: &GraphProto) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether of the four dimensions that `shape` gives only the first three are used.
+/// Whether only the first three of the four dimensions that `shape` returns are used.
 fn reads_lengths(index: &Index<'_>, shape: &NodeProto) -> bool {
     let place = |i: i64| if i < 0 { i + 4 } else { i };
     if place(shape.int("start").unwrap_or(0)) >= 3 && shape.int("end").is_none() {
@@ -286,7 +286,7 @@ fn reads_lengths(index: &Index<'_>, shape: &NodeProto) -> bool {
         })
 }
 
-/// Declares the dimension `axis` of `info` as `size`, or by `name` where there is none.
+/// Declares the dimension `axis` of `info` as `size`, or by `name` if `size` is `None`.
 pub fn set_dim(info: &mut ValueInfoProto, axis: usize, size: Option<usize>, name: &str) {
     if rank(info).is_none_or(|r| axis >= r) || static_dim(info, axis).is_some() && static_dim(info, axis) == size {
         return;
@@ -298,7 +298,7 @@ pub fn set_dim(info: &mut ValueInfoProto, axis: usize, size: Option<usize>, name
     }
 }
 
-/// The declaration of the graph input or output `name`, with a copy of what `like` says of all but its name.
+/// The declaration of the graph input or output `name`, a copy of `like` in all but the name.
 pub fn declare_like(like: &ValueInfoProto, name: &str) -> ValueInfoProto {
     let mut info = ValueInfoProto::new();
     info.set_name(name.into());

@@ -1,4 +1,4 @@
-//! Nodes that make inputs of the operators: attention_bias from masks, and a float16 tensor without elements.
+//! Nodes that make inputs of the operators: attention_bias from masks, and an empty float16 tensor.
 
 use protobuf::MessageField;
 
@@ -7,20 +7,20 @@ use super::layer::{Bias, Layer};
 use crate::onnx::proto::AttributeProto;
 use crate::onnx::proto::attribute_proto::AttributeType;
 
-/// Adds the nodes that make attention_bias of `layer`, the sum of `parts`, and gives its name.
+/// Adds the nodes that compute attention_bias of `layer`, the sum of `parts`, and returns its name.
 pub fn attention_bias(builder: &mut Builder, layer: &Layer, parts: &[Bias]) -> String {
     let base = format!("{}/attention_bias", layer.name);
     let numbers: Vec<String> = parts.iter().map(|part| numbers(builder, &base, layer.element, part)).collect();
     let sum = numbers.into_iter().reduce(|sum, part| builder.add(&base, "Add", &[&sum, &part]));
     let bias = sum.unwrap_or_default();
-    // A sum is as whole as any of its parts.
+    // The sum has the full shape if any part has.
     match parts.iter().all(|part| part.expand) {
         true => expanded(builder, &base, layer, &bias),
         false => bias,
     }
 }
 
-/// What `part` adds to scores, of the type `element`, with four dimensions at most.
+/// The values that `part` adds to scores, of type `element`, with at most four dimensions.
 fn numbers(builder: &mut Builder, base: &str, element: i32, part: &Bias) -> String {
     let mut current = part.tensor.clone();
     if part.drop_axis {
@@ -41,7 +41,7 @@ fn numbers(builder: &mut Builder, base: &str, element: i32, part: &Bias) -> Stri
     current
 }
 
-/// `bias` with four dimensions and a row for each new token.
+/// `bias` with four dimensions and one row per new token.
 fn expanded(builder: &mut Builder, base: &str, layer: &Layer, bias: &str) -> String {
     let axis = builder.int64s(format!("{base}/token_axis"), &[1], &[layer.token_axis as i64]);
     let one = builder.int64s(format!("{base}/one"), &[1], &[1]);
@@ -52,11 +52,11 @@ fn expanded(builder: &mut Builder, base: &str, layer: &Layer, bias: &str) -> Str
     builder.add(base, "Expand", &[bias, &target])
 }
 
-/// Adds the nodes that make a float16 tensor without elements, and gives its name.
+/// Adds the nodes that make an empty float16 tensor, and returns its name.
 ///
-/// Between nodes for which it has no float16 kernel on the CPU, ONNX Runtime converts a float16 node and all its inputs
-/// to float32 - caches too, which hold bytes. It leaves alone a node with a float16 input from one that works as it is,
-/// and only the elements of an optional input matter.
+/// Where the CPU has no float16 kernel for the nodes around it, ONNX Runtime converts a float16 node and all its
+/// inputs to float32, including caches, which hold bytes. It leaves a node alone if a float16 input comes from a node
+/// that needs no conversion; an empty optional input has no other effect.
 pub fn empty_tensor(builder: &mut Builder, layer: &Layer) -> String {
     let base = format!("{}/keep_float16", layer.name);
     let shape = builder.add(&base, "Shape", &[&layer.query]);

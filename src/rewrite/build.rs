@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::onnx::proto::attribute_proto::AttributeType;
 use crate::onnx::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
-/// ONNX's number of the type.
+/// ONNX's number for the type.
 pub const FLOAT16: i32 = 10;
 
 /// New parts of a graph.
@@ -18,7 +18,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Nothing yet; all names of `graph` are taken.
+    /// An empty builder; all names of `graph` are taken.
     pub fn new(graph: &GraphProto) -> Self {
         let tensors = graph.node.iter().flat_map(|n| n.output.iter().chain(&n.input)).cloned();
         let declared = graph.input.iter().chain(&graph.output).map(|v| v.name().to_string());
@@ -28,7 +28,7 @@ impl Builder {
         Self { taken, nodes: Vec::new(), initializers: Vec::new() }
     }
 
-    /// A name that nothing has yet, `wanted` if possible.
+    /// An unused name, `wanted` if possible.
     pub fn unique(&mut self, wanted: String) -> String {
         let mut name = wanted.clone();
         let mut n = 1;
@@ -39,7 +39,7 @@ impl Builder {
         name
     }
 
-    /// Adds a node of ONNX's own, named after `base`, and gives the name of its output.
+    /// Adds a node of ONNX's own domain, named after `base`, and returns the name of its output.
     pub fn add(&mut self, base: &str, operator: &str, inputs: &[&str]) -> String {
         let name = self.unique(format!("{base}/{operator}"));
         let output = self.unique(format!("{name}/output"));
@@ -74,7 +74,7 @@ impl Builder {
     }
 }
 
-/// A node.
+/// A new node.
 pub fn node(name: &str, operator: &str, domain: &str, inputs: Vec<String>, outputs: Vec<String>) -> NodeProto {
     let mut node = NodeProto::new();
     node.set_name(name.into());
@@ -118,7 +118,7 @@ pub fn set_attribute(node: &mut NodeProto, name: &str, value: Attribute<'_>) {
     }
 }
 
-/// A tensor with its elements' bytes.
+/// A tensor from the bytes of its elements.
 pub fn tensor(name: &str, element: i32, dims: &[i64], raw: Vec<u8>) -> TensorProto {
     let mut tensor = TensorProto::new();
     tensor.set_name(name.into());

@@ -1,5 +1,5 @@
-//! Which inputs of a graph are KV caches: those that attention reads as its past. Other states of a model, such as
-//! those of convolutions and recurrences, are none and stay as they are.
+//! Which graph inputs are KV caches: those that attention reads as its past. Other states of a model, such as those of
+//! convolutions and recurrences, are not caches and stay as they are.
 
 use super::operator::Operator;
 use super::sizes::{rank, static_dim};
@@ -9,7 +9,7 @@ use crate::onnx::{Index, NodeExt};
 /// A graph input that is a cache.
 #[derive(Clone, Debug)]
 pub struct CacheInput {
-    /// Element type of what reads it, which may stand behind a Cast.
+    /// Element type in which attention reads it, possibly after a Cast.
     pub element: i32,
     /// Hk, where declared.
     pub kv_heads: Option<usize>,
@@ -18,8 +18,8 @@ pub struct CacheInput {
 }
 
 impl CacheInput {
-    /// `input` as a cache, `None` if it is no cache: something reads it as the past of attention, or it grows with
-    /// every token and is called a cache.
+    /// `input` as a cache. `None` if it is not one: nothing reads it as the past of attention, and it is not a growing
+    /// input with the name of a cache.
     pub fn of(index: &Index<'_>, input: &ValueInfoProto, operators: &[Option<Operator>]) -> Option<Self> {
         let declared = input.type_.tensor_type().elem_type();
         if !is_floating(declared) || rank(input) != Some(4) {
@@ -31,12 +31,12 @@ impl CacheInput {
     }
 }
 
-/// Whether `node` gives on its first input, at most as another type.
+/// Whether `node` passes its first input on, changing at most its type.
 pub fn passes_on(node: &NodeProto) -> bool {
     node.is_onnx("Identity") || node.is_onnx("Cast")
 }
 
-/// The tensor that `tensor` is, by way of Identity and Cast.
+/// The tensor that `tensor` comes from through Identity and Cast.
 pub fn origin<'a>(index: &Index<'a>, tensor: &'a str) -> &'a str {
     let mut tensor = tensor;
     while let Some(node) = index.maker(tensor).filter(|node| passes_on(node)) {
@@ -48,7 +48,7 @@ pub fn origin<'a>(index: &Index<'a>, tensor: &'a str) -> &'a str {
     tensor
 }
 
-/// Whether `input` has the name of a cache, and a number of tokens that is not fixed.
+/// Whether `input` has the name of a cache and a variable number of tokens.
 pub fn looks_like_cache(input: &ValueInfoProto) -> bool {
     is_cache_name(input.name()) && static_dim(input, 2).is_none()
 }
@@ -58,7 +58,7 @@ pub fn is_cache_name(name: &str) -> bool {
     name.contains("past") || name.contains("cache")
 }
 
-/// Whether `node` puts tensors `[B,H,tokens,D]` one behind the other.
+/// Whether `node` concatenates tensors `[B,H,tokens,D]` along their tokens.
 pub fn joins_tokens(node: &NodeProto) -> bool {
     node.is_onnx("Concat") && matches!(node.int("axis"), Some(2 | -2))
 }

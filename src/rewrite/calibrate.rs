@@ -1,4 +1,4 @@
-//! Measuring query saliency: a copy of the model that loses nothing reads some text and says how large its queries are.
+//! Measuring query saliency: a lossless copy of the model reads some text and reports how large its queries are.
 
 use std::path::Path;
 
@@ -19,20 +19,20 @@ use crate::runtime::{FolderSettings, Model, Options as RunOptions, Tokenizer};
 /// Tokens read at once.
 pub const CHUNK: usize = 512;
 
-/// Calls of a model that takes a fixed number of tokens, which may be one.
+/// Most calls of a model that takes a fixed number of tokens, possibly one.
 const MOST_FIXED_CALLS: usize = 256;
 
-/// Fewer tokens say too little.
+/// Fewest tokens that are worth measuring.
 const FEWEST: usize = 64;
 
 /// Text of the usual kinds, for models that come with a tokenizer.
 const SAMPLE: &str = include_str!("calibration.txt");
 
-/// What is read.
+/// What calibration reads.
 pub enum Tokens {
-    /// Of a text, with its name.
+    /// The tokens of a text, with its name.
     Text(Vec<i64>, String),
-    /// As many random ones.
+    /// This many random tokens.
     Random(usize),
 }
 
@@ -55,7 +55,7 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
         Calibration::Random => return Ok(Some(Tokens::Random(most))),
         Calibration::Auto => match tokenizer() {
             Ok(tokenizer) => (SAMPLE.to_string(), "the bundled sample".to_string(), tokenizer),
-            // One that was named must be there.
+            // A tokenizer that was named must exist.
             Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("tokenizer", e.to_string())),
             Err(crate::runtime::Error::NoTokenizer { .. }) => return Ok(Some(Tokens::Random(most))),
             Err(e) => return Err(problem(format!("{e}; mend it, or say random"))),
@@ -77,14 +77,14 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
     Ok(Some(Tokens::Text(tokens, name)))
 }
 
-/// The positions that the tables of `layers` rotate by, where the model has them as numbers.
+/// The number of positions in the rotation tables of `layers`, where the model has them as constants.
 pub fn positions(model: &ModelProto, layers: &[Layer]) -> Option<usize> {
     let tables: Vec<&str> = layers.iter().filter_map(|l| Some(l.rotary.as_ref()?.caches[0].as_str())).collect();
     let stored = model.graph.iter().flat_map(|graph| &graph.initializer);
     stored.filter(|t| tables.contains(&t.name())).filter_map(|t| usize::try_from(*t.dims.first()?).ok()).min()
 }
 
-/// Runs the model at `path`, whose outputs `names` say saliency, over `tokens`, as many at once as it has
+/// Runs the model at `path`, whose outputs `names` report saliency, over `tokens`, at most as many at once as it has
 /// `positions`.
 ///
 /// # Errors
@@ -110,7 +110,7 @@ pub fn measure(
         Tokens::Random(count) => {
             if session.vocabulary().is_none() {
                 let mut sequence = session.start(None).map_err(failed)?;
-                // A model without logits does not say.
+                // A model without logits never tells the size of its vocabulary.
                 session.run(&mut sequence, &[0]).ok();
             }
             let vocabulary = session.vocabulary().unwrap_or(FEWEST) as i64;
@@ -126,7 +126,7 @@ pub fn measure(
         if progress.cancelled() {
             return Err(RewriteError::Cancelled);
         }
-        // A short rest says little and costs a call.
+        // A short remainder adds little and costs a call.
         if part.len() < chunk.min(FEWEST) && read > 0 {
             break;
         }
@@ -153,7 +153,7 @@ pub fn measure(
     Ok(Saliency { measured_on: format!("measured on {read} {name}"), layers })
 }
 
-/// n from its squares, with geometric mean 1; a channel that hardly speaks is given a little.
+/// n from its squares, with geometric mean 1; channels with almost no signal get a small floor.
 fn normalised(squares: &[f64]) -> Vec<f32> {
     let largest = squares.iter().fold(0.0f64, |a, &b| a.max(b)).sqrt();
     if largest == 0.0 || !largest.is_finite() {
@@ -164,7 +164,7 @@ fn normalised(squares: &[f64]) -> Vec<f32> {
     n.iter().map(|n| (n / mean) as f32).collect()
 }
 
-/// An error with its causes.
+/// The message of an error with its causes.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! Whether a mask is causal, found by looking at it in calls of many sizes.
+//! Whether a mask is causal, found by evaluating it in calls of many sizes.
 
 use std::collections::BTreeSet;
 
@@ -6,36 +6,36 @@ use super::context::{Causality, Context, HIDDEN, Sizes, USUAL};
 use crate::onnx::NodeExt;
 use crate::onnx::evaluate::{Evaluator, kinds};
 
-/// Calls that tell most masks from causal ones.
+/// Calls that distinguish most masks from causal ones.
 const CALLS: [Sizes; 4] = [USUAL[0], USUAL[1], call(0, 5), Sizes { batch: 2, past: 7, new: 2 }];
 
 /// Longer calls of several tokens.
 const LONGER: [Sizes; 2] = [call(0, 300), call(100, 150)];
 
-/// Tokens behind which one is decoded: a window of fewer shows, however its length is made.
+/// Past lengths for decoding one token: a shorter window shows up, however its length is computed.
 const PASTS: [usize; 3] = [1 << 10, 1 << 14, 1 << 17];
 
-/// Numbers that may be lengths of windows.
+/// Numbers that may be window lengths.
 const LENGTHS: std::ops::RangeInclusive<f64> = 8.0..=4e6;
 
-/// Most such numbers that are looked at.
+/// Most such numbers that are tried.
 const MOST_LENGTHS: usize = 32;
 
-/// Shorter constants are no tables of positions: the shorter calls would be too long for them.
+/// Shorter constants are not position tables: even the short calls would exceed them.
 const SHORTEST_TABLE: usize = 8;
 
-/// Longest stored table that is looked at as a whole, in calls of so many tokens.
+/// Longest stored table that is checked as a whole, in calls of as many tokens.
 const MOST_ROWS: usize = 4096;
 const ROWS: usize = 64;
 
-/// Larger constants are forgotten in between.
+/// Larger constants are dropped from memory in between.
 const SMALL: usize = 1 << 12;
 
 const fn call(past: usize, new: usize) -> Sizes {
     Sizes { batch: 1, past, new }
 }
 
-/// What `tensor` hides; true in it hides if `inverted`, else false does.
+/// What `tensor` hides. If `inverted`, its true elements hide, else its false ones.
 pub fn causality(context: &mut Context<'_>, tensor: &str, inverted: bool) -> Causality {
     let key = (tensor.to_string(), inverted);
     if let Some(&known) = context.causalities.get(&key) {
@@ -48,7 +48,7 @@ pub fn causality(context: &mut Context<'_>, tensor: &str, inverted: bool) -> Cau
     let found = if hides_later {
         let numbers = Numbers::behind(context, tensor);
         let seen = |sizes| once(context, tensor, sizes, inverted, true);
-        // As long as the tables last.
+        // As long as the tables allow.
         let table = numbers.tables.first().map(|&rows| call(0, rows.min(LONGER[0].new)));
         let hides_later = LONGER.iter().all(|&s| seen(s).or_else(|| seen(table?)) == Some(true));
         Causality {
@@ -63,14 +63,14 @@ pub fn causality(context: &mut Context<'_>, tensor: &str, inverted: bool) -> Cau
     found
 }
 
-/// Whether `tensor`, which is causal in short calls, is so in long ones.
+/// Whether `tensor`, which is causal in short calls, is also causal in long ones.
 fn everywhere(context: &mut Context<'_>, tensor: &str, inverted: bool, numbers: Numbers) -> bool {
     let seen = |past, new| once(context, tensor, call(past, new), inverted, false);
     let Numbers { tables, lengths } = numbers;
-    // Where a table ends, so may the model.
+    // The model may end where a table ends.
     let end = tables.iter().copied().find(|&rows| seen(rows, 1).is_none());
     let ends = |total: usize| end.is_some_and(|rows| rows < total);
-    // A window shows only in calls longer than it.
+    // A window shows only in longer calls.
     let pasts = PASTS.into_iter().chain(lengths.iter().map(|length| length + 3));
     let holds = |found: Option<bool>, total: usize| found.unwrap_or_else(|| ends(total));
     if lengths.len() > MOST_LENGTHS
@@ -88,12 +88,12 @@ fn everywhere(context: &mut Context<'_>, tensor: &str, inverted: bool, numbers: 
         })
 }
 
-/// As [`compare`], in a call for which nothing is kept; `only` if the attention mask may be anything.
+/// Like [`compare`], in a call whose values are not kept; `only` if the attention mask may be anything.
 fn once(context: &Context<'_>, tensor: &str, sizes: Sizes, inverted: bool, known: bool) -> Option<bool> {
     compare(&mut context.new_evaluator(sizes, known), tensor, sizes, inverted, !known)
 }
 
-/// Whether `tensor` in a call of `sizes` hides all later keys and, if `only`, no others. `None` if it cannot be told.
+/// Whether `tensor` in a call of `sizes` hides all later keys and, if `only`, no others. `None` if this is not known.
 fn compare(evaluator: &mut Evaluator<'_>, tensor: &str, sizes: Sizes, inverted: bool, only: bool) -> Option<bool> {
     let value = evaluator.value(tensor).ok()?;
     let data = value.data.as_ref()?;
@@ -118,11 +118,11 @@ fn compare(evaluator: &mut Evaluator<'_>, tensor: &str, sizes: Sizes, inverted: 
     }))
 }
 
-/// Numbers that stand in what a mask is made by.
+/// Constants that a mask is computed from.
 struct Numbers {
     /// Longest dimension of each stored table.
     tables: BTreeSet<usize>,
-    /// What may be lengths.
+    /// Constants that may be lengths.
     lengths: BTreeSet<usize>,
 }
 
@@ -146,7 +146,7 @@ impl Numbers {
                 _ => context.constant(name).into_iter().collect(),
             };
             lengths.extend(values.into_iter().map(f64::abs).filter(|x| LENGTHS.contains(x)).map(|x| x as usize));
-            // Behind a shape are tokens, not lengths of masks.
+            // What feeds a Shape has token dimensions, not mask lengths.
             let inputs = maker.filter(|node| !node.is_onnx("Shape")).map_or(&[][..], |node| &node.input);
             queue.extend(inputs.iter().map(String::as_str).filter(|i| !i.is_empty()));
         }

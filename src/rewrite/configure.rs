@@ -16,32 +16,32 @@ use crate::spec;
 pub const FORMAT_KEY: &str = "ai.spark.row_format";
 /// JSON of [`Rows`].
 pub const ROWS_KEY: &str = "ai.spark.rows";
-/// What the attention was exported as.
+/// The kind of attention that was exported.
 pub const SOURCE_KEY: &str = "ai.spark.source";
 
-/// What query_saliency was measured on, and what came out.
+/// What query_saliency was measured on, and the result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Saliency {
-    /// In words.
+    /// Description of what it was measured on.
     pub measured_on: String,
     /// `[Hk,D]` of each layer.
     pub layers: Vec<Vec<f32>>,
 }
 
-/// What one version of a rewritten model has.
+/// One variant of a rewritten model.
 pub struct Version<'v> {
-    /// Its rows.
+    /// The rows of its cache.
     pub rows: &'v Rows,
-    /// Declare the row sizes of cache inputs: hosts like GenAI read them there; others start from empty tensors of the
+    /// Declare the row sizes of cache inputs. Hosts like GenAI read them there; others start from empty tensors of the
     /// original width, which a declared size would refuse.
     pub static_rows: bool,
     /// Saliency, where measured.
     pub saliency: Option<&'v Saliency>,
-    /// Measure saliency over so many tokens, as outputs of the model.
+    /// Measure saliency over this many tokens, as outputs of the model.
     pub observe: Option<usize>,
 }
 
-/// Makes `model`, whose `layers` are replaced, the `version` of itself. May be called again with another one.
+/// Makes `model`, whose `layers` are replaced, the given `version`. May be called again with another one.
 pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], version: &Version<'_>) {
     let rows = version.rows;
     let graph = model.graph.mut_or_insert_default();
@@ -51,7 +51,7 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
         let saliency = version.saliency.map(|s| &s.layers[i]);
         if let (Some(values), Some(all)) = (saliency, version.saliency) {
             let mut tensor = float32s(&names.query_saliency, &[layer.kv_heads as i64, layer.head_dim as i64], values);
-            // The one place that may depend on calibration says what it was.
+            // The only part that depends on calibration states what it was measured on.
             tensor.set_doc_string(all.measured_on.clone());
             graph.initializer.push(tensor);
         }
@@ -69,7 +69,7 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
     metadata(model, rows, layers.first().map(|l| &l.source));
 }
 
-/// Removes what another version had beside the nodes.
+/// Removes what another version added besides the nodes.
 fn forget(graph: &mut GraphProto, names: &[Names]) {
     let saliency: HashSet<&str> = names.iter().map(|n| n.query_saliency.as_str()).collect();
     graph.initializer.retain(|t| !saliency.contains(t.name()));
@@ -80,8 +80,8 @@ fn forget(graph: &mut GraphProto, names: &[Names]) {
     graph.output.retain(|o| !outputs.contains(o.name()));
 }
 
-/// Where in a graph what is: models may have many layers. Further inputs and outputs are put behind those that are
-/// there.
+/// Positions of nodes, inputs and outputs in a graph, by name: models may have many layers. New inputs and outputs are
+/// appended.
 struct Places {
     /// The operators of this crate.
     nodes: HashMap<String, usize>,
@@ -160,7 +160,7 @@ fn caches(graph: &mut GraphProto, places: &Places, layer: &Layer, rows: &Rows, s
     for (part, (bytes, name)) in parts.into_iter().enumerate() {
         let past = &mut graph.input[places.inputs[&layer.cache.past[part]]];
         past.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(element);
-        // Nobody starts from empty tensors where there are always so many rows.
+        // A model with a fixed number of past rows never starts from empty tensors.
         let declared = static_rows || static_dim(past, 2).is_some_and(|rows| rows > 0);
         set_dim(past, 3, declared.then(|| width(bytes)), name);
         let present = &mut graph.output[places.outputs[&layer.cache.present[part]]];

@@ -20,17 +20,17 @@ use crate::onnx::{Index, NodeExt};
 pub struct Causality {
     /// All keys behind the query's own.
     pub hides_later: bool,
-    /// Those and no others, whatever attention_mask says.
+    /// Exactly those, whatever attention_mask contains.
     pub only_later: bool,
 }
 
-/// Added values from here on hide a key.
+/// Added values at or below this one hide a key.
 pub const HIDDEN: f64 = -1e4;
 
 /// `Concat` of a cache input and new rows.
 #[derive(Clone, Debug)]
 pub struct Appended {
-    /// The Concat, by its place in the graph.
+    /// Position of the Concat in the graph.
     pub node: usize,
     /// The cache input.
     pub past: String,
@@ -49,7 +49,7 @@ impl Appended {
     }
 }
 
-/// What is known of a model while its layers are looked for.
+/// What is known of a model during the search for its layers.
 pub struct Context<'g> {
     /// The graph.
     pub index: &'g Index<'g>,
@@ -59,11 +59,11 @@ pub struct Context<'g> {
     pub caches: HashMap<String, CacheInput>,
     /// Caches that a Concat appends to, by the name of its output.
     pub appended: HashMap<String, Appended>,
-    /// What is known of masks: by tensor, and whether true hides.
+    /// What masks hide, by tensor and by whether true hides.
     pub causalities: HashMap<(String, bool), Causality>,
     /// Constants read so far.
     pub constants: Constants,
-    /// Dimensions that inputs and outputs of known meaning name.
+    /// Dimensions named by inputs and outputs of known meaning.
     named: HashMap<&'g str, Length>,
     operators: &'static [Option<Operator>],
     evaluators: HashMap<(Sizes, bool), Evaluator<'g>>,
@@ -73,11 +73,11 @@ pub struct Context<'g> {
 const MOST_LABELS: usize = 8 << 20;
 
 impl<'g> Context<'g> {
-    /// Looks at the inputs of the graph, of ONNX's operators of version `opset` and those of attention, and at what is
-    /// appended to them.
+    /// Examines the inputs of the graph, whose ONNX operators have version `opset`, the `operators` of attention, and
+    /// what is appended to caches.
     ///
     /// # Errors
-    /// A cache has more heads, or larger ones, than there can be.
+    /// A cache has more heads, or larger ones, than are supported.
     pub fn new(index: &'g Index<'g>, opset: i64, operators: &'static [Option<Operator>]) -> Result<Self, Refusal> {
         let mut caches = HashMap::new();
         for input in index.graph.input.iter().filter(|i| index.input(i.name()).is_some()) {
@@ -118,7 +118,7 @@ impl<'g> Context<'g> {
         Some(Appended { node: n, past: past.into(), new: new.clone(), present, naming })
     }
 
-    /// The graph output that `tensor` is, and the Identity or Cast that gives it that name where it has another.
+    /// The graph output that `tensor` is, and the Identity or Cast that gives it that name if it has another.
     pub fn as_output(&self, tensor: &str) -> Option<(String, Option<usize>)> {
         if self.index.is_output(tensor) {
             return Some((tensor.into(), None));
@@ -140,13 +140,13 @@ impl<'g> Context<'g> {
         self.evaluators.get_mut(&(sizes, mask_known)).expect("just inserted")
     }
 
-    /// An evaluator as [`Self::evaluator`] gives, which is not kept.
+    /// An evaluator like that of [`Self::evaluator`], but not kept.
     pub fn new_evaluator(&self, sizes: Sizes, mask_known: bool) -> Evaluator<'g> {
         let mut evaluator = self.blank_evaluator().with_fallback(self.fallback(sizes));
-        // The caches of most models are all alike.
+        // The caches of most models all have the same shape.
         let mut labelled: HashMap<(i32, Vec<usize>), Rc<Value>> = HashMap::new();
         let mut left = MOST_LABELS;
-        // Of an input with a default the initializer is taken.
+        // An input with a default takes its initializer's value.
         for input in self.index.graph.input.iter().filter(|i| self.index.input(i.name()).is_some()) {
             let known = given(input, self.caches.get(input.name()), sizes, mask_known);
             if let Some(value) = known.or_else(|| self.of_known_shape(input, sizes)) {
@@ -174,7 +174,7 @@ impl<'g> Context<'g> {
         evaluator
     }
 
-    /// An evaluator to which nothing is given.
+    /// An evaluator without any inputs.
     pub fn blank_evaluator(&self) -> Evaluator<'g> {
         let operators = self.operators;
         Evaluator::new(
@@ -184,8 +184,8 @@ impl<'g> Context<'g> {
         )
     }
 
-    /// What is known of a tensor behind nodes that cannot be evaluated: its declared shape, or that the Reshape which
-    /// makes it gives each token its heads.
+    /// What is known of a tensor after nodes that cannot be evaluated: its declared shape, or the heads per token that
+    /// the Reshape that makes it gives.
     fn fallback(&self, sizes: Sizes) -> Fallback<'g> {
         let (index, named) = (self.index, self.named.clone());
         let constants = self.constants.clone();
@@ -206,7 +206,7 @@ impl<'g> Context<'g> {
         })
     }
 
-    /// An input of which nothing is known but its shape, where that follows from `sizes`.
+    /// An input of which only the shape is known, where that follows from `sizes`.
     fn of_known_shape(&self, input: &ValueInfoProto, sizes: Sizes) -> Option<Value> {
         of_known_shape(&self.named, input, sizes)
     }
@@ -230,7 +230,7 @@ impl<'g> Context<'g> {
     /// The cache input `name`, which `title` reads as `role`, with its name.
     ///
     /// # Errors
-    /// It is none.
+    /// It is not a cache.
     pub fn cache(&self, title: &str, role: &str, name: Option<&'g str>) -> Result<(&CacheInput, String), Refusal> {
         let expected = || format!("a cache input of the model as {role}");
         let name =
@@ -251,8 +251,7 @@ impl<'g> Context<'g> {
         Ok((cache, name.into()))
     }
 
-    /// The input of four dimensions that the elements of `tensor` come from in whatever way, through each node's first
-    /// input.
+    /// The graph input of four dimensions that the elements of `tensor` come from, following each node's first input.
     pub fn behind<'t>(&'t self, tensor: &'t str) -> Option<&'t str> {
         let mut tensor = tensor;
         loop {
@@ -263,7 +262,7 @@ impl<'g> Context<'g> {
         }
     }
 
-    /// The caches that the elements of `tensor` come from by way of nodes that only move or scale them.
+    /// The caches that the elements of `tensor` come from through nodes that only move or scale them.
     pub fn origins(&self, tensor: &str) -> Vec<&Appended> {
         let moves = [
             "Transpose",
@@ -297,7 +296,7 @@ impl<'g> Context<'g> {
     }
 }
 
-/// The names that inputs and outputs of known meaning give their dimensions, unless one name stands for several.
+/// The dimension names used by inputs and outputs of known meaning, except names with several meanings.
 fn named_dimensions<'g>(index: &Index<'g>, caches: &HashMap<String, CacheInput>) -> HashMap<&'g str, Length> {
     use Length::{Batch, New, Past, Total};
     let mut named = HashMap::new();
@@ -318,7 +317,7 @@ fn named_dimensions<'g>(index: &Index<'g>, caches: &HashMap<String, CacheInput>)
     named.into_iter().filter(|(name, _)| !name.is_empty()).filter_map(|(name, l)| Some((name, l?))).collect()
 }
 
-/// The value of a graph input in a call of `sizes`, where that is known.
+/// The value of a graph input in a call of `sizes`, where it is known.
 fn given(input: &ValueInfoProto, cache: Option<&CacheInput>, sizes: Sizes, mask_known: bool) -> Option<Value> {
     let Sizes { batch, past, new } = sizes;
     let kind = input.type_.tensor_type().elem_type();

@@ -1,4 +1,4 @@
-//! Why a cache is read by no attention that is known: the first thing behind it that cannot be rewritten, in words.
+//! Why no known kind of attention reads a cache: describes the first node after it that cannot be rewritten.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -7,10 +7,10 @@ use super::sizes::rank;
 use crate::onnx::proto::{GraphProto, NodeProto};
 use crate::onnx::{Index, NodeExt};
 
-/// So many nodes behind a cache are looked at.
+/// Most nodes after a cache that are examined.
 const MOST_NODES: usize = 64;
 
-/// What reads the input `cache` otherwise than attention that is known does.
+/// How the input `cache` is read, when not by a known kind of attention.
 pub fn why_unknown(index: &Index<'_>, cache: &str) -> String {
     let (mut seen, mut queue) = (HashSet::new(), VecDeque::from([(cache, false, false)]));
     let mut first: Option<&NodeProto> = None;
@@ -38,7 +38,8 @@ pub fn why_unknown(index: &Index<'_>, cache: &str) -> String {
     }
 }
 
-/// What is wrong with `node` as a reader of `tensor`, which comes from a cache, appended to or not, multiplied or not.
+/// Why `node` is not supported as a reader of `tensor`, which comes from a cache, appended to or not, multiplied or
+/// not.
 fn reason(index: &Index<'_>, node: &NodeProto, tensor: &str, joined: bool, multiplied: bool) -> Option<String> {
     let title = node.title();
     if joined && !multiplied && is_projection(index, node, tensor) {
@@ -69,7 +70,7 @@ fn reason(index: &Index<'_>, node: &NodeProto, tensor: &str, joined: bool, multi
     }
 }
 
-/// What is wrong with a Concat as what appends to the cache `tensor`.
+/// Why a Concat does not append to the cache `tensor`.
 fn not_appended(index: &Index<'_>, node: &NodeProto, tensor: &str) -> Option<String> {
     let (title, output) = (node.title(), node.output_at(0)?);
     if !joins_tokens(node) {
@@ -98,7 +99,7 @@ fn not_appended(index: &Index<'_>, node: &NodeProto, tensor: &str) -> Option<Str
     }
 }
 
-/// Whether a Softmax stands within `steps` behind `node`.
+/// Whether a Softmax follows within `steps` of `node`.
 fn meets_softmax(index: &Index<'_>, node: &NodeProto, steps: usize) -> bool {
     let mut readers = node.output.iter().flat_map(|output| index.readers(output)).map(|&n| &index.graph.node[n]);
     steps > 0 && readers.any(|reader| reader.is_onnx("Softmax") || meets_softmax(index, reader, steps - 1))
@@ -114,7 +115,7 @@ fn is_projection(index: &Index<'_>, node: &NodeProto, tensor: &str) -> bool {
         && (is_product(node) || node.op_type() == "MatMulNBits")
 }
 
-/// Whether `node` gives weights that are stored as they are, or in integers.
+/// Whether the output of `node` is stored weights, possibly stored as integers.
 fn is_stored(index: &Index<'_>, node: &NodeProto) -> bool {
     let rounded = node.is_onnx("DequantizeLinear") && node.input_at(0).is_some_and(|i| index.initializer(i).is_some());
     node.is_onnx("Constant") || rounded

@@ -18,7 +18,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Says where what was expected and what found.
+    /// States where, what was expected there and what was found.
     pub fn new(place: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self { place: place.into(), expected: expected.into(), found: found.into() }
     }
@@ -42,24 +42,24 @@ pub enum RewriteError {
         /// What is wrong with it.
         problem: String,
     },
-    /// Something is where the output should go.
+    /// The output path is occupied.
     #[error("{0} {1}")]
     Output(PathBuf, String),
-    /// Calibration was asked for and cannot be done.
+    /// Calibration was asked for and is not possible.
     #[error("calibration failed: {0}")]
     Calibration(String),
-    /// ONNX Runtime runs the original and not what was made of it.
+    /// ONNX Runtime runs the original but not the rewritten model.
     #[error(
         "the rewritten model does not run, although the original does, and is not written: {0}\n\
          This is a fault of the rewriter; please report it with the model's graph."
     )]
     Trial(String),
-    /// The caller's [`Progress`](super::Progress) said so.
+    /// The caller's [`Progress`](super::Progress) cancelled.
     #[error("cancelled, nothing was written")]
     Cancelled,
 }
 
-// Not by `#[from]`, which would make the refusal, all of which is in the message, its own cause.
+// Not by `#[from]`: the message holds the whole refusal, which would then appear again as its cause.
 impl From<Refusal> for RewriteError {
     fn from(refusal: Refusal) -> Self {
         RewriteError::Refused(refusal)
@@ -67,8 +67,8 @@ impl From<Refusal> for RewriteError {
 }
 
 impl RewriteError {
-    /// Whether the model could be rewritten without calibration. Where the operators themselves failed, they would do
-    /// so in any call.
+    /// Whether the model could be rewritten without calibration. A failure of the operators themselves would happen in
+    /// any call.
     pub fn is_only_calibration(&self) -> bool {
         matches!(self, RewriteError::Calibration(problem)
             if !problem.contains("SparkAttention") && !problem.contains("SparkPrune"))

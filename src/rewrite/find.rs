@@ -12,7 +12,7 @@ use super::source;
 use crate::onnx::proto::{GraphProto, ModelProto, ValueInfoProto};
 use crate::onnx::{Index, NodeExt, onnx_opset};
 
-/// The attention layers of `model` that read cache inputs: all of them.
+/// All attention layers of `model` that read cache inputs.
 ///
 /// # Errors
 /// There are no layers, or one cannot be rewritten.
@@ -47,7 +47,7 @@ pub fn find_layers(model: &ModelProto) -> Result<Vec<Layer>, Refusal> {
     Ok(layers)
 }
 
-/// What can be said of a model by its inputs.
+/// Refuses models that their inputs show to be unsupported.
 fn whole_model(graph: &GraphProto) -> Result<(), Refusal> {
     let of_encoder = |name: &str| name.starts_with("encoder_") || name.contains(".encoder.");
     if let Some(input) = graph.input.iter().find(|i| of_encoder(i.name())) {

@@ -11,7 +11,7 @@ use super::publish::contains;
 use crate::files;
 use crate::onnx::{DataFile, FileError, Homes, Placement, place, write_text};
 
-/// File that makes a folder one of GenAI.
+/// The file that marks a GenAI folder.
 pub const CONFIG: &str = "genai_config.json";
 
 /// The operator library.
@@ -32,7 +32,7 @@ impl GenAiFolder {
     /// Reads the configuration of the folder at `path`.
     ///
     /// # Errors
-    /// It is no GenAI folder, or one of a kind that cannot be rewritten.
+    /// It is not a GenAI folder, or of a kind that cannot be rewritten.
     pub fn open(path: &Path) -> Result<Self, RewriteError> {
         let file = path.join(CONFIG);
         let refuse = |expected: &str, found: String| Refusal::new(file.display().to_string(), expected, found);
@@ -47,7 +47,7 @@ impl GenAiFolder {
         }
         let sliding = &decoder["sliding_window"];
         for part in ["slide_key_value_cache", "slide_inputs"] {
-            // Both are on where nothing is said.
+            // Both default to on.
             if !sliding.is_null() && sliding[part] != false {
                 let found = format!("model.decoder.sliding_window.{part}: GenAI then feeds and cuts windows by itself");
                 return Err(refuse("a cache that GenAI leaves whole", found).into());
@@ -67,10 +67,10 @@ impl GenAiFolder {
         Ok(Self { path: path.to_path_buf(), config, model })
     }
 
-    /// The decoder's file of the folder at `path`, rewritten or not, relative to it.
+    /// The decoder's file of the GenAI folder at `path`, rewritten or not, relative to the folder.
     ///
     /// # Errors
-    /// It is no GenAI folder.
+    /// It is not a GenAI folder.
     pub fn open_any(path: &Path) -> Result<String, RewriteError> {
         let config = read_config(path)?;
         decoder_file(&path.join(CONFIG), &config)
@@ -81,7 +81,7 @@ impl GenAiFolder {
         Path::new(&self.model).parent().unwrap_or(Path::new(""))
     }
 
-    /// Whether GenAI is to keep past and present in one buffer, which it does not for several beams.
+    /// Whether GenAI keeps past and present in one buffer, which it never does for several beams.
     pub fn shares_buffer(&self) -> bool {
         let search = &self.config["search"];
         search["past_present_share_buffer"] == true && search["num_beams"].as_u64().is_none_or(|beams| beams <= 1)
@@ -103,11 +103,11 @@ impl GenAiFolder {
         ))
     }
 
-    /// Fills `folder` with all that belongs to the model but its .onnx file: data, tokenizer, and so on, the operator
-    /// library, and the configuration that names it and says that a cache row has `row_width` elements.
+    /// Fills `folder` with all files of the model but its .onnx file (data, tokenizer, and so on), the operator
+    /// library, and a configuration that names the library and sets the width of a cache row to `row_width` elements.
     ///
     /// # Errors
-    /// The library is not found, a file of the model has the name of one that is made or lies in the `output`, which is
+    /// The library is not found, a file of the model has the name of a generated one or lies in the `output` to be
     /// replaced, or the file system refuses.
     pub fn fill(
         &self,
@@ -122,14 +122,15 @@ impl GenAiFolder {
         let homes = Homes::of(&self.path.join(&self.model)).and(&self.path);
         let copies = Copies { to: folder, output, data, how: options.data, homes };
         self.copy_others(Path::new(""), &mut Vec::new(), &copies)?;
-        // GenAI has a runtime of its own in the process, and a library file serves one: a link will not do.
+        // Copied, not linked: GenAI runs its own ONNX Runtime in the process, and each library file can serve only
+        // one.
         place(&library, &folder.join(LIBRARY), Placement::Copy)?;
         let mut config = self.config.clone();
         let decoder = &mut config["model"]["decoder"];
-        // GenAI takes it for the width of cache rows and nothing else. It knows to look at the model as well, but then
+        // GenAI uses this only as the width of cache rows. It can read the width from the model instead, but then
         // cannot rewind a cache that grows by copies.
         decoder["head_size"] = row_width.into();
-        // Windows are kept by attention itself; the caches hold all tokens.
+        // Attention itself applies the window; the caches hold all tokens.
         decoder.as_object_mut().map(|decoder| decoder.remove("sliding_window"));
         let session = &mut decoder["session_options"];
         if session.is_null() {
@@ -140,7 +141,7 @@ impl GenAiFolder {
         Ok(write_text(&format!("{text}\n"), &folder.join(CONFIG))?)
     }
 
-    /// Refuses a model or data by the name of another file that the folder gets.
+    /// Refuses a model or data file with the name of another file of the new folder.
     fn check_names(&self, data: &[DataFile]) -> Result<(), Refusal> {
         let model = Path::new(&self.model);
         let taken = [Path::new(LIBRARY), Path::new(CONFIG)];
@@ -156,7 +157,8 @@ impl GenAiFolder {
         data.iter().find(clash).map_or(Ok(()), |file| refuse("external data", &file.location))
     }
 
-    /// Copies what lies `inside` a folder of the model. `around` are the folders that one was reached by.
+    /// Copies what lies `inside` a folder of the model. `around` are the folders on the path to it, to detect loops of
+    /// links.
     fn copy_others(&self, inside: &Path, around: &mut Vec<PathBuf>, copies: &Copies<'_>) -> Result<(), RewriteError> {
         let folder = self.path.join(inside);
         let real = fs::canonicalize(&folder).map_err(FileError::io(&folder))?;
@@ -165,13 +167,13 @@ impl GenAiFolder {
             return Err(odd(&folder, "a link to a folder around it").into());
         }
         around.push(real);
-        // Of what is made anew; an older library is not wanted.
+        // Generated anew; an older library is not copied.
         let ours = [CONFIG, LIBRARY, &self.model].map(Path::new);
         for entry in fs::read_dir(&folder).map_err(FileError::io(&folder))? {
             let entry = entry.map_err(FileError::io(&folder))?;
             let relative = inside.join(entry.file_name());
             let from = self.path.join(&relative);
-            // Of what a link leads to. Nobody may ever write to a pipe, and a device has no end.
+            // Of the target of a link. A pipe may never have a writer, and a device has no end.
             let kind = match fs::metadata(&from) {
                 Ok(metadata) => metadata.file_type(),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -188,7 +190,7 @@ impl GenAiFolder {
                 return Err(odd(&from, "a link into the output, which is replaced").into());
             } else if !ours.contains(&relative.as_path()) {
                 copies.homes.check(&from)?;
-                // Data lies where the model says, seen from its own folder.
+                // The model gives data locations relative to its own folder.
                 let is_data = copies.data.iter().any(|d| self.beside().join(&d.location) == relative);
                 place(&from, &copies.to.join(&relative), if is_data { copies.how } else { Placement::Copy })?;
             }
@@ -217,7 +219,7 @@ fn read_config(path: &Path) -> Result<Value, RewriteError> {
     Ok(serde_json::from_str(&text).map_err(|e| Refusal::new(file.display().to_string(), "JSON", e.to_string()))?)
 }
 
-/// A value as JSON, of which a long one is cut.
+/// A value as JSON, shortened if long.
 fn brief(value: &Value) -> String {
     let text = value.to_string();
     text.char_indices().nth(80).map_or(text.clone(), |(end, _)| format!("{} ...", &text[..end]))
@@ -239,7 +241,7 @@ fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
 /// The operator library: the one that is `named`, else the one beside the program.
 ///
 /// # Errors
-/// There is no library; the error says where it was looked for.
+/// There is no library; the error says where it was searched for.
 pub fn find_library(named: Option<&Path>) -> Result<PathBuf, RewriteError> {
     let problem = |text: String| RewriteError::option("library", text);
     if let Some(path) = named {

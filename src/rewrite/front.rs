@@ -1,4 +1,4 @@
-//! Nodes in front of the operators, for what an attention node did to query and key itself.
+//! Nodes in front of the operators, for steps that an attention node applied to query and key itself.
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use super::layer::{Layer, Norm, Rotary};
 /// Query, and key and value unless they are packed in it.
 pub type Operands = (String, Option<[String; 2]>);
 
-/// Adds the nodes, if any, that make query, key and value of `layer`, and gives the names of
-/// query, and of key and value unless they are packed. Layers of the same lengths share `positions`.
+/// Adds the nodes, if any, that make query, key and value of `layer`. Returns the names of query, and of key and value
+/// unless they are packed. Layers with the same lengths share `positions`.
 pub fn front(builder: &mut Builder, layer: &Layer, positions: &mut HashMap<String, String>) -> Operands {
     if layer.norm.is_none() && layer.rotary_in_front().is_none() {
         return (layer.query.clone(), layer.key_value.clone());
@@ -50,7 +50,7 @@ fn rotated(builder: &mut Builder, layer: &Layer, rotary: &Rotary, part: usize, [
     output
 }
 
-/// The positions `[B,L]` that GroupQueryAttention takes for new tokens: those behind the past of each sequence.
+/// The positions `[B,L]` that GroupQueryAttention gives new tokens: those after the past of each sequence.
 fn positions_of(builder: &mut Builder, layer: &Layer, seqlens: &str) -> String {
     let base = format!("{}/positions", layer.name);
     let [zero, one, axis] =
@@ -61,7 +61,7 @@ fn positions_of(builder: &mut Builder, layer: &Layer, seqlens: &str) -> String {
     let last = builder.add(&base, "Cast", &[seqlens]);
     set_attribute(builder.last(), "to", Attribute::Int(7));
     let total = builder.add(&base, "Add", &[&last, &one]);
-    // A first prompt may be padded on the right: then there are fewer than new tokens, and none is past.
+    // A first prompt may be padded on the right: then a sequence has fewer tokens than the call, and no past.
     let past = builder.add(&base, "Sub", &[&total, &tokens]);
     let past = builder.add(&base, "Max", &[&past, &zero]);
     let past = builder.add(&base, "Reshape", &[&past, &column]);
@@ -69,12 +69,12 @@ fn positions_of(builder: &mut Builder, layer: &Layer, seqlens: &str) -> String {
     builder.add(&base, "Add", &[&past, &new])
 }
 
-/// Query, key and value of what has all three, `[B,L,(Hq+2Hk)*D]`.
+/// Splits packed query, key and value, `[B,L,(Hq+2Hk)*D]`.
 fn split(builder: &mut Builder, layer: &Layer) -> [String; 3] {
     let base = format!("{}/unpacked", layer.name);
     let axis = builder.int64s(format!("{base}/axis"), &[1], &[2]);
     let [q, kv] = [layer.query_heads, layer.kv_heads].map(|heads| (heads * layer.head_dim) as i64);
-    // Slice, unlike Split, is the same in all versions since 10.
+    // Slice, unlike Split, has not changed since opset 10.
     [0..q, q..q + kv, q + kv..q + 2 * kv].map(|part| {
         let [start, end] = [part.start, part.end].map(|at| builder.int64s(format!("{base}/channel"), &[1], &[at]));
         builder.add(&base, "Slice", &[&layer.query, &start, &end, &axis])

@@ -1,5 +1,5 @@
-//! What happens to cached rows between the cache and a product: repetition for query heads, transposition, scaling,
-//! found by following labelled elements, however it is spelt.
+//! What happens to cached rows between the cache and a product: repetition for query heads, transposition, scaling.
+//! Found by following labelled elements, however it is spelt.
 
 use ndarray::{ArrayD, Axis, IxDyn};
 
@@ -8,7 +8,7 @@ use super::error::Refusal;
 use super::layer::CacheTensors;
 use crate::onnx::evaluate::Value;
 
-/// How a tensor lays out what were `[B,Hk,S,D]`.
+/// Layout of a tensor made from `[B,Hk,S,D]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// `[B,H,S,D]`, or `[B,Hk,G,S,D]`
@@ -28,23 +28,23 @@ pub struct Operand {
     pub kv_heads: usize,
     /// D
     pub head_dim: usize,
-    /// G, times each KV head is there
+    /// G, the number of copies of each KV head
     pub repeats: usize,
     /// Factor of the elements.
     pub scale: f64,
 }
 
 impl Operand {
-    /// Heads, their size, and how often each is there.
+    /// Heads, head size and repeats.
     fn sizes(&self) -> [usize; 3] {
         [self.kv_heads, self.head_dim, self.repeats]
     }
 }
 
-/// Key and value, if they are as many and as large, and repeated alike; only the key may be scaled.
+/// Key and value, if their heads, head sizes and repeats agree; only the key may be scaled.
 ///
 /// # Errors
-/// They are not.
+/// They differ.
 pub fn alike(title: &str, key: Operand, value: Operand) -> Result<[Operand; 2], Refusal> {
     if key.sizes() != value.sizes() {
         let [key, value] = [key, value].map(|o| {
@@ -58,8 +58,8 @@ pub fn alike(title: &str, key: Operand, value: Operand) -> Result<[Operand; 2], 
     Ok([key, value])
 }
 
-/// Unscaled key and value of `title` that come from caches, each in the layout that `layout` says of its tensor. `None`
-/// if they come from no cache.
+/// Unscaled key and value of `title` that come from caches, each in the layout that `layout` gives for its tensor.
+/// `None` if neither comes from a cache.
 ///
 /// # Errors
 /// Only one does, or they come from caches in a way that is not understood.
@@ -83,7 +83,7 @@ pub fn follow_both(
     }
 }
 
-/// The nodes that append to the caches of `key` and `value`, the tensors of the caches, and what is appended.
+/// The nodes that append to the caches of `key` and `value`, the tensors of the caches, and the appended tensors.
 pub fn appended([key, value]: [Operand; 2]) -> (Vec<usize>, CacheTensors, [String; 2]) {
     let (key, value) = (key.appended, value.appended);
     let nodes = key.nodes().chain(value.nodes()).collect();
@@ -170,8 +170,8 @@ fn compare(data: &ArrayD<f64>, sizes: Sizes, kv_heads: usize, head_dim: usize, l
     (scale.is_finite() && grouped.iter().zip(expected.iter()).all(close)).then_some((count, scale))
 }
 
-/// The scale by which `tensor` differs from `query`, `[B,Hq,L,D]`; its heads may be split as `[Hk,G]`. `None` if it
-/// differs otherwise.
+/// The scale of `tensor` relative to `query`, `[B,Hq,L,D]`; its heads may be split as `[Hk,G]`. `None` if it differs
+/// in any other way.
 pub fn scaled_query(
     context: &mut Context<'_>,
     query: &str,

@@ -1,4 +1,4 @@
-//! What a model's cache is like, rewritten or not.
+//! Describes a model's cache, rewritten or not.
 
 use std::collections::HashMap;
 
@@ -18,9 +18,9 @@ use crate::spec;
 /// A model's attention and cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Inspection {
-    /// What the attention is, or was before it was rewritten.
+    /// Kind of the attention, before any rewrite.
     pub source: Source,
-    /// How the rows are, if the model is rewritten.
+    /// Layout of the rows, if the model is rewritten.
     pub rows: Option<Rows>,
     /// What query_saliency was measured on, if it was.
     pub calibration: Option<String>,
@@ -28,7 +28,7 @@ pub struct Inspection {
     pub query_heads: Vec<usize>,
     /// Bytes of the cache per token, over all layers.
     pub bytes_per_token: usize,
-    /// The same of the model before it was rewritten.
+    /// The same for the model before it was rewritten.
     pub original_bytes_per_token: usize,
     /// Bytes of the dense recent keys, over all layers, once a sequence is longer than the window.
     pub recent_bytes: usize,
@@ -37,18 +37,19 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// Looks at `model`.
+    /// Inspects `model`.
     ///
     /// # Errors
-    /// It is neither rewritten nor one that could be, and why.
+    /// It is not rewritten and cannot be, with the reason.
     pub fn new(model: &ModelProto) -> Result<Self, Refusal> {
         let graph = model.graph.as_ref().ok_or_else(|| Refusal::new("the model", "a graph", "none"))?;
         let mut prunes: Vec<_> = graph.node.iter().filter(|n| n.is(DOMAIN, spec::PRUNE.name)).collect();
-        // Nodes stand in the order in which they shall run, inputs in that of the layers.
+        // Nodes are in execution order, inputs in layer order.
         let places: HashMap<&str, usize> = graph.input.iter().enumerate().map(|(n, i)| (i.name(), n)).collect();
         prunes.sort_by_key(|n| n.input_at(3).and_then(|past| places.get(past)));
         let import = model.opset_import.iter().find(|o| o.domain() == DOMAIN);
-        // Of a model without our operators the import says nothing: ONNX Runtime's optimiser adds all that it knows.
+        // In a model without our operators the import means nothing: ONNX Runtime's optimiser adds every domain that
+        // it knows.
         let import = import.filter(|_| !prunes.is_empty());
         if let Some(Err(problem)) = import.map(|o| spec::check_version(o.version())) {
             return Err(Refusal::new("the model", "operators that this version knows", problem));
@@ -70,7 +71,7 @@ impl Inspection {
     }
 }
 
-/// What a graph says of its tensors, by their names.
+/// Declarations of a graph's tensors, by name.
 struct Declared<'g> {
     inputs: HashMap<&'g str, &'g ValueInfoProto>,
     outputs: HashMap<&'g str, &'g ValueInfoProto>,
@@ -153,7 +154,7 @@ fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal>
     })
 }
 
-/// Largest size or number that a rewritten model may state: products of a few of them are still numbers.
+/// Largest size or number that a rewritten model may state: products of a few of them do not overflow.
 const MOST: usize = 1 << 20;
 
 fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> Result<Inspection, Refusal> {
@@ -226,7 +227,7 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
     })
 }
 
-/// The type of query, key and value: the cache's, unless that holds bytes.
+/// The type of query, key and value: the cache's, unless the cache holds bytes.
 fn tensor_element(graph: &Declared<'_>, node: &NodeProto, key: &CachePair, recent: &Option<CachePair>) -> Element {
     if key.element != Element::Uint8 {
         return key.element;

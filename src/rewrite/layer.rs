@@ -1,17 +1,16 @@
-//! An attention layer of an exported model, whatever it was exported as.
+//! An attention layer of an exported model, independent of how it was exported.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-/// How a model spells its attention: a name that the source has in `source`, and that the metadata of a
-/// rewritten model keeps.
+/// How a model spells its attention. The name is defined in `source`, and kept in the metadata of a rewritten model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Source(Cow<'static, str>);
 
 impl Source {
-    /// The source of this name.
+    /// The source with this name.
     pub const fn new(name: &'static str) -> Self {
         Self(Cow::Borrowed(name))
     }
@@ -24,7 +23,7 @@ impl Source {
 
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The name of an operator as it is; a way to spell attention without one is a word.
+        // Operator names are printed as they are; a source without an operator has a lower-case word.
         let is_word = self.0.starts_with(|c: char| c.is_lowercase());
         write!(f, "{}{}", self.0, if is_word { " attention" } else { "" })
     }
@@ -52,16 +51,16 @@ pub struct Norm {
     pub epsilons: [f32; 2],
 }
 
-/// What becomes attention_bias, or a part of it.
+/// A term of attention_bias.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bias {
     /// The tensor.
     pub tensor: String,
-    /// For a boolean mask: what is added where it hides a key; `None`: the tensor is what is added.
+    /// For a boolean mask: the value added where it hides a key; `None`: the tensor itself is added.
     pub masked: Option<f32>,
     /// A boolean mask is true where it hides a key, not where it shows one.
     pub hides: bool,
-    /// For an added tensor: it has another type than the query.
+    /// An added tensor whose type differs from the query's.
     pub cast: bool,
     /// It has five dimensions, `[B,1,1,L,columns]`.
     pub drop_axis: bool,
@@ -83,16 +82,16 @@ pub struct CacheTensors {
 pub struct Layer {
     /// How it is spelt.
     pub source: Source,
-    /// The node, as people know it.
+    /// The node's name in messages.
     pub title: String,
-    /// What the new nodes' names begin with.
+    /// Prefix of the new nodes' names.
     pub name: String,
-    /// Nodes that go away, by their place in the graph; with them goes all that only fed them. The first makes
+    /// Nodes to remove, by their position in the graph; nodes that only fed them are removed too. The first makes
     /// `output`.
     pub doomed: Vec<usize>,
     /// Query, or packed query, key and value.
     pub query: String,
-    /// Which dimension of the query tensor counts tokens.
+    /// The dimension of the query tensor that counts tokens.
     pub token_axis: usize,
     /// New key and value, unless packed.
     pub key_value: Option<[String; 2]>,
@@ -100,7 +99,7 @@ pub struct Layer {
     pub cache: CacheTensors,
     /// seqlens_k and total_sequence_length
     pub lengths: Option<[String; 2]>,
-    /// Rotation inside.
+    /// Rotation by the attention node.
     pub rotary: Option<Rotary>,
     /// Masks, which are added up.
     pub bias: Vec<Bias>,
@@ -110,33 +109,33 @@ pub struct Layer {
     pub kv_heads: usize,
     /// D
     pub head_dim: usize,
-    /// Factor of the scores, 0: 1/sqrt(D)
+    /// Factor of the scores; 0 means 1/sqrt(D)
     pub scale: f32,
-    /// Limit of the scores, 0: none
+    /// Limit of the scores; 0 means none
     pub softcap: f32,
     /// local_window_size
     pub window: i64,
     /// Whether a query sees only keys up to its own.
     pub causal: bool,
-    /// Normalisation of query and key inside.
+    /// Normalisation of query and key by the attention node.
     pub norm: Option<Norm>,
-    /// The cache holds a window of tokens only, the last ones.
+    /// The cache holds only a window of the last tokens.
     pub windowed_cache: bool,
-    /// The tensor that carries the result.
+    /// The output tensor of the layer.
     pub output: String,
-    /// The shape that readers of the result expect, where it is not the query's (0: as it is, -1: tokens).
+    /// The shape that readers of the output expect, if it is not the query's (0: unchanged, -1: tokens).
     pub output_shape: Option<Vec<i64>>,
-    /// Type of query, key and value: ONNX's number.
+    /// Type of query, key and value, as ONNX numbers it.
     pub element: i32,
 }
 
 impl Layer {
-    /// The rotation, if the operators do it themselves: that of all channels.
+    /// The rotation, if the operators do it themselves, which they do only for all channels.
     pub fn rotary_inside(&self) -> Option<&Rotary> {
         self.rotary.as_ref().filter(|rotary| rotary.width == self.head_dim)
     }
 
-    /// The rotation, if it stands in front of the operators.
+    /// The rotation, if it becomes a node in front of the operators.
     pub fn rotary_in_front(&self) -> Option<&Rotary> {
         self.rotary.as_ref().filter(|rotary| rotary.width != self.head_dim)
     }

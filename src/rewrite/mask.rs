@@ -1,4 +1,4 @@
-//! What an attention mask is: causal and thus not needed, or a bias to keep.
+//! Masks: causal ones are dropped, others are kept as a bias.
 
 use super::causality::causality;
 use super::context::{Context, HIDDEN, Sizes, USUAL, labels};
@@ -11,7 +11,7 @@ use crate::onnx::proto::NodeProto;
 /// A mask as an exported graph has it.
 #[derive(Clone, Debug)]
 pub struct Mask {
-    /// The tensor: a boolean one, or what is added to scores.
+    /// The tensor: a boolean mask, or a mask added to scores.
     pub tensor: String,
     /// What a boolean mask adds to the score of a hidden key.
     pub low: f32,
@@ -31,25 +31,24 @@ impl Mask {
 pub struct Masking {
     /// Attribute `causal`.
     pub causal: bool,
-    /// What attention_bias is the sum of.
+    /// The terms of attention_bias.
     pub bias: Vec<Bias>,
 }
 
-/// A mask by its origin.
+/// A mask before conversion and slicing.
 struct Origin {
     tensor: String,
-    /// Of a boolean tensor: what it adds to the score of a hidden key.
+    /// For a boolean tensor: the value added to the score of a hidden key.
     low: Option<f32>,
     hides: bool,
 }
 
-/// What becomes of the `masks` of the scores of layer `title`, whose query has type `element`; `grouped` scores are
-/// `[B,Hk,G,L,S]`. A causal mask that nothing else goes into is dropped, any other stays in attention_bias; in a mask
-/// that hides all later keys, and more, the attribute `causal` repeats what is hidden anyway, so that the kernel need
-/// not look there.
+/// Replaces the `masks` of the scores of layer `title`, whose query has type `element`; `grouped` scores are
+/// `[B,Hk,G,L,S]`. A mask that is only causal is dropped; any other stays in attention_bias. For a mask that hides all
+/// later keys and others too, `causal` is set as well, so that the kernel skips the later keys.
 ///
 /// # Errors
-/// A mask of another shape, or of an element type that nothing tells.
+/// A mask of another shape, or of unknown element type.
 pub fn replace(
     context: &mut Context<'_>,
     title: &str,
@@ -59,7 +58,7 @@ pub fn replace(
 ) -> Result<Masking, Refusal> {
     let mut masking = Masking::default();
     for mask in masks {
-        // Masks that are added up must have as many columns.
+        // Masks that are added up must have the same number of columns.
         let origin = origin(context, mask, masks.len() == 1);
         let found = causality(context, &origin.tensor, origin.hides);
         masking.causal |= found.hides_later;
@@ -110,8 +109,8 @@ fn bias(context: &mut Context<'_>, title: &str, origin: Origin, element: i32, gr
     })
 }
 
-/// The tensor that `mask` is made from, before false becomes a number and, if `cut`, before it is cut to the number of
-/// keys (a bias may have more columns); layers then share it.
+/// The tensor that `mask` is made from, before booleans become numbers and, if `cut`, before it is sliced to the
+/// number of keys (a bias may have more columns). Layers can then share it.
 fn origin(context: &mut Context<'_>, mask: &Mask, cut: bool) -> Origin {
     let (mut tensor, mut hides) = (mask.tensor.clone(), mask.hides);
     let mut low = (element_type(context, &tensor) == Some(kinds::BOOL)).then_some(mask.low);
@@ -134,7 +133,7 @@ fn origin(context: &mut Context<'_>, mask: &Mask, cut: bool) -> Origin {
     Origin { tensor, low, hides }
 }
 
-/// Whether `slice` takes the first columns of a tensor, as many as there are keys.
+/// Whether `slice` takes the first columns of a tensor, one per key.
 fn cuts_columns(context: &mut Context<'_>, slice: &NodeProto) -> bool {
     USUAL.iter().all(|&sizes| first_columns(context, slice, sizes).unwrap_or(false))
 }
@@ -154,7 +153,7 @@ fn first_columns(context: &mut Context<'_>, slice: &NodeProto, sizes: Sizes) -> 
     Some(value.shape[last] >= sizes.total() && found.data.as_ref()? == numbered.slice_axis(ndarray::Axis(last), first))
 }
 
-/// The element type of `tensor`: as evaluated, declared, or as follows from the nodes that make it.
+/// The element type of `tensor`: evaluated, declared, or derived from the nodes that make it.
 fn element_type(context: &mut Context<'_>, tensor: &str) -> Option<i32> {
     let mut tensor = tensor.to_string();
     loop {

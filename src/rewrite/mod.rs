@@ -1,9 +1,9 @@
-//! Rewriting exported LLaMA-family models so that their cache is SparK rows.
+//! Rewriting exported LLaMA-family models so that their cache is stored as SparK rows.
 //!
 //! `find` looks for attention by its `source`s, which follow keys and values (`heads`) and masks (`mask`) through a
-//! `context` of sample sizes; `apply` puts the operators in place of the layers, with nodes that `build`, `bias` and
-//! `front` make; `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency;
-//! `folder` and `publish` see to files. Knows graphs and the row format's sizes, nothing of kernels.
+//! `context` of sample sizes. `apply` puts the operators in place of the layers, with nodes made by `build`, `bias`
+//! and `front`; `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency;
+//! `folder` and `publish` handle files. Knows graphs and the row format's sizes, but no kernels.
 
 mod apply;
 mod bias;
@@ -59,12 +59,12 @@ use roundings::remove_roundings;
 use trial::trial;
 pub use trial::{NO_RUNTIME, TrialError, run_one_token};
 
-/// Rewrites the model `input`, an .onnx file or a folder of ONNX Runtime GenAI, to `output` of the same kind. External
-/// data is linked or copied, never read; memory is about that of the .onnx file, beside calibration, which runs the
-/// model.
+/// Rewrites the model `input`, an .onnx file or an ONNX Runtime GenAI folder, to `output` of the same kind. External
+/// data is linked or copied, never read. Memory use is about the size of the .onnx file, plus calibration, which runs
+/// the model.
 ///
 /// # Errors
-/// The model, an option or a file is not as it must be; then nothing is written.
+/// The model, an option or a file is not valid; then nothing is written.
 pub fn rewrite(
     input: &Path,
     output: &Path,
@@ -72,7 +72,7 @@ pub fn rewrite(
     progress: &mut dyn Progress,
 ) -> Result<Report, RewriteError> {
     check_options(input, output, options)?;
-    // Once: an input that cannot be looked at is no file.
+    // Once: an input without metadata is not a file.
     let is_folder = std::fs::metadata(input).map_err(FileError::io(input))?.is_dir();
     let stage = match options.dry_run {
         true => None,
@@ -131,7 +131,7 @@ pub fn rewrite(
     progress.step("writing", 0, 1);
     let written = match &folder {
         Some(folder) => stage.made().join(&folder.model),
-        // Beside its data, as long as that has the names that the model knows.
+        // Beside its data, as long as the data has the names that the model uses.
         None => stage.unused(Path::new(""), "trial.onnx"),
     };
     onnx::write(&model, &written)?;
@@ -154,8 +154,8 @@ struct Rewritten {
 }
 
 impl Rewritten {
-    /// Measures query saliency with a copy of the model at `copy`, which is removed again; or says why it could not be
-    /// measured, if nobody asked for it.
+    /// Measures query saliency with a copy of the model at `copy`, which is removed again. If calibration was not
+    /// requested, a failure becomes a warning.
     fn calibrate(
         &mut self,
         copy: &Path,
@@ -181,8 +181,8 @@ impl Rewritten {
     }
 }
 
-/// Puts `model`, which was `written` for its trial, and its data in place. What of an old model cannot be removed is
-/// said.
+/// Puts `model`, which is at `written` for its trial, and its data in place. Reports what cannot be removed of an old
+/// model.
 fn publish_file(
     stage: Stage,
     mut model: ModelProto,
@@ -200,8 +200,8 @@ fn publish_file(
     stage.publish_file(data)
 }
 
-/// Puts nodes that are not in order in order, and functions, if attention lies in them, into the graph that calls them;
-/// and takes roundings out of attention, whose number it gives.
+/// Sorts nodes that are out of order, inlines functions that contain attention, and removes quantisation from
+/// attention; returns how many roundings were removed.
 fn prepare(model: &mut ModelProto) -> Result<usize, Refusal> {
     in_order(model)?;
     if !model.functions.is_empty() && find_layers(model).is_err() {
@@ -221,7 +221,7 @@ fn in_order(model: &mut ModelProto) -> Result<(), Refusal> {
     })
 }
 
-/// The .onnx file of `model`, which is one, or a folder of GenAI.
+/// The .onnx file of `model`, which is that file or a GenAI folder.
 ///
 /// # Errors
 /// It is neither.
@@ -232,18 +232,18 @@ pub fn model_file(model: &Path) -> Result<PathBuf, RewriteError> {
     }
 }
 
-/// Says what the cache of `model`, an .onnx file or a GenAI folder, is like.
+/// Describes the cache of `model`, an .onnx file or a GenAI folder.
 ///
 /// # Errors
-/// It cannot be read, or is neither rewritten nor one that could be.
+/// It cannot be read, or is neither rewritten nor rewritable.
 pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
     let mut model = onnx::read(&model_file(model)?)?;
     prepare(&mut model)?;
     Ok(Inspection::new(&model)?)
 }
 
-/// Brings all files to the stage but the model itself, and says where the data of a single file goes. With a GenAI
-/// folder comes the width of the cache rows.
+/// Places all files but the model itself in the stage, and returns where the data of a single file goes. For a GenAI
+/// folder, also returns the width of the cache rows.
 fn place_files(
     stage: &Stage,
     path: &Path,
@@ -255,7 +255,7 @@ fn place_files(
     let Some((folder, row_width)) = folder else {
         let from = parent(path);
         let plan = publish::plan(&from, output, data, options.force)?;
-        // In the folder of the original its data stays, and is beside the stage for calibration only.
+        // In the folder of the original the data stays there, and is linked beside the stage for calibration only.
         let how = if same_file(&from, &parent(output)) { Placement::Link } else { options.data };
         data.iter().try_for_each(|file| file.place(&from, &stage.made(), how))?;
         return Ok(plan);
@@ -264,8 +264,8 @@ fn place_files(
     Ok(Vec::new())
 }
 
-/// Files that are the caller's and no part of the model must outlive an output that is replaced, and a report must not
-/// be written over what is read.
+/// Refuses to replace an output that contains files named by options, and to write a report over any file that is
+/// read, or into the input or output.
 fn check_options(input: &Path, output: &Path, options: &Options) -> Result<(), RewriteError> {
     let text = match &options.calibrate {
         Calibration::File(path) => Some(path),
@@ -286,7 +286,7 @@ fn check_options(input: &Path, output: &Path, options: &Options) -> Result<(), R
     Ok(())
 }
 
-/// The same of the model's data, there and where it goes.
+/// The same for the model's data, where it is and where it goes.
 fn check_report(path: &Path, output: &Path, data: &[DataFile], options: &Options) -> Result<(), RewriteError> {
     let Some(report) = &options.report else { return Ok(()) };
     let places = [parent(path), parent(output)];

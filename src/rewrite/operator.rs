@@ -1,5 +1,5 @@
-//! What the operators of attention have in common, as far as one must know it before their layers are looked for: where
-//! their past is, and the shapes that they make.
+//! What must be known of attention operators before their layers are searched for: where their past is, and their
+//! output shapes.
 
 use crate::onnx::NodeExt;
 use crate::onnx::evaluate::{Inputs, Value, need};
@@ -13,12 +13,12 @@ pub struct Operator {
     pub name: &'static str,
     /// The inputs that are past key and value. Outputs 1 and 2 are the present ones.
     pub past: [usize; 2],
-    /// The attributes that say the heads of query, and of key and value.
+    /// The attributes with the number of query heads and of KV heads.
     pub heads: [&'static str; 2],
 }
 
 impl Operator {
-    /// Whether `node` is of this operator.
+    /// Whether `node` is an instance of this operator.
     pub fn is(&self, node: &NodeProto) -> bool {
         node.is(self.domain, self.name)
     }
@@ -47,7 +47,7 @@ impl Operator {
                     _ => return Err(format!("a value of rank {}", value.shape.len())),
                 }
             }
-            // Query, key and value in one.
+            // Packed query, key and value.
             ([_, _, width], None) => *width = (*width / (heads(0)? + 2 * heads(1)?)).saturating_mul(heads(0)?),
             _ => return Err(format!("a query of rank {}", query.shape.len())),
         }
@@ -55,7 +55,7 @@ impl Operator {
     }
 }
 
-/// The outputs of `node`, `None` if it is of none of the `operators`.
+/// The outputs of `node`, `None` if it is none of the `operators`.
 pub fn infer(
     operators: &[Option<Operator>],
     node: &NodeProto,
@@ -64,7 +64,7 @@ pub fn infer(
     operators.iter().flatten().find(|o| o.is(node)).map(|operator| operator.infer(node, inputs))
 }
 
-/// Past and new rows, `new` being the input that has the new ones, unless the query has them all.
+/// Past and new rows; `new` is the input with the new ones, absent if they are packed in the query.
 fn present(inputs: &Inputs<'_>, past: usize, new: usize) -> Option<Value> {
     let past = inputs.get(past).copied().flatten().filter(|p| p.shape.len() == 4)?;
     let new = inputs.get(new).copied().flatten().or(inputs.first().copied().flatten())?;

@@ -1,4 +1,4 @@
-//! What a user may ask of a rewrite.
+//! Options of a rewrite.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::onnx::Placement;
 
-/// Options of [`rewrite`](fn@crate::rewrite). The default is what `spark-ort rewrite` does without options.
+/// Options of [`rewrite`](fn@crate::rewrite). The defaults are those of `spark-ort rewrite`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
@@ -16,40 +16,41 @@ pub struct Options {
     pub key_bits: u8,
     /// Bits of a value channel: 16, 8 or 4.
     pub value_bits: u8,
-    /// How rows are laid out: 1 or 2, which only the CPU reads.
+    /// Row format: 1, or 2, which only the CPU reads.
     pub row_format: u8,
-    /// What a pruned channel reads as.
+    /// How pruned channels are restored.
     pub recovery: Recovery,
-    /// Keys that are also kept dense, 0: none. `None`: 64 in a GenAI folder, whose buffer has room for them, else none.
+    /// Number of recent keys also kept dense, 0: none. `None`: 64 in a GenAI folder, whose buffer has room for them,
+    /// else none.
     pub recent: Option<usize>,
     /// Where they are kept.
     pub recent_in: RecentIn,
     /// Element type of the cache tensors.
     pub cache_type: CacheType,
-    /// Pad key and value rows to one size. A GenAI folder always is.
+    /// Pad key and value rows to one size; always done in a GenAI folder.
     pub uniform_rows: bool,
-    /// Prune exactly `ratio`, even where key rows are padded and have room for more channels.
+    /// Prune exactly `ratio`, even where padded key rows have room for more channels.
     pub exact_ratio: bool,
     /// What query_saliency is measured on.
     pub calibrate: Calibration,
-    /// Tokens to calibrate on, at most.
+    /// Most tokens to calibrate on.
     pub calibration_tokens: usize,
     /// tokenizer.json for calibration text; `None`: the one beside the model.
     pub tokenizer: Option<PathBuf>,
-    /// How external data comes to another folder.
+    /// How external data is brought to another folder.
     pub data: Placement,
     /// The operator library that a GenAI folder gets; `None`: the one beside the program.
     pub library: Option<PathBuf>,
-    /// Where the caller writes the report, which must be no file of the model.
+    /// Where the caller writes the report; must not be a file of the model.
     pub report: Option<PathBuf>,
-    /// Replace what is at the output path.
+    /// Replace an existing output.
     pub force: bool,
-    /// Only look whether and how the model can be rewritten.
+    /// Only check whether and how the model can be rewritten.
     pub dry_run: bool,
     /// Threads for calibration; `None`: ONNX Runtime's choice.
     pub threads: Option<usize>,
-    /// The program `spark-ort`, which is started as `PROGRAM trial MODEL` to run one token through what was written;
-    /// `None`: that is not done.
+    /// The program `spark-ort`, started as `PROGRAM trial MODEL` to run one token through the rewritten model; `None`:
+    /// no trial.
     pub trial: Option<PathBuf>,
 }
 
@@ -80,7 +81,7 @@ impl Default for Options {
     }
 }
 
-/// What a pruned channel reads as.
+/// How pruned channels are restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
@@ -129,7 +130,7 @@ pub enum CacheType {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Calibration {
-    /// A bundled text where there is a tokenizer, random tokens elsewhere.
+    /// A bundled text if there is a tokenizer, else random tokens.
     Auto,
     /// This text.
     File(PathBuf),

@@ -1,13 +1,13 @@
-//! Where the last keys are kept dense: in an input and output more of each layer, or in the tail of the buffer that
+//! Where recent keys are kept dense: in an extra input and output of each layer, or in the tail of the buffer that
 //! past and present share.
 
 use super::error::RewriteError;
 use super::options::{Options, RecentIn};
 
-/// Keys that a GenAI folder keeps unless told otherwise: more bring little, and cost time.
+/// Default number of recent keys in a GenAI folder: more improve little, and cost time.
 const DEFAULT: usize = 64;
 
-/// Keys that are kept dense, in inputs or in the buffer.
+/// Number of recent keys that are kept dense, in inputs or in the buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Recent {
     pub(super) inputs: usize,
@@ -15,17 +15,18 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// What `options` ask for. `folder`: of a GenAI folder; `shares_buffer`: past and present may be one buffer.
+    /// The recent keys that `options` ask for, in a GenAI `folder` or not; `shares_buffer`: past and present may be
+    /// one buffer.
     ///
     /// # Errors
-    /// The model or its host has no such place, or there are too many.
+    /// The model or its host has no such place, or there are too many keys.
     pub(super) fn new(options: &Options, folder: bool, shares_buffer: bool) -> Result<Self, RewriteError> {
         let in_buffer = match options.recent_in {
             RecentIn::Auto => folder,
             RecentIn::Buffer => true,
             RecentIn::Inputs => false,
         };
-        // Rows that lose nothing have nothing to gain.
+        // Lossless rows gain nothing from it.
         let gains = options.ratio > 0.0 || options.key_bits < 16;
         let count = options.recent.unwrap_or(if folder && in_buffer && shares_buffer && gains { DEFAULT } else { 0 });
         if count > i32::MAX as usize {

@@ -1,4 +1,4 @@
-//! What a rewrite says when it is done, and `inspect` of any model.
+//! The report of a finished rewrite, and the output of `inspect` for any model.
 
 use std::fmt;
 use std::path::PathBuf;

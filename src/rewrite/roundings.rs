@@ -1,6 +1,6 @@
-//! Attention that static quantisation went through: keys, scores, probabilities and values, each by way of int8. The
+//! Attention in statically quantised models: keys, scores, probabilities and values each pass through int8. The
 //! operators compute attention in float, so QuantizeLinear and DequantizeLinear between a cache and the result of
-//! attention go, those of masks too. Those of weights, queries, new keys and values, and results stay.
+//! attention are removed, including those of masks. Those of weights, queries, new keys and values, and results stay.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -10,22 +10,22 @@ use super::sizes::rank;
 use crate::onnx::proto::{GraphProto, NodeProto};
 use crate::onnx::{Index, NodeExt, remove_nodes};
 
-/// How far behind a cache a tensor is.
+/// How far along the path from a cache a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Stage {
     /// The cache.
     Past,
-    /// With new rows.
+    /// The cache with new rows appended.
     Rows,
     /// Products, before the softmax.
     Scores,
-    /// Behind the softmax.
+    /// After the softmax.
     Probabilities,
 }
 
 type Place<'g> = (&'g str, Stage);
 
-/// Takes the roundings of attention out of `graph`, whose nodes are in order; how many there were.
+/// Removes the roundings of attention from `graph`, whose nodes are in order; returns how many there were.
 pub fn remove_roundings(graph: &mut GraphProto, operators: &[Option<Operator>]) -> usize {
     let Ok(index) = Index::new(graph) else { return 0 };
     let roundings = roundings(&index, operators);
@@ -50,7 +50,7 @@ fn roundings(index: &Index<'_>, operators: &[Option<Operator>]) -> Vec<usize> {
     let caches = index.graph.input.iter().filter(|input| rank(input) == Some(4));
     let mut queue: Vec<Place<'_>> = caches.map(|input| (input.name(), Stage::Past)).collect();
     let mut seen: HashSet<Place<'_>> = queue.iter().copied().collect();
-    // Whence each place is reached, and past which rounding.
+    // How each place is reached, and through which rounding.
     let mut ways: HashMap<Place<'_>, Vec<(Place<'_>, Option<usize>)>> = HashMap::new();
     let mut ends = Vec::new();
     while let Some(place) = queue.pop() {
@@ -60,7 +60,7 @@ fn roundings(index: &Index<'_>, operators: &[Option<Operator>]) -> Vec<usize> {
         }
         for &n in index.readers(tensor) {
             let node = &index.graph.node[n];
-            // With a query, or probabilities with values.
+            // Keys with a query, or probabilities with values.
             if matches!(stage, Stage::Rows | Stage::Probabilities) && is_product(node) {
                 ends.push(place);
             }
@@ -99,8 +99,8 @@ fn roundings(index: &Index<'_>, operators: &[Option<Operator>]) -> Vec<usize> {
     found.into_iter().collect()
 }
 
-/// What node `n`, if it is a QuantizeLinear, becomes again: the outputs of DequantizeLinear nodes of the same scale and
-/// zero point. `None` if something else reads it.
+/// The tensors that replace node `n`, if it is a QuantizeLinear: the outputs of DequantizeLinear nodes of the same
+/// scale and zero point. `None` if something else reads it.
 fn rounded<'g>(index: &Index<'g>, n: usize) -> Option<Vec<&'g str>> {
     let node = Some(&index.graph.node[n]).filter(|node| node.is_onnx("QuantizeLinear"))?;
     let output = node.output_at(0).filter(|output| !index.is_output(output))?;
@@ -112,7 +112,7 @@ fn rounded<'g>(index: &Index<'g>, n: usize) -> Option<Vec<&'g str>> {
     index.readers(output).iter().map(back).collect()
 }
 
-/// The QuantizeLinear that `tensor` comes from by way of DequantizeLinear.
+/// The QuantizeLinear that `tensor` comes from through DequantizeLinear.
 fn rounding_of(index: &Index<'_>, tensor: &str) -> Option<usize> {
     let back = index.maker(tensor).filter(|node| node.is_onnx("DequantizeLinear"))?;
     let (n, _) = index.producer(back.input_at(0)?)?;

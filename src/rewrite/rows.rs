@@ -1,4 +1,4 @@
-//! The rows that a model's cache gets.
+//! The rows of a rewritten model's cache.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,12 +7,12 @@ use super::options::{CacheType, Options, Recovery};
 use crate::format::{Bits, KeyLayout, RowFormat, ValueLayout};
 use crate::spec;
 
-/// How a rewritten model stores its cache. Kept in its metadata.
+/// How a rewritten model stores its cache; kept in its metadata.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rows {
     /// D
     pub head_dim: usize,
-    /// Share of pruned key channels that was asked for; fewer are pruned where rows have room for more.
+    /// Requested share of pruned key channels; fewer are pruned where rows have room for more.
     pub ratio: f64,
     /// T_k
     pub kept_channels: usize,
@@ -27,9 +27,9 @@ pub struct Rows {
     pub key_row_bytes: usize,
     /// Bytes of a value row.
     pub value_row_bytes: usize,
-    /// What a pruned channel reads as.
+    /// How pruned channels are restored.
     pub recovery: Recovery,
-    /// Keys kept dense beside the rows, in an input and output of their own.
+    /// Recent keys kept dense beside the rows, in an extra input and output.
     pub recent_window: usize,
     /// Keys kept dense in the tail of a shared buffer.
     #[serde(default)]
@@ -38,7 +38,7 @@ pub struct Rows {
     pub cache_type: CacheType,
 }
 
-/// What metadata of before there were others mean.
+/// The format of metadata written before there was a second one.
 fn first_format() -> u8 {
     1
 }
@@ -70,7 +70,7 @@ impl Rows {
         let (key_row_bytes, value_row_bytes) = if uniform_rows { (larger, larger) } else { (key, value) };
         let fits = |&kept: &usize| key_layout(kept, key_row_bytes).is_ok();
         let kept_channels = match uniform_rows && !exact_ratio {
-            // What is padding otherwise costs nothing.
+            // Using the padding costs nothing.
             true => (kept_channels..=head_dim).rev().find(fits).unwrap_or(kept_channels),
             false => kept_channels,
         };
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(kept(true, false, (0.5, 8, 8)), (46, 68, 68));
         assert_eq!(kept(true, true, (0.5, 8, 8)), (32, 68, 68));
         assert_eq!(kept(true, false, (0.7, 4, 4)), (36, 40, 40));
-        // Where keys are the larger ones there is no room.
+        // Where key rows are the larger ones there is no padding to use.
         assert_eq!(kept(true, false, (0.0, 16, 8)), (64, 148, 148));
     }
 }

@@ -1,4 +1,4 @@
-//! Sizes of a call, and the shapes that declarations give tensors in it.
+//! Sizes of a call, and the shapes that declared tensors have in it.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ impl Sizes {
         self.past + self.new
     }
 
-    /// How much `length` is.
+    /// The size of `length`.
     pub fn of(self, length: Length) -> usize {
         match length {
             Length::Batch => self.batch,
@@ -48,10 +48,10 @@ pub enum Length {
     Total,
 }
 
-/// All numbers differ, so that no two dimensions can be taken for each other; and one decoded token.
+/// All sizes differ in the first, so that no two dimensions can be confused; the second decodes one token.
 pub const USUAL: [Sizes; 2] = [Sizes { batch: 2, past: 3, new: 4 }, Sizes { batch: 1, past: 5, new: 1 }];
 
-/// Most elements of a cache for one token that are followed.
+/// Most elements of a cache per token that are followed.
 pub const MOST_PER_TOKEN: usize = 1 << 18;
 
 /// Dimension `axis` of a declared tensor, where it is a number.
@@ -65,7 +65,7 @@ pub fn rank(info: &ValueInfoProto) -> Option<usize> {
     info.type_.tensor_type().shape.as_ref().map(|s| s.dim.len())
 }
 
-/// A tensor of which nothing is known but what `info` declares, where that follows from `sizes`.
+/// A tensor of which only the declaration `info` is known, where its shape follows from `sizes`.
 pub fn of_known_shape(named: &HashMap<&str, Length>, info: &ValueInfoProto, sizes: Sizes) -> Option<Value> {
     let tensor = info.type_.tensor_type();
     let size = |axis: usize| {
@@ -76,7 +76,7 @@ pub fn of_known_shape(named: &HashMap<&str, Length>, info: &ValueInfoProto, size
     Some(Value::shaped(tensor.elem_type(), shape))
 }
 
-/// A tensor that numbers its elements from 1; `None` if there are too many.
+/// A tensor with elements numbered from 1; `None` if there are too many.
 pub fn labels(shape: &[usize]) -> Option<ArrayD<f64>> {
     let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= 16 * MOST_PER_TOKEN)?;
     ArrayD::from_shape_vec(IxDyn(shape), (1..=count).map(|i| i as f64).collect()).ok()

@@ -1,5 +1,5 @@
-//! A trial of what was written: one token goes through the model, in a process of its own whose memory and time are
-//! limited. What a model does when it runs, nobody knows before.
+//! A trial of the rewritten model: one token is run through it in a separate process with limited memory and time,
+//! since what a model needs is only known when it runs.
 
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -12,37 +12,37 @@ use super::progress::Progress;
 use crate::onnx::FileError;
 use crate::runtime::{Error, Model, Options as RunOptions, load, memory};
 
-/// The exit status of a trial for which there is no ONNX Runtime.
+/// The exit status of a trial without an ONNX Runtime.
 pub const NO_RUNTIME: u8 = 3;
 
-/// Models of more bytes are not tried.
+/// Larger models are not tried, in bytes.
 const LARGEST: u64 = 4 << 30;
 
-/// What ONNX Runtime needs beside a model.
+/// Memory that ONNX Runtime needs besides the model.
 const BASE: u64 = 768 << 20;
 
-/// Most bytes of memory for each byte of a model: as it is read, as constants, and again as kernels lay it out, wider
-/// than it is stored.
+/// Most bytes of memory per byte of a model: as read, as constants, and as kernels lay it out, in a wider type than it
+/// is stored in.
 const BYTES_PER_BYTE: u64 = 4;
 
 /// More threads would only need more memory.
 const THREADS: usize = 2;
 
-/// What came of a trial.
+/// The result of a trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trial {
     /// The model runs.
     Runs,
-    /// There is no program that tries it, or no ONNX Runtime.
+    /// There is no program to run it, or no ONNX Runtime.
     NotPossible,
-    /// It would need more memory or time than a trial may take, and what.
+    /// It would need more memory or time than allowed; says which.
     NotAffordable(String),
-    /// ONNX Runtime runs neither this model nor the original here, and why not this one.
+    /// ONNX Runtime runs neither this model nor the original here; says why not this one.
     NeitherRuns(String),
 }
 
 impl Trial {
-    /// What a user should know of it.
+    /// The warning for the user.
     pub fn warning(self) -> Option<String> {
         match self {
             Trial::Runs | Trial::NotPossible => None,
@@ -62,11 +62,11 @@ enum Ending {
     Failed(String),
 }
 
-/// Has `program` run one token through the model at `path`, and where that fails, through the original. Both
-/// have about `bytes`, data included.
+/// Makes `program` run one token through the model at `path` and, if that fails, through the original. Both have about
+/// `bytes`, including data.
 ///
 /// # Errors
-/// The original runs and this model does not; or the caller cancelled.
+/// The original runs and this model does not, or the caller cancelled.
 pub fn trial(
     program: Option<&Path>,
     path: &Path,
@@ -87,28 +87,28 @@ pub fn trial(
     }
 }
 
-/// Runs one token through the model at `path` in this process, or as many as it always takes.
+/// Runs one token through the model at `path` in this process, or the fixed number of tokens that it takes.
 ///
 /// # Errors
-/// There is no ONNX Runtime, or what it says of the model.
+/// There is no ONNX Runtime, or the model fails in it.
 pub fn run_one_token(path: &Path, threads: Option<usize>) -> Result<(), TrialError> {
     load().map_err(|_| TrialError::NoRuntime)?;
     let failed = |e: Error| TrialError::Failed(chain(&e));
     let model = super::inspect(path).map_err(|e| TrialError::Failed(chain(&e)))?;
     let mut session = Model::open_filling(path, &model.interface, &RunOptions { threads }).map_err(failed)?;
     let mut sequence = session.start(None).map_err(failed)?;
-    // None of its other outputs is asked for: the caches show that all layers ran.
+    // No other output is requested: the caches show that all layers ran.
     let tokens = vec![0; session.fixed_tokens().unwrap_or(1)];
     session.run_with_outputs(&mut sequence, &tokens, &[]).map(drop).map_err(failed)
 }
 
-/// Why one token did not go through a model.
+/// Why the run of one token failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
     /// There is no ONNX Runtime.
     #[error("there is no ONNX Runtime")]
     NoRuntime,
-    /// What it says.
+    /// The error of ONNX Runtime.
     #[error("{0}")]
     Failed(String),
 }
@@ -147,7 +147,7 @@ fn run(program: &Path, path: &Path, bytes: u64, progress: &mut dyn Progress) -> 
     })
 }
 
-/// How `child` ended; `None` if it did not within `time`, or the caller cancelled: then it is ended.
+/// How `child` ended; `None` if it was stopped, because `time` passed or the caller cancelled.
 fn wait(mut child: Child, time: Duration, progress: &mut dyn Progress) -> std::io::Result<Option<ExitStatus>> {
     let end = Instant::now() + time;
     loop {
@@ -163,7 +163,7 @@ fn wait(mut child: Child, time: Duration, progress: &mut dyn Progress) -> std::i
     }
 }
 
-/// Whether what a run said is that memory did not suffice, as C++, ONNX Runtime and Rust say it.
+/// Whether the error is a lack of memory, in the words of C++, ONNX Runtime or Rust.
 fn is_of_memory(text: &str) -> bool {
     ["bad_alloc", "Failed to allocate memory", "memory allocation of", "Cannot allocate memory", "bad array new length"]
         .iter()
@@ -189,7 +189,7 @@ mod tests {
         }
     }
 
-    /// The outcome where the program is a shell script, which gets the model as "$2".
+    /// The outcome if the program is a shell script, which gets the model as "$2".
     fn with(script: &str, bytes: u64, cancelled: bool) -> Result<Trial, String> {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("program");

@@ -1,4 +1,4 @@
-//! What a user should know of a rewrite that goes well.
+//! What a user should know after a successful rewrite.
 
 use super::cache::is_cache_name;
 use super::folder::GenAiFolder;
@@ -9,8 +9,8 @@ use super::rows::Rows;
 use super::sizes::rank;
 use crate::onnx::proto::{ModelProto, ValueInfoProto};
 
-/// Of `model`, before its `layers` are replaced: states that are no caches of attention, caches of another type than
-/// attention has, and `roundings` that were taken out of attention.
+/// About `model`, before its `layers` are replaced: states that are not attention caches, caches whose type differs
+/// from attention's, and `roundings` that were removed from attention.
 pub fn of_model(model: &ModelProto, layers: &[Layer], roundings: usize) -> Vec<String> {
     let inputs = model.graph.iter().flat_map(|graph| &graph.input);
     let layer = |input: &ValueInfoProto| layers.iter().find(|l| l.cache.past.iter().any(|past| past == input.name()));
@@ -44,7 +44,7 @@ pub fn of_model(model: &ModelProto, layers: &[Layer], roundings: usize) -> Vec<S
 /// Above this ratio decoding suffers without recent keys.
 const RECENT_ABOVE: f64 = 0.6;
 
-/// What follows from `options` and the `rows` that they ask for.
+/// Warnings that follow from `options` and the resulting `rows`.
 pub fn of_options(options: &Options, rows: &Rows, folder: Option<&GenAiFolder>, calibrated: bool) -> Vec<String> {
     let mut warnings = Vec::new();
     if options.ratio > RECENT_ABOVE && rows.recent_window == 0 && rows.tail_window == 0 {
@@ -63,7 +63,7 @@ pub fn of_options(options: &Options, rows: &Rows, folder: Option<&GenAiFolder>, 
     warnings
 }
 
-/// Says that caches which held a window of tokens hold all of them now.
+/// Warns that caches which held a window of tokens now hold all of them.
 pub fn whole_caches(layers: &[Layer], rewritten: &Inspection) -> Option<String> {
     let windowed: Vec<&Layer> = layers.iter().filter(|l| l.windowed_cache).collect();
     let tokens = windowed.iter().map(|l| l.window).max()?;

@@ -1,12 +1,12 @@
-//! Ending a call from another thread.
+//! Cancelling a call from another thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ort::session::RunOptions;
 
-/// Makes the calls of a model return [`super::Error::Cancelled`]; safe to use from any thread, such as a Ctrl-C
-/// handler's. ONNX Runtime looks between two nodes of the graph, so a call ends when its current node does.
+/// Makes the calls of a model return [`super::Error::Cancelled`]; usable from any thread, such as a Ctrl-C handler's.
+/// ONNX Runtime checks between two nodes of the graph, so a call ends when its current node does.
 #[derive(Clone)]
 pub struct Canceller {
     cancelled: Arc<AtomicBool>,
@@ -18,14 +18,14 @@ impl Canceller {
         Ok(Self { cancelled: Arc::default(), options: Arc::new(RunOptions::new()?) })
     }
 
-    /// Ends the call that runs now, if any, and every later one.
+    /// Cancels the running call, if any, and every later one.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
-        // It only sets a flag, which cannot fail.
+        // This only sets a flag, which cannot fail.
         self.options.terminate().ok();
     }
 
-    /// Whether [`Self::cancel`] was called.
+    /// Whether [`Self::cancel`] has been called.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst)
     }

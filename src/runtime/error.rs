@@ -1,4 +1,4 @@
-//! What can go wrong between a program and a model.
+//! Errors of running a model.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No place holds an ONNX Runtime that can be used.
+    /// No usable ONNX Runtime was found.
     #[error("no usable ONNX Runtime found (1.{minimum} or later is needed); tried:{list}\n\
         Install one with `pip install onnxruntime`, or set ORT_DYLIB_PATH to a libonnxruntime.so",
         minimum = ort::MINOR_VERSION, list = tried.iter().map(|t| format!("\n  - {t}")).collect::<String>())]
@@ -14,7 +14,7 @@ pub enum Error {
         /// In the order in which they were tried.
         tried: Vec<Tried>,
     },
-    /// This process has loaded one by other means before.
+    /// This process has already loaded an ONNX Runtime in another way.
     #[error("the `ort` crate in this process already uses another ONNX Runtime than {}", path.display())]
     OtherRuntime {
         /// The one that was found.
@@ -25,10 +25,10 @@ pub enum Error {
     Open {
         /// The model.
         path: PathBuf,
-        /// What ONNX Runtime says.
+        /// The error of ONNX Runtime.
         source: ort::Error,
     },
-    /// The model has an input or output that this driver cannot serve.
+    /// The model has an unsupported input or output.
     #[error("the model {} cannot be driven: {problem}", path.display())]
     Unsupported {
         /// The model.
@@ -36,15 +36,15 @@ pub enum Error {
         /// Which one, and why.
         problem: String,
     },
-    /// A token is no index into the vocabulary.
+    /// A token is not an index into the vocabulary.
     #[error("token {id} is not in the vocabulary of {limit} tokens")]
     Token {
         /// The token.
         id: i64,
-        /// Size of the vocabulary, or how many tokens the model's input can tell apart.
+        /// Size of the vocabulary, or number of tokens that the model's input type can represent.
         limit: usize,
     },
-    /// An output of the cache was asked for by name.
+    /// An output of the cache was requested by name.
     #[error("output '{name}' belongs to the cache")]
     CacheOutput {
         /// Its name.
@@ -58,26 +58,26 @@ pub enum Error {
     Full {
         /// Rows of the buffer.
         capacity: usize,
-        /// Tokens held and new.
+        /// Held and new tokens together.
         needed: usize,
     },
     /// The sequence was started by another model.
     #[error("this sequence belongs to another model")]
     OtherModel,
-    /// The call was ended by a [`super::Canceller`].
+    /// The call was cancelled by a [`super::Canceller`].
     #[error("cancelled")]
     Cancelled,
-    /// The model computes something else than its interface says.
+    /// An output differs from the model's interface.
     #[error("output '{output}' has shape {shape:?} where {expected} is expected")]
     Shape {
         /// Name of the output.
         output: String,
         /// Its shape.
         shape: Vec<i64>,
-        /// What it should be.
+        /// The expected shape.
         expected: String,
     },
-    /// ONNX Runtime refuses a call, or fails in it.
+    /// ONNX Runtime rejects a call, or fails in it.
     #[error(transparent)]
     Ort(#[from] ort::Error),
     /// A file cannot be read.
@@ -88,7 +88,7 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// A file is not what its name says.
+    /// A file does not have the expected contents.
     #[error("{} is malformed: {problem}", path.display())]
     Malformed {
         /// The file.
@@ -96,23 +96,23 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-    /// There is no tokenizer where it was looked for.
+    /// There is no tokenizer at this path.
     #[error("there is no {}", path.display())]
     NoTokenizer {
         /// Where it should be.
         path: PathBuf,
     },
-    /// Text cannot be made of tokens, or tokens of text.
+    /// Text cannot be encoded, or tokens cannot be decoded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
 }
 
-/// A place where ONNX Runtime was looked for, and why it is not used.
+/// A place where ONNX Runtime was searched for, and why it is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tried {
-    /// The place, in words.
+    /// Description of the place.
     pub place: String,
-    /// What is wrong there.
+    /// The problem there.
     pub problem: String,
 }
 

@@ -1,4 +1,4 @@
-//! What a call feeds a model besides its cache, by the names that exporters give.
+//! Inputs of a call other than the cache, recognised by the names that exporters give.
 
 use ort::memory::Allocator;
 use ort::session::Session;
@@ -12,11 +12,11 @@ use super::interface::{CachePair, Element, Interface};
 enum Meaning {
     /// The new tokens, `[1, L]`.
     InputIds,
-    /// 0 for so many tokens that hold nothing, 1 for each other one held or new, `[1, P + L]`.
+    /// 0 for each of `blank` tokens without content, 1 for every other held or new one, `[1, P + L]`.
     AttentionMask { blank: usize },
     /// From P on, `[1, L]`.
     PositionIds,
-    /// Not known: see [`Filler`].
+    /// Unknown: see [`Filler`].
     Unknown(Filler),
 }
 
@@ -25,12 +25,12 @@ enum Meaning {
 pub(super) struct Feed {
     pub name: String,
     meaning: Meaning,
-    /// int32 rather than int64.
+    /// int32 instead of int64.
     narrow: bool,
 }
 
 impl Feed {
-    /// The tensor of a call with `past` tokens held. `tokens` must have been checked to fit.
+    /// The tensor of a call after `past` held tokens. The caller must have checked the range of `tokens`.
     pub fn tensor(&self, tokens: &[i64], past: usize) -> ort::Result<DynValue> {
         let total = past + tokens.len();
         match &self.meaning {
@@ -52,17 +52,17 @@ impl Feed {
         }
     }
 
-    /// Tokens must be below this for the model's input to hold them.
+    /// Tokens must be below this to fit the model's input type.
     pub fn token_limit(feeds: &[Feed]) -> usize {
         let narrow = feeds.iter().any(|feed| feed.meaning == Meaning::InputIds && feed.narrow);
         if narrow { i32::MAX as usize } else { i64::MAX as usize }
     }
 }
 
-/// The inputs of a session that are not in the cache. With `fill`, those of unknown meaning are given harmless values.
+/// The inputs of a session that are not in the cache. With `fill`, inputs of unknown meaning get harmless values.
 ///
 /// # Errors
-/// A sentence about an input or output that cannot be served.
+/// A sentence about an unsupported input or output.
 pub(super) fn feeds(session: &Session, interface: &Interface, fill: bool) -> Result<Vec<Feed>, String> {
     let mut feeds = Vec::new();
     let lengths = Lengths::of(session, interface);
@@ -112,28 +112,28 @@ pub(super) fn feeds(session: &Session, interface: &Interface, fill: bool) -> Res
     Ok(feeds)
 }
 
-/// The tokens that the cache inputs of `session` always hold, 0 if their number is not fixed.
+/// The fixed number of tokens in the cache inputs of `session`, 0 if it is not fixed.
 pub(super) fn fixed_past(session: &Session, interface: &Interface) -> usize {
     let past = interface.pairs().find_map(|(_, pair)| fixed(session, &pair.past, 2));
     past.unwrap_or(0)
 }
 
-/// The tokens that every call of `session` takes, `None` if their number is not fixed.
+/// The fixed number of tokens in every call of `session`, `None` if it is not fixed.
 pub(super) fn fixed_tokens(session: &Session) -> Option<usize> {
     fixed(session, "input_ids", 1).or_else(|| fixed(session, "inputs_embeds", 1))
 }
 
-/// No model has longer calls or caches of a fixed size.
+/// Longer than the fixed calls or caches of any model.
 const MOST_FIXED: usize = 1 << 20;
 
-/// The size of dimension `axis` of the input `name`, where that is a number.
+/// The size of dimension `axis` of the input `name`, if it is a number.
 fn fixed(session: &Session, name: &str, axis: usize) -> Option<usize> {
     let input = session.inputs().iter().find(|input| input.name() == name)?;
     let ValueType::Tensor { shape, .. } = input.dtype() else { return None };
     shape.get(axis).and_then(|&size| usize::try_from(size).ok()).filter(|size| *size <= MOST_FIXED)
 }
 
-/// Whether a session has a cache input and output as the interface says.
+/// Checks that a session has a cache input and output as in the interface.
 fn check_pair(session: &Session, kv_heads: usize, pair: &CachePair) -> Result<(), String> {
     let input = session.inputs().iter().find(|input| input.name() == pair.past);
     let input = input.ok_or_else(|| format!("it has no cache input '{}'", pair.past))?;
@@ -165,8 +165,8 @@ pub(super) fn element_type(element: Element) -> TensorElementType {
     }
 }
 
-/// A cache tensor `[1, kv_heads, rows, width]` of zeros, in memory of ONNX Runtime's so that it can be bound without a
-/// copy.
+/// A cache tensor `[1, kv_heads, rows, width]` of zeros, in memory from ONNX Runtime, so that it can be bound without
+/// a copy.
 pub(super) fn zeros(kv_heads: usize, rows: usize, pair: &CachePair) -> ort::Result<DynValue> {
     let shape = [1, kv_heads, rows, pair.width];
     let tensor = ort::value::DynTensor::new(&Allocator::default(), element_type(pair.element), shape)?;

@@ -1,4 +1,4 @@
-//! Harmless values for inputs of unknown meaning, for calls whose logits do not matter: positions that count, masks
+//! Harmless values for inputs of unknown meaning, for calls whose logits do not matter: consecutive positions, masks
 //! that hide nothing, states of zeros, embeddings that differ from each other.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use super::interface::Interface;
 /// What a dimension counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Length {
-    /// Always so many.
+    /// A fixed size.
     Fixed(usize),
     /// L
     New,
@@ -22,11 +22,11 @@ enum Length {
     Total,
 }
 
-/// Dimensions by the names that inputs of known meaning give them.
+/// Meaning of dimensions, by the names that inputs of known meaning give them.
 pub(super) struct Lengths(HashMap<String, Length>);
 
 impl Lengths {
-    /// Those of a session.
+    /// The dimensions of a session.
     pub fn of(session: &Session, interface: &Interface) -> Self {
         let mut lengths = HashMap::new();
         for input in session.inputs() {
@@ -38,7 +38,7 @@ impl Lengths {
                 _ => &[],
             };
             let ValueType::Tensor { shape, dimension_symbols, .. } = input.dtype() else { continue };
-            // Of positions and masks with more dimensions the first may be anything.
+            // In positions and masks with more dimensions, the first may have any meaning.
             let usual = is_past || shape.len() == if input.name() == "inputs_embeds" { 3 } else { 2 };
             for &(axis, length) in known.iter().filter(|_| usual) {
                 if let Some(symbol) = dimension_symbols.get(axis).filter(|symbol| !symbol.is_empty()) {
@@ -50,20 +50,20 @@ impl Lengths {
     }
 }
 
-/// What the elements are.
+/// The values of the elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fill {
     Zeros,
     Ones,
     /// P, P + 1 and so on along the last dimension.
     Positions,
-    /// P + L less this.
+    /// P + L minus this.
     Total(i64),
-    /// Numbers that depend on the token and the channel.
+    /// Pseudo-random numbers by token and channel.
     Noise,
 }
 
-/// How to make an input of unknown meaning.
+/// How to fill an input of unknown meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Filler {
     element: TensorElementType,
@@ -72,10 +72,10 @@ pub(super) struct Filler {
 }
 
 impl Filler {
-    /// For `input`.
+    /// The filler for `input`.
     ///
     /// # Errors
-    /// A sentence about an input that is no tensor of numbers.
+    /// A sentence about an input that is not a numeric tensor.
     pub fn new(input: &Outlet, lengths: &Lengths) -> Result<Self, String> {
         let name = input.name();
         let ValueType::Tensor { ty, shape, dimension_symbols } = input.dtype() else {
@@ -115,7 +115,7 @@ impl Filler {
         Ok(Self { element: *ty, shape, fill })
     }
 
-    /// The tensor of a call.
+    /// The input's tensor for a call.
     pub fn tensor(&self, tokens: &[i64], past: usize) -> ort::Result<DynValue> {
         let shape: Vec<usize> = self
             .shape

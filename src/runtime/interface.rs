@@ -1,4 +1,4 @@
-//! What a program must know of a model's cache to drive it, beyond what a session says of its inputs and outputs.
+//! The properties of a model's cache that a program needs to run it, in addition to the session's inputs and outputs.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ pub enum Element {
     Float16,
     /// ONNX UINT8
     Uint8,
-    /// ONNX INT8, which only ONNX Runtime's own quantised caches have
+    /// ONNX INT8, used only by ONNX Runtime's own quantised caches
     Int8,
 }
 
@@ -27,7 +27,7 @@ impl Element {
     }
 }
 
-/// A cache input and the output that follows it, `[B, Hk, rows, width]`.
+/// A cache input and its output, `[B, Hk, rows, width]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachePair {
     /// Name of the graph input.
@@ -61,20 +61,21 @@ pub struct CacheLayer {
     /// The last keys, dense: present grows up to recent_window rows and is never shared with past.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_recent: Option<CachePair>,
-    /// Keys that are kept dense in free rows of a buffer that past and present share.
+    /// Number of keys kept dense in free rows of a buffer that past and present share.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub tail_window: usize,
 }
 
-/// Whether there is nothing to say.
+/// Whether the field can be omitted.
 fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
 impl CacheLayer {
-    /// Rows that a shared buffer needs beyond those of its tokens, so that all keys of the tail have room to the end.
+    /// Rows that a shared buffer needs in addition to those of its tokens, so that the tail always has room for all
+    /// its keys.
     pub fn tail_rows(&self) -> usize {
-        // A float16 key each; in each of the two buffers the bytes of up to one may be left over.
+        // One float16 key each; each of the two buffers may waste up to the bytes of one key.
         let keys = if self.tail_window > 0 { self.tail_window + 2 } else { 0 };
         (keys * 2 * self.head_dim).div_ceil(self.key.row_bytes() + self.value.row_bytes())
     }
@@ -85,7 +86,7 @@ impl CacheLayer {
 pub struct Interface {
     /// In the order of the model's layers.
     pub layers: Vec<CacheLayer>,
-    /// Whether past and present may be one buffer with room for more rows: the model says its lengths by seqlens_k.
+    /// Whether past and present may be one buffer with spare rows, which requires seqlens_k as the model's lengths.
     pub shares_buffer: bool,
 }
 
@@ -98,7 +99,7 @@ impl Interface {
         })
     }
 
-    /// Bytes by which each token makes the cache grow. Recent keys are not in it: they stay as many.
+    /// Bytes by which each token grows the cache, without recent keys, whose number is fixed.
     pub fn bytes_per_token(&self) -> usize {
         let row_bytes = |layer: &CacheLayer| layer.kv_heads * (layer.key.row_bytes() + layer.value.row_bytes());
         self.layers.iter().map(row_bytes).sum()

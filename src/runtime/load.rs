@@ -1,4 +1,4 @@
-//! Loads ONNX Runtime into this process, with this crate's operators ready for it.
+//! Loads ONNX Runtime into this process, and makes this crate's operators available in it.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
@@ -34,22 +34,22 @@ impl Runtime {
         &self.path
     }
 
-    /// Makes a session with this crate's operators.
+    /// Creates a session with this crate's operators.
     ///
     /// # Errors
-    /// What `make` returns, or if ONNX Runtime refuses the operators.
+    /// Errors of `make`, or if ONNX Runtime rejects the operators.
     pub fn session(&self, make: impl FnOnce(SessionBuilder) -> ort::Result<Session>) -> ort::Result<Session> {
-        // ONNX Runtime may refuse a custom domain while several threads create their first sessions with it.
+        // ONNX Runtime may reject a custom domain while several threads create their first sessions with it.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
         let builder = Session::builder(&self.environment)?.with_log_level(LogLevel::Fatal)?;
         make(builder.with_operators(crate::operators::domain()?)?)
     }
 
-    /// Makes a session with the operators of the shared library at `library`, as hosts in other languages do.
+    /// Creates a session with the operators of the shared library at `library`, as hosts in other languages do.
     ///
     /// # Errors
-    /// What `make` returns, or if the library cannot be loaded or refuses this ONNX Runtime.
+    /// Errors of `make`, or if the library cannot be loaded or rejects this ONNX Runtime.
     pub fn session_with_library(
         &self,
         library: &Path,
@@ -59,20 +59,20 @@ impl Runtime {
         make(builder.with_operator_library(library)?)
     }
 
-    /// The execution providers that it was built with, by their names in ONNX Runtime, the first choice first.
+    /// The execution providers built into it, by their names in ONNX Runtime, in order of preference.
     pub fn providers(&self) -> Vec<String> {
         let (mut names, mut count): (*mut *mut c_char, c_int) = (std::ptr::null_mut(), 0);
-        // SAFETY: both may be written to.
+        // SAFETY: both out pointers are valid.
         let failed = unsafe { (ort::api().GetAvailableProviders)(&mut names, &mut count) };
         if !failed.0.is_null() || names.is_null() {
             return Vec::new();
         }
         let texts = (0..usize::try_from(count).unwrap_or(0)).map(|i| {
-            // SAFETY: ONNX Runtime made `count` C strings.
+            // SAFETY: ONNX Runtime returned `count` C strings.
             unsafe { CStr::from_ptr(*names.add(i)) }.to_string_lossy().into_owned()
         });
         let texts = texts.collect();
-        // SAFETY: these are the names and their number as they came; they are not used again.
+        // SAFETY: names and count are those that were returned; they are not used again.
         let _ = unsafe { (ort::api().ReleaseAvailableProviders)(names, count) };
         texts
     }
@@ -80,16 +80,16 @@ impl Runtime {
 
 static LOADED: OnceLock<Runtime> = OnceLock::new();
 
-/// Whether [`load`] has found one. Nothing is looked for.
+/// Whether [`load`] has succeeded. Does not search.
 pub(crate) fn is_loaded() -> bool {
     LOADED.get().is_some()
 }
 
-/// Finds ONNX Runtime and loads it; later calls return the same one. ORT_DYLIB_PATH names its shared library; without
-/// it, the `onnxruntime` package of the active Python is used, else what the system's loader finds.
+/// Finds and loads ONNX Runtime; later calls return the same one. ORT_DYLIB_PATH names its shared library; without it,
+/// the `onnxruntime` package of the active Python is used, else the library found by the system's loader.
 ///
 /// # Errors
-/// No library can be loaded and is recent enough; the error lists every place tried. Another attempt may succeed.
+/// No recent enough library can be loaded; the error lists every place tried. A later attempt may succeed.
 pub fn load() -> Result<&'static Runtime, Error> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
@@ -112,7 +112,7 @@ fn first_usable() -> Result<Opened, Error> {
     Err(Error::NoRuntime { tried })
 }
 
-/// A library that is an ONNX Runtime and new enough.
+/// A library that is an ONNX Runtime and recent enough.
 struct Opened {
     api: OrtApi,
     version: String,
@@ -120,9 +120,9 @@ struct Opened {
 }
 
 fn open(path: &Path) -> Result<Opened, String> {
-    // SAFETY: ONNX Runtime's initialisers have no requirements; that the file is ONNX Runtime is what its name says.
+    // SAFETY: ONNX Runtime's initialisers have no requirements; by its name the file is an ONNX Runtime.
     let library = unsafe { Library::new(path) }.map_err(|e| {
-        // The error itself only says which function failed.
+        // The error itself only states which function failed.
         let reason = std::error::Error::source(&e).map_or(e.to_string(), |source| source.to_string());
         format!("it cannot be loaded: {reason}")
     })?;
@@ -136,7 +136,7 @@ fn open(path: &Path) -> Result<Opened, String> {
         (base, CStr::from_ptr(((*base).GetVersionString)()).to_string_lossy().into_owned())
     };
     let too_old = || format!("it is version {version}, 1.{ORT_API_VERSION} or later is needed");
-    // Asked for a table it lacks, ONNX Runtime also writes to stderr.
+    // When asked for a table that it lacks, ONNX Runtime also writes to stderr.
     let minor = version.strip_prefix("1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
     if minor.is_some_and(|minor| minor < ORT_API_VERSION) {
         return Err(too_old());
@@ -146,7 +146,7 @@ fn open(path: &Path) -> Result<Opened, String> {
     if table.is_null() {
         return Err(too_old());
     }
-    // SAFETY: the table is of the version asked for.
+    // SAFETY: the table has the requested version.
     let api = unsafe { std::ptr::read(table) };
     let path = file_of(get as *const std::ffi::c_void).unwrap_or_else(|| path.into());
     // Its functions are used until the process ends.
@@ -154,13 +154,13 @@ fn open(path: &Path) -> Result<Opened, String> {
     Ok(Opened { api, version, path })
 }
 
-/// The file that holds a function, which is more than the name by which the system's loader found it.
+/// The file that contains a function; a name for the system's loader alone would not give its path.
 fn file_of(function: *const std::ffi::c_void) -> Option<PathBuf> {
     // SAFETY: an all-zero Dl_info is valid: null pointers.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: `info` is writable, and any address may be asked for.
+    // SAFETY: `info` is writable, and any address is allowed.
     let found = unsafe { libc::dladdr(function, &mut info) } != 0 && !info.dli_fname.is_null();
-    // SAFETY: dladdr gives a C string that lives as long as the library.
+    // SAFETY: dladdr returns a C string that lives as long as the library.
     found.then(|| PathBuf::from(unsafe { CStr::from_ptr(info.dli_fname) }.to_string_lossy().into_owned()))
 }
 
@@ -170,7 +170,7 @@ impl Opened {
         if !ort::set_api(ort_compat::adapt(api, &version)) {
             return Err(Error::OtherRuntime { path });
         }
-        // What fails is returned as an error too, and warnings about the machine do not concern who uses a model.
+        // Failures are returned as errors too, and warnings about the machine do not concern users of a model.
         let environment = ort::init().with_name("spark-ort").with_telemetry(false);
         let environment = environment.with_logger(Arc::new(|level, _, _, place, message| {
             if level == LogLevel::Fatal {

@@ -1,7 +1,7 @@
-//! Where ONNX Runtime's shared library may be.
+//! Places where ONNX Runtime's shared library may be.
 //!
-//! ORT_DYLIB_PATH alone, where it is set; else the `onnxruntime` packages of the active virtual environment and of the
-//! Pythons on the PATH; else what the system's loader finds.
+//! Only ORT_DYLIB_PATH if it is set; else the `onnxruntime` packages of the active virtual environment and of the
+//! Pythons on the PATH; else the library found by the system's loader.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -12,11 +12,11 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-/// Names that the system's loader is asked for.
+/// Names passed to the system's loader.
 const SYSTEM: [&str; 2] = ["libonnxruntime.so", "libonnxruntime.so.1"];
 
 /// Prints the folder of the package without importing it, which would load another ONNX Runtime. The working folder is
-/// taken off the search path: what lies there is not installed.
+/// removed from the search path: files there are not installed packages.
 const FIND_PACKAGE: &str = "\
 import sys
 sys.path = [p for p in sys.path if p]
@@ -26,22 +26,22 @@ for folder in (spec.submodule_search_locations or []) if spec else []:
     print(folder)
 ";
 
-/// How long a Python has to say where its package is.
+/// Time limit for a Python to print the location of its package.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Bytes of its answer that are read.
+/// Most bytes of its output that are read.
 const MOST_ANSWER: u64 = 1 << 16;
 
-/// A place to look, and the library there or why there is none.
+/// A place to search, and the library there or why there is none.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// In words, for a message.
+    /// Description of the place for a message.
     pub name: String,
     /// A file, or a name for the system's loader.
     pub library: Result<PathBuf, String>,
 }
 
-/// The places, best first, found one by one as they are asked for. `variable` reads an environment variable.
+/// The places, best first, searched lazily. `variable` reads an environment variable.
 pub(super) fn places(variable: impl Fn(&str) -> Option<OsString>) -> impl Iterator<Item = Place> {
     let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
     let named = variable("ORT_DYLIB_PATH").map(|path| {
@@ -52,7 +52,7 @@ pub(super) fn places(variable: impl Fn(&str) -> Option<OsString>) -> impl Iterat
         };
         Place { name: format!("ORT_DYLIB_PATH ({})", path.display()), library }
     });
-    // Whoever names a library wants that one.
+    // A library that is named explicitly must be used.
     let search = named.is_none();
     let active = variable("VIRTUAL_ENV").map(|folder| Path::new(&folder).join("bin/python"));
     let path = variable("PATH").unwrap_or_default();
@@ -65,7 +65,7 @@ pub(super) fn places(variable: impl Fn(&str) -> Option<OsString>) -> impl Iterat
     let mut seen = HashSet::new();
     let packages = pythons.into_iter().filter(move |_| search).filter_map(move |python| {
         let library = package(&python);
-        // The same installation by another name.
+        // The same installation may be reached by several names.
         let is_new = library.as_ref().map_or(true, |file| seen.insert(file.clone()));
         is_new.then(|| Place { name: format!("onnxruntime of {}", python.display()), library })
     });
@@ -81,14 +81,14 @@ fn package(python: &Path) -> Result<PathBuf, String> {
     let mut child = command.spawn().map_err(|e| format!("it cannot be run: {e}"))?;
     let (sender, receiver) = channel();
     let stdout = child.stdout.take();
-    // Whatever else has the pipe open may keep it open.
+    // Another process may hold the pipe open, so reading may never end.
     std::thread::spawn(move || {
         let mut text = Vec::new();
         stdout.map(|pipe| pipe.take(MOST_ANSWER).read_to_end(&mut text));
         sender.send(text).ok();
     });
     let answer = receiver.recv_timeout(PATIENCE);
-    // It has nothing more to say, or has had its time.
+    // The process has closed its output, or used up its time.
     let begin = Instant::now();
     let status = loop {
         match child.try_wait().map_err(|e| format!("it cannot be run: {e}"))? {
@@ -119,7 +119,7 @@ fn library_in(folder: &Path) -> Result<PathBuf, String> {
         )
     };
     let found = files.flatten().map(|file| file.path()).filter(named).max();
-    // Canonical, so that two Pythons that share a package are seen to.
+    // Canonical, so that a package shared by two Pythons is recognised.
     let found = found.map(|file| file.canonicalize().unwrap_or(file));
     found.ok_or_else(|| format!("no libonnxruntime.so in {} (old wheels have none)", folder.display()))
 }
@@ -130,8 +130,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::sync::{Mutex, MutexGuard};
 
-    /// One test at a time: a child that another thread starts holds the script that is being written here for an
-    /// instant, and what is open for writing cannot be run.
+    /// One test at a time: a child process started by another thread briefly inherits the script that is being written
+    /// here, and a file open for writing cannot be executed.
     fn alone() -> MutexGuard<'static, ()> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner())
@@ -141,7 +141,7 @@ mod tests {
         tempfile::tempdir().unwrap()
     }
 
-    /// A "python" that prints the folder of a package, or nothing, or fails.
+    /// A fake "python" that prints the folder of a package, or nothing, or fails.
     fn python(folder: &Path, name: &str, script: &str) -> PathBuf {
         let path = folder.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(places[0].library.as_ref(), Ok(&library));
         assert!(places[0].name.contains("venv/bin/python"));
         assert!(places[1].library.as_ref().unwrap_err().contains("old wheels have none"), "{places:?}");
-        // The third Python has the first one's package.
+        // The third Python shares the first one's package.
         let system: Vec<_> = places[2..].iter().map(|p| p.library.clone().unwrap()).collect();
         assert_eq!(system, SYSTEM.map(PathBuf::from));
     }

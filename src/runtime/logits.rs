@@ -6,8 +6,7 @@ use ort::value::{DynValue, TensorElementType, ValueType};
 
 use super::error::Error;
 
-/// Logits as a model gives them, `[1, rows, vocabulary]` of float32 or float16: one row a token, or just the last
-/// token's.
+/// The logits of a call, `[1, rows, vocabulary]` in float32 or float16: one row per token, or only the last token's.
 pub(super) struct Logits {
     value: DynValue,
     rows: usize,
@@ -16,13 +15,13 @@ pub(super) struct Logits {
 }
 
 impl Logits {
-    /// Name of the output, the same with all exporters.
+    /// Name of the output, the same for all exporters.
     pub const NAME: &str = "logits";
 
     /// The size of the vocabulary, if the declared shape of the logits has it.
     ///
     /// # Errors
-    /// A sentence about what is not supported.
+    /// A sentence about the unsupported output.
     pub fn declared_vocabulary(session: &Session) -> Result<Option<usize>, String> {
         let output = session.outputs().iter().find(|output| output.name() == Self::NAME);
         match output.ok_or_else(|| format!("it has no output '{}'", Self::NAME))?.dtype() {
@@ -33,7 +32,7 @@ impl Logits {
         }
     }
 
-    /// The logits of a call with so many new tokens.
+    /// The logits of a call with `tokens` new tokens.
     ///
     /// # Errors
     /// If they have another shape.
@@ -57,7 +56,7 @@ impl Logits {
         self.vocabulary
     }
 
-    /// Their shape, as an error.
+    /// An error with their shape.
     pub fn unexpected(&self) -> Error {
         let shape = match self.value.dtype() {
             ValueType::Tensor { shape, .. } => shape.to_vec(),
@@ -66,10 +65,10 @@ impl Logits {
         Error::Shape { output: Self::NAME.into(), shape, expected: format!("[1, {}, vocabulary]", self.tokens) }
     }
 
-    /// The logits of a row and the later ones as float32.
+    /// The logits from row `row` on, as float32.
     ///
     /// # Errors
-    /// If they are of another type than was declared.
+    /// If their type differs from the declared one.
     pub fn rows_from(&self, row: usize) -> Result<Vec<f32>, Error> {
         let start = row * self.vocabulary;
         if let Ok((_, values)) = self.value.try_extract_tensor::<f16>() {

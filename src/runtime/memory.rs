@@ -1,21 +1,21 @@
-//! How much memory this process has used. From /proc, so only on Linux.
+//! Memory use of this process. From /proc, so only on Linux.
 
 use std::fs;
 
-/// Peak resident memory in bytes since the process started or [`reset_peak`], if the system tells.
+/// Peak resident memory in bytes since the process started or [`reset_peak`], if the system reports it.
 pub fn peak() -> Option<u64> {
     value_of("VmHWM:")
 }
 
-/// Resident memory in bytes, if the system tells.
+/// Resident memory in bytes, if the system reports it.
 pub fn resident() -> Option<u64> {
     value_of("VmRSS:")
 }
 
-/// Gives freed memory back to the system and starts a new peak from what is resident then. False where the system does
+/// Returns freed memory to the system and starts a new peak from the current resident memory. False if the system does
 /// not allow it.
 pub fn reset_peak() -> bool {
-    // Without this, what the C library keeps for later would count for what comes next.
+    // Otherwise memory kept by the C library would be attributed to later work.
     #[cfg(target_env = "gnu")]
     // SAFETY: it only releases free memory.
     unsafe {
@@ -24,7 +24,7 @@ pub fn reset_peak() -> bool {
     fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
-/// Memory in bytes that new work may take without swapping, if the system tells.
+/// Memory in bytes that new work can use without swapping, if the system reports it.
 pub fn available() -> Option<u64> {
     field_of("/proc/meminfo", "MemAvailable:")
 }
@@ -53,7 +53,7 @@ mod tests {
         let before = peak().unwrap();
         let mut block = vec![1u8; SIZE];
         std::hint::black_box(block.as_mut_ptr());
-        // Other tests of this process may free some at the same time.
+        // Other tests of this process may free memory at the same time.
         assert!(peak().unwrap() > before + SIZE as u64 / 2);
         drop(block);
         let high = peak().unwrap();

@@ -1,5 +1,5 @@
-//! Driving a language model in ONNX Runtime: finding the runtime, feeding a model and its cache by the names of its
-//! inputs. Knows the cache as tensors that go round, not what is in them.
+//! Running a language model in ONNX Runtime: finds the runtime, and feeds a model and its cache by the names of its
+//! inputs. Knows the cache as tensors passed from call to call, not their contents.
 //!
 //! - [`load`] finds and loads ONNX Runtime, once per process, with this crate's operators ready for it.
 //! - [`Model`] is a session; a [`Sequence`] is the cache of one text that goes through it.

@@ -20,16 +20,16 @@ use super::sequence::Sequence;
 /// How a model is run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Threads that compute; None leaves it to ONNX Runtime: one per physical core.
+    /// Number of compute threads; None leaves it to ONNX Runtime: one per physical core.
     pub threads: Option<usize>,
 }
 
-/// A model on the CPU, ready for calls.
+/// A model loaded on the CPU.
 pub struct Model {
     session: Session,
     interface: Arc<Interface>,
     feeds: Vec<Feed>,
-    /// Tokens that a new sequence holds, which are nothing but zeros.
+    /// Number of zero tokens that a new sequence holds.
     blank: usize,
     fixed_tokens: Option<usize>,
     vocabulary: Option<usize>,
@@ -38,7 +38,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a model, and ONNX Runtime where this is the first one. `interface` says what its cache is.
+    /// Loads a model, and ONNX Runtime if it is not loaded yet. `interface` describes its cache.
     ///
     /// ```no_run
     /// use std::path::Path;
@@ -55,17 +55,18 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// If there is no ONNX Runtime, if it refuses the model, or if an input or output is not supported: inputs may be
-    /// `input_ids`, `attention_mask` and `position_ids` (int64 or int32) and those of the cache; `logits` is needed.
+    /// If there is no ONNX Runtime, if it rejects the model, or if an input or output is not supported: inputs may be
+    /// `input_ids`, `attention_mask` and `position_ids` (int64 or int32) and those of the cache; `logits` is required.
     pub fn open(path: &Path, interface: &Interface, options: &Options) -> Result<Self, Error> {
         Self::open_as(path, interface, options, false)
     }
 
-    /// As [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning are given harmless values,
-    /// there may be no `logits`, and where the cache always holds as many tokens, sequences begin with so many zeros.
+    /// Like [`Self::open`], for calls whose logits do not matter: inputs of unknown meaning get harmless values,
+    /// `logits` may be missing, and where the cache has a fixed number of tokens, sequences begin with that many
+    /// zeros.
     ///
     /// # Errors
-    /// If there is no ONNX Runtime, if it refuses the model, or if an input is no tensor of numbers.
+    /// If there is no ONNX Runtime, if it rejects the model, or if an input is not a numeric tensor.
     pub fn open_filling(path: &Path, interface: &Interface, options: &Options) -> Result<Self, Error> {
         Self::open_as(path, interface, options, true)
     }
@@ -93,28 +94,28 @@ impl Model {
         Ok(Self { session, interface, feeds, blank, fixed_tokens, vocabulary, canceller, memory })
     }
 
-    /// Tokens of the vocabulary: the size of the logits. Some models only say after the first call.
+    /// Size of the vocabulary, from the logits. For some models it is known only after the first call.
     pub fn vocabulary(&self) -> Option<usize> {
         self.vocabulary
     }
 
-    /// Tokens that every call takes, `None` if their number is not fixed.
+    /// The fixed number of tokens of every call, `None` if it is not fixed.
     pub fn fixed_tokens(&self) -> Option<usize> {
         self.fixed_tokens
     }
 
-    /// What was given to [`Self::open`].
+    /// The interface passed to [`Self::open`].
     pub fn interface(&self) -> &Interface {
         &self.interface
     }
 
-    /// Ends calls of this model from another thread.
+    /// Cancels calls of this model from another thread.
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
     }
 
-    /// An empty sequence. With `capacity`, past and present are one buffer for that many tokens where the interface
-    /// allows it; otherwise present grows by being made anew in every call.
+    /// An empty sequence. With `capacity`, past and present are one buffer for that many tokens if the interface
+    /// allows it; otherwise every call allocates a new present.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -126,17 +127,17 @@ impl Model {
         }
     }
 
-    /// Extends a sequence by tokens; the logits that follow the last one, `[vocabulary]`.
+    /// Extends a sequence by tokens; returns the logits after the last one, `[vocabulary]`.
     ///
     /// # Errors
-    /// If there are no tokens, or some are not in the vocabulary, if the sequence is full or another model's, if the
-    /// call was cancelled, or if ONNX Runtime fails.
+    /// If there are no tokens, or some are not in the vocabulary, if the sequence is full or belongs to another model,
+    /// if the call was cancelled, or if ONNX Runtime fails.
     pub fn run(&mut self, sequence: &mut Sequence, tokens: &[i64]) -> Result<Vec<f32>, Error> {
         let logits = self.logits(sequence, tokens)?;
         logits.rows_from(logits.rows() - 1)
     }
 
-    /// As [`Self::run`], with the logits that follow each token, `[tokens, vocabulary]`.
+    /// Like [`Self::run`], with the logits after each token, `[tokens, vocabulary]`.
     ///
     /// # Errors
     /// As [`Self::run`], and if the model computes only the last token's.
@@ -149,10 +150,11 @@ impl Model {
         Ok(Array2::from_shape_vec(shape, logits.rows_from(0)?).expect("as many as the shape says"))
     }
 
-    /// Extends a sequence by tokens; the outputs of these names as float32, in that order.
+    /// Extends a sequence by tokens; returns the named outputs as float32, in that order.
     ///
     /// # Errors
-    /// As [`Self::run`], and if there is no such output, if it is the cache's or if it is neither float32 nor float16.
+    /// As [`Self::run`], and if there is no such output, if it belongs to the cache, or if it is neither float32 nor
+    /// float16.
     pub fn run_with_outputs(
         &mut self,
         sequence: &mut Sequence,
@@ -174,13 +176,13 @@ impl Model {
         Ok(logits)
     }
 
-    /// One call; the outputs of these names.
+    /// One call; returns the named outputs.
     fn call(&mut self, sequence: &mut Sequence, tokens: &[i64], names: &[&str]) -> Result<Vec<DynValue>, Error> {
         self.check(sequence, tokens)?;
         if let Some(name) = names.iter().find(|name| self.interface.pairs().any(|(_, pair)| pair.present == **name)) {
             return Err(Error::CacheOutput { name: (*name).into() });
         }
-        // A binding's output tensors stay with it, so each call has its own.
+        // A binding keeps its output tensors, so each call needs its own.
         let mut binding = self.session.create_binding()?;
         for feed in &self.feeds {
             binding.bind_input(&feed.name, &feed.tensor(tokens, sequence.len())?)?;

@@ -5,14 +5,14 @@ use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::rngs::StdRng;
 
-/// How tokens are chosen.
+/// How the next token is chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it; 0 takes the likeliest token always.
+    /// Logits are divided by it; 0 always takes the most likely token.
     pub temperature: f32,
-    /// Only this many of the likeliest tokens; None for all.
+    /// Only this many of the most likely tokens; None for all.
     pub top_k: Option<usize>,
-    /// Only the fewest likeliest tokens whose probabilities, after `top_k`, sum up to this share; 1 for all.
+    /// Only the smallest set of most likely tokens whose probabilities, after `top_k`, reach this share; 1 for all.
     pub top_p: f32,
     /// The same seed gives the same tokens.
     pub seed: u64,
@@ -25,7 +25,7 @@ impl Default for Sampling {
     }
 }
 
-/// Chooses one token after the other.
+/// Chooses tokens one after another.
 #[derive(Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -39,7 +39,7 @@ impl Sampler {
         Self { sampling, random }
     }
 
-    /// The next token, or None if no token has a finite logit (NaN and infinity are no choice).
+    /// The next token, or None if no token has a finite logit (NaN and infinity are never chosen).
     pub fn choose(&mut self, logits: &[f32]) -> Option<usize> {
         let best = greedy(logits)?;
         if self.sampling.temperature <= 0.0 {
@@ -65,13 +65,13 @@ impl Sampler {
             });
             choices.truncate(enough.map_or(choices.len(), |last| last + 1));
         }
-        // The likeliest weight is 1, so there is something to choose from.
+        // The greatest weight is 1, so the sum is positive.
         let distribution = WeightedIndex::new(choices.iter().map(|(_, weight)| weight)).ok()?;
         Some(choices[distribution.sample(&mut self.random)].0)
     }
 }
 
-/// The likeliest token, the first of equals; None if no token has a finite logit.
+/// The most likely token, the first on ties; None if no token has a finite logit.
 pub fn greedy(logits: &[f32]) -> Option<usize> {
     let mut best = None;
     for (token, &logit) in logits.iter().enumerate() {
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// How often each token is chosen in 20,000 draws, as shares.
+    /// Share of each token in 20,000 draws.
     fn shares(sampling: Sampling, logits: &[f32]) -> Vec<f64> {
         const DRAWS: usize = 20_000;
         let mut sampler = Sampler::new(sampling);
@@ -128,10 +128,10 @@ mod tests {
         close(&shares(Sampling { temperature: 0.5, ..all.clone() }, &logits()), &powers);
         close(&shares(Sampling { top_k: Some(2), ..all.clone() }, &logits()), &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
         close(&shares(Sampling { top_k: Some(1), ..all.clone() }, &logits()), &[0.0, 1.0, 0.0, 0.0]);
-        // 0.4 + 0.3 is not enough for 0.75.
+        // 0.4 + 0.3 does not reach 0.75.
         close(&shares(Sampling { top_p: 0.75, ..all.clone() }, &logits()), &[2.0 / 9.0, 4.0 / 9.0, 0.0, 3.0 / 9.0]);
         close(&shares(Sampling { top_p: 0.01, ..all.clone() }, &logits()), &[0.0, 1.0, 0.0, 0.0]);
-        // After top_k, 0.4 is 57 % of what is left.
+        // After top_k, 0.4 is 57 % of the remaining probability.
         let both = Sampling { top_k: Some(2), top_p: 0.5, ..all };
         close(&shares(both, &logits()), &[0.0, 1.0, 0.0, 0.0]);
     }

@@ -13,13 +13,13 @@ use super::feeds::zeros;
 use super::interface::{CachePair, Element, Interface};
 
 /// The cache of one sequence, made by [`super::Model::start`] and extended by that model's calls. A call that fails or
-/// is cancelled leaves it as it was.
+/// is cancelled leaves it unchanged.
 pub struct Sequence {
     /// Shared with the model that made it.
     interface: Arc<Interface>,
     slots: Vec<Slot>,
     length: usize,
-    /// Tokens that the buffers have rows for, if past and present share them.
+    /// Number of tokens with rows in the buffers, if past and present share them.
     capacity: Option<usize>,
 }
 
@@ -30,7 +30,7 @@ struct Slot {
     value: DynValue,
     /// Past and present are this one tensor; otherwise present becomes the next call's past.
     shared: bool,
-    /// One row a token, not just the last ones.
+    /// Has one row per token, not only the last ones.
     holds_all: bool,
 }
 
@@ -50,17 +50,17 @@ impl Sequence {
         Ok(Self { interface: Arc::clone(interface), slots, length: 0, capacity })
     }
 
-    /// Tokens held.
+    /// Number of tokens held.
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// Whether no token is held.
+    /// Whether no tokens are held.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Tokens for which the buffers have room; None if they grow.
+    /// Number of tokens that fit in the buffers; None if they grow.
     pub fn capacity(&self) -> Option<usize> {
         self.capacity
     }
@@ -74,17 +74,17 @@ impl Sequence {
         self.slots.iter().map(bytes).sum()
     }
 
-    /// Bytes of the tensors that hold them, with the room for more.
+    /// Bytes of the tensors that hold them, including unused rows.
     pub fn allocated_bytes(&self) -> usize {
         let bytes = |slot: &Slot| shape(&slot.value).iter().product::<i64>() as usize * slot.pair.element.size();
         self.slots.iter().map(bytes).sum()
     }
 
-    /// Another sequence of the same model and kind, with `length` tokens whose rows are all zero, for
+    /// Another sequence of the same model and kind, with `length` tokens whose rows are all zero, for use with
     /// [`Self::write_rows`].
     ///
     /// # Errors
-    /// The buffers have no room for so many, or there is not enough memory.
+    /// The buffers are too small, or there is not enough memory.
     pub fn blank(&self, length: usize) -> Result<Self, Error> {
         let mut other = Self::new(&self.interface, self.capacity)?;
         if let Some(capacity) = other.capacity.filter(|capacity| length > *capacity) {
@@ -97,7 +97,7 @@ impl Sequence {
         Ok(other)
     }
 
-    /// Rows of a cache tensor as float32, `[rows, width]`. Tensors count as in [`Interface::pairs`].
+    /// Rows of a cache tensor as float32, `[rows, width]`. Tensors are numbered as in [`Interface::pairs`].
     ///
     /// # Errors
     /// The tensor holds bytes.
@@ -113,7 +113,7 @@ impl Sequence {
         })
     }
 
-    /// Puts rows of float32, `[rows, width]`, into a cache tensor, from row `first` on.
+    /// Writes float32 rows, `[rows, width]`, to a cache tensor, from row `first` on.
     ///
     /// # Errors
     /// As [`Self::read_rows`].
@@ -133,7 +133,7 @@ impl Sequence {
         Ok(())
     }
 
-    /// Whether a model of this interface may extend it by `new` tokens.
+    /// Checks that a model with this interface may extend the sequence by `new` tokens.
     pub(super) fn check(&self, interface: &Arc<Interface>, new: usize) -> Result<(), Error> {
         if !Arc::ptr_eq(&self.interface, interface) {
             return Err(Error::OtherModel);
@@ -145,7 +145,7 @@ impl Sequence {
         }
     }
 
-    /// Binds past and present; what is not shared goes to new tensors in `memory`.
+    /// Binds past and present; a present that is not shared becomes a new tensor in `memory`.
     pub(super) fn bind(&mut self, binding: &mut IoBinding, memory: &MemoryInfo) -> ort::Result<()> {
         for slot in &mut self.slots {
             binding.bind_input(&slot.pair.past, &slot.value)?;
@@ -157,11 +157,11 @@ impl Sequence {
         Ok(())
     }
 
-    /// Takes over what a call with `new` tokens wrote.
+    /// Takes over the results of a call with `new` tokens.
     pub(super) fn extend(&mut self, outputs: &mut SessionOutputs, new: usize) -> Result<(), Error> {
         let length = self.length + new;
         let growing = self.slots.iter().filter(|slot| !slot.shared);
-        // All are looked at before any is taken, so that an error leaves the sequence whole.
+        // All are checked before any is taken, so that an error leaves the sequence unchanged.
         for Slot { pair, kv_heads, holds_all, .. } in growing {
             let found = shape(&outputs[pair.present.as_str()]);
             let rows = if *holds_all { Some(length) } else { found.get(2).map(|&rows| rows as usize) };
@@ -180,7 +180,7 @@ impl Sequence {
 }
 
 impl Slot {
-    /// Where the rows of a KV head lie in the tensor, of a sequence of `length` tokens.
+    /// The range of the rows of a KV head in the tensor, for a sequence of `length` tokens.
     fn elements(&self, head: usize, rows: &Range<usize>, length: usize) -> Range<usize> {
         let all = shape(&self.value)[2] as usize;
         let held = if self.holds_all { length } else { all };

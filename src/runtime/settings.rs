@@ -1,4 +1,4 @@
-//! What the files beside a model say of it.
+//! Settings from the files beside a model.
 
 use std::path::Path;
 
@@ -7,17 +7,17 @@ use serde_json::Value;
 use super::error::Error;
 use crate::files;
 
-/// What is known of a model from the files in its folder. Where several say something, the first wins:
-/// `genai_config.json`, `generation_config.json`, `config.json`.
+/// What the files in a model's folder state. The first file with a value counts: `genai_config.json`,
+/// `generation_config.json`, `config.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FolderSettings {
-    /// Tokens that end a text; none if no file names any.
+    /// Tokens that end a text; empty if no file names any.
     pub end_of_sequence: Vec<i64>,
-    /// Tokens that the model was made for, if a file says so.
+    /// Context length of the model, if a file states it.
     pub context_length: Option<usize>,
 }
 
-/// A file, and where in it are the end of sequence and the context length.
+/// A file, and the fields with the end of sequence and the context length.
 const SOURCES: [(&str, &str, &str); 3] = [
     ("genai_config.json", "/model/eos_token_id", "/model/context_length"),
     ("generation_config.json", "/eos_token_id", ""),
@@ -25,7 +25,7 @@ const SOURCES: [(&str, &str, &str); 3] = [
 ];
 
 impl FolderSettings {
-    /// Reads the files in the folder of a model; those that are missing say nothing.
+    /// Reads the files in the folder of a model; missing files are skipped.
     ///
     /// # Errors
     /// If one cannot be read or is malformed.

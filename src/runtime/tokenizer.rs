@@ -1,4 +1,4 @@
-//! Text to tokens and back, as `tokenizer.json` says.
+//! Converts text to tokens and back, with `tokenizer.json`.
 
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -21,7 +21,7 @@ impl Tokenizer {
         let malformed = |e: tokenizers::Error| Error::Malformed { path: path.into(), problem: e.to_string() };
         let text = files::read(path, files::MOST_TOKENIZER);
         let text = text.map_err(|source| Error::Read { path: path.into(), source })?;
-        // Each takes many times its bytes while it is read.
+        // Each takes many times its size in memory while it is read.
         let values = text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
         if values > files::MOST_TOKENIZER_VALUES {
             return Err(malformed(format!("it has {values} values, many times those of any in use").into()));
@@ -37,25 +37,25 @@ impl Tokenizer {
         Self::open(&model.with_file_name("tokenizer.json"))
     }
 
-    /// The tokens of a text, with those that the tokenizer puts around every text, such as a first one.
+    /// The tokens of a text, with those that the tokenizer adds to every text, such as a start token.
     ///
     /// # Errors
-    /// If the tokenizer has no token for some of it.
+    /// If the tokenizer has no token for a part of it.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, Error> {
         let encoding = guarded(|| self.0.encode_fast(text, true)).map_err(|e| Error::Tokenizer(e.to_string()))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
-    /// The text of tokens, without those that only mark something.
+    /// The text of tokens, without special tokens.
     ///
     /// # Errors
-    /// If a token is not one.
+    /// If a number is not a token.
     pub fn decode(&self, tokens: &[i64]) -> Result<String, Error> {
         let ids = tokens.iter().map(|&token| id(token)).collect::<Result<Vec<_>, _>>()?;
         guarded(|| self.0.decode(&ids, true)).map_err(|e| Error::Tokenizer(e.to_string()))
     }
 
-    /// The text of tokens that come one by one.
+    /// Decodes tokens one by one.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream(self.0.decode_stream(true))
     }
@@ -70,14 +70,14 @@ type DecodeStream<'a> = tokenizers::tokenizer::DecodeStream<
     tokenizers::DecoderWrapper,
 >;
 
-/// Text that grows token by token, always in whole characters.
+/// Text that grows token by token, always in complete characters.
 pub struct TextStream<'a>(DecodeStream<'a>);
 
 impl TextStream<'_> {
-    /// The text that a token adds: nothing while a character is incomplete.
+    /// The text that a token adds: empty while a character is incomplete.
     ///
     /// # Errors
-    /// If the token is not one.
+    /// If the number is not a token.
     pub fn push(&mut self, token: i64) -> Result<String, Error> {
         let id = id(token)?;
         let text = guarded(|| self.0.step(id)).map_err(|e| Error::Tokenizer(e.to_string()))?;
@@ -85,9 +85,9 @@ impl TextStream<'_> {
     }
 }
 
-/// What `act` answers; a panic of the tokenizers' own is an error like others of a file that they do not understand.
+/// Runs `act`; a panic of the tokenizers crate becomes an error, as for any file that it does not understand.
 fn guarded<T>(act: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    // What a panic may leave half done is read again, but nothing but the tokenizer's own text depends on it.
+    // State left incomplete by a panic may be read again, but only the tokenizer's own text depends on it.
     std::panic::catch_unwind(AssertUnwindSafe(act))
         .unwrap_or_else(|_| Err("it makes the tokenizer library panic, which means a file with contradictions".into()))
 }
@@ -100,7 +100,7 @@ fn id(token: i64) -> Result<u32, Error> {
 mod tests {
     use super::*;
 
-    /// A byte-level tokenizer whose tokens are single bytes, and one that marks the end.
+    /// A byte-level tokenizer whose tokens are single bytes, with one end token.
     fn bytes() -> Tokenizer {
         // As byte-level tokenizers spell bytes: printable ones as themselves, the others from U+0100 on.
         let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);

@@ -1,4 +1,4 @@
-//! Two models side by side: one generates, the other one predicts the same tokens.
+//! Compares two models: one generates, and the other predicts the same tokens.
 
 use std::path::PathBuf;
 
@@ -13,10 +13,10 @@ use crate::model_files::ModelSource;
 use crate::progress::Progress;
 use crate::report::{Statistics, Table, bytes};
 
-/// Logits are kept out of memory, so that keeping them does not count as the model's.
+/// Logits go to disk, so that they do not count as the model's memory.
 const TEMPORARY: &str = "the temporary file of logits";
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Serialize)]
 pub struct Report {
     original: Generated,
@@ -29,9 +29,9 @@ pub struct Report {
 struct Compared {
     model: PathBuf,
     statistics: Statistics,
-    /// Of all next tokens.
+    /// For all next tokens.
     all: Agreement,
-    /// Of the one after the prompt.
+    /// For the token after the prompt.
     first: Agreement,
 }
 
@@ -39,7 +39,7 @@ struct Compared {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 struct Agreement {
     tokens: usize,
-    /// How often the likeliest token is the same.
+    /// How often both rank the same token first.
     agreeing: usize,
     /// KL(original || model) per token, in nats.
     mean_kl: f64,
@@ -65,13 +65,13 @@ pub fn run(task: &Task, original: &ModelSource) -> Result<Report> {
     if original.statistics.interrupted {
         return Ok(Report { original, model: None });
     }
-    // The original is gone by now: its memory shall not count for the other one.
+    // The original has been freed, and its memory must not count for the other model.
     memory::reset_peak();
     let model = predict(task, &choices, &logits)?;
     Ok(Report { original, model: Some(model) })
 }
 
-/// Feeds the task's model the original's choices.
+/// Feeds the original's choices to the task's model.
 fn predict(task: &Task, choices: &[i64], originals: &LogitStore) -> Result<Compared> {
     let mut model = decode::open(&task.model, &task.settings)?;
     let [mut all, mut first] = [Agreement::default(); 2];
@@ -97,7 +97,7 @@ impl Report {
         self.model.as_ref().is_none_or(|model| model.statistics.interrupted)
     }
 
-    /// Lines for a person.
+    /// Lines for people.
     pub fn lines(&self) -> String {
         let Some(compared) = &self.model else {
             return self.original.statistics.lines();

@@ -1,4 +1,4 @@
-//! One model continues a prompt.
+//! Continues a prompt with one model.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::output::Output;
 use crate::prompt::Spelling;
 use crate::report::Statistics;
 
-/// What a command line asks for, checked.
+/// The checked arguments of a command line.
 pub struct Task {
     pub model: ModelSource,
     pub spelling: Spelling,
@@ -22,26 +22,26 @@ pub struct Task {
     /// Tokens that end the text.
     pub ends: Vec<i64>,
     pub settings: Settings,
-    /// Whether stdout is for the text.
+    /// Whether the text goes to stdout.
     pub text_shown: bool,
 }
 
-/// What a model made of a prompt.
+/// The continuation of a prompt by a model.
 #[derive(Serialize)]
 pub struct Generated {
     pub model: PathBuf,
     pub onnxruntime: String,
     /// The new tokens, without the one that ended the text.
     pub tokens: Vec<i64>,
-    /// The same as text, or as numbers if that was asked for.
+    /// The same as text, or as token ids if requested.
     pub text: String,
     /// "length", "end of text" or "interrupted".
     pub finished_by: &'static str,
     pub statistics: Statistics,
 }
 
-/// Continues the prompt of a task by a model; `seen` gets the logits before and the token after each choice, the one
-/// that ends the text too.
+/// Continues the prompt of a task with a model. `seen` gets the logits before each choice and the chosen token,
+/// including the one that ends the text.
 pub fn generate(
     task: &Task,
     source: &ModelSource,

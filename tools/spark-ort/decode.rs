@@ -1,4 +1,4 @@
-//! A model that continues a prompt, timed.
+//! Continues a prompt with a model, and measures the time.
 
 use std::time::Instant;
 
@@ -10,10 +10,10 @@ use crate::model_files::ModelSource;
 use crate::progress::Progress;
 use crate::report::Statistics;
 
-/// How to run models.
+/// How to run a model.
 pub struct Settings {
     pub threads: Option<usize>,
-    /// Past and present in one buffer where the model allows it.
+    /// Past and present in one buffer if the model allows it.
     pub shared_buffer: bool,
     pub interrupt: Interrupt,
 }
@@ -26,8 +26,8 @@ pub fn open(source: &ModelSource, settings: &Settings) -> Result<Model> {
     Ok(model)
 }
 
-/// Extends the prompt by the tokens that `next` makes of logits until it makes none. Returns early, without an error,
-/// when interrupted. Times are those of the model's calls alone.
+/// Extends the prompt by the tokens that `next` chooses from logits, until it returns none. Returns early, without an
+/// error, when interrupted. Only the model's calls are timed.
 pub fn extend(
     model: &mut Model,
     prompt: &[i64],

@@ -1,4 +1,4 @@
-//! `spark-ort inspect`: what a model's cache is like.
+//! `spark-ort inspect`: describes a model's cache.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

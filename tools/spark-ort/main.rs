@@ -1,4 +1,4 @@
-//! `spark-ort`: models whose KV cache SparK prunes, on the command line.
+//! `spark-ort`: the command line for models whose KV cache SparK prunes.
 
 mod bench;
 mod compare;
@@ -62,11 +62,11 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    // Said below, as other errors are.
+    // Panics are reported below, like other errors.
     std::panic::set_hook(Box::new(|_| {}));
     match guarded(|| Cli::parse().command.run()) {
         Ok(code) => code,
-        // Whoever reads the output has seen enough, such as `head`.
+        // The reader of the output, such as `head`, has closed it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             terminal::note(&format!("error: {}\n", message(&error)));
@@ -78,10 +78,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// `error` as the command line says it: options as they are given here.
+/// The message of `error` with the option names of the command line.
 fn message(error: &anyhow::Error) -> String {
     match error.downcast_ref::<RewriteError>() {
-        // A report goes to the file that --json names.
+        // The report goes to the file that --json names.
         Some(RewriteError::Option { option: "report", problem }) => format!("--json: {problem}"),
         Some(RewriteError::Option { option, problem }) => format!("--{}: {problem}", option.replace('_', "-")),
         Some(e) if e.is_only_calibration() => {
@@ -91,7 +91,7 @@ fn message(error: &anyhow::Error) -> String {
     }
 }
 
-/// What `act` answers; a panic is an error that asks for a report.
+/// Runs `act`; a panic becomes an error that asks for a bug report.
 fn guarded(act: impl FnOnce() -> anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
     let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
     answer.unwrap_or_else(|panic| {

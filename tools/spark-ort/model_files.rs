@@ -1,4 +1,4 @@
-//! Which files a model is made of.
+//! The files of a model.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use spark_ort::files;
 use spark_ort::runtime::Interface;
 
-/// A model of a command line.
+/// A model from a command line.
 pub struct ModelSource {
     /// The .onnx file.
     pub file: PathBuf,
@@ -14,7 +14,7 @@ pub struct ModelSource {
 }
 
 impl ModelSource {
-    /// An .onnx file, a GenAI folder or a folder with one .onnx file, looked into.
+    /// Finds and inspects an .onnx file, a GenAI folder or a folder with one .onnx file.
     pub fn find(path: &Path) -> Result<Self> {
         let file = model_file(path)?;
         let inspection = spark_ort::rewrite::inspect(&file);
@@ -23,7 +23,7 @@ impl ModelSource {
     }
 }
 
-/// The .onnx file that a command line names: itself, that of a GenAI folder, or the only one of a folder.
+/// The .onnx file for a path: the file itself, that of a GenAI folder, or the only one in a folder.
 pub fn model_file(path: &Path) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path.into());

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::prompt::Speller;
 use crate::terminal::{note, pass_on, show};
 
-/// Text that is shown on stdout as it comes, and kept.
+/// Text that is shown on stdout as it is generated, and collected.
 pub struct Output<'a> {
     speller: Speller<'a>,
     text: String,
@@ -15,7 +15,7 @@ pub struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// `shown` is false where stdout is for something else.
+    /// `shown` is false if stdout is for something else.
     pub fn new(speller: Speller<'a>, shown: bool) -> Self {
         Self { speller, text: String::new(), shown }
     }
@@ -26,10 +26,10 @@ impl<'a> Output<'a> {
         self.write(&text)
     }
 
-    /// Ends the line; the whole text.
+    /// Ends the line; returns the whole text.
     pub fn finish(self) -> Result<String> {
         self.write("\n")?;
-        // Statistics follow.
+        // Statistics follow on the terminal.
         if self.shown && std::io::stdout().is_terminal() {
             note("\n");
         }
@@ -41,7 +41,7 @@ impl<'a> Output<'a> {
             return Ok(());
         }
         match std::io::stdout().is_terminal() {
-            // Tokens of a model that others made may spell what a terminal obeys.
+            // Tokens of someone else's model may contain terminal control sequences.
             true => show(text),
             false => pass_on(text),
         }

@@ -1,4 +1,4 @@
-//! What goes on, on stderr: a spinner in a terminal, plain lines elsewhere.
+//! Progress on stderr: a spinner in a terminal, plain lines elsewhere.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::terminal::{note, plain};
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// Something that takes a while.
+    /// Starts work of unknown length.
     pub fn start(what: String) -> Self {
         let bar = ProgressBar::new_spinner();
         if bar.is_hidden() {

@@ -1,4 +1,4 @@
-//! From what the user gives to tokens, and from tokens to what the user sees.
+//! Converts the user's input to tokens, and tokens to shown text.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use spark_ort::files;
 use spark_ort::runtime::{Error, TextStream, Tokenizer};
 
-/// How tokens are spelt.
+/// How tokens are written.
 pub enum Spelling {
     /// As text.
     Text(Box<Tokenizer>),
@@ -16,7 +16,7 @@ pub enum Spelling {
 }
 
 impl Spelling {
-    /// Text by the given tokenizer, else by the first model's that has one beside it.
+    /// Text, with the given tokenizer or else that of the first model with one beside it.
     pub fn text(tokenizer: Option<&Path>, models: &[&Path]) -> Result<Self> {
         let beside = |model: &&Path| model.with_file_name("tokenizer.json");
         let found = models.iter().map(beside).find(|path| path.is_file());
@@ -48,7 +48,7 @@ impl Spelling {
         }
     }
 
-    /// For tokens that come one by one.
+    /// A speller for tokens that arrive one by one.
     pub fn speller(&self) -> Speller<'_> {
         match self {
             Self::Text(tokenizer) => Speller::Text(tokenizer.stream()),
@@ -57,14 +57,14 @@ impl Spelling {
     }
 }
 
-/// Spells tokens that come one by one.
+/// Spells tokens that arrive one by one.
 pub enum Speller<'a> {
     Text(TextStream<'a>),
     Ids { first: bool },
 }
 
 impl Speller<'_> {
-    /// What to show for a token.
+    /// The text to show for a token.
     pub fn push(&mut self, token: i64) -> Result<String> {
         match self {
             Self::Text(stream) => Ok(stream.push(token)?),
@@ -76,13 +76,13 @@ impl Speller<'_> {
     }
 }
 
-/// The text in a file of the user's, which may be a pipe.
+/// The text of a user's file, which may be a pipe.
 pub fn text_file(path: &Path) -> Result<String> {
     let text = File::open(path).and_then(|file| files::read_all(file, files::MOST_TEXT)).and_then(files::text);
     text.with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// The prompt of a command line: `text`, or what is in `file` (`-` for stdin) but for a newline at its end, which
+/// The prompt of a command line: `text`, or the contents of `file` (`-` for stdin) without a newline at the end, which
 /// editors add.
 pub fn read(text: Option<&str>, file: Option<&Path>) -> Result<String> {
     let Some(file) = file else {

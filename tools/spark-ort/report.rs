@@ -6,24 +6,24 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// How a model did.
+/// Figures of one model.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Statistics {
     pub prompt_tokens: usize,
     pub prompt_seconds: f64,
-    /// Tokens that were fed one by one after the prompt.
+    /// Tokens fed one by one after the prompt.
     pub decoded_tokens: usize,
     pub decode_seconds: f64,
     /// Tokens in the cache at the end.
     pub cache_tokens: usize,
     /// Their bytes, recent keys included.
     pub cache_bytes: usize,
-    /// The same with the room for more.
+    /// The same, including unused rows.
     pub cache_bytes_allocated: usize,
-    /// What a further token takes.
+    /// Bytes that another token takes.
     pub cache_bytes_per_token: usize,
     pub shared_buffer: bool,
-    /// Of the whole process; none where the system does not tell.
+    /// Of the whole process; None if the system does not report it.
     pub peak_memory_bytes: Option<u64>,
     pub interrupted: bool,
 }
@@ -40,7 +40,7 @@ impl Statistics {
         rate(self.decoded_tokens, self.decode_seconds)
     }
 
-    /// Lines for a person.
+    /// Lines for people.
     pub fn lines(&self) -> String {
         let mut text = String::new();
         let seconds = |seconds: f64| format!("{seconds:.2} s");
@@ -75,7 +75,7 @@ fn rate(tokens: usize, seconds: f64) -> Option<f64> {
     (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
 }
 
-/// Rows of a name and one cell a column, aligned.
+/// Rows with a name and one cell per column, aligned.
 pub struct Table(Vec<(String, Vec<String>)>);
 
 impl Table {
@@ -105,7 +105,7 @@ impl Table {
     }
 }
 
-/// A size as people read it.
+/// A size in readable units.
 pub fn bytes(size: u64) -> String {
     match size {
         0..1024 => format!("{size} B"),

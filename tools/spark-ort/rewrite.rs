@@ -1,4 +1,4 @@
-//! `spark-ort rewrite`: a model whose cache is stored pruned.
+//! `spark-ort rewrite`: rewrites a model so that its cache is stored pruned.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -165,7 +165,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let cancelled = Arc::new(AtomicBool::new(false));
     let handler = cancelled.clone();
-    // The work ends at its next step and removes what it began.
+    // The work stops at its next step and removes its partial output.
     crate::interrupt::on_signals(move || handler.store(true, Ordering::SeqCst))?;
     let mut progress = Shown { steps: Steps::default(), cancelled };
     let report = spark_ort::rewrite(&args.input, &args.output, &options, &mut progress);

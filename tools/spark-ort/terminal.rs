@@ -1,4 +1,5 @@
-//! What the program says: an output that is closed or full is no panic, and names from files move no cursor.
+//! The program's output: a closed or full output is an error, not a panic, and names from files cannot control the
+//! terminal.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -13,7 +14,7 @@ pub fn show(text: &str) -> Result<()> {
     pass_on(&plain(text))
 }
 
-/// Writes `text` for programs, such as JSON, to stdout as it is.
+/// Writes `text` for programs, such as JSON, to stdout unchanged.
 ///
 /// # Errors
 /// Stdout is closed or full.
@@ -22,16 +23,16 @@ pub fn pass_on(text: &str) -> Result<()> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
 }
 
-/// Writes `text` to stderr, where it can be written: there is nobody to tell if it cannot.
+/// Writes `text` to stderr; a failure is ignored, because it cannot be reported.
 pub fn note(text: &str) {
     std::io::stderr().lock().write_all(plain(text).as_bytes()).ok();
 }
 
-/// `text` with all characters spelt out that a terminal obeys instead of showing them, but ends of lines and tabs.
+/// `text` with all terminal control characters escaped, except line ends and tabs.
 pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
-        // Those that change the direction of writing are no control characters.
+        // Characters that change the writing direction are not control characters.
         let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         match c {
             '\n' | '\t' => plain.push(c),

@@ -1,4 +1,4 @@
-//! `spark-ort trial`: what `rewrite` starts to run one token through a model.
+//! `spark-ort trial`: started by `rewrite` to run one token through a model.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,7 +26,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    // Memory that is written to; of files that are only read there may be any number of bytes.
+    // Limits writable memory; files mapped only for reading do not count.
     let limit = Rlimit { current: Some(args.memory), maximum: Some(args.memory) };
     setrlimit(Resource::Data, limit).context("cannot limit memory")?;
     let core = Rlimit { current: Some(0), maximum: Some(0) };

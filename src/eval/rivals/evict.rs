@@ -1,14 +1,14 @@
-//! SnapKV: tokens of a prompt that are dropped.
+//! SnapKV: drops tokens of a prompt.
 
 use super::name::dropped;
 use super::statistics::{PromptStatistics, held};
 use super::{OBSERVED, SINKS};
 use crate::runtime::{Error, Sequence};
 
-/// Neighbours of a token whose weight counts for it, as SnapKV pools.
+/// Pooling window over neighbouring tokens, as in SnapKV.
 const POOL: usize = 7;
 
-/// Tables of a model's rotation, `[positions, D/2]`, by which keys are turned to other positions.
+/// Rotation tables of a model, `[positions, D/2]`, used to rotate keys to other positions.
 #[derive(Clone, Debug)]
 pub struct Rotary {
     /// Cosines.
@@ -20,7 +20,7 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Turns keys or queries forward by as many positions as `by` says, or backward.
+    /// Rotates keys or queries forward by the positions that `by` gives, or backward.
     pub fn turn(&self, row: &mut [f32], by: usize, backward: bool) {
         let half = row.len() / 2;
         for j in 0..half {
@@ -31,15 +31,15 @@ impl Rotary {
         }
     }
 
-    /// Positions that it knows.
+    /// Number of positions in the tables.
     pub fn positions(&self, width: usize) -> usize {
         self.cos.len() / (width / 2)
     }
 }
 
 /// The sequence without the share `ratio` of its tokens, chosen for each KV head. The model counts positions from the
-/// tokens held, so the keys that stay are turned back by as many as were dropped: later queries are then as far from
-/// them as before.
+/// cached tokens, so the remaining keys are rotated back by the number of dropped tokens: their distance to later
+/// queries stays the same.
 ///
 /// # Errors
 /// As [`Sequence::read_rows`].
@@ -52,7 +52,7 @@ pub fn evict(
     width: usize,
 ) -> Result<Sequence, Error> {
     let tokens = sequence.len();
-    // The last queries' own tokens and the first ones stay.
+    // The observed last tokens and the sinks stay.
     let gone = dropped(ratio, tokens).min(tokens.saturating_sub(OBSERVED + SINKS));
     let mut shorter = sequence.blank(tokens - gone)?;
     for (layer, statistics) in statistics.iter().enumerate() {

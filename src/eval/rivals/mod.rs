@@ -1,9 +1,8 @@
-//! Other ways to make a cache smaller, to compare with.
+//! Other methods of cache compression, for comparison.
 //!
 //! Most have no operator in ONNX Runtime. They are simulated: the original model runs, and between its calls the rows
-//! of its cache are replaced by what the rival would have kept of them. Their bytes are counted, not saved, and their
-//! speed says nothing. As the rivals' authors advise, the first tokens and the last ones stay as they are; see
-//! [`SINKS`].
+//! of its cache are replaced by what the rival would have stored. Their bytes are counted, not saved, and their speed
+//! is meaningless. As the rivals' authors recommend, the first and the last tokens stay unchanged; see [`SINKS`].
 //!
 //! - [`Rival`]: which one, as the command line spells it.
 //! - `statistics`: what rivals need to know of a prompt's queries; `probe` makes the model say them.
@@ -26,8 +25,8 @@ pub use probe::{Probe, Prompt, probe_model};
 pub use simulate::simulate;
 pub use statistics::PromptStatistics;
 
-/// First tokens that every rival keeps as they are (Xiao et al. 2024, attention sinks).
+/// First tokens that every rival keeps unchanged (Xiao et al. 2024, attention sinks).
 pub const SINKS: usize = 4;
 
-/// Last queries of a prompt that say which channels and tokens matter, as SnapKV and ThinK take them.
+/// Last queries of a prompt, which decide the important channels and tokens, as in SnapKV and ThinK.
 pub const OBSERVED: usize = 32;

@@ -6,36 +6,36 @@ use std::str::FromStr;
 use super::SINKS;
 use crate::runtime::Interface;
 
-/// How a rival makes the cache smaller.
+/// A method of cache compression.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Method {
-    /// Key channels that matter least to a prompt's last queries are dropped for all tokens (Xu et al. 2025).
+    /// Drops the key channels least important to a prompt's last queries, for all tokens (Xu et al. 2025).
     ThinK {
-        /// Share of channels that are dropped.
+        /// Share of dropped channels.
         ratio: f64,
     },
-    /// Tokens of the prompt that matter least to its last queries are dropped (Li et al. 2024).
+    /// Drops the prompt's tokens least important to its last queries (Li et al. 2024).
     SnapKv {
-        /// Share of the prompt that is dropped.
+        /// Share of dropped tokens of the prompt.
         ratio: f64,
     },
-    /// Each row of a token and KV head by itself, from its least to its greatest element.
+    /// Quantises each row of a token and KV head by itself, from its least to its greatest element.
     PerToken {
-        /// Of an element.
+        /// Bits of an element.
         bits: u32,
     },
     /// The same after a Hadamard rotation, which spreads outliers (Ashkboos et al. 2024).
     Hadamard {
-        /// Of an element.
+        /// Bits of an element.
         bits: u32,
     },
-    /// The same after a rotation to the principal directions of the queries and of attention's results (OSCAR, Zhou
+    /// The same after a rotation to the principal directions of the queries and of the attention results (OSCAR, Zhou
     /// et al. 2026, arXiv 2605.17757).
     Oscar {
-        /// Of an element.
+        /// Bits of an element.
         bits: u32,
     },
-    /// GroupQueryAttention's own quantised cache, a scale for each channel.
+    /// GroupQueryAttention's own quantised cache, with one scale per channel.
     OnnxRuntime {
         /// 8 or 4.
         bits: u32,
@@ -45,22 +45,22 @@ pub enum Method {
 /// A rival.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rival {
-    /// How.
+    /// Its method.
     pub method: Method,
-    /// Last tokens whose rows stay as they are.
+    /// Number of last tokens whose rows stay unchanged.
     pub recent: usize,
 }
 
-/// Recent tokens that stay as they are unless a name says otherwise.
+/// Default number of unchanged recent tokens.
 const RECENT: usize = 64;
 
-/// Elements that share a scale and a minimum, both float16.
+/// Number of elements that share a scale and a minimum, both float16.
 pub fn group(bits: u32, width: usize) -> usize {
     if bits >= 8 { width } else { 32.min(width) }
 }
 
 impl Rival {
-    /// All of them, at the sizes that people publish.
+    /// All rivals, with their published settings.
     pub fn all() -> Vec<Self> {
         let names = "int8 int4 hadamard4 hadamard3 oscar4 oscar3 oscar2 think0.5 snapkv0.5 ort-int8 ort-int4";
         names.split(' ').map(|name| name.parse().expect("a constant")).collect()
@@ -71,8 +71,8 @@ impl Rival {
         !matches!(self.method, Method::OnnxRuntime { .. })
     }
 
-    /// Bytes that a token adds to the cache of a model, as the rival would store it: dense elements as float16. Those
-    /// of evicted tokens are spread over all.
+    /// Bytes that a token adds to the cache of a model as the rival would store it, with dense elements as float16.
+    /// For eviction, the bytes of the remaining tokens are averaged over all.
     pub fn bytes_per_token(&self, interface: &Interface) -> f64 {
         let dense = |width: usize| 2.0 * width as f64;
         let quantised = |bits: u32, width: usize| {
@@ -90,7 +90,7 @@ impl Rival {
         interface.layers.iter().map(|l| l.kv_heads as f64 * layer(l.head_dim)).sum()
     }
 
-    /// Bytes of the tokens that stay as they are, which do not grow.
+    /// Bytes of the unchanged tokens, which do not grow.
     pub fn dense_bytes(&self, interface: &Interface) -> usize {
         if !self.is_simulated() {
             return 0;
@@ -100,7 +100,7 @@ impl Rival {
     }
 }
 
-/// Of `count` things, how many a share is.
+/// The number of dropped items for a share `ratio` of `count`.
 pub fn dropped(ratio: f64, count: usize) -> usize {
     (ratio * count as f64).floor() as usize
 }
@@ -151,7 +151,7 @@ impl fmt::Display for Rival {
             Method::PerToken { bits } => write!(f, "int{bits}")?,
             Method::Hadamard { bits } => write!(f, "hadamard{bits}")?,
             Method::Oscar { bits } => write!(f, "oscar{bits}")?,
-            // It keeps no token as it is.
+            // It keeps no token unchanged.
             Method::OnnxRuntime { bits } => return write!(f, "ort-int{bits}"),
         }
         write!(f, "+{}", self.recent)

@@ -1,5 +1,5 @@
 //! GroupQueryAttention's own quantised cache, as ONNX Runtime GenAI's builder makes it (`kv_cache_quant_scheme`): one
-//! scale for each channel, found by calibration.
+//! scale per channel, found by calibration.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::runtime::{Element, Error, Interface, Sequence};
 pub struct Scales(Vec<Vec<f32>>);
 
 impl Scales {
-    /// Of the rows of a sequence of the original model.
+    /// Measures the rows of a sequence of the original model.
     ///
     /// # Errors
     /// As [`Sequence::read_rows`].
@@ -36,7 +36,7 @@ impl Scales {
     }
 }
 
-/// Writes the model at `original` to the folder of `output` with caches of 8 or 4 bits, and gives its interface.
+/// Writes the model at `original` with a cache of 8 or 4 bits to the folder of `output`, and returns its interface.
 ///
 /// # Errors
 /// Its attention is not GroupQueryAttention, or a file cannot be written.
@@ -78,14 +78,14 @@ pub fn quantised_model(
     Ok(interface)
 }
 
-/// Scales by which the largest magnitude just fits.
+/// Scales at which the largest magnitude just fits.
 fn scale(name: String, dims: &[i64], most: &[f32], bits: u32) -> TensorProto {
     let levels = ((1u32 << (bits - 1)) - 1) as f32;
     let mut tensor = TensorProto::new();
     tensor.set_name(name);
     tensor.set_data_type(1);
     tensor.dims = dims.to_vec();
-    // A channel that was always zero still needs a scale.
+    // A channel that is always zero still needs a scale.
     tensor.set_raw_data(most.iter().flat_map(|most| (most.max(1e-6) / levels).to_le_bytes()).collect());
     tensor
 }

@@ -9,29 +9,29 @@ use crate::onnx::{Placement, data_files, read, write};
 use crate::rewrite::{Layer, RewriteError, find_layers};
 use crate::runtime::{Error, Model, Sequence};
 
-/// A copy of a model that also gives its queries.
+/// A copy of a model that also outputs its queries.
 pub struct Probe {
     /// The .onnx file.
     pub path: PathBuf,
     layers: Vec<Layer>,
-    /// Outputs of the queries, then of the tables of rotation.
+    /// Outputs of the queries, then of the rotation tables.
     outputs: Vec<String>,
 }
 
-/// A prompt that was read.
+/// A prompt that has been read.
 pub struct Prompt {
     /// Its cache.
     pub sequence: Sequence,
-    /// Of each layer.
+    /// Statistics of each layer.
     pub statistics: Vec<PromptStatistics>,
-    /// The first layer's rotation, where attention itself rotates.
+    /// The first layer's rotation, if attention itself rotates.
     pub rotary: Option<Rotary>,
 }
 
-/// Writes the model at `original` to `folder` with its queries as further outputs.
+/// Writes the model at `original` to `folder` with its queries as additional outputs.
 ///
 /// # Errors
-/// It is no model that could be rewritten, or a file cannot be written.
+/// The model cannot be rewritten, or a file cannot be written.
 pub fn probe_model(original: &Path, folder: &Path) -> Result<Probe, RewriteError> {
     let mut model = read(original)?;
     let layers = find_layers(&model)?;
@@ -57,7 +57,7 @@ pub fn place_data(model: &ModelProto, original: &Path, folder: &Path) -> Result<
     Ok(())
 }
 
-/// Makes a tensor an output of the graph, and gives the output's name.
+/// Makes a tensor an output of the graph, and returns the output's name.
 fn expose(graph: &mut GraphProto, tensor: &str, element: i32, number: usize) -> String {
     let name = format!("spark_probe/{number}");
     let mut node = NodeProto::new();
@@ -74,7 +74,7 @@ fn expose(graph: &mut GraphProto, tensor: &str, element: i32, number: usize) -> 
 }
 
 impl Probe {
-    /// Reads a prompt at once into a sequence of `model`, which is this one; `capacity` is that of
+    /// Reads a prompt at once into a sequence of `model`, which must be this probe; `capacity` is that of
     /// [`Model::start`].
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl Probe {
     }
 }
 
-/// `[Hq, L, D]` of what a layer reads as its query, which may have keys and values behind it, after rotation.
+/// `[Hq, L, D]`: a layer's query after rotation, from a tensor that may also have keys and values after it.
 fn queries(layer: &Layer, flat: &[f32], tokens: usize, rotary: Option<&Rotary>) -> Vec<f32> {
     let (heads, width) = (layer.query_heads, layer.head_dim);
     let stride = flat.len() / tokens;

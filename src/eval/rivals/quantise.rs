@@ -1,7 +1,7 @@
-//! Quantising rows, and what comes back.
+//! Quantising rows and restoring them.
 
-/// Replaces each group of `group` elements by what `bits` bits, a scale and a minimum, both float16, keep of it. Only
-/// `clip` of the range from the least to the greatest element is covered, around its middle.
+/// Quantises and restores each group of `group` elements with `bits` bits, a scale and a minimum, both float16. Only
+/// the share `clip` of the range from the least to the greatest element is covered, around its middle.
 pub fn quantise(row: &mut [f32], bits: u32, group: usize, clip: f32) {
     let most = ((1u32 << bits) - 1) as f32;
     for part in row.chunks_mut(group) {
@@ -37,8 +37,8 @@ pub fn hadamard(row: &mut [f32]) {
     }
 }
 
-/// Where each element of a row of `width` goes when the bits of its index are reversed; as it is where the width is no
-/// power of two.
+/// The position of each element of a row of `width` when the bits of its index are reversed; unchanged if the width is
+/// not a power of two.
 pub fn bit_reversed(width: usize) -> Vec<usize> {
     if !width.is_power_of_two() || width == 1 {
         return (0..width).collect();

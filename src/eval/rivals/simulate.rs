@@ -1,4 +1,5 @@
-//! A rival on the original model: between its calls the rows of the cache become what the rival keeps of them.
+//! Simulates a rival on the original model: between its calls the rows of the cache become what the rival stores of
+//! them.
 
 use std::time::Instant;
 
@@ -10,11 +11,11 @@ use super::transform::Transform;
 use crate::eval::{Passage, Seen, Timing};
 use crate::runtime::{Error, Model, Sequence};
 
-/// Decodes what follows a prompt that `model` has read, as [`crate::eval::Feeding::feed`] does, with the rival's
+/// Decodes the tokens after a prompt that `model` has read, as [`crate::eval::Feeding::feed`] does, with the rival's
 /// cache.
 ///
 /// # Errors
-/// As [`Model::run`], or `seen`'s; the model's rotation is not known and the rival needs it.
+/// As [`Model::run`] or `seen`, or the rival needs the model's rotation and it is not known.
 pub fn simulate<E: From<Error>>(
     rival: &Rival,
     model: &mut Model,
@@ -35,13 +36,13 @@ pub fn simulate<E: From<Error>>(
     Ok(timing)
 }
 
-/// A cache of which a rival keeps less.
+/// A cache under compression by a rival.
 struct Cache {
     sequence: Sequence,
-    /// Of each tensor of the cache and each KV head.
+    /// One for each tensor of the cache and each KV head.
     transforms: Vec<Vec<Transform>>,
     width: usize,
-    /// Rows from the sinks up to here are already what the rival keeps.
+    /// Rows from the sinks up to here are already compressed.
     done: usize,
     recent: usize,
 }
@@ -72,7 +73,7 @@ impl Cache {
         Ok(Self { sequence, transforms, width, done: SINKS, recent: rival.recent })
     }
 
-    /// Of the rows that are no longer recent, keeps what the rival does.
+    /// Compresses the rows that are no longer recent.
     fn degrade(&mut self) -> Result<(), Error> {
         let end = self.sequence.len().saturating_sub(self.recent);
         if end <= self.done {
@@ -93,7 +94,7 @@ impl Cache {
     }
 }
 
-/// The same cache in memory of its own.
+/// A copy of the cache in separate memory.
 fn copy(sequence: &Sequence, kv_heads: &[usize]) -> Result<Sequence, Error> {
     let mut other = sequence.blank(sequence.len())?;
     for (layer, &heads) in kv_heads.iter().enumerate() {

@@ -1,10 +1,10 @@
-//! What rivals need to know of a prompt.
+//! The properties of a prompt that rivals need.
 
 use super::OBSERVED;
 use crate::rewrite::Layer;
 use crate::runtime::{Error, Sequence};
 
-/// What a layer's queries say of a prompt.
+/// Statistics of a layer's queries in a prompt.
 #[derive(Clone, Debug)]
 pub struct PromptStatistics {
     /// Query heads that share a KV head.
@@ -19,11 +19,11 @@ pub struct PromptStatistics {
     pub covariance: Vec<Vec<f64>>,
 }
 
-/// Every so many queries go into the covariance.
+/// Every fourth query goes into the covariance.
 const STRIDE: usize = 4;
 
 impl PromptStatistics {
-    /// Of the queries `[Hq, L, D]` of a layer, after rotation.
+    /// From the queries `[Hq, L, D]` of a layer, after rotation.
     pub fn new(layer: &Layer, queries: &[f32]) -> Self {
         let (heads, width) = (layer.query_heads, layer.head_dim);
         let tokens = queries.len() / (heads * width);
@@ -44,8 +44,8 @@ impl PromptStatistics {
         Self { heads_per_kv_head: group, scale, queries: last, window, covariance }
     }
 
-    /// Attention of the last queries of the heads of `kv_head` over `keys`, `[L, D]`: rows of L weights, query by
-    /// query, each up to its own token.
+    /// Attention weights of the last queries of the heads of `kv_head` over `keys`, `[L, D]`: a row of L weights for
+    /// each query, causal.
     pub fn weights(&self, kv_head: usize, keys: &[f32], width: usize) -> Vec<Vec<f32>> {
         let tokens = keys.len() / width;
         let heads = kv_head * self.heads_per_kv_head..(kv_head + 1) * self.heads_per_kv_head;
@@ -64,7 +64,7 @@ impl PromptStatistics {
         rows
     }
 
-    /// Sum of squares of the last queries of the heads of `kv_head`, channel by channel.
+    /// Sum of squares of the last queries of the heads of `kv_head`, for each channel.
     pub fn energy(&self, kv_head: usize, width: usize) -> Vec<f32> {
         let group = self.heads_per_kv_head * self.window * width;
         let mut energy = vec![0.0; width];
@@ -89,7 +89,7 @@ fn softmax(row: &mut [f32]) {
     row.iter_mut().for_each(|x| *x /= sum);
 }
 
-/// Rows of a tensor and KV head that a sequence holds.
+/// The rows of a tensor and KV head in a sequence.
 pub fn held(sequence: &Sequence, tensor: usize, head: usize) -> Result<Vec<f32>, Error> {
     sequence.read_rows(tensor, head, 0..sequence.len())
 }

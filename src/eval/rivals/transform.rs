@@ -1,4 +1,4 @@
-//! What is lost of a row.
+//! The lossy transform of a row.
 
 use nalgebra::{DMatrix, SymmetricEigen};
 
@@ -7,9 +7,9 @@ use super::quantise::{bit_reversed, hadamard, quantise};
 use super::statistics::{PromptStatistics, add_square, held};
 use crate::runtime::{Error, Sequence};
 
-/// What happens to the rows of one tensor and KV head.
+/// The transform of the rows of one tensor and KV head.
 pub enum Transform {
-    /// They stay.
+    /// They stay unchanged.
     Keep,
     /// These channels become zero.
     Zero(Vec<usize>),
@@ -26,7 +26,7 @@ pub enum Transform {
 pub enum Rotation {
     None,
     Hadamard,
-    /// Rows are multiplied by it from the left: y = x R.
+    /// Rows are multiplied by it: y = x R.
     Matrix(DMatrix<f32>),
 }
 
@@ -34,7 +34,7 @@ pub enum Rotation {
 const CLIPS: [f32; 6] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6];
 
 impl Transform {
-    /// For the tensor of keys or of `values` of a layer, once the prompt is read.
+    /// The transform for the keys, or the `values`, of a layer, once the prompt is read.
     pub fn new(
         method: Method,
         sequence: &Sequence,
@@ -64,7 +64,7 @@ impl Transform {
         })
     }
 
-    /// Replaces rows by what is kept of them.
+    /// Replaces rows by their lossy versions.
     pub fn apply(&self, rows: &mut [f32], width: usize) {
         match self {
             Self::Keep => {}
@@ -79,7 +79,7 @@ impl Transform {
         }
     }
 
-    /// Takes the clip with the least squared error on these rows.
+    /// Selects the clip with the least squared error on these rows.
     fn choose_clip(&mut self, rows: &[f32], width: usize) {
         let sample: Vec<f32> = rows.chunks(width).step_by(8).flatten().copied().collect();
         let error = |transform: &Self| -> f32 {
@@ -120,14 +120,14 @@ impl Rotation {
     }
 }
 
-/// rows R, in place.
+/// Computes rows * R in place.
 fn multiply(rows: &mut [f32], matrix: &DMatrix<f32>, width: usize) {
     // Rows of C are columns of nalgebra's matrices.
     let turned = matrix.transpose() * DMatrix::from_column_slice(width, rows.len() / width, rows);
     rows.copy_from_slice(turned.as_slice());
 }
 
-/// ThinK: the channels whose |q| |k| over the last queries and all keys is least.
+/// ThinK: the channels with the least |q| |k| over the last queries and all keys.
 fn least_channels(keys: &[f32], statistics: &PromptStatistics, head: usize, ratio: f64, width: usize) -> Vec<usize> {
     let mut scores = statistics.energy(head, width);
     let mut energy = vec![0.0f32; width];
@@ -139,7 +139,7 @@ fn least_channels(keys: &[f32], statistics: &PromptStatistics, head: usize, rati
     order
 }
 
-/// Sum of o o^T over attention's results of the last queries: V^T S^T S V.
+/// Sum of o o^T over the attention results of the last queries: V^T S^T S V.
 fn results(keys: &[f32], values: &[f32], statistics: &PromptStatistics, head: usize, width: usize) -> Vec<f64> {
     let mut sum = vec![0.0; width * width];
     for weights in statistics.weights(head, keys, width) {
@@ -152,7 +152,7 @@ fn results(keys: &[f32], values: &[f32], statistics: &PromptStatistics, head: us
     sum
 }
 
-/// OSCAR's rotation: the eigenvectors of a covariance, then Hadamard, then the order of reversed bits.
+/// OSCAR's rotation: the eigenvectors of a covariance, then Hadamard, then bit-reversed order.
 fn spectral(covariance: &[f64], width: usize) -> DMatrix<f32> {
     let eigen = SymmetricEigen::new(DMatrix::from_row_slice(width, width, covariance));
     let mut order: Vec<usize> = (0..width).collect();

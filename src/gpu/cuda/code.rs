@@ -1,4 +1,4 @@
-//! Code for NVIDIA GPUs: fatbins of nvcc, and cubins of NVRTC.
+//! Code for NVIDIA GPUs: fatbins from nvcc, and cubins from NVRTC.
 
 use libloading::os::unix::{Library, RTLD_NOW};
 
@@ -8,7 +8,7 @@ use crate::gpu::rtc::{Compiler, Names};
 use crate::gpu::runtime::{CodeFormat, reason};
 use crate::gpu::sources::{CUDA_CODE, CUDA_OPTIONS};
 
-/// Names of NVRTC's library, the newest first. CUDA 11.2 was the last to have a minor version in its name.
+/// Names of the NVRTC library, newest first. CUDA 11.2 was the last with a minor version in its name.
 const LIBRARIES: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"];
 
 impl CodeFormat for Cuda {
@@ -25,8 +25,7 @@ impl CodeFormat for Cuda {
     }
 
     fn carried(&self, _arch: &str) -> Option<&'static [u8]> {
-        // It has code for several architectures, of which the driver takes the one that fits, or compiles the PTX in
-        // it.
+        // Holds code for several architectures; the driver selects one that fits, or compiles the PTX in it.
         CUDA_CODE
     }
 
@@ -34,13 +33,13 @@ impl CodeFormat for Cuda {
         const NAMES: Names = Names { prefix: "nvrtc", result: "CUBIN" };
         let mut problems = Vec::new();
         let library = LIBRARIES.into_iter().find_map(|name| {
-            // SAFETY: NVIDIA's compiler, by its name; nothing of ours depends on its initialisers.
+            // SAFETY: NVIDIA's compiler, by its name; none of our code depends on its initialisers.
             unsafe { Library::open(Some(name), RTLD_NOW) }.map_err(|e| problems.push(reason(&e))).ok()
         });
         let library = library.ok_or_else(|| problems.join("; "))?;
         let options = CUDA_OPTIONS.iter().map(|o| o.to_string()).chain([format!("--gpu-architecture={arch}")]);
         let code = Compiler::new(&library, NAMES)?.compile(&options.collect::<Vec<_>>())?;
-        // It may have threads of its own.
+        // It may have started threads.
         std::mem::forget(library);
         match is_cubin(&code) {
             true => Ok(code),
@@ -56,7 +55,7 @@ impl CodeFormat for Cuda {
     }
 }
 
-/// Whether `code` is a whole fatbin.
+/// Whether `code` is a complete fatbin.
 fn is_fatbin(code: &[u8]) -> bool {
     /// Magic, version (16 bits), bytes of the header (16 bits), bytes after it (64 bits).
     const MAGIC: [u8; 4] = 0xba55_ed50_u32.to_le_bytes();
@@ -67,7 +66,7 @@ fn is_fatbin(code: &[u8]) -> bool {
     }
 }
 
-/// Whether `code` begins as a cubin, an ELF file of NVIDIA's machine.
+/// Whether `code` starts like a cubin, an ELF file for NVIDIA's machine.
 fn is_cubin(code: &[u8]) -> bool {
     const EM_CUDA: [u8; 2] = [190, 0];
     code.len() > 64 && code.starts_with(b"\x7fELF\x02") && code[18..20] == EM_CUDA

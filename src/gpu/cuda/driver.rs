@@ -1,4 +1,4 @@
-//! The CUDA driver, found when it is first needed: nothing links it.
+//! The CUDA driver, opened when first needed rather than linked.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -18,14 +18,14 @@ const MULTIPROCESSOR_COUNT: c_int = 16;
 const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
 const COMPUTE_CAPABILITY_MINOR: c_int = 76;
 const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_int = 97;
-/// Of CUfunction_attribute.
+/// Value of CUfunction_attribute.
 const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
-/// Bytes of shared memory that every kernel may take.
+/// Bytes of shared memory that every kernel may use.
 const SHARED_BYTES_BY_DEFAULT: u32 = 48 << 10;
 
 functions! {
-    /// The functions of libcuda that kernels need to be loaded and launched, as cuda.h of CUDA 11.4 to 13 declares
-    /// them: a function whose signature changes gets another name.
+    /// The libcuda functions for loading and launching kernels, as cuda.h of CUDA 11.4 to 13 declares them: a function
+    /// whose signature changes gets a new name.
     Functions {
         cuInit: (c_uint);
         cuDriverGetVersion: (*mut c_int);
@@ -50,7 +50,7 @@ functions! {
 #[derive(Debug)]
 pub(crate) struct Cuda {
     functions: Functions,
-    /// Primary contexts by ordinal, as addresses; retained for as long as the process lives.
+    /// Primary contexts by ordinal, as addresses; never released.
     contexts: Mutex<BTreeMap<i32, usize>>,
     /// The shared library, never closed.
     library: Library,
@@ -60,7 +60,7 @@ impl Cuda {
     /// The driver of this machine.
     ///
     /// # Errors
-    /// If there is none, it lacks a function, or it does not start.
+    /// If there is none, a function is missing, or it fails to start.
     pub(crate) fn get() -> Result<&'static Self, GpuError> {
         static CUDA: OnceLock<Result<Cuda, String>> = OnceLock::new();
         CUDA.get_or_init(Self::open)
@@ -69,20 +69,20 @@ impl Cuda {
     }
 
     fn open() -> Result<Self, String> {
-        // SAFETY: NVIDIA's driver, by its name; loading it runs its initialisers and nothing of ours depends on them.
+        // SAFETY: NVIDIA's driver, by its name; loading it runs its initialisers, on which none of our code depends.
         let library = unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) }.map_err(|e| reason(&e))?;
         let cuda = Self { functions: Functions::of(&library)?, contexts: Mutex::default(), library };
-        // SAFETY: takes a number.
+        // SAFETY: the argument is a number.
         cuda.check(unsafe { (cuda.functions.cuInit)(0) }, || "cuInit".into()).map_err(|e| e.to_string())?;
         Ok(cuda)
     }
 
-    /// The shared library, for functions that are not here.
+    /// The shared library, for functions that are not listed here.
     pub(crate) fn library(&self) -> &Library {
         &self.library
     }
 
-    /// Makes device `ordinal` current until what is returned is dropped.
+    /// Makes device `ordinal` current until the result is dropped.
     ///
     /// # Errors
     /// If there is no such device.
@@ -90,7 +90,7 @@ impl Cuda {
         Current::new(self, ordinal)
     }
 
-    /// The driver's own version number, such as 13000.
+    /// The driver's version number, such as 13000.
     pub(super) fn version(&self) -> Result<i32, GpuError> {
         let mut version = 0;
         // SAFETY: the out pointer is valid.
@@ -99,7 +99,7 @@ impl Cuda {
         Ok(version)
     }
 
-    /// The driver's own name for device `ordinal`.
+    /// The driver's handle of device `ordinal`.
     pub(crate) fn device(&self, ordinal: i32) -> Result<c_int, GpuError> {
         let mut device = 0;
         // SAFETY: the out pointer is valid.
@@ -131,14 +131,14 @@ impl Cuda {
         u32::try_from(value).map_err(|_| GpuError::Device { ordinal: device, problem })
     }
 
-    /// An error of the driver as ours.
+    /// Converts an error of the driver to ours.
     pub(crate) fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<(), GpuError> {
         if code == 0 {
             return Ok(());
         }
         let describe = |get: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int| {
             let mut found = std::ptr::null();
-            // SAFETY: any number may be asked for, and the out pointer is valid; what is found is a constant.
+            // SAFETY: any number is allowed, and the out pointer is valid; the text is a constant.
             unsafe {
                 get(code, &mut found);
                 text(found)
@@ -159,7 +159,7 @@ impl Runtime for Cuda {
 
     fn leave(&self, _previous: Previous) {
         let mut popped = std::ptr::null_mut();
-        // SAFETY: the out pointer is valid; what `enter` pushed is popped. There is nobody to tell of an error.
+        // SAFETY: the out pointer is valid; this pops what `enter` pushed. There is no one to report an error to.
         unsafe { (self.functions.cuCtxPopCurrent_v2)(&mut popped) };
     }
 
@@ -178,8 +178,8 @@ impl Runtime for Cuda {
 
     fn load(&self, code: &[u8]) -> Result<Handle, GpuError> {
         let mut module = std::ptr::null_mut();
-        // SAFETY: `code` is a whole fatbin or cubin: our own build's, NVRTC's, or one from the cache with its checksum
-        // right; the driver copies it.
+        // SAFETY: `code` is a complete fatbin or cubin: from our own build, from NVRTC, or from the cache with a
+        // correct checksum; the driver copies it.
         let status = unsafe { (self.functions.cuModuleLoadData)(&mut module, code.as_ptr().cast()) };
         self.check(status, || format!("cuModuleLoadData of {} bytes", code.len()))?;
         Ok(module)
@@ -192,7 +192,7 @@ impl Runtime for Cuda {
         let status = unsafe { (self.functions.cuModuleGetFunction)(&mut function, module, name.as_ptr()) };
         self.check(status, || format!("cuModuleGetFunction of {called}"))?;
         if shared_bytes > SHARED_BYTES_BY_DEFAULT {
-            // SAFETY: the function is one of the module's; the attribute takes a number.
+            // SAFETY: the function belongs to the module; the attribute takes a number.
             let status = unsafe {
                 (self.functions.cuFuncSetAttribute)(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes as c_int)
             };
@@ -202,11 +202,12 @@ impl Runtime for Cuda {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn launch(&self, launch: &KernelLaunch<'_>, stream: Handle) -> Result<(), GpuError> {
         let &KernelLaunch { name, function, grid, block, shared_bytes, argument } = launch;
         let mut arguments = [(&raw const *argument).cast_mut().cast::<c_void>()];
-        // SAFETY: every kernel takes one Call, which the driver copies; the rest is this function's contract.
+        // SAFETY: every kernel takes one Call, which the driver copies; the rest follows from this function's
+        // contract.
         let status = unsafe {
             (self.functions.cuLaunchKernel)(
                 function,
@@ -226,7 +227,7 @@ impl Runtime for Cuda {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn is_capturing(&self, stream: Handle) -> Result<bool, GpuError> {
         let mut status = 0;
         // SAFETY: by this function's contract; the out pointer is valid.

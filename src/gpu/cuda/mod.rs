@@ -1,4 +1,4 @@
-//! NVIDIA GPUs, by the CUDA driver.
+//! NVIDIA GPUs, through the CUDA driver.
 
 mod code;
 mod driver;

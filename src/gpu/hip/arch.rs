@@ -1,6 +1,6 @@
 //! Names of AMD's processors.
 
-/// The processor of an architecture's name: gfx90a of gfx90a:sramecc+:xnack-.
+/// The processor in an architecture's name: gfx90a for gfx90a:sramecc+:xnack-.
 pub(crate) fn processor(arch: &str) -> &str {
     arch.split(':').next().unwrap_or(arch)
 }

@@ -9,14 +9,14 @@ use crate::gpu::rtc::{Compiler, Names};
 use crate::gpu::runtime::{CodeFormat, reason};
 use crate::gpu::sources::{HIP_CODE, HIP_OPTIONS};
 
-/// Whether `code` begins as a code object of an AMD GPU, or a bundle of them, does.
+/// Whether `code` starts like a code object for an AMD GPU, or a bundle of them.
 pub(super) fn is_code_object(code: &[u8]) -> bool {
     const EM_AMDGPU: [u8; 2] = [224, 0];
     let elf = code.len() > 64 && code.starts_with(b"\x7fELF\x02\x01") && code[18..20] == EM_AMDGPU;
     elf || code.starts_with(b"__CLANG_OFFLOAD_BUNDLE__") || code.starts_with(b"CCOB")
 }
 
-/// hipRTC, where this library carries no code object for a device.
+/// Uses hipRTC where this library has no embedded code object for a device.
 impl CodeFormat for Hip {
     fn folder(&self) -> &'static str {
         "hip"
@@ -39,11 +39,11 @@ impl CodeFormat for Hip {
         let options: Vec<_> =
             HIP_OPTIONS.iter().map(|o| o.to_string()).chain([format!("--offload-arch={arch}")]).collect();
         let file = format!("libhiprtc.so.{}", self.major);
-        // SAFETY: AMD's compiler, by its name; nothing of ours depends on its initialisers.
+        // SAFETY: AMD's compiler, by its name; none of our code depends on its initialisers.
         let separate = already_loaded(&file).map_or_else(|| unsafe { Library::open(Some(&file), RTLD_NOW) }, Ok);
         let code = match &separate {
             Ok(library) => Compiler::new(library, NAMES)?.compile(&options)?,
-            // Up to version 5 HIP's own library has hipRTC inside.
+            // Up to version 5, HIP's own library contains hipRTC.
             Err(e) => Compiler::new(self.library(), NAMES).map_err(|_| reason(e))?.compile(&options)?,
         };
         match is_code_object(&code) {

@@ -1,4 +1,4 @@
-//! The HIP runtime, found when it is first needed: nothing links it.
+//! The HIP runtime, opened when first needed rather than linked.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
@@ -13,7 +13,7 @@ use crate::gpu::runtime::{
 };
 
 functions! {
-    /// The functions of HIP that kernels need to be loaded and launched.
+    /// The HIP functions for loading and launching kernels.
     Functions {
         hipGetDevice: (*mut c_int);
         hipSetDevice: (c_int);
@@ -44,7 +44,7 @@ pub struct Hip {
     hipGetErrorString: ErrorText,
 }
 
-/// Byte offsets within hipDeviceProp_t, which HIP 6 changed together with the name of the function that fills it.
+/// Byte offsets in hipDeviceProp_t, which changed in HIP 6, as did the name of the function that fills it.
 #[derive(Clone, Copy, Debug)]
 struct PropertiesLayout {
     arch: usize,
@@ -59,10 +59,10 @@ const R0600: PropertiesLayout = PropertiesLayout { arch: 1160, wave_size: 308, c
 const R0000: PropertiesLayout = PropertiesLayout { arch: 396, wave_size: 276, compute_units: 336, shared_bytes: 264 };
 
 impl Hip {
-    /// The HIP runtime of this process: the one that is loaded already, such as ONNX Runtime's, else the newest known.
+    /// The HIP runtime of this process: the one already loaded, such as ONNX Runtime's, else the newest known.
     ///
     /// # Errors
-    /// If there is none, or it lacks a function.
+    /// If there is none, or a function is missing.
     pub fn get() -> Result<&'static Self, GpuError> {
         static HIP: OnceLock<Result<Hip, String>> = OnceLock::new();
         HIP.get_or_init(Self::open)
@@ -76,7 +76,7 @@ impl Hip {
         let loaded = MAJORS.iter().find_map(|&major| Some((major, already_loaded(&file(major))?)));
         let mut problems = Vec::new();
         let mut open = |major: u32| {
-            // SAFETY: AMD's runtime, by its name; loading it runs its initialisers and nothing of ours depends on them.
+            // SAFETY: AMD's runtime, by its name; loading it runs its initialisers, on which none of our code depends.
             let library = unsafe { Library::open(Some(file(major)), RTLD_NOW | RTLD_GLOBAL) };
             library.map_err(|e| problems.push(reason(&e))).ok().map(|library| (major, library))
         };
@@ -87,7 +87,7 @@ impl Hip {
     }
 
     fn with(major: u32, library: Library) -> Result<Self, String> {
-        /// The function of a name, as the type that the field asks for.
+        /// The function with this name, with the type of the field.
         macro_rules! function {
             ($name:ident) => {
                 // SAFETY: the signature is that of hip_runtime_api.h, the same in HIP 5, 6 and 7.
@@ -110,12 +110,12 @@ impl Hip {
         })
     }
 
-    /// The shared library, for functions that are not here.
+    /// The shared library, for functions that are not listed here.
     pub(crate) fn library(&self) -> &Library {
         &self.library
     }
 
-    /// Makes device `ordinal` current until what is returned is dropped.
+    /// Makes device `ordinal` current until the result is dropped.
     ///
     /// # Errors
     /// If there is no such device.
@@ -123,7 +123,7 @@ impl Hip {
         Current::new(self, ordinal)
     }
 
-    /// HIP's own version number.
+    /// HIP's version number.
     pub(super) fn version(&self) -> Result<i32, GpuError> {
         let mut version = 0;
         // SAFETY: the out pointer is valid.
@@ -132,12 +132,12 @@ impl Hip {
         Ok(version)
     }
 
-    /// An error of HIP as ours. HIP's memory of it is cleared, so that whoever looks there next is not misled.
+    /// Converts an error of HIP to ours. HIP's last error is cleared, so that later checks of it are not misled.
     pub(crate) fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<(), GpuError> {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: both take any number and return a constant, or null; the last one takes nothing.
+        // SAFETY: both take any number and return a constant or null; the last one has no arguments.
         let (name, meaning) = unsafe {
             (self.functions.hipGetLastError)();
             (text((self.hipGetErrorName)(code)), text((self.hipGetErrorString)(code)))
@@ -154,22 +154,23 @@ impl Runtime for Hip {
         if previous == ordinal {
             return Ok(Previous(None));
         }
-        // SAFETY: takes a number.
+        // SAFETY: the argument is a number.
         self.check(unsafe { (self.functions.hipSetDevice)(ordinal) }, || format!("hipSetDevice({ordinal})"))?;
         Ok(Previous(Some(previous)))
     }
 
     fn leave(&self, previous: Previous) {
         if let Previous(Some(previous)) = previous {
-            // SAFETY: takes a number, of a device that was current before. There is nobody to tell of an error.
+            // SAFETY: the argument is the number of a device that was current before. There is no one to report an
+            // error to.
             unsafe { (self.functions.hipSetDevice)(previous) };
         }
     }
 
     fn properties(&self, ordinal: i32) -> Result<Properties, GpuError> {
-        // Larger than the structure of any version, and aligned as it is.
+        // Larger than the structure of any version, with the same alignment.
         let mut buffer = [0u64; 1024];
-        // SAFETY: the buffer is larger than what HIP writes.
+        // SAFETY: the buffer is larger than the structure that HIP writes.
         let code = unsafe { (self.fill_properties)(buffer.as_mut_ptr().cast(), ordinal) };
         self.check(code, || format!("hipGetDeviceProperties({ordinal})"))?;
         let bytes: Vec<u8> = buffer.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -178,8 +179,8 @@ impl Runtime for Hip {
 
     fn load(&self, code: &[u8]) -> Result<Handle, GpuError> {
         let mut module = std::ptr::null_mut();
-        // SAFETY: `code` is a whole code object: our own build's, hipRTC's, or one from the cache with its checksum
-        // right.
+        // SAFETY: `code` is a complete code object: from our own build, from hipRTC, or from the cache with a correct
+        // checksum.
         let status = unsafe { (self.functions.hipModuleLoadData)(&mut module, code.as_ptr().cast()) };
         self.check(status, || format!("hipModuleLoadData of {} bytes", code.len()))?;
         Ok(module)
@@ -194,7 +195,7 @@ impl Runtime for Hip {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn launch(&self, launch: &KernelLaunch<'_>, stream: Handle) -> Result<(), GpuError> {
         // HIP_LAUNCH_PARAM_*; the last one is 0 in CUDA.
         const POINTER: Handle = 1 as Handle;
@@ -204,8 +205,8 @@ impl Runtime for Hip {
         let mut bytes = size_of_val(argument);
         let argument = (&raw const *argument).cast_mut().cast();
         let mut extra = [POINTER, argument, SIZE, (&raw mut bytes).cast(), END, std::ptr::null_mut()];
-        // SAFETY: every kernel takes one Call, which has no padding that kernels look at and which HIP copies before it
-        // returns; the rest is this function's contract.
+        // SAFETY: every kernel takes one Call, without padding that kernels read, which HIP copies before it returns;
+        // the rest follows from this function's contract.
         let status = unsafe {
             (self.functions.hipModuleLaunchKernel)(
                 function,
@@ -225,7 +226,7 @@ impl Runtime for Hip {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn is_capturing(&self, _stream: Handle) -> Result<bool, GpuError> {
         // Graphs are an option of ONNX Runtime's ROCm provider that docs/rocm.md says to leave off.
         Ok(false)

@@ -1,4 +1,4 @@
-//! AMD GPUs, by HIP.
+//! AMD GPUs, through HIP.
 
 mod arch;
 mod code;

@@ -1,22 +1,22 @@
 //! The read path.
 //!
 //! # Cost model
-//! Decoding reads every cached row once. What bounds it is the memory's bandwidth or the instructions that decode rows,
+//! Decoding reads every cached row once. Its limit is the memory bandwidth or the instructions that decode rows,
 //! whichever is slower (`docs/performance.md` counts both); either way every compute unit must be busy to the end.
-//! - *Bytes in flight.* A memory of bandwidth W and latency t needs W * t bytes under way: 5.3 TB/s and 0.8 us are 4.2
+//! - *Bytes in flight.* A memory of bandwidth W and latency t needs W * t bytes in flight: 5.3 TB/s and 0.8 us are 4.2
 //!   MB, 14 KB for each of the 304 compute units of an MI300X (1.6 TB/s: 13 KB for each of the 104 of one die of an
-//!   MI250). A wave asks for a tile of rows at once and waits once for it; with D = 128, 8 bits and four queries on
-//!   matrix cores that is 16 rows or 3.8 KB, and 8 waves, 2 blocks, have 30 KB under way.
-//! - *Waves a compute unit.* Registers allow 12 waves with up to four queries a block and 8 with eight, or where
-//!   quantised rows of more than 64 channels go through matrix cores, which [`decode_blocks`] says and
-//!   `tests/gpu/device_code` checks in the code objects; LDS allows more.
-//! - *Splitting.* Blocks are (queries of a KV head) x (sequences). Where that is less than the device takes at once,
-//!   the keys of a sequence are cut into pieces, as many as still fit in one round: a second, partly filled round would
-//!   cost more than longer pieces. A piece costs a state of D + 2 floats a query, written and read once;
+//!   MI250). A wave requests a whole tile of rows and waits for it once; with D = 128, 8 bits and four queries on
+//!   matrix cores that is 16 rows or 3.8 KB, and 8 waves, 2 blocks, have 30 KB in flight.
+//! - *Waves per compute unit.* Registers allow 12 waves with up to four queries per block, and 8 with eight queries or
+//!   with quantised rows of more than 64 channels on matrix cores. [`decode_blocks`] has these numbers, and
+//!   `tests/gpu/device_code` checks them in the code objects; LDS allows more.
+//! - *Splitting.* Blocks are (queries of a KV head) x (sequences). If that does not fill the device, the keys of a
+//!   sequence are cut into as many pieces as still fit in one round: a second, partly filled round would
+//!   cost more than longer pieces. A piece costs a state of D + 2 floats per query, written and read once;
 //!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes.
-//! - *Prefill* is bound by multiply-adds, on matrix cores where there are any (`ops/prefill_matrix.h` has their cost
-//!   model). Two blocks a compute unit, where LDS has room for them, so that one's matrix instructions hide what the
-//!   other decodes. It is cut only where there are few blocks, that is for chunks of few tokens after a long cache.
+//! - *Prefill* is bound by multiply-adds, on matrix cores if the device has them (`ops/prefill_matrix.h` has their cost
+//!   model). Where LDS has room, two blocks share a compute unit, so that one's matrix instructions hide the decoding
+//!   of the other. Keys are cut only if there are few blocks, that is for chunks of few tokens after a long cache.
 
 use super::tensors::base;
 use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launch, row_words, sequences};
@@ -26,30 +26,30 @@ use crate::gpu::limits::{
 };
 use crate::gpu::params::{Call, Tokens};
 
-/// Blocks of a decoding kernel that a compute unit holds at once: as many as waves that a SIMD has registers for, one
-/// of each block.
+/// Blocks of a decoding kernel that a compute unit holds at once: the number of waves that a SIMD has registers for,
+/// since each block has one wave on every SIMD.
 fn decode_blocks(octets: u32, columns: u32, matrix: bool) -> u32 {
     if columns > 4 || matrix && octets > 8 { 2 } else { 3 }
 }
-/// Blocks of a prefill kernel likewise, without matrix cores: LDS holds one. With them registers allow two.
+/// The same for prefill kernels: without matrix cores LDS holds one block, with them registers allow two.
 const PREFILL_BLOCKS: u32 = 1;
 const MATRIX_BLOCKS: u32 = 2;
 /// Fewest keys of a piece.
 const MIN_DECODE_KEYS: u32 = 256;
 const MIN_PREFILL_KEYS: u32 = 512;
-/// Keys of a piece are a multiple, so that tiles are whole.
+/// The keys of a piece are a multiple of this, so that tiles are whole.
 const PIECE: u32 = 64;
-/// Most (token, head) pairs of a KV head that the decoding kernels take; they decode rows anew for every eight.
+/// Most (token, head) pairs of a KV head for the decoding kernels, which decode rows again for every eight.
 const MOST_DECODE_COLUMNS: u32 = 16;
 
-/// A kernel that attends, and what it takes at once.
+/// An attention kernel, and the work of one of its blocks.
 struct Attend {
     kernel: String,
     /// (token, head) pairs of a block.
     columns: u32,
     threads: u32,
     shared_bytes: u32,
-    /// Blocks of a compute unit.
+    /// Blocks that a compute unit holds at once.
     resident: u32,
     min_keys: u32,
 }
@@ -104,7 +104,7 @@ impl Attend {
         let matrix = device.matrix && call.key_bits < 16 && call.value_bits < 16 && octets <= 16;
         let columns = match pairs {
             0..=1 => 1,
-            // Registers have no room for the sums of more.
+            // Registers have no room for more sums.
             _ if matrix && octets == 16 && call.value_bits == 4 => 4,
             2..=4 => 4,
             _ => 8,
@@ -113,7 +113,7 @@ impl Attend {
         let words = if matrix {
             let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
             let tiles = MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS);
-            // Behind the queries the tables and the waves' rows, which give way to the states of all waves.
+            // After the queries: the tables and the waves' rows, whose memory the states of all waves reuse.
             columns * d + tiles.max(2 * states)
         } else {
             let tile = wave / octets * if columns > 1 { 2 } else { 4 };
@@ -162,7 +162,7 @@ pub fn attention(
     call.scale = settings.scale.unwrap_or_else(|| 1.0 / (d as f32).sqrt());
     call.softcap = settings.softcap.unwrap_or(0.0);
     call.causal = settings.causal.into();
-    // A window beyond all keys is none.
+    // A window longer than all keys has no effect.
     call.window = settings.window.map_or(0, |w| u32::try_from(w).unwrap_or(0));
     if !tensors.bias.is_null() {
         let [batches, heads, rows, columns] = tensors.bias_shape.map(|n| n as i64);

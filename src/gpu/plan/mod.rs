@@ -1,4 +1,4 @@
-//! Which kernels a call launches, how large, and what each is told. Pure: no device is touched, no memory read.
+//! Which kernels a call launches, with which sizes and arguments. Pure: touches no device and reads no memory.
 
 mod attention;
 mod prune;
@@ -16,7 +16,7 @@ pub use attention::attention;
 pub use prune::prune;
 pub use tensors::{AttentionTensors, Inputs, PruneOutputs, Scalar};
 
-/// What a plan must know of a device.
+/// The properties of a device that a plan needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Lanes of a wave: 64 or 32.
@@ -25,7 +25,7 @@ pub struct Device {
     pub compute_units: u32,
     /// Bytes of LDS that a block may use.
     pub shared_bytes: u32,
-    /// Whether its code has the kernels for matrix cores instead of those without.
+    /// Whether its code has the kernels with matrix cores instead of those without.
     pub matrix: bool,
 }
 
@@ -54,7 +54,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Tells all launches where their workspace lies.
+    /// Sets the workspace of all launches.
     pub fn set_workspace(&mut self, workspace: *mut c_void) {
         self.launches.iter_mut().for_each(|l| l.call.workspace = workspace);
     }
@@ -92,8 +92,8 @@ fn narrow(what: &'static str, size: usize) -> Result<u32, PlanError> {
     u32::try_from(size).ok().filter(|&n| n <= i32::MAX as u32).ok_or(PlanError::TooLarge { what, size })
 }
 
-/// Words that the fields of a key row and of a value row take, as `KeyLayout` and `ValueLayout` of `ops/format/v1.h`
-/// count.
+/// Words of the fields of a key row and of a value row, as `KeyLayout` and `ValueLayout` of `ops/format/v1.h` count
+/// them.
 fn row_words(geometry: &Geometry) -> (u32, u32) {
     let Geometry { key, value, .. } = geometry;
     let key = key.codes_at() + key.bits().bytes(key.kept());
@@ -101,7 +101,7 @@ fn row_words(geometry: &Geometry) -> (u32, u32) {
     (key.div_ceil(4) as u32, value.div_ceil(4) as u32)
 }
 
-/// `call` for the sequences from `first` on, as many as fit.
+/// `call` for the sequences from `first` on, as many as fit in one launch.
 fn sequences(call: &Call, lengths: &Lengths, first: usize) -> Call {
     let mut call = *call;
     let last = lengths.past.len().min(first + MAX_SEQUENCES as usize);

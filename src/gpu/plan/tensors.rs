@@ -1,4 +1,4 @@
-//! The tensors of a call, and what all its kernels are told of them.
+//! The tensors of a call, and the arguments common to all its kernels.
 
 use std::ffi::c_void;
 use std::ptr::null;
@@ -54,18 +54,18 @@ pub struct Inputs {
     pub sin_cache: *const c_void,
     /// Rows of cos_cache, which sin_cache has too.
     pub positions: usize,
-    /// `[B, L]`. A position outside the caches reads their nearest row: it is not known on the host.
+    /// `[B, L]`. A position outside the caches reads the nearest row: the host cannot check it.
     pub position_ids: *const i64,
     /// past_key_recent
     pub past_recent: *const c_void,
     /// Keys of a sequence in past_key_recent.
     pub past_recent_rows: usize,
-    /// `[Hk, D]`. What is not positive and finite reads as 1: it is not known on the host.
+    /// `[Hk, D]`. Values that are not positive and finite read as 1: the host cannot check them.
     pub query_saliency: *const f32,
 }
 
 impl Inputs {
-    /// None of the inputs, of element type `scalar`.
+    /// No inputs, of element type `scalar`.
     pub fn none(scalar: Scalar) -> Self {
         Self {
             scalar,
@@ -107,11 +107,11 @@ pub struct AttentionTensors {
     pub bias: *const c_void,
     /// Dimensions of attention_bias.
     pub bias_shape: [usize; 4],
-    /// Laid out as query, without key and value when packed.
+    /// Laid out like query, without key and value when packed.
     pub output: *mut c_void,
 }
 
-/// What all launches of a call are told alike.
+/// The arguments common to all launches of a call.
 pub(super) fn base(
     geometry: &Geometry,
     lengths: &Lengths,

@@ -1,4 +1,4 @@
-//! Operators that do the same to every element.
+//! Operators that work element by element.
 
 use ndarray::ArrayD;
 
@@ -10,7 +10,7 @@ use crate::onnx::proto::NodeProto;
 
 pub(super) type Binary = fn(f64, f64) -> f64;
 
-/// What an operator with two inputs, or any number of them, does to elements.
+/// The function that an operator with two or more inputs applies to elements.
 pub(super) fn binary(operator: &str, integer: bool) -> Option<Binary> {
     Some(match operator {
         "Add" => |a, b| a + b,
@@ -41,7 +41,7 @@ pub(super) fn elementwise(operator: &str, inputs: &Inputs<'_>, f: Binary) -> Res
     let all: Vec<&Value> = inputs.iter().copied().flatten().collect();
     let shape = broadcast(&all.iter().map(|v| v.shape.as_slice()).collect::<Vec<_>>())?;
     if all.len() > 2 {
-        // Max and the like take any number.
+        // Max and the like take any number of inputs.
         bounded([shape.as_slice(), &[all.len() / 2]].concat())?;
     }
     let Some(data) = all.iter().map(|v| v.data.as_ref()).collect::<Option<Vec<_>>>() else {
@@ -55,7 +55,7 @@ pub(super) fn elementwise(operator: &str, inputs: &Inputs<'_>, f: Binary) -> Res
     Ok(Some(Value::known(kind, result)))
 }
 
-/// The output of an operator with one input, `None` if it is no such operator.
+/// The output of an operator with one input, `None` for any other operator.
 pub(super) fn unary(operator: &str, kind: i32, data: &ArrayD<f64>) -> Option<Value> {
     let f: fn(f64) -> f64 = match operator {
         "Identity" | "Dropout" => |x| x,
@@ -84,7 +84,7 @@ pub(super) fn cast(node: &NodeProto, data: &ArrayD<f64>) -> Value {
     Value::known(kind, data)
 }
 
-/// Where, by the elements of its condition.
+/// The operator Where, by the elements of its condition.
 pub(super) fn choose(condition: &ArrayD<f64>, inputs: &Inputs<'_>) -> Result<Option<Value>, String> {
     let (a, b) = (need(inputs, 1)?, need(inputs, 2)?);
     let (Some(yes), Some(no)) = (&a.data, &b.data) else { return Ok(None) };

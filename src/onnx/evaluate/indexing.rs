@@ -1,4 +1,4 @@
-//! Operators that pick, join and replace elements.
+//! Operators that select, join and replace elements.
 
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice, concatenate};
 
@@ -107,7 +107,7 @@ pub(super) fn gather_nd(node: &NodeProto, data: &ArrayD<f64>, indices: &Value) -
         .map_err(|e| e.to_string())
 }
 
-/// Whole elements only, as masks are written.
+/// Only for indices of single elements, as in masks.
 pub(super) fn scatter_nd(
     node: &NodeProto,
     data: &ArrayD<f64>,

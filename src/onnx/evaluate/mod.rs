@@ -1,8 +1,7 @@
-//! Evaluation of the parts of a graph that depend on lengths only.
+//! Evaluation of the parts of a graph that depend only on lengths.
 //!
-//! How an exporter spells a mask, a repetition of heads or a scale does not matter here: the nodes are followed at a
-//! few sizes, and what comes out is compared with what it should be. Weights and tokens stay unknown, of them only
-//! shapes are known.
+//! How an exporter spells a mask, a repetition of heads or a scale does not matter here: the nodes are evaluated at a
+//! few sizes, and the results are compared with the expected ones. Of weights and tokens, only the shapes are known.
 
 mod arrays;
 mod elementwise;
@@ -23,26 +22,26 @@ use value::MOST_DIMENSIONS;
 pub use value::{Inputs, Value, kinds, need};
 use work::Work;
 
-/// A value, or why there is none.
+/// A value, or why it is not known.
 pub type Answer = Result<Rc<Value>, Rc<str>>;
 
-/// What an operator that is not ONNX's own does to shapes: its outputs, as far as they are known, or why it cannot be
-/// told; `None` for an operator that it does not know.
+/// The shape rule of operators outside ONNX's domain: the outputs, as far as they are known, or why they are not;
+/// `None` for an operator that the rule does not know.
 pub type ShapeRule = Rc<dyn Fn(&NodeProto, &Inputs<'_>) -> Option<Result<Vec<Value>, String>>>;
 
 /// What is known of a tensor that cannot be evaluated.
 pub type Fallback<'g> = Rc<dyn Fn(&str) -> Option<Value> + 'g>;
 
-/// Elements that an evaluator keeps at most, or the constants of a graph: 128 MB.
+/// Most elements that an evaluator, or the constants of a graph, keeps: 128 MB.
 const MOST_KEPT: usize = 16 << 20;
 
-/// The constants of a graph that were read so far. Evaluators of one graph may share them, and the work that the graph
-/// is worth.
+/// The constants of a graph that were read so far. Evaluators of one graph may share them, and with them the limit of
+/// work.
 #[derive(Clone, Default)]
 pub struct Constants(Rc<RefCell<HashMap<String, Answer>>>, Rc<Cell<usize>>, Rc<Work>);
 
 impl Constants {
-    /// The value of `name`, `None` if it is no initializer and no Constant of a tensor.
+    /// The value of `name`, `None` if it is neither an initializer nor a Constant with a tensor.
     pub fn get(&self, index: &Index<'_>, name: &str) -> Option<Answer> {
         if let Some(known) = self.0.borrow().get(name) {
             return Some(known.clone());
@@ -64,12 +63,12 @@ impl Constants {
         Some(value)
     }
 
-    /// Whether a graph may be followed for so many nodes more: what has chains of masks behind chains of masks is left.
+    /// Whether the work limit allows following that many more nodes; a graph with long chains of masks is given up.
     pub fn may_follow(&self, nodes: usize) -> bool {
         self.2.spend(nodes.saturating_mul(Work::NODE))
     }
 
-    /// Forgets those of more than `most` elements.
+    /// Drops those with more than `most` elements.
     pub fn forget(&self, most: usize) {
         let small = |v: &Answer| v.as_ref().map_or(true, |v| v.data.as_ref().is_none_or(|d| d.len() <= most));
         let mut known = self.0.borrow_mut();
@@ -78,7 +77,7 @@ impl Constants {
     }
 }
 
-/// The tensors of a graph for given inputs, each evaluated once.
+/// Evaluates tensors of a graph for given inputs, each once.
 pub struct Evaluator<'g> {
     index: &'g Index<'g>,
     constants: Constants,
@@ -90,19 +89,19 @@ pub struct Evaluator<'g> {
 }
 
 impl<'g> Evaluator<'g> {
-    /// Nothing given yet; `rule` is asked first what a node makes.
+    /// An evaluator without values; `rule` is asked first for the outputs of a node.
     pub fn new(index: &'g Index<'g>, constants: &Constants, rule: ShapeRule) -> Self {
         Self { index, constants: constants.clone(), values: HashMap::new(), kept: 0, rule, fallback: None }
     }
 
-    /// Asks `fallback` for tensors that cannot be evaluated.
+    /// Uses `fallback` for tensors that cannot be evaluated.
     pub fn with_fallback(mut self, fallback: Fallback<'g>) -> Self {
         self.fallback = Some(fallback);
         self
     }
 
-    /// Gives the value of `tensor`, a graph input or any other; of what is too much to keep, the shape. A value that
-    /// others have too takes no room. What was evaluated before stays as it was.
+    /// Sets the value of `tensor`, a graph input or any other; of values too large to keep, only the shape. A shared
+    /// value does not count as kept. What was evaluated before stays as it was.
     pub fn give(&mut self, tensor: &str, value: impl Into<Rc<Value>>) {
         let mut value: Rc<Value> = value.into();
         let more = if Rc::strong_count(&value) > 1 { 0 } else { value.known_elements() };
@@ -116,9 +115,9 @@ impl<'g> Evaluator<'g> {
     /// The value of `tensor`.
     ///
     /// # Errors
-    /// Which tensor or operator on the way to it is not understood.
+    /// Names the tensor or operator on the way that is not understood.
     pub fn value(&mut self, tensor: &str) -> Answer {
-        // A stack of its own: chains of nodes are as long as models are deep.
+        // An explicit stack: chains of nodes are as long as models are deep.
         let mut stack = vec![tensor.to_string()];
         while let Some(name) = stack.last() {
             if self.known(name).is_some() {
@@ -171,7 +170,7 @@ impl<'g> Evaluator<'g> {
         self.known(tensor).expect("the stack is empty")
     }
 
-    /// `values`, if they are few enough to be kept.
+    /// `values`, if they are small enough to be kept.
     fn affordable(&mut self, values: Vec<Value>) -> Result<Vec<Value>, String> {
         if let Some(value) = values.iter().find(|value| value.shape.len() > MOST_DIMENSIONS) {
             return Err(format!("a tensor of {} dimensions", value.shape.len()));
@@ -184,7 +183,7 @@ impl<'g> Evaluator<'g> {
         Ok(values)
     }
 
-    /// The value of `name` if it was given, evaluated, or is a constant.
+    /// The value of `name` if it was set, evaluated, or is a constant.
     fn known(&self, name: &str) -> Option<Answer> {
         self.values.get(name).cloned().or_else(|| self.constants.get(self.index, name))
     }

@@ -1,4 +1,4 @@
-//! What operators do to known elements.
+//! The effect of operators on known elements.
 
 use ndarray::{ArrayD, Axis, IxDyn};
 
@@ -15,7 +15,7 @@ fn optional<'v>(inputs: &Inputs<'v>, index: usize) -> Option<&'v Value> {
     inputs.get(index).copied().flatten()
 }
 
-/// Axes given as input `index` or as attribute.
+/// Axes from input `index` or from the attribute.
 fn axes(node: &NodeProto, inputs: &Inputs<'_>, index: usize) -> Result<Option<Vec<i64>>, String> {
     match optional(inputs, index) {
         Some(v) => v.ints().map(Some),
@@ -23,7 +23,7 @@ fn axes(node: &NodeProto, inputs: &Inputs<'_>, index: usize) -> Result<Option<Ve
     }
 }
 
-/// The outputs of `node` for `inputs`, elements known where they can be.
+/// The outputs of `node` for `inputs`, with elements known where possible.
 pub(super) fn evaluate(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>, String> {
     if !matches!(node.domain(), "" | "ai.onnx") {
         return shapes::infer(node, inputs);
@@ -37,14 +37,14 @@ pub(super) fn evaluate(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Valu
     }
 }
 
-/// The output of an operator with one, `None` if only its shape can be known.
+/// The output of a single-output operator, `None` if only its shape can be known.
 fn one(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option<Value>, String> {
     let operator = node.op_type();
     if operator == "Constant" {
         return constant(node).map(Some);
     }
     let x = optional(inputs, 0).ok_or("it has no input")?;
-    // These read shapes, not elements.
+    // These read shapes only.
     match operator {
         "Shape" => return Ok(Some(dimensions(node, x))),
         "Size" => {
@@ -89,7 +89,7 @@ fn one(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option<Value>, String> {
     }
 }
 
-/// Shape, from `start` to `end`.
+/// The operator Shape, from `start` to `end`.
 fn dimensions(node: &NodeProto, x: &Value) -> Value {
     let rank = x.shape.len() as i64;
     let clamp = |i: i64| (if i < 0 { i + rank } else { i }).clamp(0, rank) as usize;
@@ -130,7 +130,7 @@ fn range(start: &Value, inputs: &Inputs<'_>) -> Result<Value, String> {
     Ok(Value::known(kind, vector((0..count.max(0.0) as usize).map(|i| start + i as f64 * step))))
 }
 
-/// Trilu.
+/// The operator Trilu.
 fn triangle(node: &NodeProto, data: &ArrayD<f64>, inputs: &Inputs<'_>) -> Result<ArrayD<f64>, String> {
     let shift = optional(inputs, 1).map_or(Ok(0.0), Value::scalar)? as i64;
     let upper = node.int("upper").unwrap_or(1) != 0;
@@ -148,7 +148,7 @@ fn triangle(node: &NodeProto, data: &ArrayD<f64>, inputs: &Inputs<'_>) -> Result
     Ok(data)
 }
 
-/// CumSum, forwards and with each element itself.
+/// CumSum, forward and inclusive.
 fn running_sums(node: &NodeProto, data: &ArrayD<f64>, inputs: &Inputs<'_>) -> Result<Option<ArrayD<f64>>, String> {
     let axis = axis_of(need(inputs, 1)?.scalar()? as i64, data.ndim())?;
     if node.int("reverse").unwrap_or(0) != 0 || node.int("exclusive").unwrap_or(0) != 0 {

@@ -1,10 +1,10 @@
-//! QuantizeLinear and DequantizeLinear of one scale for all elements.
+//! QuantizeLinear and DequantizeLinear with one scale for all elements.
 
 use super::value::{Inputs, Value, kinds, need};
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
-/// The output of `node`, one of the two, whose first input is known; `None` if only its shape can be.
+/// The output of `node`, one of the two, whose first input is known; `None` if only its shape can be known.
 pub(super) fn evaluate(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Option<Value>, String> {
     let (x, scale) = (need(inputs, 0)?, need(inputs, 1)?);
     let zero = inputs.get(2).copied().flatten();

@@ -1,4 +1,4 @@
-//! What operators do to shapes.
+//! The effect of operators on shapes.
 
 use ndarray::Slice;
 
@@ -117,7 +117,7 @@ pub(super) fn expanded(inputs: &Inputs<'_>) -> Result<Option<Vec<usize>>, String
     broadcast(&[&x.shape, &wanted.map_err(|e| e.to_string())?]).map(Some)
 }
 
-/// The part of each axis that Slice takes.
+/// The range of each axis that Slice takes.
 pub(super) fn slices(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<(usize, Slice)>, String> {
     let x = need(inputs, 0)?;
     let argument = |index: usize, name: &str| match inputs.get(index).copied().flatten() {
@@ -148,7 +148,7 @@ pub(super) fn slices(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<(usize
     Ok(result)
 }
 
-/// The sizes of the parts that Split makes of a dimension of `size`.
+/// The sizes of the parts into which Split divides a dimension of `size`.
 pub(super) fn split_sizes(node: &NodeProto, inputs: &Inputs<'_>, size: usize) -> Result<Vec<usize>, String> {
     let given = match inputs.get(1).copied().flatten() {
         Some(v) => v.ints()?,
@@ -176,7 +176,7 @@ pub(super) fn infer(node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>,
         "IsNaN" | "Not" => return same(kinds::BOOL),
         "DequantizeLinear" => return same(need(inputs, 1)?.kind),
         keeps if KEEP_SHAPE.contains(&keeps) => return same(x.kind),
-        // Bytes of what comes in, and their scale and zero point.
+        // The quantised input as bytes, its scale and zero point.
         "DynamicQuantizeLinear" => {
             return Ok(vec![
                 Value::shaped(kinds::UINT8, x.shape.clone()),
@@ -234,7 +234,7 @@ const KEEP_SHAPE: &[&str] = &[
     "Swish",
 ];
 
-/// The shape of the output of an operator with one that differs from its first input's.
+/// The shape of the output of a single-output operator, where it differs from the first input's.
 fn output_shape(node: &NodeProto, x: &Value, inputs: &Inputs<'_>) -> Result<Vec<usize>, String> {
     let shape_of = |index: usize| need(inputs, index).map(|value| value.shape.as_slice());
     match node.op_type() {
@@ -273,7 +273,7 @@ fn output_shape(node: &NodeProto, x: &Value, inputs: &Inputs<'_>) -> Result<Vec<
             };
             Ok(vec![side(0, "transA", 0)?, side(1, "transB", 1)?])
         }
-        // com.microsoft: quantised weights, their number of columns is N.
+        // com.microsoft: quantised weights with N columns.
         "MatMulNBits" | "MatMulBnb4" => {
             let columns = node.int("N").and_then(|n| usize::try_from(n).ok()).ok_or("no attribute N")?;
             let (_, rows) = x.shape.split_last().ok_or("a scalar")?;

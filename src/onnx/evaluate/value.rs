@@ -6,10 +6,10 @@ use protobuf::Enum;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::proto::tensor_proto::{DataLocation, DataType};
 
-/// Largest tensor whose elements are followed.
+/// Largest tensor whose elements are followed, in elements.
 const MOST_ELEMENTS: usize = 8 << 20;
 
-/// Most dimensions of a tensor; ONNX Runtime's operators take fewer.
+/// Most dimensions of a tensor; more than ONNX Runtime's operators take.
 pub(super) const MOST_DIMENSIONS: usize = 64;
 
 /// A tensor of which at least the shape is known.
@@ -47,12 +47,12 @@ impl Value {
         Self { kind, shape, data: None }
     }
 
-    /// How many elements are known.
+    /// Number of known elements.
     pub(super) fn known_elements(&self) -> usize {
         self.data.as_ref().map_or(0, ArrayD::len)
     }
 
-    /// Elements in order, or what is not known.
+    /// Elements in order; the error says what is not known.
     pub fn elements(&self) -> Result<&ArrayD<f64>, String> {
         self.data.as_ref().ok_or_else(|| "its elements depend on the tokens".to_string())
     }
@@ -71,7 +71,7 @@ impl Value {
         }
     }
 
-    /// The value of a constant. Elements stay unknown where they are external, many, or of an unusual type.
+    /// The value of a constant. Elements stay unknown if they are external, too many, or of an unusual type.
     pub fn constant(tensor: &TensorProto) -> Result<Self, String> {
         let shape = tensor
             .dims
@@ -83,7 +83,7 @@ impl Value {
             return Err(format!("'{}' has {} dimensions", tensor.name(), shape.len()));
         }
         let kind = tensor.data_type();
-        // A dimension of 0 makes no other one harmless.
+        // A dimension of 0 counts as 1: the product of the others must not overflow either.
         let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
         if tensor.data_location() == DataLocation::EXTERNAL || count.is_none_or(|n| n > MOST_ELEMENTS) {
             return Ok(Self::shaped(kind, shape));
@@ -106,7 +106,7 @@ pub mod kinds {
     pub const BOOL: i32 = 9;
     pub const FLOAT16: i32 = 10;
 
-    /// The least and the greatest number of a type that activations are quantised to.
+    /// The least and greatest value of a type that activations are quantised to.
     pub fn range(kind: i32) -> Option<(f64, f64)> {
         match kind {
             UINT8 => Some((0.0, 255.0)),
@@ -117,7 +117,7 @@ pub mod kinds {
         }
     }
 
-    /// Whether division rounds.
+    /// Whether division truncates.
     pub fn is_integer(kind: i32) -> bool {
         matches!(kind, 2..=7 | 12 | 13)
     }

@@ -1,5 +1,5 @@
-//! How much work a graph is worth: masks and shapes of models in use take a small part of it, and a graph that was made
-//! to keep the program busy no more than all of it.
+//! A limit on the work spent on a graph: masks and shapes of real models take a small part of it, and a malicious
+//! graph cannot take more.
 
 use std::cell::Cell;
 
@@ -7,7 +7,7 @@ use super::value::Value;
 use crate::onnx::NodeExt;
 use crate::onnx::proto::NodeProto;
 
-/// What is left of it, in about nanoseconds.
+/// Remaining work, in about nanoseconds.
 pub(super) struct Work(Cell<usize>);
 
 impl Default for Work {
@@ -19,20 +19,20 @@ impl Default for Work {
 impl Work {
     const ALL: usize = 4 << 30;
 
-    /// To go from a node to another one.
+    /// The cost of going from one node to another.
     pub(super) const NODE: usize = 64;
 
-    /// Takes `amount`, if there is as much.
+    /// Spends `amount`, if that much is left.
     pub(super) fn spend(&self, amount: usize) -> bool {
         let left = self.0.get().checked_sub(amount);
         self.0.set(left.unwrap_or(0));
         left.is_some()
     }
 
-    /// Takes what it costs to read the inputs of `node`.
+    /// Spends the cost of reading the inputs of `node`.
     ///
     /// # Errors
-    /// There is not as much left.
+    /// Not enough is left.
     pub(super) fn begin(&self, node: &NodeProto, inputs: &[Option<&Value>]) -> Result<(), String> {
         let elements: usize = inputs.iter().flatten().map(|value| value.known_elements()).sum();
         let each = if node.is_onnx("GatherND") || node.is_onnx("ScatterND") { 64 } else { 4 };

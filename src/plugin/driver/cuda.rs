@@ -10,7 +10,7 @@ use crate::gpu::{Cuda, functions};
 type Address = u64;
 
 functions! {
-    /// The functions of libcuda beyond those that launch kernels.
+    /// The functions of libcuda other than those that launch kernels.
     Functions {
         cuDeviceGetCount: (*mut c_int);
         cuDeviceGetPCIBusId: (*mut c_char, c_int, c_int);
@@ -85,7 +85,7 @@ impl Driver for CudaDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn free(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuMemFree_v2)(memory as Address) }, || "cuMemFree".into())
@@ -102,14 +102,14 @@ impl Driver for CudaDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn free_pinned(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuMemFreeHost)(memory) }, || "cuMemFreeHost".into())
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn copy(
         &self,
         ordinal: i32,
@@ -118,7 +118,7 @@ impl Driver for CudaDriver {
         bytes: usize,
         stream: Handle,
     ) -> Result<(), String> {
-        // SAFETY: by this function's contract; with unified addressing the driver sees what kinds of memory they are.
+        // SAFETY: by this function's contract; with unified addressing the driver recognises both kinds of memory.
         let call = || unsafe { (self.functions.cuMemcpyAsync)(to as Address, from as Address, bytes, stream) };
         self.on(ordinal, call, || format!("cuMemcpyAsync of {bytes} bytes"))
     }
@@ -134,21 +134,21 @@ impl Driver for CudaDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn destroy_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuStreamDestroy_v2)(stream) }, || "cuStreamDestroy".into())
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn synchronize_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuStreamSynchronize)(stream) }, || "cuStreamSynchronize".into())
     }
 
     fn synchronize(&self, ordinal: i32) -> Result<(), String> {
-        // SAFETY: takes nothing.
+        // SAFETY: the function has no arguments.
         self.on(ordinal, || unsafe { (self.functions.cuCtxSynchronize)() }, || "cuCtxSynchronize".into())
     }
 
@@ -163,21 +163,21 @@ impl Driver for CudaDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn destroy_event(&self, ordinal: i32, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuEventDestroy_v2)(event) }, || "cuEventDestroy".into())
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn record(&self, ordinal: i32, event: Handle, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuEventRecord)(event, stream) }, || "cuEventRecord".into())
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn wait(&self, ordinal: i32, stream: Handle, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         let call = || unsafe { (self.functions.cuStreamWaitEvent)(stream, event, 0) };
@@ -185,7 +185,7 @@ impl Driver for CudaDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn synchronize_event(&self, ordinal: i32, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.cuEventSynchronize)(event) }, || "cuEventSynchronize".into())

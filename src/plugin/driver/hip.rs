@@ -7,7 +7,7 @@ use super::{Driver, Handle};
 use crate::gpu::{Hip, functions};
 
 functions! {
-    /// The functions of HIP beyond those that launch kernels.
+    /// The functions of HIP other than those that launch kernels.
     Functions {
         hipGetDeviceCount: (*mut c_int);
         hipMalloc: (*mut *mut c_void, usize);
@@ -87,7 +87,7 @@ impl Driver for HipDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn free(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipFree)(memory) }, || "hipFree".into())
@@ -102,14 +102,14 @@ impl Driver for HipDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn free_pinned(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipHostFree)(memory) }, || "hipHostFree".into())
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn copy(
         &self,
         ordinal: i32,
@@ -118,7 +118,7 @@ impl Driver for HipDriver {
         bytes: usize,
         stream: Handle,
     ) -> Result<(), String> {
-        /// hipMemcpyDefault: HIP sees from the addresses what kinds of memory they are.
+        /// hipMemcpyDefault: HIP recognises the kinds of memory by their addresses.
         const DEFAULT: c_int = 4;
         // SAFETY: by this function's contract.
         let call = || unsafe { (self.functions.hipMemcpyAsync)(to, from, bytes, DEFAULT, stream) };
@@ -136,21 +136,21 @@ impl Driver for HipDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn destroy_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipStreamDestroy)(stream) }, || "hipStreamDestroy".into())
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn synchronize_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipStreamSynchronize)(stream) }, || "hipStreamSynchronize".into())
     }
 
     fn synchronize(&self, ordinal: i32) -> Result<(), String> {
-        // SAFETY: takes nothing.
+        // SAFETY: the function has no arguments.
         self.on(ordinal, || unsafe { (self.functions.hipDeviceSynchronize)() }, || "hipDeviceSynchronize".into())
     }
 
@@ -165,21 +165,21 @@ impl Driver for HipDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn destroy_event(&self, ordinal: i32, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipEventDestroy)(event) }, || "hipEventDestroy".into())
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn record(&self, ordinal: i32, event: Handle, stream: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipEventRecord)(event, stream) }, || "hipEventRecord".into())
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn wait(&self, ordinal: i32, stream: Handle, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         let call = || unsafe { (self.functions.hipStreamWaitEvent)(stream, event, 0) };
@@ -187,7 +187,7 @@ impl Driver for HipDriver {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As in the trait.
     unsafe fn synchronize_event(&self, ordinal: i32, event: Handle) -> Result<(), String> {
         // SAFETY: by this function's contract.
         self.on(ordinal, || unsafe { (self.functions.hipEventSynchronize)(event) }, || "hipEventSynchronize".into())

@@ -1,4 +1,4 @@
-//! What the provider asks of a GPU's driver: memory, copies, streams and events. One implementation a vendor.
+//! What the provider needs from a GPU driver: memory, copies, streams and events. One implementation per vendor.
 
 mod cuda;
 mod hip;
@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_void};
 
 pub use crate::gpu::{Handle, Vendor};
 
-/// What ONNX Runtime must know of a vendor, and the vendor's driver.
+/// A vendor's ids and names for ONNX Runtime, and its driver.
 pub trait Names: Sized {
     /// Every vendor.
     const ALL: [Self; 2];
@@ -15,14 +15,14 @@ pub trait Names: Sized {
     /// The PCI vendor id.
     fn id(self) -> u32;
 
-    /// The vendor's name, what its device memory is called, and what its pinned memory is called. ONNX Runtime's own
+    /// The vendor's name, the name of its device memory, and the name of its pinned memory. ONNX Runtime's own
     /// providers use the same names.
     fn names(self) -> (&'static CStr, &'static CStr, &'static CStr);
 
-    /// The driver, opened when this is first called.
+    /// The driver, opened on the first call.
     ///
     /// # Errors
-    /// If this machine has none.
+    /// If this machine has no such driver.
     fn driver(self) -> Result<&'static dyn Driver, String>;
 }
 
@@ -51,31 +51,31 @@ impl Names for Vendor {
     }
 }
 
-/// A GPU driver. Every call is made for one device, `ordinal`, and leaves the calling thread's current device as it
-/// was. Errors say which function of the driver failed and how.
+/// A GPU driver. Every call is for one device, `ordinal`, and leaves the calling thread's current device unchanged.
+/// Errors name the driver function that failed, and the reason.
 pub trait Driver: Send + Sync {
-    /// How many devices there are.
+    /// Number of devices.
     fn devices(&self) -> Result<i32, String>;
 
-    /// Where device `ordinal` sits, such as 0000:c1:00.0, if the driver says so.
+    /// PCI address of device `ordinal`, such as 0000:c1:00.0, if the driver reports it.
     fn pci(&self, ordinal: i32) -> Option<String>;
 
-    /// Memory of the device.
+    /// Allocates memory of the device.
     fn allocate(&self, ordinal: i32, bytes: usize) -> Result<*mut c_void, String>;
 
-    /// Gives memory of the device back. Waits for all work on it.
+    /// Frees memory of the device. Waits for all work on it.
     ///
     /// # Safety
-    /// The memory is of [`Driver::allocate`] and nobody uses it any more.
+    /// The memory is of [`Driver::allocate`] and is not used afterwards.
     unsafe fn free(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String>;
 
-    /// Host memory that the device can copy from and to while the host goes on.
+    /// Allocates host memory that the device can copy from and to while the host continues.
     fn allocate_pinned(&self, ordinal: i32, bytes: usize) -> Result<*mut c_void, String>;
 
-    /// Gives pinned memory back.
+    /// Frees pinned memory.
     ///
     /// # Safety
-    /// The memory is of [`Driver::allocate_pinned`] and nobody uses it any more.
+    /// The memory is of [`Driver::allocate_pinned`] and is not used afterwards.
     unsafe fn free_pinned(&self, ordinal: i32, memory: *mut c_void) -> Result<(), String>;
 
     /// Queues a copy between any two kinds of memory on `stream`.
@@ -91,44 +91,44 @@ pub trait Driver: Send + Sync {
         stream: Handle,
     ) -> Result<(), String>;
 
-    /// A stream that does not wait for the default one.
+    /// A stream that does not wait for the default stream.
     fn create_stream(&self, ordinal: i32) -> Result<Handle, String>;
 
     /// # Safety
-    /// The stream is of [`Driver::create_stream`] and is used no more.
+    /// The stream is of [`Driver::create_stream`] and is not used afterwards.
     unsafe fn destroy_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String>;
 
-    /// Waits for all that is queued on `stream`; a fault of a kernel is an error here.
+    /// Waits for all work queued on `stream`; a kernel fault is an error here.
     ///
     /// # Safety
     /// The stream is one of this device that has not been destroyed, or null.
     unsafe fn synchronize_stream(&self, ordinal: i32, stream: Handle) -> Result<(), String>;
 
-    /// Waits for all that is queued on the device.
+    /// Waits for all work queued on the device.
     fn synchronize(&self, ordinal: i32) -> Result<(), String>;
 
     /// An event without timing.
     fn create_event(&self, ordinal: i32) -> Result<Handle, String>;
 
     /// # Safety
-    /// The event is of [`Driver::create_event`] and is used no more.
+    /// The event is of [`Driver::create_event`] and is not used afterwards.
     unsafe fn destroy_event(&self, ordinal: i32, event: Handle) -> Result<(), String>;
 
-    /// Marks the end of what is queued on `stream` so far.
+    /// Records in the event the end of the work queued on `stream` so far.
     ///
     /// # Safety
-    /// Event and stream are of this device and live.
+    /// Event and stream belong to this device and are not destroyed.
     unsafe fn record(&self, ordinal: i32, event: Handle, stream: Handle) -> Result<(), String>;
 
-    /// Lets `stream` wait for the event before what is queued on it later.
+    /// Makes work queued on `stream` from now on wait for the event.
     ///
     /// # Safety
-    /// Event and stream live.
+    /// Event and stream are not destroyed.
     unsafe fn wait(&self, ordinal: i32, stream: Handle, event: Handle) -> Result<(), String>;
 
-    /// Lets the calling thread wait for the event.
+    /// Blocks the calling thread until the event is reached.
     ///
     /// # Safety
-    /// The event lives.
+    /// The event is not destroyed.
     unsafe fn synchronize_event(&self, ordinal: i32, event: Handle) -> Result<(), String>;
 }

@@ -13,7 +13,7 @@ pub fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// Whether there is anything at `path`, be it a link that leads nowhere.
+/// Whether anything is at `path`, even a dangling link.
 pub fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
@@ -27,18 +27,18 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Where `path` lies, links on the way to it followed, and where it leads if it is a link itself.
+/// Where `path` lies after following links on the way to it, and its target if it is a link itself.
 fn places(path: &Path) -> Vec<PathBuf> {
     let itself = canonical(&parent(path)).zip(path.file_name()).map(|(folder, name)| folder.join(name));
     itself.into_iter().chain(fs::canonicalize(path)).collect()
 }
 
-/// `path` without links, as far as it is there.
+/// `path` without links, as far as it exists.
 fn canonical(path: &Path) -> Option<PathBuf> {
     fs::canonicalize(path).ok().or_else(|| Some(canonical(&parent(path))?.join(path.file_name()?)))
 }
 
-/// Whether the folder or file `outer` is `inner` or has it within it, by whatever links either is named.
+/// Whether the folder or file `outer` is or contains `inner`, through any links.
 pub fn contains(outer: &Path, inner: &Path) -> bool {
     let outer = places(outer);
     places(inner).iter().any(|inner| outer.iter().any(|outer| inner.starts_with(outer)))
@@ -47,7 +47,7 @@ pub fn contains(outer: &Path, inner: &Path) -> bool {
 /// Whether `output` may be made from `input`.
 ///
 /// # Errors
-/// Something is there and `force` is not given; one is the other, or lies in it; they are not of one kind.
+/// Something exists there and `force` is not given; one is or contains the other; they are of different kinds.
 pub fn check(input: &Path, output: &Path, force: bool) -> Result<(), RewriteError> {
     let problem = |text: &str| Err(RewriteError::Output(output.into(), text.into()));
     if same_file(input, output) {

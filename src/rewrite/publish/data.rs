@@ -1,4 +1,4 @@
-//! Data files of a model that is one file, beside the output.
+//! Data files beside the output, for a model that is a single file.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -15,18 +15,18 @@ use crate::onnx::{self, DataFile, FileError};
 pub struct PlacedData {
     /// The input's file.
     pub source: PathBuf,
-    /// Where the model says it is, relative to its folder.
+    /// Its location in the model, relative to the model's folder.
     pub from: PathBuf,
-    /// Where it will be, relative to the output's folder.
+    /// Its new location, relative to the output's folder.
     pub to: PathBuf,
 }
 
-/// Says where each of the `data` files goes that the model in the folder `from` has. A file that is at its place
-/// already is used as it is. In the place of another one nothing goes without `force`; with it the data gets a name of
-/// its own, so that the model that is replaced keeps its data until the new one is whole.
+/// Decides where each of the `data` files of the model in the folder `from` goes. A file that is already in place is
+/// used as it is. If another file is in its place, `force` is needed; the data then gets a new name, so that the
+/// replaced model keeps its data until the new one is complete.
 ///
 /// # Errors
-/// Another file is in the way; the output is in the place of one.
+/// Another file is in the way, or the output is in the place of a data file.
 pub fn plan(from: &Path, output: &Path, data: &[DataFile], force: bool) -> Result<Vec<PlacedData>, RewriteError> {
     let folder = parent(output);
     let mut taken: BTreeSet<PathBuf> = data.iter().map(|file| file.location.clone()).collect();
@@ -53,7 +53,7 @@ pub fn plan(from: &Path, output: &Path, data: &[DataFile], force: bool) -> Resul
     Ok(plan)
 }
 
-/// `location` with the first number behind it that nothing has.
+/// `location` followed by the first number that makes it unused.
 fn free_name(folder: &Path, output: &Path, location: &Path, taken: &BTreeSet<PathBuf>) -> PathBuf {
     let numbered = (2u64..).map(|number| {
         let mut name = OsString::from(location);
@@ -66,7 +66,7 @@ fn free_name(folder: &Path, output: &Path, location: &Path, taken: &BTreeSet<Pat
     numbered.into_iter().find(free).expect("there are more numbers than files")
 }
 
-/// Whether `name` is `location` or one that [`free_name`] makes of it.
+/// Whether `name` is `location` or derived from it by [`free_name`].
 fn is_made_of(name: &Path, location: &Path) -> bool {
     let text = |path: &Path| path.as_os_str().as_encoded_bytes().to_vec();
     let (name, location) = (text(name), text(location));
@@ -101,8 +101,8 @@ pub fn same_content(a: &Path, b: &Path) -> io::Result<bool> {
     }
 }
 
-/// Data files of the model at `output`, which is to be replaced, that are at the places of `plan` or have numbers
-/// behind such names, and that the new model will not need.
+/// Data files of the model at `output`, which is to be replaced, that have a name of `plan` or one with a number after
+/// it, and that the new model will not need.
 pub fn outdated(output: &Path, plan: &[PlacedData]) -> Vec<PathBuf> {
     let Ok(model) = onnx::read(output) else { return Vec::new() };
     let folder = parent(output);
@@ -112,10 +112,10 @@ pub fn outdated(output: &Path, plan: &[PlacedData]) -> Vec<PathBuf> {
     onnx::data_locations(&model).into_iter().filter(|name| is_ours(name) && !is_kept(name)).collect()
 }
 
-/// Removes those of the files `outdated` in `folder` that no model in it has its data in.
+/// Removes those `outdated` files in `folder` that no model in it uses as data.
 ///
 /// # Errors
-/// Which ones stay, and why.
+/// Which files remain, and why.
 pub fn remove(folder: &Path, outdated: &[PathBuf]) -> Result<(), String> {
     if outdated.is_empty() {
         return Ok(());

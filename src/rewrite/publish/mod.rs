@@ -1,4 +1,4 @@
-//! Output that appears whole or not at all, and that replaces nothing unless it is told to.
+//! Output that appears complete or not at all, and never replaces anything unless told to.
 
 mod check;
 mod data;
@@ -15,10 +15,10 @@ use crate::onnx::FileError;
 pub use check::{contains, parent, same_file};
 pub use data::{PlacedData, plan};
 
-/// A folder beside the output, on the same file system and its owner's alone, in which the output is made.
+/// A private folder beside the output, on the same file system, in which the output is made.
 pub struct Stage {
     folder: TempDir,
-    /// Dropped behind it.
+    /// Dropped last.
     _around: MadeFolders,
     output: PathBuf,
     force: bool,
@@ -28,42 +28,42 @@ impl Stage {
     /// Prepares to make `output`, a file or a folder, from the model at `input`.
     ///
     /// # Errors
-    /// Something is there and `force` is not given; input and output are, or lie in, one another; the output's folder
-    /// is read-only or cannot be made.
+    /// Something exists there and `force` is not given; input and output are or contain one another; the output's
+    /// folder is read-only or cannot be made.
     pub fn new(input: &Path, output: &Path, force: bool) -> Result<Self, RewriteError> {
         check::check(input, output, force)?;
         let parent = parent(output);
         let around = MadeFolders::make(&parent)?;
-        // Not named after the output, whose name may be as long as names can be.
+        // Not named after the output, whose name may already have the maximum length.
         let folder = tempfile::Builder::new().prefix(".spark-ort.").suffix(".partial").tempdir_in(&parent);
         let folder = folder.map_err(FileError::io(&parent))?;
         let stage = Self { folder, _around: around, output: output.to_path_buf(), force };
-        // Made with the mode that folders of this user have; the one around it is closed to others.
+        // Has the usual mode of this user's folders; the folder around it is private.
         fs::create_dir(stage.made()).map_err(FileError::io(&stage.made()))?;
         Ok(stage)
     }
 
-    /// The folder to fill: that of the output, or of the data of an output that is a file.
+    /// The folder to fill: the output's, or that of the data of a single file.
     pub fn made(&self) -> PathBuf {
         self.folder.path().join("made")
     }
 
-    /// The path of a new file with about this `name` in `folder` of [`Self::made`].
+    /// The path of a new file with roughly this `name` in `folder` of [`Self::made`].
     pub fn unused(&self, folder: &Path, name: &str) -> PathBuf {
         let names = (0u64..).map(|number| self.made().join(folder).join(format!(".{number}.{name}")));
         names.into_iter().find(|path| !check::is_there(path)).expect("there are more numbers than files")
     }
 
-    /// Where to make an output that is a file.
+    /// Where to make a single-file output.
     pub fn file(&self) -> PathBuf {
         self.folder.path().join("model.onnx")
     }
 
-    /// Puts the folder in place as the output. What of the old one cannot be removed is said.
+    /// Puts the folder in place as the output. Returns what could not be removed of the old one.
     ///
     /// # Errors
-    /// The file system refuses, or something is there and nothing may be; nothing is changed then. If a folder that was
-    /// moved aside cannot be moved back, the error says where it is.
+    /// The file system refuses, or something is there that must not be replaced; nothing is changed then. If a folder
+    /// that was moved aside cannot be moved back, the error says where it is.
     pub fn publish_folder(mut self) -> Result<Option<String>, RewriteError> {
         let made = self.made();
         sync(&made);
@@ -80,7 +80,7 @@ impl Stage {
         Ok(removed.err().filter(|_| replaced).map(|e| format!("the old folder is not removed whole ({e}): {stays}")))
     }
 
-    /// Puts `made` at the output, whatever is there; whether something was.
+    /// Puts `made` at the output, whatever is there; returns whether something was.
     fn replace_folder(&mut self, made: &Path) -> Result<bool, RewriteError> {
         let output = self.output.clone();
         let failed = |e| RewriteError::from(FileError::io(&output)(e));
@@ -92,8 +92,7 @@ impl Stage {
             Err(e) if e.kind() == ErrorKind::Unsupported => {}
             Err(e) => return Err(failed(e)),
         }
-        // Without a way to exchange them, the old folder is moved aside, and back if the new one does not take its
-        // place.
+        // If they cannot be exchanged, the old folder is moved aside, and back if the new one cannot take its place.
         let aside = self.folder.path().join("replaced");
         let was_there = match fs::rename(&output, &aside) {
             Err(e) if e.kind() == ErrorKind::NotFound => false,
@@ -108,12 +107,12 @@ impl Stage {
         Err(failed(error))
     }
 
-    /// Puts the file that was made in place as the output, behind the `data` files that it has beside it; those are not
-    /// moved if they are there already. What of the old model cannot be removed is said.
+    /// Puts the new file in place as the output, after the `data` files beside it; data already in place is not moved.
+    /// Returns what could not be removed of the old model.
     ///
     /// # Errors
-    /// The file system refuses, or something is there and nothing may be; nothing is changed then. (Where another
-    /// rewrite to this output came first, data that it may have taken for its own stays.)
+    /// The file system refuses, or something is there that must not be replaced; nothing is changed then. (If another
+    /// rewrite to this output finished first, data that it may be using stays.)
     pub fn publish_file(self, data: &[PlacedData]) -> Result<Option<String>, RewriteError> {
         if !self.force && check::is_there(&self.output) {
             return Err(in_the_way(&self.output, ErrorKind::AlreadyExists.into()));
@@ -129,7 +128,7 @@ impl Stage {
             }
         });
         if let Err(error) = result {
-            // Whoever put something in the way may have found this model's data at the place of its own.
+            // Another process that put a model here may use this model's data as its own.
             if !matches!(error, RewriteError::Output(..)) {
                 placed.iter().for_each(|path| drop(fs::remove_file(path)));
             }
@@ -137,7 +136,7 @@ impl Stage {
         }
         sync(&folder);
         let removed = data::remove(&folder, &outdated);
-        // What is left lies in a folder that says what it is.
+        // Leftovers are in a folder with a self-explanatory name.
         self.folder.close().ok();
         Ok(removed.err())
     }
@@ -162,11 +161,11 @@ impl Stage {
     }
 }
 
-/// Folders around an output that were made for it. Those that are still empty in the end are removed.
+/// Folders created to hold an output. Those still empty at the end are removed.
 struct MadeFolders(Vec<PathBuf>);
 
 impl MadeFolders {
-    /// Makes `folder` and the missing ones around it.
+    /// Makes `folder` and its missing parents.
     fn make(folder: &Path) -> Result<Self, RewriteError> {
         let missing = folder.ancestors().take_while(|path| *path != Path::new("") && !check::is_there(path));
         let made = Self(missing.map(Path::to_path_buf).collect());
@@ -181,7 +180,7 @@ impl Drop for MadeFolders {
     }
 }
 
-/// An error of putting something new at `path`.
+/// The error for a new file or folder that cannot be put at `path`.
 fn in_the_way(path: &Path, error: std::io::Error) -> RewriteError {
     match error.kind() {
         ErrorKind::AlreadyExists => {
@@ -191,7 +190,7 @@ fn in_the_way(path: &Path, error: std::io::Error) -> RewriteError {
     }
 }
 
-/// Makes the folder's entries durable, where the file system can.
+/// Makes the folder's entries durable, if the file system supports it.
 fn sync(folder: &Path) {
     if let Ok(folder) = fs::File::open(folder) {
         folder.sync_all().ok();

@@ -1,6 +1,6 @@
 //! Puts a file or folder in its place in one step, without losing what was there.
 //!
-//! Linux has `renameat2` for this. Where a file system lacks it, what is used instead is said at each function.
+//! Linux has `renameat2` for this. Each function says what it does on a file system without it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -9,15 +9,15 @@ use std::path::Path;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-/// Whether `error` says that the system or the file system lacks a way to rename.
+/// Whether `error` says that the system or file system does not support this kind of rename.
 fn is_lacking(error: Errno) -> bool {
     matches!(error, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
 }
 
-/// Moves `from` to `to`, where nothing may be.
+/// Moves `from` to `to`, where nothing may exist.
 ///
-/// Without `renameat2` a file gets a second name, which fails where something is, and loses the first one. A folder is
-/// renamed as ever, which fails on all but an empty folder.
+/// Without `renameat2`, a file gets a second name, which fails if the name exists, and loses the first one. A folder
+/// is renamed normally, which fails unless `to` is absent or an empty folder.
 ///
 /// # Errors
 /// [`ErrorKind::AlreadyExists`], where something is at `to`.
@@ -28,7 +28,7 @@ pub fn move_new(from: &Path, to: &Path) -> io::Result<()> {
     }
     if !fs::symlink_metadata(from)?.is_dir() {
         fs::hard_link(from, to)?;
-        // The second name lies in a folder that is removed anyway.
+        // The first name lies in a folder that is removed anyway.
         fs::remove_file(from).ok();
         return Ok(());
     }
@@ -38,7 +38,7 @@ pub fn move_new(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
-/// Moves the folder `from` to `to` and what is at `to` to `from`, in one step.
+/// Exchanges the folder `from` with whatever is at `to`, in one step.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`], where the file system cannot; [`ErrorKind::NotFound`], where nothing is at `to`.

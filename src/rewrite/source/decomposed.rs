@@ -1,4 +1,5 @@
-//! MatMul, Softmax, MatMul, as Optimum's TorchScript export and the dynamo exporter of torch.onnx write attention.
+//! Attention as MatMul, Softmax, MatMul, as written by Optimum's TorchScript export and the dynamo exporter of
+//! torch.onnx.
 
 use std::collections::HashSet;
 
@@ -15,19 +16,19 @@ use crate::onnx::proto::NodeProto;
 
 pub struct Spelling;
 
-/// What stands between the product of query and key, and the softmax.
+/// The steps between the product of query and key, and the softmax.
 struct Scores {
     /// The product.
     product: usize,
     /// Factor of the product.
     scale: f64,
-    /// Limit that a tanh sets to the scaled product, 0: none.
+    /// Limit that a tanh sets on the scaled product, 0: none.
     softcap: f64,
     /// Masks, which are added up.
     masks: Vec<Mask>,
 }
 
-/// It is no operator of its own.
+/// Not a single operator.
 pub const OPERATOR: Option<Operator> = None;
 
 /// As metadata names it.
@@ -63,7 +64,7 @@ impl Spell for Spelling {
         let (query_heads, grouped) = query_heads(context, qk, &key)?;
         let operand = &qk.input[0];
         let known = query(context, operand, query_heads, key.head_dim);
-        // Of unknown shape: it is taken as it is, with what scales it.
+        // Of unknown shape: taken as it is, including its scaling.
         let known = known.or_else(|| context.shape(operand).is_err().then(|| (operand.clone(), 1.0)));
         let (query, query_scale) = known.ok_or_else(|| {
             Refusal::new(qk.title(), "a query [B,Hq,L,D] that is at most scaled", "another first factor")
@@ -108,12 +109,12 @@ impl Spell for Spelling {
     }
 }
 
-/// The heads of the query of `qk`, and whether they are grouped by KV head, `[B,Hk,G,L,D]`.
+/// The number of query heads of `qk`, and whether they are grouped by KV head, `[B,Hk,G,L,D]`.
 fn query_heads(context: &mut Context<'_>, qk: &NodeProto, key: &Operand) -> Result<(usize, bool), Refusal> {
     let key_heads = key.kv_heads * key.repeats;
     let query_shape = match context.shape(&qk.input[0]) {
         Ok(shape) => shape,
-        // Behind nodes that cannot be evaluated: as many heads as the key has, unless one is spread over several.
+        // After nodes that cannot be evaluated: as many heads as the key has, unless one KV head may serve several.
         Err(_) if key_heads > 1 && context.shape(&qk.input[1]).is_ok_and(|shape| shape.len() == 4) => {
             return Ok((key_heads, false));
         }
@@ -138,20 +139,20 @@ fn query_heads(context: &mut Context<'_>, qk: &NodeProto, key: &Operand) -> Resu
     Ok((query_heads, grouped))
 }
 
-/// Whether `node` multiplies two tensors of heads: as ONNX's MatMul, or as the one that ONNX Runtime's optimiser
-/// writes, whose second factor may be transposed.
+/// Whether `node` multiplies two tensors of heads: ONNX's MatMul, or the FusedMatMul of ONNX Runtime's optimiser,
+/// whose second factor may be transposed.
 fn is_product(node: &NodeProto) -> bool {
     let fused = node.is("com.microsoft", "FusedMatMul")
         && ["transA", "transBatchA", "transBatchB"].iter().all(|name| node.int(name).unwrap_or(0) == 0);
     (fused || node.is_onnx("MatMul")) && node.input.len() == 2
 }
 
-/// Whether it does more than multiply them.
+/// Whether it also scales the product.
 fn has_factor(node: &NodeProto) -> bool {
     node.float("alpha").unwrap_or(1.0) != 1.0 || node.int("transB").unwrap_or(0) != 0
 }
 
-/// Refuses a `softmax` that is not over the last dimension, as scores have their keys there.
+/// Refuses a `softmax` that is not over the last dimension, where scores have their keys.
 fn over_keys(context: &mut Context<'_>, softmax: &NodeProto) -> Result<(), Refusal> {
     let scores = softmax.input_at(0).unwrap_or_default();
     let found = match softmax.int("axis") {
@@ -166,7 +167,7 @@ fn over_keys(context: &mut Context<'_>, softmax: &NodeProto) -> Result<(), Refus
     Err(Refusal::new(softmax.title(), "a softmax over keys, the last axis", found))
 }
 
-/// The product of what `softmax` makes and something, past guards against NaN; and its first factor.
+/// The product of the output of `softmax`, after any guards against NaN, with another tensor; and the softmax factor.
 fn weighted_sum(context: &mut Context<'_>, softmax: &NodeProto) -> Option<(usize, String)> {
     let index = context.index;
     let mut tensor = softmax.output_at(0)?;
@@ -194,7 +195,7 @@ fn weighted_sum(context: &mut Context<'_>, softmax: &NodeProto) -> Option<(usize
     }
 }
 
-/// Follows what `softmax` reads up to a product.
+/// Follows the input of `softmax` back to a product.
 fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refusal> {
     let index = context.index;
     let (mut scale, mut softcap, mut masks) = (1.0, 0.0, Vec::new());
@@ -212,7 +213,7 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
         match node.op_type() {
             _ if is_product(node) => {
                 let scale = scale * f64::from(node.float("alpha").unwrap_or(1.0));
-                // The tanh is of the product divided by the limit.
+                // The tanh is applied to the product divided by the limit.
                 let scale = if softcap > 0.0 { scale * softcap } else { scale };
                 return Ok(Scores { product: n, scale, softcap, masks });
             },
@@ -233,7 +234,7 @@ fn scores(context: &mut Context<'_>, softmax: &NodeProto) -> Result<Scores, Refu
                 let found = "a sum of two products, as multi-head latent attention has it: it is not supported";
                 return Err(refuse(format!("{}, {found}", node.title())));
             }
-            // A scale before the mask is one of the product alone, after it one of the mask too.
+            // A scale before the mask applies to the product only, one after it also to the mask.
             "Add" | "Where" if scale != 1.0 => return Err(refuse(format!("a scaled mask, {}", node.title()))),
             "Add" => {
                 let (scores, added) = if leads_to_product(context, a) { (a, b) } else { (b, a) };

@@ -12,7 +12,7 @@ use crate::onnx::proto::NodeProto;
 
 pub struct Spelling;
 
-/// What is known of the operator before its layers are looked for.
+/// The operator, as far as it must be known before the search for layers.
 pub const OPERATOR: Option<Operator> = Some(Operator {
     domain: "com.microsoft",
     name: "GroupQueryAttention",
@@ -129,12 +129,12 @@ impl Spell for Spelling {
     }
 }
 
-/// An attention_bias as SparkAttention takes it.
+/// The attention_bias that SparkAttention takes.
 fn added(tensor: &str) -> Bias {
     Bias { tensor: tensor.to_string(), masked: None, hides: false, cast: false, drop_axis: false, expand: false }
 }
 
-/// D from the width of the query, which has `heads` heads, or from the rotation's tables.
+/// D from the width of the query, which has `heads` heads, or from the rotation tables.
 fn head_dim(context: &mut Context<'_>, node: &NodeProto, heads: usize) -> Result<usize, Refusal> {
     let declared = context.index.declared(&node.input[0]).and_then(|info| static_dim(info, 2));
     let width = declared.or_else(|| context.shape(&node.input[0]).ok().and_then(|s| s.get(2).copied()));
@@ -170,7 +170,7 @@ fn rotary(context: &mut Context<'_>, node: &NodeProto, head_dim: usize) -> Resul
     })
 }
 
-/// Columns of a table of two dimensions, whatever makes it.
+/// Columns of a two-dimensional table, however it is made.
 fn columns(context: &mut Context<'_>, table: &str) -> Option<usize> {
     let of_dims = |dims: &[i64]| dims.get(1).and_then(|&d| usize::try_from(d).ok());
     if let Some(tensor) = context.index.initializer(table) {
@@ -187,7 +187,7 @@ fn columns(context: &mut Context<'_>, table: &str) -> Option<usize> {
     if node.is_onnx("Cast") || node.is_onnx("Identity") {
         return columns(context, node.input_at(0)?);
     }
-    // One of two tables, chosen by the number of tokens: both are as wide.
+    // Both tables of an If that chooses by the number of tokens have the same width.
     let branches = node.attribute.iter().filter(|_| node.is_onnx("If")).filter_map(|a| a.g.as_ref());
     let mut widths = branches.map(|graph| {
         let name = graph.output.get(output)?.name();
@@ -200,7 +200,7 @@ fn columns(context: &mut Context<'_>, table: &str) -> Option<usize> {
     widths.all(|width| width == Some(first)).then_some(first)
 }
 
-/// local_window_size; 0 hides even a query's own key.
+/// local_window_size; 0 would hide even a query's own key.
 fn window(node: &NodeProto) -> Result<i64, Refusal> {
     match node.int("local_window_size").unwrap_or(-1) {
         0 => Err(Refusal::new(node.title(), "local_window_size above 0, or -1 for none", "local_window_size = 0")),
@@ -208,7 +208,7 @@ fn window(node: &NodeProto) -> Result<i64, Refusal> {
     }
 }
 
-/// q_norm_weight and k_norm_weight, which a head of query and key is normalised with before it is rotated.
+/// q_norm_weight and k_norm_weight, which normalise each head of query and key before rotation.
 fn norm(node: &NodeProto) -> Result<Option<Norm>, Refusal> {
     let weights = match (node.input_at(14), node.input_at(15)) {
         (None, None) => return Ok(None),

@@ -1,4 +1,4 @@
-//! The ways in which models spell attention, each with all that it may have and how it is found; what they find is a
+//! The ways in which models spell attention: the inputs and attributes of each, and how it is found. Each yields a
 //! [`Layer`].
 
 mod schema;
@@ -13,29 +13,29 @@ use crate::onnx::proto::NodeProto;
 
 /// A way to spell attention.
 trait Spell {
-    /// Whether `node` may be the heart of such a layer.
+    /// Whether `node` may be the central node of such a layer.
     fn begins_at(&self, node: &NodeProto) -> bool;
 
     /// The layer at node `n`, `None` if it reads no cache.
     ///
     /// # Errors
-    /// It is a layer that cannot be rewritten, and why.
+    /// It is a layer that cannot be rewritten, with the reason.
     fn check(&self, context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Refusal>;
 }
 
-/// The ways, each a file of its own.
+/// The sources, each in its own file.
 macro_rules! sources {
     ($($source:ident),*) => {
         $(mod $source;)*
         const SPELLINGS: &[&dyn Spell] = &[$(&$source::Spelling),*];
-        /// The operators of attention that are known.
+        /// The known attention operators.
         pub const OPERATORS: &[Option<Operator>] = &[$($source::OPERATOR),*];
     };
 }
 
 sources!(group_query, multi_head, onnx_attention, decomposed);
 
-/// The source whose nodes ONNX Runtime gives quantised caches too.
+/// The source for which ONNX Runtime also has quantised caches.
 pub use group_query::SOURCE as GROUP_QUERY_ATTENTION;
 
 /// The layer at node `n`, if any source finds one.
@@ -46,7 +46,7 @@ pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Re
             return spelling.check(context, n);
         }
     }
-    // Others compute attention in a way that SparkAttention does not, later ones included. Linear attention, whose past
+    // Others compute attention that SparkAttention does not, including later operators. Linear attention, whose past
     // is a state that does not grow, is not handled here.
     let is_state = |input: &String| {
         let name = origin(context.index, input);
@@ -60,7 +60,7 @@ pub fn layer_at(context: &mut Context<'_>, n: usize) -> Result<Option<Layer>, Re
     Ok(None)
 }
 
-/// The scale that `node` gives, 0 if it gives none, which stands for `1 / sqrt(D)`.
+/// The scale of `node`, or 0 if absent, which stands for `1 / sqrt(D)`.
 fn given_scale(node: &NodeProto) -> Result<f32, Refusal> {
     node.float("scale").map_or(Ok(0.0), |scale| usable_scale(node, scale.into()))
 }
@@ -73,7 +73,7 @@ fn given_scale_or_default(node: &NodeProto) -> Result<f32, Refusal> {
 /// `scale` as SparkAttention takes it.
 ///
 /// # Errors
-/// It is 0, which there stands for another one, or no number, also after rounding.
+/// It is 0, which has another meaning there, or is not finite, or becomes so by rounding.
 fn usable_scale(node: &NodeProto, scale: f64) -> Result<f32, Refusal> {
     let rounded = scale as f32;
     match rounded.is_finite() && rounded != 0.0 {
@@ -82,11 +82,11 @@ fn usable_scale(node: &NodeProto, scale: f64) -> Result<f32, Refusal> {
     }
 }
 
-/// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 the present ones;
-/// and the nodes that only pass a present one on.
+/// The cache of a node whose inputs from `past` on are past key and value, and whose outputs 1 and 2 are the present
+/// ones; and the nodes that only pass a present one on.
 ///
 /// # Errors
-/// These are no inputs and outputs of the model, or differ in heads or head size, or have other heads than `kv_heads`.
+/// These are not inputs and outputs of the model, differ in heads or head size, or do not have `kv_heads` heads.
 fn cache_on_node(
     context: &Context<'_>,
     node: &NodeProto,
@@ -146,7 +146,7 @@ fn heads(node: &NodeProto, name: &str) -> Result<usize, Refusal> {
     })
 }
 
-/// What the new nodes of the layer at `node` are named after.
+/// Base for the names of new nodes of the layer at `node`.
 fn base_name(node: &NodeProto) -> String {
     match node.name() {
         "" => node.output_at(0).unwrap_or("attention").to_string(),

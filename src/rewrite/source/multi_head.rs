@@ -14,7 +14,7 @@ use crate::onnx::proto::NodeProto;
 
 pub struct Spelling;
 
-/// What is known of the operator before its layers are looked for.
+/// The operator, as far as it must be known before the search for layers.
 pub const OPERATOR: Option<Operator> = Some(Operator {
     domain: "com.microsoft",
     name: "MultiHeadAttention",
@@ -46,7 +46,8 @@ const SCHEMA: Schema = Schema {
         ("num_heads", Attribute::Read),
         ("scale", Attribute::Read),
         ("unidirectional", Attribute::Int(&[0, 1])),
-        // What is added to a hidden score: key_padding_mask's, or a later key's, of which nothing is left either way.
+        // The value added to hidden scores, by key_padding_mask or for later keys; hidden keys get no weight either
+        // way.
         ("mask_filter_value", Attribute::Read),
     ],
 };

@@ -13,7 +13,7 @@ use crate::onnx::proto::NodeProto;
 
 pub struct Spelling;
 
-/// What is known of the operator before its layers are looked for.
+/// The operator, as far as it must be known before the search for layers.
 pub const OPERATOR: Option<Operator> = Some(Operator {
     domain: "",
     name: "Attention",
@@ -46,7 +46,7 @@ const SCHEMA: Schema = Schema {
         ("is_causal", Attribute::Int(&[0, 1])),
         ("left_window_size", Attribute::Read),
         ("right_window_size", Attribute::Read),
-        // Of an output that must be absent.
+        // For an output that must be absent.
         ("qk_matmul_output_mode", Attribute::Read),
         // The softmax is computed in float32.
         ("softmax_precision", Attribute::Read),
@@ -112,7 +112,7 @@ impl Spell for Spelling {
             kv_heads,
             head_dim,
             scale: super::given_scale(node)?,
-            // Before the mask, as ours is.
+            // Applied before the mask, as in SparkAttention.
             softcap: node.float("softcap").unwrap_or(0.0),
             window,
             causal: masking.causal || is_causal,
@@ -128,14 +128,14 @@ impl Spell for Spelling {
 
 /// Where the keys and values of a layer come from.
 struct Keys {
-    /// Nodes that go with the layer.
+    /// Nodes that are removed with the layer.
     doomed: Vec<usize>,
     cache: CacheTensors,
-    /// The new ones.
+    /// The new keys and values.
     key_value: [String; 2],
     kv_heads: usize,
     head_dim: usize,
-    /// Query heads of a KV head, where the model repeats keys and values.
+    /// Number of query heads per KV head, where the model repeats keys and values.
     repeats: usize,
     element: i32,
 }
@@ -157,7 +157,7 @@ fn keys_on_node(
     Ok(Keys { doomed, cache: tensors, key_value, kv_heads, head_dim, repeats: 1, element: cache.element })
 }
 
-/// With past and new keys put together by Concat before the node, and repeated for the query heads.
+/// With past and new keys concatenated before the node, and repeated for the query heads.
 fn keys_behind_concat(
     context: &mut Context<'_>,
     title: &str,
@@ -185,7 +185,7 @@ fn declared_heads(context: &Context<'_>, tensor: &str) -> Option<usize> {
     super::super::context::static_dim(context.index.declared(tensor)?, 1)
 }
 
-/// local_window_size, which counts a query's own key, from left_window_size, which does not.
+/// local_window_size, which includes a query's own key, from left_window_size, which does not.
 fn window(node: &NodeProto, on_node: bool) -> Result<i64, Refusal> {
     let [left, right] = ["left_window_size", "right_window_size"].map(|name| node.int(name).unwrap_or(-1));
     let refuse = |expected: &str, found: String| Err(Refusal::new(node.title(), expected, found));

@@ -1,5 +1,5 @@
-//! All that an operator of attention may have. What is not listed, as an input or attribute of a later version is not,
-//! is refused by its name: nothing that changes the result is ignored.
+//! All inputs, outputs and attributes that an attention operator may have. Anything not listed, such as an input of a
+//! later version, is refused by name: nothing that changes the result is ignored.
 
 use super::super::error::Refusal;
 use crate::onnx::NodeExt;
@@ -14,15 +14,15 @@ pub struct Schema {
 
 /// An input or output.
 pub enum Port {
-    /// The pattern sees to it.
+    /// Handled by the source.
     Read(&'static str),
-    /// It must be absent: its name, and what it is.
+    /// Must be absent: its name, and what it is.
     Absent(&'static str, &'static str),
 }
 
-/// What an attribute may be.
+/// Values that an attribute may have.
 pub enum Attribute {
-    /// Anything: the pattern sees to it, or it does not change the result.
+    /// Any value: the source handles it, or it does not change the result.
     Read,
     /// One of these numbers.
     Int(&'static [i64]),
@@ -31,7 +31,7 @@ pub enum Attribute {
 }
 
 impl Schema {
-    /// Refuses what `node` has and this schema does not know, or knows to be something that SparkAttention does not do.
+    /// Refuses what `node` has that this schema does not know, or knows that SparkAttention does not support.
     pub fn check(&self, node: &NodeProto) -> Result<(), Refusal> {
         ports(node, "input", &node.input, self.inputs)?;
         ports(node, "output", &node.output, self.outputs)?;

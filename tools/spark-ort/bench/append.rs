@@ -92,7 +92,7 @@ fn prepare(lab: &Lab, cache: &Cache, context: usize, threads: usize, tokens: &mu
         let mut shared = layer.shared(tokens, &mut rows, context)?;
         let mut past = Rows::new(&lab.shape, cache, context - 1)?;
         layer.fill(&mut past, cache.element())?;
-        // The first calls are slower than others.
+        // The first calls are slower than later ones.
         layer.run(&mut shared)?;
         layer.run(&mut layer.growing(tokens, &past)?)?;
         anyhow::Ok(Candidate { layer, past, shared })
@@ -100,7 +100,7 @@ fn prepare(lab: &Lab, cache: &Cache, context: usize, threads: usize, tokens: &mu
     prepare().with_context(|| format!("{} fails", cache.name()))
 }
 
-/// For a person.
+/// The table for people.
 pub fn table(cells: &[Cell]) -> String {
     let mut table = Table::new(&["bytes/token", "shared buffer, ms", "growing, ms", "GB/s"]);
     for cell in cells {

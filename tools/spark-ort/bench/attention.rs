@@ -1,4 +1,4 @@
-//! `spark-ort bench attention`: one layer with SparkAttention and SparkPrune beside GroupQueryAttention.
+//! `spark-ort bench attention`: one layer with SparkAttention and SparkPrune, compared with GroupQueryAttention.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -94,7 +94,7 @@ pub struct Args {
     json: Option<PathBuf>,
 }
 
-/// A context has a token that is past and a new one.
+/// A context has at least one past token and one new token.
 fn context(text: &str) -> Result<usize, String> {
     positive(text).ok().filter(|&n| n >= 2).ok_or_else(|| "must be a number from 2 on".into())
 }
@@ -106,7 +106,7 @@ struct Report<'a> {
     decode: Vec<decoding::Cell>,
     prefill: Vec<prefill::Cell>,
     append: Vec<append::Cell>,
-    /// Peers that this ONNX Runtime does not have.
+    /// Baselines that this ONNX Runtime does not have.
     unavailable: &'a std::collections::BTreeMap<String, String>,
 }
 

@@ -1,4 +1,4 @@
-//! How fast memory can be read.
+//! Measures memory bandwidth.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -11,7 +11,7 @@ pub struct Memory(Vec<u64>);
 impl Memory {
     pub fn new() -> Self {
         let bytes = (4 * machine::largest_cache().unwrap_or(0)).max(256 << 20);
-        // Not zeros, which the system may keep as one page.
+        // Not zeros, which the system may store as a single page.
         Self(vec![0x0123_4567_89ab_cdef; bytes / 8])
     }
 
@@ -19,7 +19,7 @@ impl Memory {
         8 * self.0.len()
     }
 
-    /// Reads all of it with `threads` threads, which leaves nothing else in the caches; bytes per second.
+    /// Reads all of it with `threads` threads, which evicts everything else from the caches; returns bytes per second.
     pub fn read(&self, threads: usize) -> f64 {
         let part = self.0.len().div_ceil(threads);
         let start = Instant::now();
@@ -35,8 +35,8 @@ impl Memory {
     }
 }
 
-/// Reads four stretches at a time into eight sums each: then neither additions nor the start of a stretch's next page
-/// keep memory waiting.
+/// Reads four stretches at a time into eight sums each, so that neither additions nor the start of a stretch's next
+/// page stall the reads.
 fn sum(numbers: &[u64]) -> u64 {
     let (left, right) = numbers.split_at(numbers.len() / 2);
     let [(a, b), (c, d)] = [left, right].map(|half| half.split_at(half.len() / 2));

@@ -1,4 +1,4 @@
-//! The caches that are compared: SparK's rows, and the four of ONNX Runtime's GroupQueryAttention.
+//! The caches that are compared: SparK's rows, and the four caches of ONNX Runtime's GroupQueryAttention.
 
 use anyhow::{Context, Result};
 use ort::value::TensorElementType;
@@ -23,7 +23,7 @@ impl std::str::FromStr for Heads {
     }
 }
 
-/// What SparkPrune is asked to store.
+/// How SparkPrune stores rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Setting {
     ratio: f64,
@@ -72,11 +72,11 @@ impl Setting {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stored {
     Float32,
-    /// Its query is float16 too: the operator allows nothing else.
+    /// Its query is float16 too: the operator allows no other type.
     Float16,
     /// Codes with one constant scale, and a float32 query.
     Int8,
-    /// Likewise, two codes to a byte.
+    /// The same with two codes per byte.
     Int4,
 }
 
@@ -97,7 +97,7 @@ impl Cache {
         Cache::Grouped(Stored::Int4),
     ];
 
-    /// As tables name it.
+    /// Its name in tables.
     pub fn name(&self) -> String {
         match self {
             Cache::Spark(setting, _) => format!("SparK {setting}"),
@@ -106,7 +106,7 @@ impl Cache {
         }
     }
 
-    /// Of query, key, value and output.
+    /// Type of query, key, value and output.
     pub fn element(&self) -> TensorElementType {
         match self {
             Cache::SparkHalf(..) | Cache::Grouped(Stored::Float16) => TensorElementType::Float16,
@@ -114,7 +114,7 @@ impl Cache {
         }
     }
 
-    /// Of the cache tensors.
+    /// Type of the cache tensors.
     pub fn container(&self) -> TensorElementType {
         match self {
             Cache::Grouped(Stored::Int8) => TensorElementType::Int8,
@@ -123,7 +123,7 @@ impl Cache {
         }
     }
 
-    /// This cache for float16 models, if it is SparK's.
+    /// This cache for float16 models, if it is one of SparK's.
     pub fn half(&self) -> Option<Self> {
         match self {
             Cache::Spark(setting, rows) => Some(Cache::SparkHalf(*setting, rows.clone())),
@@ -149,14 +149,14 @@ impl Cache {
         }
     }
 
-    /// Free rows that the tail of a shared buffer has room in.
+    /// Free rows that the tail of a shared buffer needs.
     pub fn free_rows(&self, head_dim: usize) -> usize {
-        // A float16 key each; in each of the two buffers the bytes of up to one may be left over.
+        // One float16 key each; each of the two buffers may waste up to the bytes of one key.
         let keys = if self.recent_keys() > 0 { self.recent_keys() + 2 } else { 0 };
         (keys * 2 * head_dim).div_ceil(self.row_bytes(head_dim))
     }
 
-    /// Bytes of one token of one KV head.
+    /// Bytes of one token in one KV head.
     pub fn row_bytes(&self, head_dim: usize) -> usize {
         let elements: usize = self.widths(head_dim).iter().sum();
         self.container().byte_size(elements).expect("a type of fixed size")

@@ -1,4 +1,4 @@
-//! One decoded token: attention over a filled cache, and the new row.
+//! Decoding one token: attention over a filled cache, and the new row.
 
 use anyhow::Result;
 use ort::session::IoBinding;
@@ -18,24 +18,24 @@ use crate::report::Table;
 pub struct Cell {
     context: usize,
     threads: usize,
-    /// At which as many threads read memory.
+    /// Memory bandwidth of the same number of threads.
     bandwidth_bytes_per_second: f64,
     caches: Vec<Step>,
 }
 
-/// A step with one cache.
+/// A decoding step with one cache.
 #[derive(Serialize)]
 struct Step {
     cache: String,
     bytes_per_token: usize,
     seconds: f64,
-    /// Rows read, by their bytes.
+    /// Bytes of the rows read, per second.
     bytes_per_second: f64,
     times_as_fast_as: Ratios,
     samples: Vec<f64>,
 }
 
-/// Measures at every context with every number of threads.
+/// Measures every context with every number of threads.
 pub fn measure(lab: &mut Lab, contexts: &[usize]) -> Result<Vec<Cell>> {
     let mut cells = Vec::new();
     for &context in contexts {
@@ -78,7 +78,7 @@ fn cell(lab: &mut Lab, context: usize, threads: usize) -> Result<Cell> {
     Ok(Cell { context, threads, bandwidth_bytes_per_second: bandwidth, caches: caches.collect() })
 }
 
-/// A call that makes the last token of `context`, as often as it is run.
+/// A call that decodes the last token of `context`, repeatable any number of times.
 fn prepare(
     lab: &Lab,
     cache: &Cache,
@@ -90,19 +90,19 @@ fn prepare(
     let mut rows = Rows::new(&lab.shape, cache, context + cache.free_rows(lab.shape.head_dim))?;
     layer.fill(&mut rows, cache.element())?;
     if cache.recent_keys() > 0 {
-        // Rows may be any; the tail has to hold the keys of the last ones.
+        // The rows may have any contents, but the tail must hold the last keys.
         let last = cache.recent_keys().min(context - 1);
         let mut tokens = Tokens::random(&lab.shape, cache.element(), last)?;
         let mut call = layer.shared(&mut tokens, &mut rows, context - 1)?;
         layer.run(&mut call)?;
     }
     let mut call = layer.shared(tokens, &mut rows, context)?;
-    // The first call is slower than others.
+    // The first call is slower than later ones.
     layer.run(&mut call)?;
     Ok((layer, call))
 }
 
-/// For a person.
+/// The table for people.
 pub fn table(cells: &[Cell]) -> String {
     let mut titles: Vec<String> = ["bytes/token", "ms", "GB/s", "of bandwidth"].map(String::from).into();
     titles.extend(figures::ratio_titles(&Cache::GROUPED));

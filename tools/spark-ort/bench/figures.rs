@@ -1,14 +1,14 @@
-//! How figures are written.
+//! Formatting of figures.
 
 use std::collections::BTreeMap;
 
 use super::cache::Cache;
 use super::rounds::Samples;
 
-/// How many times as fast as each peer, by its name.
+/// Speed relative to each baseline, by its name.
 pub type Ratios = BTreeMap<String, f64>;
 
-/// Compares `candidate` with the peers among `caches`, the candidates of `samples`.
+/// Compares `candidate` with the baselines among `caches`, which are the candidates of `samples`.
 pub fn ratios(samples: &Samples, caches: &[Cache], candidate: usize) -> Ratios {
     let peers = caches.iter().enumerate().filter(|(_, cache)| matches!(cache, Cache::Grouped(_)));
     peers.map(|(peer, cache)| (cache.name(), samples.ratio(peer, candidate))).collect()

@@ -15,8 +15,8 @@ use super::shape::{Shape, Work};
 /// Domain of GroupQueryAttention.
 const CONTRIB: &str = "com.microsoft";
 
-/// The serialised model: query, key, value, past_key, past_value, seqlens_k and total_sequence_length in; output,
-/// present_key and present_value out, or only the latter two where `work` is just to store.
+/// The serialised model. Inputs: query, key, value, past_key, past_value, seqlens_k and total_sequence_length.
+/// Outputs: output, present_key and present_value, or only the latter two if `work` is only to store.
 pub fn layer(shape: &Shape, cache: &Cache, work: Work) -> Vec<u8> {
     let mut graph = GraphProto::new();
     graph.set_name("layer".into());
@@ -55,7 +55,7 @@ pub fn layer(shape: &Shape, cache: &Cache, work: Work) -> Vec<u8> {
             }
             let mut prune = node("SparkPrune", DOMAIN, inputs, &["present_key", "present_value"], attributes);
             if rows.tail_window > 0 {
-                // It waits for the attention before it writes to the tail; without one any tensor will do.
+                // SparkPrune waits for attention before it writes to the tail; without attention any tensor will do.
                 prune.input.resize(12, String::new());
                 prune.input.push(if work == Work::All { "output" } else { "query" }.into());
             }
@@ -80,7 +80,7 @@ pub fn layer(shape: &Shape, cache: &Cache, work: Work) -> Vec<u8> {
     model.write_to_bytes().expect("a message with all that it must have")
 }
 
-/// ONNX numbers its types as ONNX Runtime does.
+/// ONNX and ONNX Runtime number types alike.
 fn onnx_type(element: TensorElementType) -> i32 {
     match element {
         TensorElementType::Float32 => 1,
@@ -150,8 +150,8 @@ fn text(name: &str, value: &str) -> AttributeProto {
     attribute
 }
 
-/// Makes the cache of `attention` one of codes: value = code * scale. One constant scale, by which four standard
-/// deviations of normal inputs fit, is a little faster than one a channel.
+/// Makes the cache of `attention` a quantised one: value = code * scale. One constant scale, which covers four
+/// standard deviations of normal inputs, is slightly faster than one per channel.
 fn quantise(graph: &mut GraphProto, attention: &mut NodeProto, stored: Stored) {
     let (bits, greatest) = if stored == Stored::Int4 { (4, 7.0) } else { (8, 127.0) };
     // Inputs 7 to 11 are absent: rotation, positions, bias, sink.

@@ -1,4 +1,4 @@
-//! What all measurements of layers have in common.
+//! The common parts of all layer measurements.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,15 @@ use super::rounds::{Budget, Samples, median};
 use super::shape::Shape;
 use crate::progress::Steps;
 
-/// Where layers are measured.
+/// The setup for measuring layers.
 pub struct Lab {
     pub runtime: &'static Runtime,
     pub shape: Shape,
     pub threads: Vec<usize>,
     pub budget: Budget,
-    /// SparK's.
+    /// SparK's caches.
     pub own: Vec<Cache>,
-    /// Peers that this ONNX Runtime does not have, and what it says.
+    /// Baselines that this ONNX Runtime does not have, and its error.
     pub unavailable: BTreeMap<String, String>,
     memory: Memory,
 }
@@ -38,7 +38,7 @@ impl Lab {
         Ok(Self { runtime, shape, threads: threads.into(), budget, own, unavailable: BTreeMap::new(), memory })
     }
 
-    /// What `prepare` makes of `cache`; None for a peer with which it fails, now or before.
+    /// The result of `prepare` for `cache`; None for a baseline for which it fails, now or earlier.
     pub fn prepare<T>(&mut self, cache: &Cache, prepare: impl FnOnce(&Self) -> Result<T>) -> Result<Option<T>> {
         if self.unavailable.contains_key(&cache.name()) {
             return Ok(None);
@@ -48,7 +48,7 @@ impl Lab {
             Err(error) if matches!(cache, Cache::Grouped(_)) => {
                 let reason = format!("{error:#}");
                 let line = reason.lines().next().unwrap_or_default();
-                // ONNX Runtime spells out the whole node before it says what is wrong.
+                // ONNX Runtime prints the whole node before the actual error.
                 let short = line.rsplit(", Error ").next().unwrap_or(line);
                 self.unavailable.insert(cache.name(), short.into());
                 Ok(None)
@@ -57,8 +57,8 @@ impl Lab {
         }
     }
 
-    /// Times candidates as a model of many layers runs them: with nothing of theirs in the processor's caches. Also
-    /// gives the bytes per second at which `threads` threads read memory meanwhile.
+    /// Times candidates with cold processor caches, as in a model of many layers. Also returns the bytes per second at
+    /// which `threads` threads read memory in between.
     pub fn time_cold(
         &self,
         what: &str,
@@ -83,7 +83,7 @@ impl Lab {
     }
 }
 
-/// Such as "4096 tokens, 2 threads".
+/// For example "4096 tokens, 2 threads".
 pub fn title(tokens: usize, threads: usize) -> String {
     let s = |n: usize| if n == 1 { "" } else { "s" };
     format!("{tokens} token{}, {threads} thread{}", s(tokens), s(threads))

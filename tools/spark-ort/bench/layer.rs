@@ -27,7 +27,7 @@ impl Rows {
         Ok(Self { capacity, parts: [tensor(key)?, tensor(value)?] })
     }
 
-    /// Repeats each head's first `count` rows over its others.
+    /// Copies each head's first `count` rows repeatedly over the others.
     fn repeat(&mut self, count: usize) -> Result<()> {
         fn repeat<T: PrimitiveTensorElementType + Copy>(part: &mut DynValue, count: usize) -> Result<()> {
             let (shape, data) = part.try_extract_tensor_mut::<T>()?;
@@ -62,7 +62,7 @@ impl Layer {
     pub fn new(runtime: &Runtime, shape: &Shape, cache: &Cache, work: Work, threads: usize) -> Result<Self> {
         let model = graph::layer(shape, cache, work);
         let session = runtime.session(|builder| {
-            // Otherwise one session's threads would go on looking for work while another session is timed.
+            // Otherwise one session's threads would spin while another session is timed.
             let builder = builder.with_intra_threads(threads)?.with_config_entry("session.force_spinning_stop", "1")?;
             { builder }.commit_from_memory(&model)
         })?;
@@ -70,8 +70,8 @@ impl Layer {
         Ok(Self { session, shape: *shape, work, memory })
     }
 
-    /// Fills `rows` with what the layer itself stores of random tokens. Those of a short prompt are repeated: where a
-    /// row comes from has no influence on the time to read it.
+    /// Fills `rows` with rows that the layer itself stores for random tokens. Rows of a short prompt are repeated: the
+    /// contents of a row do not affect the time to read it.
     pub fn fill(&mut self, rows: &mut Rows, element: TensorElementType) -> Result<()> {
         let count = rows.capacity.min(512);
         let mut tokens = Tokens::random(&self.shape, element, count)?;
@@ -81,7 +81,7 @@ impl Layer {
         rows.repeat(count)
     }
 
-    /// A call that extends a sequence to `total` tokens, with `rows` as past and as present.
+    /// A call that extends a sequence to `total` tokens, with `rows` as past and present.
     pub fn shared(&self, tokens: &mut Tokens, rows: &mut Rows, total: usize) -> Result<IoBinding> {
         let mut call = self.call(tokens, rows, total)?;
         for (part, name) in rows.parts.iter_mut().zip(["present_key", "present_value"]) {
@@ -90,7 +90,7 @@ impl Layer {
         Ok(call)
     }
 
-    /// A call that extends the sequence of all `past` rows, and makes present anew.
+    /// A call that extends the sequence of all `past` rows, with a newly allocated present.
     pub fn growing(&self, tokens: &mut Tokens, past: &Rows) -> Result<IoBinding> {
         let mut call = self.call(tokens, past, past.capacity + tokens.count)?;
         for name in ["present_key", "present_value"] {
@@ -117,7 +117,7 @@ impl Layer {
         Ok(call)
     }
 
-    /// Seconds that a call takes.
+    /// Duration of a call in seconds.
     pub fn run(&mut self, call: &mut IoBinding) -> Result<f64> {
         let start = Instant::now();
         let outputs = self.session.run_binding(call)?;
@@ -151,7 +151,7 @@ mod tests {
         let shape = Shape { heads: Heads { query: 4, kv: 2 }, head_dim: 32, batch: 2 };
         let mut layer = Layer::new(runtime(), &shape, cache, Work::All, 1)?;
         let mut outputs = [const { Vec::new() }; 2];
-        // More than a filling prompt, to see its rows repeated.
+        // More than a filling prompt, to test its repeated rows.
         for (output, [new, total]) in outputs.iter_mut().zip([[9, 9], [1, 700]]) {
             let mut tokens = Tokens::random(&shape, cache.element(), new)?;
             let mut rows = Rows::new(&shape, cache, total)?;
@@ -168,11 +168,11 @@ mod tests {
         Ok(outputs)
     }
 
-    /// Whatever is timed computes the same, but for what its cache loses.
+    /// All timed candidates compute the same result, within the loss of their caches.
     #[test]
     fn all_caches_give_about_the_same_output() {
         if let Err(missing) = spark_ort::runtime::load() {
-            // As tests/support/needs.rs has it.
+            // As in tests/support/needs.rs.
             assert!(std::env::var_os("SPARK_TEST_REQUIRE").is_none(), "{missing}");
             eprintln!("skipped: {missing}");
             return;
@@ -189,7 +189,7 @@ mod tests {
         let cases = cases.into_iter().chain([(spark("0/16/16").half().unwrap(), 0.01)]);
         for (cache, tolerance) in cases {
             let found = match outputs(&cache) {
-                // ONNX Runtime has the two quantised ones only from 1.27 on.
+                // ONNX Runtime has the two quantised caches only from 1.27 on.
                 Err(_) if cache.container().byte_size(1) == Some(1) => continue,
                 found => found.unwrap(),
             };

@@ -1,18 +1,18 @@
-//! What figures depend on besides the program.
+//! The environment that figures depend on, besides the program.
 
 use std::fs;
 
 use serde::Serialize;
 use spark_ort::runtime::Runtime;
 
-/// Where and by what something was measured.
+/// Where and with what something was measured.
 #[derive(Serialize)]
 pub struct Machine {
     pub version: &'static str,
     pub onnxruntime: String,
-    /// Of the processor, if the system tells.
+    /// Name of the processor, if the system reports it.
     pub processor: Option<String>,
-    /// Threads that can run at a time.
+    /// Number of threads that can run at a time.
     pub cores: usize,
 }
 
@@ -26,7 +26,7 @@ impl Machine {
         }
     }
 
-    /// One line for a person.
+    /// One line for people.
     pub fn line(&self) -> String {
         let Self { version, onnxruntime, processor, cores } = self;
         let processor = processor.as_deref().unwrap_or("unknown processor");
@@ -34,14 +34,14 @@ impl Machine {
     }
 }
 
-/// The processor, if the system tells.
+/// Name of the processor, if the system reports it.
 pub fn processor() -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().into())
 }
 
-/// Bytes of the processor's largest cache, if the system tells.
+/// Bytes of the processor's largest cache, if the system reports it.
 pub fn largest_cache() -> Option<usize> {
     let folders = fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?.flatten();
     let sizes = folders.filter_map(|folder| fs::read_to_string(folder.path().join("size")).ok());

@@ -1,4 +1,4 @@
-//! `spark-ort bench`: how fast one layer's attention is, or a model.
+//! `spark-ort bench`: measures the speed of one layer's attention, or of a model.
 
 mod append;
 mod attention;
@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
-/// A number from 1 on.
+/// Parses a number of at least 1.
 fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "must be a number from 1 on".into())
 }

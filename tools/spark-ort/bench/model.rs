@@ -1,4 +1,4 @@
-//! `spark-ort bench model`: a model beside its rewritten self.
+//! `spark-ort bench model`: compares a model with its rewritten version.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -68,7 +68,7 @@ struct Report {
     interrupted: bool,
 }
 
-/// Both models at one context, one entry a round.
+/// Both models at one context, with one entry per round.
 #[derive(Serialize)]
 struct Cell {
     prompt_tokens: usize,
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let machine = Machine::new(load()?);
     let interrupt = Interrupt::install()?;
     let settings = Settings { threads: args.threads, shared_buffer: !args.no_shared_buffer, interrupt };
-    // With growing contexts, what a session keeps of earlier ones is never more than it needs.
+    // In increasing order, memory kept by a session from earlier contexts is never more than it needs.
     let mut contexts = args.contexts.clone();
     contexts.sort_unstable();
     contexts.dedup();
@@ -102,7 +102,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }
 
-/// Runs all rounds; whether Ctrl-C ended them.
+/// Runs all rounds; returns whether Ctrl-C ended them.
 fn measure(args: &Args, sources: &[ModelSource; 2], settings: &Settings, cells: &mut [Cell]) -> Result<bool> {
     for round in 0..args.rounds {
         for (which, source) in sources.iter().enumerate() {
@@ -122,7 +122,7 @@ fn measure(args: &Args, sources: &[ModelSource; 2], settings: &Settings, cells: 
     Ok(false)
 }
 
-/// None if Ctrl-C ended it. Also runs the model once, since the first call is slower than others.
+/// None if Ctrl-C ended it. Also runs the model once, since the first call is slower than later ones.
 fn vocabulary(model: &mut Model) -> Result<Option<usize>> {
     let mut sequence = model.start(None)?;
     match model.run(&mut sequence, &[0]) {
@@ -160,7 +160,7 @@ impl Report {
     fn lines(&self) -> String {
         let mut table = Table::new(&["original", "rewritten", ""]);
         for Cell { prompt_tokens, original, rewritten } in &self.contexts {
-            // Interrupted rounds may have one model only.
+            // Interrupted rounds may have only one model.
             let pairs = original.len().min(rewritten.len());
             let both = [&original[..pairs], &rewritten[..pairs]];
             table.row(&format!("prompt of {prompt_tokens} tokens"), vec![]);

@@ -1,4 +1,4 @@
-//! The first prompt: attention among new tokens, and their rows.
+//! The first prompt: attention among new tokens, and storing their rows.
 
 use anyhow::Result;
 use ort::session::IoBinding;
@@ -14,7 +14,7 @@ use super::shape::Work;
 use super::tokens::Tokens;
 use crate::report::{Table, bytes};
 
-/// The peers that models with a float cache use; quantised caches are for decoding.
+/// The baselines with float caches; quantised caches are for decoding.
 fn peers() -> &'static [Cache] {
     &Cache::GROUPED[..2]
 }
@@ -32,9 +32,10 @@ pub struct Cell {
 struct Prompt {
     cache: String,
     seconds: f64,
-    /// Peak of the first call above what was resident before, inputs, output and cache included in the latter.
+    /// Peak memory of the first call above the memory that was resident before, which includes inputs, output and
+    /// cache.
     extra_bytes: Option<u64>,
-    /// SparkPrune alone, by the time of both operators.
+    /// Time of SparkPrune alone, divided by that of both operators.
     share_of_prune: Option<f64>,
     times_as_fast_as: Ratios,
     samples: Vec<f64>,
@@ -51,7 +52,7 @@ pub fn measure(lab: &mut Lab, lengths: &[usize]) -> Result<Vec<Cell>> {
     Ok(cells)
 }
 
-/// A layer with what it is called with.
+/// A layer and its inputs.
 struct Candidate {
     layer: Layer,
     call: IoBinding,
@@ -62,7 +63,7 @@ fn cell(lab: &mut Lab, length: usize, threads: usize) -> Result<Cell> {
     let what = format!("a prompt of {}", title(length, threads));
     let mut single = Tokens::random(&lab.shape, TensorElementType::Float32, length)?;
     let mut half = Tokens::random(&lab.shape, TensorElementType::Float16, length)?;
-    // Each cache's whole layer, then SparkPrune alone of those that have it.
+    // Each cache's whole layer, then SparkPrune alone for the caches that use it.
     let mut own = lab.own.clone();
     own.extend(lab.own.iter().filter_map(Cache::half));
     let (mut caches, mut candidates) = (Vec::new(), Vec::new());
@@ -87,7 +88,7 @@ fn cell(lab: &mut Lab, length: usize, threads: usize) -> Result<Cell> {
         cache: cache.name(),
         seconds: samples.median(i),
         extra_bytes: candidates[i].extra_bytes,
-        // SparK's caches are the first ones.
+        // SparK's caches come first.
         share_of_prune: (i < own.len()).then(|| samples.ratio(caches.len() + i, i)),
         times_as_fast_as: figures::ratios(&samples, &caches, i),
         samples: samples.of(i).into(),
@@ -100,14 +101,14 @@ fn prepare(lab: &Lab, cache: &Cache, work: Work, threads: usize, tokens: &mut To
     let mut rows = Rows::new(&lab.shape, cache, tokens.count)?;
     let total = tokens.count;
     let mut call = layer.shared(tokens, &mut rows, total)?;
-    // Only in its first call does a session take the memory that it keeps.
+    // A session allocates the memory that it keeps in its first call.
     let before = memory::reset_peak().then(memory::resident).flatten();
     layer.run(&mut call)?;
     let extra_bytes = before.and_then(|before| Some(memory::peak()?.saturating_sub(before)));
     Ok(Candidate { layer, call, extra_bytes })
 }
 
-/// For a person.
+/// The table for people.
 pub fn table(cells: &[Cell]) -> String {
     let mut titles: Vec<String> = ["ms", "extra peak memory", "SparkPrune"].map(String::from).into();
     titles.extend(figures::ratio_titles(peers()));

@@ -1,4 +1,4 @@
-//! Candidates timed alternately, so that whatever disturbs the machine disturbs all of them.
+//! Times candidates alternately, so that disturbances of the machine affect all of them.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use anyhow::Result;
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     pub rounds: usize,
-    /// No further round starts after so many seconds, ...
+    /// No further round starts after this many seconds, ...
     pub seconds: f64,
     /// ... unless there were fewer rounds than this.
     pub least: usize,
@@ -18,7 +18,7 @@ pub struct Budget {
 pub struct Samples(Vec<Vec<f64>>);
 
 impl Samples {
-    /// Calls `time` for every candidate below `count`, round after round; `done` hears of each round.
+    /// Calls `time` for every candidate below `count`, round after round; `done` is called after each round.
     pub fn take(
         count: usize,
         budget: Budget,
@@ -31,7 +31,7 @@ impl Samples {
             if round >= budget.least && start.elapsed().as_secs_f64() > budget.seconds {
                 break;
             }
-            // Each begins a round in turn: none always follows the same one.
+            // The starting candidate rotates, so that none always follows the same one.
             for candidate in (0..count).map(|i| (i + round) % count) {
                 samples[candidate].push(time(candidate)?);
             }
@@ -48,14 +48,14 @@ impl Samples {
         median(self.of(candidate).iter().copied())
     }
 
-    /// How many times as long as `candidate` `other` takes: the median over rounds, within which the machine changes
-    /// less than from first to last.
+    /// The time of `other` divided by that of `candidate`: the median over rounds, since the machine's state changes
+    /// less within a round than over the whole run.
     pub fn ratio(&self, other: usize, candidate: usize) -> f64 {
         median(self.of(other).iter().zip(self.of(candidate)).map(|(other, own)| other / own))
     }
 }
 
-/// The middle value, or the mean of the two; NaN of none.
+/// The median; NaN if there are no values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_unstable_by(f64::total_cmp);

@@ -1,8 +1,8 @@
-//! The sizes of a layer, and what it is to do.
+//! The sizes of a layer, and the work that it does.
 
 use super::cache::{Cache, Heads};
 
-/// Sizes that all layers of a run have in common.
+/// Sizes common to all layers of a run.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Shape {
     pub heads: Heads,
@@ -17,11 +17,11 @@ impl Shape {
     }
 }
 
-/// What a layer does.
+/// The work of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Work {
     /// Attend and store.
     All,
-    /// Only store, which GroupQueryAttention cannot.
+    /// Only store, which GroupQueryAttention cannot do.
     Store,
 }

@@ -1,4 +1,4 @@
-//! What a layer reads of new tokens, and what it says of them: random numbers in, an output of the same kind.
+//! A layer's tensors of new tokens: random inputs, and an output.
 
 use anyhow::{Result, bail};
 use half::f16;
@@ -19,7 +19,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// `count` tokens a sequence with normally distributed numbers, always the same.
+    /// `count` tokens per sequence of normally distributed numbers, the same in every run.
     pub fn random(shape: &Shape, element: TensorElementType, count: usize) -> Result<Self> {
         let normals = Normals::new();
         let tensor = |heads: usize| zeros(element, [shape.batch, count, heads * shape.head_dim]);
@@ -42,7 +42,7 @@ pub fn zeros(element: TensorElementType, dims: impl Into<ort::value::Shape>) -> 
     Ok(DynTensor::new(&Allocator::default(), element, dims.into())?.into_dyn())
 }
 
-/// Numbers that are repeated: as many as a prime, so that no two rows are alike.
+/// Repeated numbers: their count is prime, so that no two rows are equal.
 struct Normals(Vec<f32>);
 
 impl Normals {
@@ -50,7 +50,7 @@ impl Normals {
 
     fn new() -> Self {
         let mut random = StdRng::seed_from_u64(1);
-        // Box and Muller's way; 1 - u is never 0, of which there is no logarithm.
+        // Box-Muller transform; 1 - u is never 0, whose logarithm is undefined.
         let mut normal = || {
             let (u, v) = (1.0 - random.random::<f32>(), random.random::<f32>());
             (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()

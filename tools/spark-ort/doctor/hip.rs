@@ -1,4 +1,4 @@
-//! AMD GPUs: whether the HIP runtime can be opened, and which devices it and the kernel driver know.
+//! AMD GPUs: whether the HIP runtime can be opened, and which devices the runtime and the kernel driver report.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fs;
@@ -6,10 +6,10 @@ use std::fs;
 use libloading::Library;
 use serde::Serialize;
 
-/// Names of the runtime, of any version and of ROCm 7, 6 and 5.
+/// Names of the runtime: unversioned, and for ROCm 7, 6 and 5.
 const LIBRARIES: [&str; 4] = ["libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5"];
 
-/// What the kernel driver says of its devices, one folder each.
+/// The kernel driver's description of its devices, one folder each.
 const DRIVER: &str = "/sys/class/kfd/kfd/topology/nodes";
 
 #[derive(Serialize)]
@@ -61,7 +61,7 @@ fn open() -> Result<Hip, String> {
     let opened = LIBRARIES.iter().find_map(|&name| unsafe { Library::new(name) }.ok().map(|library| (name, library)));
     let (name, library) = opened.ok_or_else(|| format!("none: {} cannot be opened", LIBRARIES[0]))?;
     let hip = Hip { library: name, version: version(&library), devices: devices(&library) };
-    // The runtime starts threads: it is never unloaded.
+    // Never unloaded, because the runtime starts threads.
     std::mem::forget(library);
     Ok(hip)
 }
@@ -69,12 +69,12 @@ fn open() -> Result<Hip, String> {
 type GetInt = unsafe extern "C" fn(*mut c_int) -> c_int;
 type GetName = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
 
-/// What a function answers that takes a place for a number.
+/// The result of a function with an out parameter for a number.
 fn number(library: &Library, function: &[u8]) -> Result<c_int, c_int> {
-    // SAFETY: callers name functions of this type, from hip_runtime_api.h.
+    // SAFETY: callers pass names of functions with this type in hip_runtime_api.h.
     let get = unsafe { library.get::<GetInt>(function) }.map_err(|_| -1)?;
     let mut value = 0;
-    // SAFETY: `value` may be written to.
+    // SAFETY: the out pointer is valid.
     match unsafe { get(&mut value) } {
         0 => Ok(value),
         error => Err(error),
@@ -97,9 +97,9 @@ fn devices(library: &Library) -> Result<Vec<String>, c_int> {
     let name = |device: c_int| {
         let mut text = [0 as c_char; 256];
         let get_name = get_name.as_ref()?;
-        // SAFETY: `text` has room for the length given, less one for the zero at its end.
+        // SAFETY: `text` has room for the length passed, which is one less for the terminating zero.
         let error = unsafe { get_name(text.as_mut_ptr(), text.len() as c_int - 1, device) };
-        // SAFETY: `text` ends with a zero whatever was written.
+        // SAFETY: `text` ends with a zero, whatever was written.
         (error == 0).then(|| unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
     };
     Ok((0..count).map(|device| name(device).unwrap_or_else(|| format!("device {device}"))).collect())
@@ -111,7 +111,7 @@ fn driver() -> Vec<String> {
     texts.filter_map(|text| processor(&text)).collect()
 }
 
-/// The processor in a device's properties; none of a CPU's.
+/// The processor in a device's properties; None for a CPU.
 fn processor(properties: &str) -> Option<String> {
     let line = properties.lines().find_map(|line| line.strip_prefix("gfx_target_version "))?;
     let number: u32 = line.trim().parse().ok().filter(|&n| n > 0)?;

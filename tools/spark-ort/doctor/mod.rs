@@ -1,4 +1,4 @@
-//! `spark-ort doctor`: what is here and what works, the first thing that a bug report needs.
+//! `spark-ort doctor`: reports what is installed and whether it works, for bug reports.
 
 mod hip;
 mod trial;
@@ -33,7 +33,7 @@ pub struct Args {
     json: bool,
 }
 
-/// What was found. A problem stands where something is missing or does not work.
+/// The findings. A problem is reported for everything that is missing or does not work.
 #[derive(Serialize)]
 struct Findings {
     version: &'static str,
@@ -47,7 +47,7 @@ struct Findings {
 #[derive(Serialize)]
 struct System {
     target: String,
-    /// Of the C library, where it is glibc.
+    /// Version of the C library, if it is glibc.
     glibc: Option<String>,
 }
 
@@ -55,9 +55,9 @@ struct System {
 struct Cpu {
     processor: Option<String>,
     cores: usize,
-    /// Instruction sets that kernels are written for, and whether the processor has them.
+    /// Instruction sets with kernels of their own, and whether the processor has them.
     features: Vec<(&'static str, bool)>,
-    /// The kernels that are used.
+    /// The selected kernels.
     path: Result<&'static str, &'static str>,
 }
 
@@ -72,7 +72,7 @@ struct Runtime {
 struct Library {
     file: PathBuf,
     bytes: u64,
-    /// Of a trial run, why it failed.
+    /// Why a trial run failed.
     problem: Option<String>,
 }
 
@@ -119,7 +119,7 @@ impl Findings {
         self.cpu.path.is_ok() && self.library.as_ref().is_ok_and(|library| library.problem.is_none())
     }
 
-    /// Lines for a person.
+    /// Lines for people.
     fn lines(&self) -> String {
         let mut lines = vec![("spark-ort", self.version.to_string())];
         let mut line = |name, text: String| lines.push((name, text));
@@ -168,7 +168,7 @@ impl Findings {
 
 fn glibc() -> Option<String> {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it returns a C string that lives as long as the process.
+    // SAFETY: the function returns a C string that lives as long as the process.
     return Some(unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) }.to_string_lossy().into_owned());
     #[cfg(not(target_env = "gnu"))]
     None

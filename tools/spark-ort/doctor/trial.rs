@@ -14,7 +14,7 @@ use crate::bench::shape::{Shape, Work};
 
 const SHAPE: Shape = Shape { heads: Heads { query: 4, kv: 2 }, head_dim: 64, batch: 1 };
 
-/// Reads a prompt and decodes a token.
+/// Runs a prompt and decodes a token.
 pub fn run(runtime: &Runtime, library: &Path) -> Result<()> {
     let setting: Setting = "0.5/8/8".parse().map_err(anyhow::Error::msg)?;
     let cache = Cache::Spark(setting, setting.rows(SHAPE.head_dim)?);
@@ -22,7 +22,7 @@ pub fn run(runtime: &Runtime, library: &Path) -> Result<()> {
     let mut session = runtime
         .session_with_library(library, |builder| { builder.with_intra_threads(1)? }.commit_from_memory(&model))?;
     let widths = cache.widths(SHAPE.head_dim);
-    // ONNX Runtime makes no tensor without elements from an empty array, but it allocates one.
+    // ONNX Runtime does not make an empty tensor from an empty array, but it can allocate one.
     let empty = |width: usize| Tensor::<f32>::new(&Allocator::default(), [1, SHAPE.heads.kv, 0, width]);
     let mut past: [DynValue; 2] = [empty(widths[0])?.into_dyn(), empty(widths[1])?.into_dyn()];
     let mut total = 0usize;

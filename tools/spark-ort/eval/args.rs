@@ -133,7 +133,7 @@ pub struct Args {
 #[derive(Clone)]
 pub(super) enum Asked {
     Generated(Task),
-    /// Questions.
+    /// A file of questions.
     File(PathBuf),
 }
 
@@ -166,7 +166,7 @@ impl std::str::FromStr for Rivals {
 }
 
 impl Args {
-    /// The tasks that are made of a text.
+    /// The tasks that are generated from a text.
     pub(super) fn generated(&self) -> impl Iterator<Item = Task> {
         self.tasks.iter().filter_map(|task| match task {
             Asked::Generated(task) => Some(*task),
@@ -182,7 +182,7 @@ impl Args {
         })
     }
 
-    /// What the types of the options cannot hold.
+    /// Checks what the types of the options cannot express.
     pub(super) fn check(&self) -> Result<()> {
         let at_least_one = [
             ("--threads", self.threads),

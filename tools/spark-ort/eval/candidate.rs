@@ -20,11 +20,11 @@ pub struct Candidate {
     /// The .onnx file.
     pub file: PathBuf,
     pub inspection: Inspection,
-    /// Where it is, if it goes away afterwards.
+    /// Its temporary folder, if it has one.
     _folder: Option<TempDir>,
 }
 
-/// Where a row of figures comes from.
+/// What a row of figures was measured on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -41,7 +41,7 @@ pub enum Kind {
 }
 
 impl Candidate {
-    /// A model of the command line.
+    /// A model from the command line.
     pub fn given(path: &Path, kind: Kind) -> Result<Self> {
         let file = model_file(path)?;
         let inspection = inspect(&file).with_context(|| format!("{} is not understood", file.display()))?;
@@ -52,16 +52,16 @@ impl Candidate {
         Ok(Self { name, kind, file, inspection, _folder: None })
     }
 
-    /// A model that goes away with its folder.
+    /// A model in a temporary folder, which is removed with it.
     pub fn temporary(name: String, kind: Kind, file: PathBuf, inspection: Inspection, folder: TempDir) -> Self {
         Self { name, kind, file, inspection, _folder: Some(folder) }
     }
 }
 
-/// How to rewrite an original for the time of a measurement.
+/// Rewrites an original for a measurement only.
 pub struct Rewriter<'a> {
     pub original: &'a Path,
-    /// Whether past and present will be one buffer, in whose free rows recent keys lie then.
+    /// Whether past and present will be one buffer, with recent keys in its free rows.
     pub in_buffer: bool,
     pub calibrate: Calibration,
     pub calibration_tokens: usize,
@@ -71,8 +71,8 @@ pub struct Rewriter<'a> {
 }
 
 impl Rewriter<'_> {
-    /// The original with these settings, in a temporary folder: as a GenAI folder has it if the original is one, else
-    /// as a file.
+    /// The original rewritten with these settings, in a temporary folder: with the rows of a GenAI folder if the
+    /// original is one, else those of a file.
     pub fn rewrite(&self, setting: &Setting) -> Result<Candidate> {
         let mut options = Options {
             calibrate: self.calibrate.clone(),
@@ -81,7 +81,8 @@ impl Rewriter<'_> {
             threads: self.threads,
             recent_in: if self.in_buffer { RecentIn::Buffer } else { RecentIn::Inputs },
             data: Placement::Link,
-            // The folder itself would bring its tokenizer and the operator library along, which this program is.
+            // Rewriting the folder itself would also copy its tokenizer and the operator library, which this program
+            // contains.
             uniform_rows: self.original.join("genai_config.json").is_file(),
             ..Options::default()
         };

@@ -1,4 +1,4 @@
-//! What of a model or rival stands beside its figures.
+//! The properties of a model or rival that are shown beside its figures.
 
 use serde::Serialize;
 use spark_ort::eval::rivals::Rival;
@@ -14,11 +14,11 @@ pub struct Described {
     pub ratio: Option<f64>,
     pub key_bits: Option<u8>,
     pub value_bits: Option<u8>,
-    /// What each token adds to the cache.
+    /// Bytes that each token adds to the cache.
     pub bytes_per_token: f64,
     /// The same as a share of the original's.
     pub share: f64,
-    /// Dense rows beside, whose bytes do not grow. Those in free rows of a shared buffer take none.
+    /// Bytes of separate dense rows, which do not grow. Dense rows in free rows of a shared buffer take none.
     pub recent_bytes: usize,
     /// Whether past and present may be one buffer.
     pub shares_buffer: bool,

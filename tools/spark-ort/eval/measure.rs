@@ -1,4 +1,4 @@
-//! Models that read the same passages.
+//! Measures models on the same passages.
 
 use anyhow::{Context, Result};
 use spark_ort::eval::{LogitStore, Passage, Summary, Timing, TokenScore};
@@ -12,7 +12,7 @@ use super::report::{Report, Row};
 use super::texts::Text;
 use crate::interrupt::Interrupt;
 
-/// What models read.
+/// The input of the models.
 pub struct Read {
     pub texts: Vec<Text>,
     pub questions: Vec<Questions>,
@@ -22,7 +22,7 @@ pub struct Read {
 pub struct Measurement<'a> {
     pub texts: &'a [Text],
     questions: &'a [Questions],
-    /// Of the original, passage by passage.
+    /// The original's logits, passage by passage.
     pub originals: LogitStore,
     pub threads: Option<usize>,
     pub interrupt: &'a Interrupt,
@@ -50,7 +50,7 @@ impl From<std::io::Error> for Stop {
     }
 }
 
-/// A prediction beside the original's with this number.
+/// Scores a prediction against the original's with this index.
 pub fn compared(originals: &LogitStore, index: usize, logits: &[f32], token: i64) -> Result<TokenScore, Stop> {
     let original = originals.row(index)?;
     if original.len() != logits.len() {
@@ -61,7 +61,7 @@ pub fn compared(originals: &LogitStore, index: usize, logits: &[f32], token: i64
 }
 
 impl<'a> Measurement<'a> {
-    /// Of so many models, the original among them, and so many simulated rivals.
+    /// For this many models, including the original, and this many simulated rivals.
     pub fn new(
         read: &'a Read,
         models: usize,
@@ -79,12 +79,12 @@ impl<'a> Measurement<'a> {
         Ok(Self { texts, questions, originals, threads, interrupt, progress: Progress::new(total) })
     }
 
-    /// Takes the bar away while `work` shows something of its own.
+    /// Hides the progress bar while `work` shows its own.
     pub fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
         self.progress.pause(work)
     }
 
-    /// Keeps the original's predictions, with which the others are compared.
+    /// Stores the original's predictions, with which the others are compared.
     pub fn original(&mut self, original: &Candidate, report: &mut Report) -> Result<()> {
         self.measure(original, report, |originals, _, logits, token| {
             originals.push(logits)?;
@@ -92,14 +92,14 @@ impl<'a> Measurement<'a> {
         })
     }
 
-    /// Compares a model with the original, as far as that was read.
+    /// Compares a model with the original, as far as the original was measured.
     pub fn candidate(&mut self, candidate: &Candidate, report: &mut Report) -> Result<()> {
         self.measure(candidate, report, |originals, index, logits, token| {
             compared(originals, index, logits, token as i64)
         })
     }
 
-    /// Lets a model read all passages. `score` gets the originals' predictions and, for each prediction, its number,
+    /// Runs a model over all passages. `score` gets the original's predictions and, for each prediction, its index,
     /// the logits and the token that follows.
     fn measure(
         &mut self,

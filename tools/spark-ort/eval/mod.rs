@@ -1,4 +1,4 @@
-//! `spark-ort eval`: what a compressed cache costs a model, measured.
+//! `spark-ort eval`: measures what a compressed cache costs a model.
 
 mod args;
 mod candidate;
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let outcome = measure_all(args, &original, &given, &read, &interrupt, &mut report);
     report.interrupted = interrupt.is_set();
     match outcome {
-        // Ctrl-C ends a rewrite too.
+        // Ctrl-C also cancels a rewrite.
         Err(error) if report.interrupted && error.chain().any(is_cancelled) => {}
         outcome => outcome?,
     }

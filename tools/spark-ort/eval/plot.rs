@@ -1,5 +1,5 @@
-//! Pictures of a measurement: error against the share of pruned channels (the paper's Fig. 3a) and against bytes
-//! (Fig. 3b), and speed against bytes.
+//! Plots of a measurement: error against the share of pruned channels (the paper's Fig. 3a) and against bytes (Fig.
+//! 3b), and speed against bytes.
 
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -13,14 +13,14 @@ use spark_ort::eval::Task;
 use super::candidate::Kind;
 use super::report::{Report, Row};
 
-/// Pixels of one picture.
+/// Pixels of one plot.
 const SIZE: (u32, u32) = (620, 440);
-/// Below any divergence that means something; a logarithm needs one.
+/// Below any meaningful divergence; a logarithmic axis needs a positive value.
 const LEAST: f64 = 1e-6;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Refuses a file that no picture could be written to, before anything is measured.
+/// Refuses a file to which no plot can be written, before anything is measured.
 pub fn check(path: &Path) -> Result<()> {
     if path.extension().and_then(OsStr::to_str) != Some("svg") {
         bail!("{} is no .svg file: pictures are written as SVG only", path.display());
@@ -32,7 +32,7 @@ pub fn check(path: &Path) -> Result<()> {
     }
 }
 
-/// Writes the pictures of `report` to one file: a line of three for each length of prompts and task.
+/// Writes the plots of `report` to one file: a row of three for each prompt length and task.
 pub fn write(path: &Path, report: &Report) -> Result<()> {
     let groups = report.groups();
     let mut text = String::new();
@@ -55,7 +55,7 @@ fn draw(root: &Area<'_>, groups: &[(usize, Option<Task>, Vec<&Row>)]) -> Result<
         let compared = || rows.iter().filter(|row| row.described.kind != Kind::Original);
         let share = compared().filter_map(|row| Some(Point::new(row, row.described.ratio?, error(row))));
         let bytes = compared().map(|row| Point::new(row, row.described.bytes_per_token, error(row)));
-        // A simulation has no speed of its own.
+        // The speed of a simulation is meaningless.
         let timed = rows.iter().filter(|row| row.described.kind != Kind::Simulated);
         let speed = timed.filter_map(|row| {
             let timing = &row.timing;
@@ -71,7 +71,7 @@ fn draw(root: &Area<'_>, groups: &[(usize, Option<Task>, Vec<&Row>)]) -> Result<
     root.present().map_err(|e| anyhow!("{e}"))
 }
 
-/// One figure of a row: where it lies, and the ends of its interval.
+/// A point of a plot: its position, and the ends of its interval.
 struct Point {
     name: String,
     kind: Kind,
@@ -94,7 +94,7 @@ impl Point {
     }
 }
 
-/// A plot of `points` with their names; nothing if there are no points.
+/// A plot of `points` with their names; empty if there are no points.
 fn picture(area: &Area<'_>, title: &str, [x, y]: [&str; 2], logarithmic: bool, points: &[Point]) -> Result<()> {
     let Some(across) = around(points.iter().map(|p| p.x)) else { return Ok(()) };
     let across = across.start.min(0.0)..across.end + 0.15 * (across.end - across.start);

@@ -1,4 +1,4 @@
-//! How far a measurement is, and how long it will take.
+//! Progress and remaining time of a measurement.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::terminal::{note, plain};
 
-/// A decoded token takes about as long as so many of a prompt.
+/// A decoded token takes about as long as this many prompt tokens.
 const DECODED: usize = 8;
 
-/// A bar in a terminal, lines elsewhere. It counts tokens of prompts.
+/// A bar in a terminal, lines elsewhere. Its unit is prompt tokens.
 pub struct Progress {
     bar: ProgressBar,
     total: usize,
@@ -18,7 +18,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of so many tokens, by [`work`].
+    /// For `total` units, see [`work`].
     pub fn new(total: usize) -> Self {
         let bar = ProgressBar::new(total as u64);
         let style = ProgressStyle::with_template("{msg} {bar:30} {percent} % [{elapsed}, {eta} left]");
@@ -27,7 +27,7 @@ impl Progress {
         Self { bar, total, done: 0, start: Instant::now() }
     }
 
-    /// What is measured now.
+    /// Shows what is measured now.
     pub fn say(&mut self, what: String) {
         if self.bar.is_hidden() {
             let left = match self.done {
@@ -42,18 +42,18 @@ impl Progress {
         self.bar.set_message(plain(&what));
     }
 
-    /// So much more is done.
+    /// Adds completed work.
     pub fn add(&mut self, work: usize) {
         self.done = (self.done + work).min(self.total);
         self.bar.set_position(self.done as u64);
     }
 
-    /// So many tokens more are decoded.
+    /// Adds decoded tokens.
     pub fn add_decoded(&mut self, tokens: usize) {
         self.add(work(0, tokens));
     }
 
-    /// Takes the bar away while `work` shows something of its own.
+    /// Hides the bar while `work` shows its own.
     pub fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
         self.bar.suspend(work)
     }
@@ -65,7 +65,7 @@ impl Drop for Progress {
     }
 }
 
-/// What reading a prompt and decoding takes, in tokens of a prompt.
+/// The work of reading a prompt and decoding, in prompt tokens.
 pub fn work(prompt: usize, decoded: usize) -> usize {
     prompt + decoded * DECODED
 }

@@ -1,4 +1,4 @@
-//! Questions of a file, answered by every model.
+//! Questions from a file, answered by every model.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,17 +14,17 @@ use super::described::Described;
 use super::progress::{Progress, work};
 use crate::prompt::text_file;
 
-/// A question, in tokens.
+/// A question as tokens.
 struct Asked {
     question: Question,
     prompt: Vec<i64>,
-    /// Tokens of the answer at most.
+    /// Most tokens of the answer.
     length: usize,
     ends: Vec<i64>,
     feeding: Feeding,
 }
 
-/// The questions of a file that are of one data set.
+/// The questions of a file that belong to one data set.
 pub struct Questions {
     file: PathBuf,
     dataset: String,
@@ -43,11 +43,11 @@ pub struct Answers {
     /// Mean score of LongBench's metric, from 0 to 1.
     pub score: Estimate,
     pub timing: Timing,
-    /// What the model wrote, in the order of the file.
+    /// The answers of the model, in the order of the file.
     pub predictions: Vec<String>,
 }
 
-/// Rows beyond a prompt and its answer in a buffer of fixed size, where nothing says how many there are.
+/// Rows in a buffer of fixed size beyond a prompt and its answer, if their number is not given.
 const SPARE_ROWS: usize = 512;
 
 /// A table of data sets, such as LongBench's dataset2prompt.json; empty without a file.
@@ -57,7 +57,7 @@ fn table<T: serde::de::DeserializeOwned>(path: Option<&Path>) -> Result<HashMap<
         .with_context(|| format!("{} is no table of data sets, such as LongBench publishes", path.display()))
 }
 
-/// The questions that a command line asks for.
+/// The questions that a command line selects.
 pub fn read(args: &Args, model: &Path) -> Result<Vec<Questions>> {
     let files: Vec<&Path> = args.question_files().collect();
     if files.is_empty() {
@@ -115,21 +115,21 @@ fn asked(
     let mut context = question.context.clone();
     let mut prompt = tokenizer.encode(&wording.prompt(&question, &context))?;
     if prompt.len() > room {
-        // The middle goes, as LongBench has it: the instructions stand at both ends.
+        // Cut in the middle, as in LongBench: the instructions are at both ends.
         let tokens = tokenizer.encode(&question.context)?;
         let over = prompt.len() - room;
         let half = tokens.len().saturating_sub(over) / 2;
         context = tokenizer.decode(&tokens[..half])? + &tokenizer.decode(&tokens[tokens.len() - half..])?;
         prompt = tokenizer.encode(&wording.prompt(&question, &context))?;
     }
-    // Text that was cut may take other tokens, a few more or fewer.
+    // Text that was cut may encode to slightly more or fewer tokens.
     if prompt.len() > room + room / 16 {
         let (dataset, tokens) = (&question.dataset, prompt.len());
         bail!("a question of {dataset} has {tokens} tokens without its text, and --contexts allows {room}");
     }
     let mut ends = settings.end_of_sequence.clone();
     if question.dataset.starts_with("samsum") {
-        // Models go on with the next dialogue.
+        // Models would continue with the next dialogue.
         ends.extend(tokenizer.encode("\n")?.last());
     }
     let roomy = prompt.len() + length + SPARE_ROWS;
@@ -138,12 +138,12 @@ fn asked(
 }
 
 impl Questions {
-    /// What answering them takes at most, in tokens of a prompt.
+    /// Most work of answering them, in prompt tokens.
     pub fn work(&self) -> usize {
         self.asked.iter().map(|asked| work(asked.prompt.len(), asked.length)).sum()
     }
 
-    /// For a person.
+    /// A title for people.
     pub fn title(&self) -> String {
         format!("{} questions of {}", self.asked.len(), self.name())
     }
@@ -152,7 +152,7 @@ impl Questions {
         if self.dataset.is_empty() { self.file.display().to_string() } else { self.dataset.clone() }
     }
 
-    /// Lets a model answer them; fewer if it is interrupted, and `None` before the first answer.
+    /// Lets a model answer them. Fewer answers if it is interrupted, `None` if before the first one.
     pub fn ask(
         &self,
         model: &mut Model,

@@ -1,4 +1,4 @@
-//! What a measurement found, for people and as JSON.
+//! The results of a measurement, for people and as JSON.
 
 use std::path::{Path, PathBuf};
 
@@ -11,19 +11,19 @@ use super::questions::Answers;
 use super::texts::Text;
 use crate::report::Table;
 
-/// Below a table with simulated rivals.
+/// Note below a table with simulated rivals.
 const SIMULATED: &str = "
 * dense simulation: the original's cache is rewritten between calls. Bytes are what the rival would store, with dense
   elements as float16; the first 4 tokens and the last N of +N stay dense and are not counted. What a rival needs to
   know of queries is taken from each prompt itself.
 ";
 
-/// Below a table with ONNX Runtime's own caches.
+/// Note below a table with ONNX Runtime's own caches.
 const NATIVE: &str = "
 ort-int8, ort-int4: ONNX Runtime's own cache, a scale for each channel, calibrated on the first prompt.
 ";
 
-/// All of a measurement.
+/// All results of a measurement.
 #[derive(Serialize)]
 pub struct Report {
     pub original: PathBuf,
@@ -31,14 +31,14 @@ pub struct Report {
     pub text: Option<PathBuf>,
     /// Tokens decoded after each prompt.
     pub decode: usize,
-    /// Past and present in one buffer, where a model allows it.
+    /// Past and present in one buffer, if the model allows it.
     pub shared_buffer: bool,
     pub capacity: Option<usize>,
-    /// Tokens of a prompt that are read at once.
+    /// Prompt tokens that are read at once.
     pub chunk: Option<usize>,
     pub threads: Option<usize>,
     pub rows: Vec<Row>,
-    /// Of questions.
+    /// Answers to questions.
     pub answers: Vec<Answers>,
     /// Rivals that cannot be measured with this model or ONNX Runtime.
     pub absent: Vec<Absent>,
@@ -57,7 +57,7 @@ pub struct Absent {
 pub struct Row {
     #[serde(flatten)]
     pub described: Described,
-    /// Tokens of a prompt.
+    /// Prompt length in tokens.
     pub context: usize,
     pub task: Option<Task>,
     pub passages: usize,
@@ -74,7 +74,7 @@ impl Row {
     }
 }
 
-/// A figure and its interval, with so many digits after the point.
+/// A value and its interval, with `digits` digits after the point.
 fn interval(estimate: &Estimate, factor: f64, digits: usize) -> String {
     let [value, low, high] = [estimate.value, estimate.low, estimate.high].map(|x| x * factor);
     format!("{value:.digits$} ({low:.digits$} to {high:.digits$})")
@@ -85,7 +85,7 @@ fn rate(tokens: usize, seconds: f64) -> String {
 }
 
 impl Report {
-    /// The rows of each length of prompts and task, in the order in which the original read them.
+    /// The rows of each prompt length and task, in the order in which the original was measured.
     pub fn groups(&self) -> Vec<(usize, Option<Task>, Vec<&Row>)> {
         let mut groups: Vec<(usize, Option<Task>, Vec<&Row>)> = Vec::new();
         for row in &self.rows {
@@ -97,7 +97,7 @@ impl Report {
         groups
     }
 
-    /// A table for each length of prompts.
+    /// A table for each prompt length.
     pub fn lines(&self) -> String {
         let mut text = String::new();
         for (context, task, rows) in self.groups() {
@@ -176,7 +176,7 @@ impl Report {
 }
 
 impl Row {
-    /// What is only simulated has a mark.
+    /// The name, with a mark if it is only simulated.
     fn label(&self) -> String {
         let mark = if self.described.kind == Kind::Simulated { " *" } else { "" };
         format!("{}{mark}", self.described.name)

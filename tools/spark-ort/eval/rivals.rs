@@ -1,4 +1,4 @@
-//! Rivals on the same passages.
+//! Measures rivals on the same passages.
 
 use anyhow::{Context, Result};
 use spark_ort::eval::rivals::{Method, Rival, Scales, probe_model, quantised_model, simulate};
@@ -10,7 +10,7 @@ use super::described::Described;
 use super::measure::{Measurement, Stop, compared};
 use super::report::{Absent, Report, Row};
 
-/// Measures rivals on the original, beside what was measured before.
+/// Measures rivals on the original, after the models.
 pub fn measure(
     measurement: &mut Measurement,
     original: &Candidate,
@@ -49,7 +49,7 @@ fn measure_native(
                 let candidate = Candidate::temporary(name, Kind::OnnxRuntime, file, inspection, folder);
                 measurement.candidate(&candidate, report)
             });
-        // Older versions lack it.
+        // Older versions do not have it.
         if let Err(error) = outcome {
             report.absent.push(Absent { name: rival.to_string(), why: format!("{error:#}") });
         }
@@ -57,7 +57,7 @@ fn measure_native(
     Ok(())
 }
 
-/// Largest magnitudes of the original's cache after the first prompt. `None` if that was interrupted.
+/// Largest magnitudes of the original's cache after the first prompt. `None` if interrupted.
 fn scales(measurement: &Measurement, original: &Candidate) -> Result<Option<Scales>> {
     let interface = &original.inspection.interface;
     let mut model = Model::open(&original.file, interface, &Options { threads: measurement.threads })?;
@@ -79,7 +79,7 @@ struct Scored {
     problem: Option<String>,
 }
 
-/// Prompts are read once and at once, whatever the chunks of other models: each rival starts from the same cache.
+/// Prompts are read once and as a whole, whatever the chunks of other models: each rival starts from the same cache.
 fn measure_simulated(
     measurement: &mut Measurement,
     original: &Candidate,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use spark_ort::rewrite::Options;
 
-/// `RATIO/KEY_BITS/VALUE_BITS`, and `+RECENT` where the last keys are kept dense.
+/// `RATIO/KEY_BITS/VALUE_BITS`, and `+RECENT` if the last keys are kept dense.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     pub ratio: f64,
@@ -15,7 +15,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Puts them into the options of a rewrite, which refuses what is out of range.
+    /// Applies them to the options of a rewrite, which refuses values out of range.
     pub fn apply(&self, options: &mut Options) {
         options.ratio = self.ratio;
         options.key_bits = self.key_bits;

@@ -1,4 +1,4 @@
-//! What the models read.
+//! The texts that models read.
 
 use std::path::Path;
 
@@ -14,23 +14,23 @@ pub struct Text {
     /// Tokens of each prompt.
     pub context: usize,
     pub passages: Vec<Passage>,
-    /// What they are, if not just text.
+    /// Their task, if they are not plain text.
     pub task: Option<Task>,
     pub feeding: Feeding,
 }
 
 impl Text {
-    /// For a person.
+    /// A title for people.
     pub fn title(&self) -> String {
         let task = self.task.map_or(String::new(), |task| format!(" ({task})"));
         format!("prompts of {} tokens{task}", self.context)
     }
 }
 
-/// More rows than are needed, where nothing says how many a shared buffer has.
+/// Spare rows of a shared buffer, if their number is not given.
 const SPARE_ROWS: usize = 512;
 
-/// The passages that a command line asks for, by the tokenizer beside `model` or the one that is named.
+/// The passages that a command line selects, with the tokenizer beside `model` or the one that is named.
 pub fn read(args: &Args, model: &Path) -> Result<Vec<Text>> {
     let Some(file) = &args.text else { return Ok(Vec::new()) };
     let path = args.tokenizer.clone().unwrap_or_else(|| model.with_file_name("tokenizer.json"));
