@@ -5,6 +5,8 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use half::f16;
+use spark_ort::onnx;
 use spark_ort::rewrite::{Calibration, Options, inspect, rewrite};
 use spark_ort::runtime::{Model, Options as RunOptions};
 
@@ -20,6 +22,10 @@ pub const FOREIGN: &str = "foreign";
 /// A file in the folder of a process, with a byte for each mutant that was compared.
 pub const COMPARED: &str = "compared";
 
+/// Element types as ONNX numbers them.
+const FLOAT: i32 = 1;
+const FLOAT16: i32 = 10;
+
 /// Tokens of the calls: a prompt, one more, several more, and one more.
 const CALLS: [&[i64]; 4] = [&[5, 9, 2, 7, 11, 3, 8], &[4], &[6, 1, 9], &[10]];
 
@@ -28,6 +34,10 @@ pub fn difference(data: &[u8]) {
     let (input, output) = (folder().join("in/mutant.onnx"), folder().join("in/rewritten.onnx"));
     weights();
     fs::write(&input, data).expect("a file");
+    // Attention of numbers that are none is no attention: a guard of the original's may hide it, the operators need not.
+    if !weights_are_finite(&input) {
+        return;
+    }
     let lossless = Options {
         ratio: 0.0,
         key_bits: 16,
@@ -58,6 +68,22 @@ pub fn difference(data: &[u8]) {
     }
     let compared = File::options().append(true).create(true).open(folder().join(COMPARED));
     compared.and_then(|mut file| file.write_all(b".")).expect("a file");
+}
+
+/// Whether what the file itself holds of weights and constants are numbers.
+fn weights_are_finite(path: &Path) -> bool {
+    let Ok(model) = onnx::read(path) else { return false };
+    let constants = model.graph.node.iter().flat_map(|node| &node.attribute).map(|attribute| &attribute.t);
+    let mut tensors = model.graph.initializer.iter().chain(constants.flat_map(|tensor| tensor.as_ref()));
+    tensors.all(|tensor| {
+        let raw = tensor.raw_data();
+        tensor.float_data.iter().all(|x| x.is_finite())
+            && match tensor.data_type() {
+                FLOAT => raw.as_chunks().0.iter().all(|bytes| f32::from_le_bytes(*bytes).is_finite()),
+                FLOAT16 => raw.as_chunks().0.iter().all(|bytes| f16::from_le_bytes(*bytes).is_finite()),
+                _ => true,
+            }
+    })
 }
 
 /// Logits of the last token of each call.

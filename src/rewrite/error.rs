@@ -78,3 +78,16 @@ impl RewriteError {
         RewriteError::Option { option, problem: problem.into() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_operators_refuse_is_no_matter_of_calibration() {
+        let of = |problem: &str| RewriteError::Calibration(problem.into()).is_only_calibration();
+        assert!(of("input 'token_type_ids' is not known"));
+        // The model as it is written would fail alike.
+        assert!(!of("Non-zero status code while running SparkAttention node: query has 3 heads"));
+    }
+}

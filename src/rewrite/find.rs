@@ -31,7 +31,8 @@ pub fn find_layers(model: &ModelProto) -> Result<Vec<Layer>, Refusal> {
     all_caches_are_claimed(&context, &layers)?;
     if let Some(other) = layers.iter().find(|l| l.head_dim != layers[0].head_dim) {
         let expected = format!("head size {}, as the first layer has", layers[0].head_dim);
-        return Err(Refusal::new(&other.title, expected, other.head_dim.to_string()));
+        let found = format!("{}; models whose head size differs by layer cannot be rewritten yet", other.head_dim);
+        return Err(Refusal::new(&other.title, expected, found));
     }
     for layer in &layers {
         let d = layer.head_dim;

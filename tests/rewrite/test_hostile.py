@@ -173,7 +173,10 @@ def test_text_in_a_terminal(folder):
     evil = {"type": "Replace", "pattern": {"Regex": "[a-z ]"}, "content": "\x1b[2J"}
     tokenizer["decoder"] = {"type": "Sequence", "decoders": [tokenizer["decoder"], evil]}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    main, end = pty.openpty()
+    try:
+        main, end = pty.openpty()
+    except OSError as error:
+        pytest.skip(f"no pseudo-terminal is to be had here: {error}")
     command = [binary_path(), "generate", folder, "--prompt", "The cache of a model", "-n", "8"]
     done = subprocess.run(command, stdout=end, stderr=subprocess.PIPE, env=environment(), timeout=60)
     os.close(end)

@@ -15,6 +15,7 @@ use crate::model_files::ModelSource;
 use crate::prompt::{self, Spelling};
 use crate::report::write_json;
 use crate::terminal::note;
+use crate::threads;
 
 /// Continue a prompt, and say how fast and how large the cache was
 ///
@@ -59,7 +60,7 @@ pub struct Args {
     seed: u64,
 
     /// Threads that compute [default: one per physical core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads::count)]
     threads: Option<usize>,
 
     /// The tokenizer.json to use [default: the one beside the model]

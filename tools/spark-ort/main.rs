@@ -16,6 +16,7 @@ mod prompt;
 mod report;
 mod rewrite;
 mod terminal;
+mod threads;
 mod trial;
 
 use std::process::ExitCode;

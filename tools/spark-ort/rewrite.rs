@@ -12,6 +12,7 @@ use spark_ort::rewrite::{CacheType, Calibration, Options, Progress, RecentIn, Re
 use crate::progress::Steps;
 use crate::report::write_json;
 use crate::terminal::{note, show};
+use crate::threads;
 
 /// Rewrite a model so that its KV cache is stored pruned
 ///
@@ -111,7 +112,7 @@ pub struct Args {
     dry_run: bool,
 
     /// Threads for calibration [default: one per physical core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads::count)]
     threads: Option<usize>,
 
     /// Do not run one token through what was written. Otherwise that is done in a process of its own, for models of up

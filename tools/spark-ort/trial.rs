@@ -8,6 +8,7 @@ use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use spark_ort::rewrite::{NO_RUNTIME, TrialError, run_one_token};
 
 use crate::terminal::note;
+use crate::threads;
 
 /// Run one token through a model
 #[derive(clap::Args)]
@@ -20,7 +21,7 @@ pub struct Args {
     memory: u64,
 
     /// Threads
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads::count)]
     threads: usize,
 }
 

@@ -205,7 +205,29 @@ def if_either(graph, hidden):
     return graph.add("If", long, then_branch=branches[0], else_branch=branches[1])
 
 
-ABOVE = [gemm, einsum, top_k, convolution, bias_gelu, fused_matmul, if_either]
+def non_zero(graph, hidden):
+    """Tokens that are picked by a condition and put back, as experts get them."""
+    flat = graph.add("Reshape", hidden, np.array([-1, WIDTH]))
+    largest = graph.add("ReduceMax", graph.add("Mul", flat, flat), np.array([1]), keepdims=0)
+    picked = graph.add("Transpose", graph.add("NonZero", graph.add("Greater", largest, np.float32(-1))))
+    tokens = graph.add("GatherND", flat, picked)
+    return graph.add("Reshape", graph.add("Sigmoid", tokens), graph.add("Shape", hidden))
+
+
+def gather_block_quantized(graph, hidden):
+    """A table of 4 bits, such as embeddings that are read anew in a layer."""
+    width, block = 32, 16
+    table = np.random.default_rng(3).integers(0, 256, (WIDTH, width // 2), np.uint8)
+    scales = np.full((WIDTH, width // block), 0.05, np.float32)
+    largest = graph.add("ArgMax", hidden, axis=-1, keepdims=0)
+    read = graph.add(
+        "GatherBlockQuantized", table, largest, scales, domain="com.microsoft",
+        bits=4, block_size=block, gather_axis=0, quantize_axis=1,
+    )
+    return graph.add("Add", hidden, graph.add("MatMul", read, graph.weight(width, WIDTH)))
+
+
+ABOVE = [gemm, einsum, top_k, convolution, bias_gelu, fused_matmul, if_either, non_zero, gather_block_quantized]
 
 
 @pytest.mark.parametrize("above", ABOVE, ids=[f.__name__ for f in ABOVE])

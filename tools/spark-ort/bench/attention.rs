@@ -12,7 +12,7 @@ use super::lab::Lab;
 use super::machine::Machine;
 use super::rounds::Budget;
 use super::shape::Shape;
-use super::{append, decoding, positive, prefill};
+use super::{append, decoding, positive, prefill, threads};
 use crate::report::write_json;
 
 /// Measure one attention layer beside ONNX Runtime's GroupQueryAttention with float32, float16, int8 and int4 caches
@@ -60,7 +60,7 @@ pub struct Args {
     batch: usize,
 
     /// Threads that compute, also those that read memory to say how fast it is
-    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive, default_value = "1,2")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = threads, default_value = "1,2")]
     threads: Vec<usize>,
 
     /// SparK's caches: share of pruned key channels, bits of the others, bits of values, and, after a plus sign, keys

@@ -45,3 +45,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "must be a number from 1 on".into())
 }
+
+/// At least one thread, and no more than make sense.
+fn threads(text: &str) -> Result<usize, String> {
+    positive(text).and_then(|_| crate::threads::count(text))
+}

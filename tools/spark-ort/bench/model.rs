@@ -10,8 +10,8 @@ use serde::Serialize;
 use spark_ort::runtime::{Error, Model, load, memory};
 
 use super::machine::Machine;
-use super::positive;
 use super::rounds::median;
+use super::{positive, threads};
 use crate::decode::{self, Settings};
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::ModelSource;
@@ -47,7 +47,7 @@ pub struct Args {
     rounds: usize,
 
     /// Threads that compute [default: one per physical core]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
 
     /// Let the cache grow by copies, as hosts do that know nothing of shared buffers

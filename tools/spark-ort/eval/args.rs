@@ -8,6 +8,8 @@ use spark_ort::eval::Task;
 use spark_ort::eval::rivals::Rival;
 use spark_ort::rewrite::Calibration;
 
+use crate::threads;
+
 use super::setting::Setting;
 
 /// Measure what a compressed cache costs a model: loss, KL divergence, agreement, bytes and speed
@@ -115,7 +117,7 @@ pub struct Args {
     pub(super) tokenizer: Option<PathBuf>,
 
     /// Threads that compute [default: one per physical core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads::count)]
     pub(super) threads: Option<usize>,
 
     /// Also draw error against pruned channels, error against bytes and speed against bytes, as an SVG file
