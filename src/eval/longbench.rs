@@ -66,7 +66,13 @@ impl Question {
     /// # Errors
     /// A line is not a question, or cannot be scored.
     pub fn read(text: &str) -> Result<Vec<Self>, QuestionError> {
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        // Some editors begin a file with a mark.
+        let lines = text
+            .strip_prefix('\u{feff}')
+            .unwrap_or(text)
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty());
         lines.map(|(number, line)| Self::of_line(number + 1, line)).collect()
     }
 
@@ -81,6 +87,11 @@ impl Question {
             None => Err(QuestionError::Chinese { line, dataset }),
             Some(Metric::Classification) if question.classes().is_empty() => {
                 Err(QuestionError::NoClasses { line, dataset })
+            }
+            // Of the answers only their numbers count.
+            Some(Metric::Number) if question.answers.iter().any(|a| !a.contains(|c: char| c.is_ascii_digit())) => {
+                let problem = format!("an answer of {dataset} has no number");
+                Err(QuestionError::Malformed { line, problem })
             }
             Some(_) => Ok(question),
         }
@@ -182,6 +193,8 @@ mod tests {
         assert!(message("vcsum", r#"["a"]"#).starts_with("line 2: the data set vcsum is scored by Chinese words"));
         assert!(message("trec", r#"["a"]"#).contains("needs all_classes"));
         assert!(message("qasper", "[]").contains("answers is empty"));
+        assert!(message("passage_count", r#"["x"]"#).contains("an answer of passage_count has no number"));
+        assert_eq!(Question::read("\u{feff}").unwrap(), []);
         assert!(Question::read("{}").unwrap_err().to_string().starts_with("line 1: missing field"));
     }
 

@@ -61,7 +61,10 @@ impl GenAiFolder {
         }
         let other = &session["custom_ops_library"];
         if !other.is_null() {
-            let found = format!("custom_ops_library {}: GenAI loads one library only", brief(other));
+            let found = match other.as_str().is_some_and(|name| Path::new(name).ends_with(LIBRARY)) {
+                true => format!("{LIBRARY}: this folder is rewritten already; rewrite the original one"),
+                false => format!("custom_ops_library {}: GenAI loads one library only", brief(other)),
+            };
             return Err(refuse("no custom operators yet", found).into());
         }
         Ok(Self { path: path.to_path_buf(), config, model })

@@ -205,13 +205,20 @@ def test_questions_as_a_table(exports, questions):
         (("--contexts", 4), None, "tokens without its text, and --contexts allows 4"),
         (("--rivals", "int8"), None, "--rivals of any name needs a text: --text names one"),
         (("--task-lengths", TEXT), None, "is no table of data sets"),
+        (("--plot", "score.svg"), None, "--plot score.svg needs a text: --text names one"),
+        ((), {"prompts.json": {"passage_count": "nothing"}}, "the wording of passage_count has no {context} in it"),
+        (("--task-lengths", "lengths.json"), {"lengths.json": {"passage_count": 0}}, "passage_count has 0 tokens"),
     ],
 )
 def test_questions_that_cannot_be_asked(exports, questions, tmp_path, options, file, message):
     for name in ("prompts.json", "lengths.json", "asked.jsonl"):
         (tmp_path / name).write_text((questions / name).read_text())
-    if file is not None:
+    changed = file if isinstance(file, dict) else {}
+    for name, table in changed.items():
+        (tmp_path / name).write_text(json.dumps(table))
+    if isinstance(file, str):
         (tmp_path / "asked.jsonl").write_text(file)
+    options = [tmp_path / option if option in changed else option for option in options]
     words = ["--tasks", tmp_path / "asked.jsonl", "--task-prompts", tmp_path / "prompts.json", *options]
     done = spark_ort("eval", exports["genai-cpu-fp32"], *words, check=False)
     assert done.returncode == 1 and message in done.stderr

@@ -197,6 +197,7 @@ impl Args {
         }
         let needs = [
             ("--tasks", self.generated().map(|task| task.to_string()).next()),
+            ("--plot", self.plot.as_ref().map(|path| path.display().to_string())),
             ("--rivals", self.rivals.first().map(|_| "of any name".to_string())),
         ];
         for (option, name) in needs.into_iter().filter_map(|(option, name)| Some((option, name?))) {

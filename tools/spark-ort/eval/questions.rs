@@ -71,6 +71,12 @@ pub fn read(args: &Args, model: &Path) -> Result<Vec<Questions>> {
         lengths: table(args.task_lengths.as_deref())?,
         template: args.template.replace("\\n", "\n"),
     };
+    if let Some((dataset, _)) = wording.prompts.iter().find(|(_, prompt)| !prompt.contains("{context}")) {
+        bail!("--task-prompts: the wording of {dataset} has no {{context}} in it");
+    }
+    if let Some((dataset, _)) = wording.lengths.iter().find(|(_, length)| **length == 0) {
+        bail!("--task-lengths: {dataset} has 0 tokens for an answer");
+    }
     if !wording.template.contains("{prompt}") {
         bail!("--template '{}' has no {{prompt}} in it", args.template);
     }
@@ -149,7 +155,11 @@ impl Questions {
     }
 
     fn name(&self) -> String {
-        if self.dataset.is_empty() { self.file.display().to_string() } else { self.dataset.clone() }
+        match self.dataset.is_empty() {
+            true => self.file.display().to_string(),
+            // A line of a table.
+            false => self.dataset.replace(char::is_control, " "),
+        }
     }
 
     /// Lets a model answer them. Fewer answers if it is interrupted, `None` if before the first one.
