@@ -6,8 +6,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 eval_model
-text=${SPARK_EVAL_TEXT:-src/rewrite/calibration.txt}
-[[ -f $text ]] || die "there is no text $text, which SPARK_EVAL_TEXT names"
 build
 venv
 release=$(dirname "$(library_path)")

@@ -5,8 +5,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 eval_model
-text=${SPARK_EVAL_TEXT:-src/rewrite/calibration.txt}
-[[ -f $text ]] || die "there is no text $text, which SPARK_EVAL_TEXT names"
 build
 venv
 make_venv .venv-hosts tests/package/requirements.txt --no-deps

@@ -119,8 +119,10 @@ make_installed() {
 }
 
 # The real model that accuracy is measured on: the GenAI folder that SPARK_EVAL_MODEL names, else SmolLM2-135M, built
-# once. Sets `model`.
+# once. Sets `model`, and `text` to what it reads.
 eval_model() {
+    text=${SPARK_EVAL_TEXT:-src/rewrite/calibration.txt}
+    [[ -f $text ]] || die "there is no text $text, which SPARK_EVAL_TEXT names"
     model=${SPARK_EVAL_MODEL:-}
     if [[ -n $model ]]; then
         [[ -f $model/genai_config.json ]] || die "SPARK_EVAL_MODEL=$model is no folder of ONNX Runtime GenAI"
