@@ -9,6 +9,7 @@ use super::configure::{FORMAT_KEY, ROWS_KEY, SOURCE_KEY};
 use super::error::Refusal;
 use super::find::find_layers;
 use super::layer::{Layer, Source};
+use super::recent::MOST;
 use super::rows::Rows;
 use crate::onnx::NodeExt;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
@@ -153,9 +154,6 @@ fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal>
         interface: Interface { shares_buffer: layers.iter().all(|l| l.lengths.is_some()), layers: caches },
     })
 }
-
-/// Largest size or number that a rewritten model may state: products of a few of them do not overflow.
-const MOST: usize = 1 << 20;
 
 fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> Result<Inspection, Refusal> {
     let entry = |key: &str| model.metadata_props.iter().find(|p| p.key() == key).map(|p| p.value());

@@ -7,6 +7,9 @@ use super::options::{Options, RecentIn};
 /// Default number of recent keys in a GenAI folder: more improve little, and cost time.
 const DEFAULT: usize = 64;
 
+/// Largest size or number that a rewritten model may state: products of a few of them do not overflow.
+pub const MOST: usize = 1 << 20;
+
 /// Number of recent keys that are kept dense, in inputs or in the buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Recent {
@@ -29,8 +32,8 @@ impl Recent {
         // Lossless rows gain nothing from it.
         let gains = options.ratio > 0.0 || options.key_bits < 16;
         let count = options.recent.unwrap_or(if folder && in_buffer && shares_buffer && gains { DEFAULT } else { 0 });
-        if count > i32::MAX as usize {
-            return Err(RewriteError::option("recent", format!("{count} is too many")));
+        if count > MOST {
+            return Err(RewriteError::option("recent", format!("{count} is too many: {MOST} at most")));
         }
         if folder && !in_buffer && count > 0 {
             let problem = "GenAI feeds no inputs but the caches it knows; --recent-in buffer needs none";
