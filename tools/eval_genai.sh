@@ -5,12 +5,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 eval_model
-build
-venv
-make_venv .venv-hosts tests/package/requirements.txt --no-deps
-release=$(dirname "$(library_path)")
-work=$(dirname "$release")/eval_genai
-mkdir -p "$work"
+genai eval_genai
 
 # rewrite NAME OPTION...
 rewrite() {

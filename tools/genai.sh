@@ -6,12 +6,7 @@
 
 (($#)) || set -- 2048 8192
 NEW=${NEW:-48}
-build
-venv
-make_venv .venv-hosts tests/package/requirements.txt --no-deps
-release=$(dirname "$(library_path)")
-work=$(dirname "$release")/genai
-mkdir -p "$work"
+genai genai
 
 say "making the model"
 .venv/bin/python tools/genai/make_model.py "$work/llama-1b"

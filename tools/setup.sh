@@ -140,6 +140,16 @@ eval_model() {
     mv "$model.partial" "$model"
 }
 
+# What measures in GenAI: the command, both environments, and the folder NAME in target. Sets `release` and `work`.
+genai() {
+    build
+    venv
+    make_venv .venv-hosts tests/package/requirements.txt --no-deps
+    release=$(dirname "$(library_path)")
+    work=$(dirname "$release")/$1
+    mkdir -p "$work"
+}
+
 layer() {
     build
     venv

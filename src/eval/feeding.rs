@@ -43,6 +43,15 @@ impl Timing {
             decode_seconds: self.decode_seconds + other.decode_seconds,
         }
     }
+
+    /// Feeds one token, whose time counts, and gives the logits after it.
+    fn step(&mut self, model: &mut Model, sequence: &mut Sequence, token: i64) -> Result<Vec<f32>, Error> {
+        let start = Instant::now();
+        let logits = model.run(sequence, &[token])?;
+        self.decode_seconds += start.elapsed().as_secs_f64();
+        self.decoded_tokens += 1;
+        Ok(logits)
+    }
 }
 
 impl Feeding {
@@ -77,10 +86,7 @@ impl Feeding {
         let (mut sequence, mut timing) = self.prompt(model, before)?;
         let (mut answer, mut next) = (Vec::new(), *last);
         while answer.len() < most {
-            let start = Instant::now();
-            let logits = model.run(&mut sequence, &[next])?;
-            timing.decode_seconds += start.elapsed().as_secs_f64();
-            timing.decoded_tokens += 1;
+            let logits = timing.step(model, &mut sequence, next)?;
             let Some(token) = greedy(&logits).map(|token| token as i64).filter(|token| !ends.contains(token)) else {
                 break;
             };
@@ -104,10 +110,7 @@ impl Feeding {
     ) -> Result<Timing, E> {
         let (mut sequence, mut timing) = self.prompt(model, &passage.prompt)?;
         for pair in passage.next.windows(2) {
-            let start = Instant::now();
-            let logits = model.run(&mut sequence, &pair[..1])?;
-            timing.decode_seconds += start.elapsed().as_secs_f64();
-            timing.decoded_tokens += 1;
+            let logits = timing.step(model, &mut sequence, pair[0])?;
             seen(&logits, pair[1])?;
         }
         Ok(timing)

@@ -63,6 +63,11 @@ pub fn joins_tokens(node: &NodeProto) -> bool {
     node.is_onnx("Concat") && matches!(node.int("axis"), Some(2 | -2))
 }
 
+/// Whether `node` multiplies two matrices, whichever way they are turned.
+pub fn is_matrix_product(node: &NodeProto) -> bool {
+    node.is_onnx("MatMul") || node.is("com.microsoft", "FusedMatMul")
+}
+
 fn is_floating(element: i32) -> bool {
     matches!(element, 1 | 10 | 11 | 16)
 }
@@ -76,7 +81,7 @@ fn read_as_past(index: &Index<'_>, tensor: &str, element: i32, operators: &[Opti
             return is_floating(to).then(|| read_as_past(index, node.output_at(0)?, to, operators)).flatten();
         }
         let is_past = match operators.iter().flatten().find(|o| o.is(node)) {
-            Some(operator) => operator.past.iter().any(|&i| node.input_at(i) == Some(tensor)),
+            Some(operator) => operator.reads_past(node, tensor),
             None => joins_tokens(node) && node.input_at(0) == Some(tensor),
         };
         is_past.then_some(element)

@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::cache::{joins_tokens, looks_like_cache, origin, passes_on};
+use super::cache::{is_matrix_product, joins_tokens, looks_like_cache, origin, passes_on};
 use super::sizes::rank;
 use crate::onnx::proto::{GraphProto, NodeProto};
 use crate::onnx::{Index, NodeExt};
@@ -122,7 +122,7 @@ fn is_stored(index: &Index<'_>, node: &NodeProto) -> bool {
 }
 
 fn is_product(node: &NodeProto) -> bool {
-    node.is_onnx("MatMul") || node.is_onnx("Einsum") || node.is("com.microsoft", "FusedMatMul")
+    is_matrix_product(node) || node.is_onnx("Einsum")
 }
 
 /// What a model without caches has instead.

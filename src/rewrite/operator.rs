@@ -23,6 +23,11 @@ impl Operator {
         node.is(self.domain, self.name)
     }
 
+    /// Whether `node`, an instance of it, reads `tensor` as its past.
+    pub fn reads_past(&self, node: &NodeProto, tensor: &str) -> bool {
+        self.past.iter().any(|&input| node.input_at(input) == Some(tensor))
+    }
+
     /// Output, present key and present value of `node`.
     fn infer(&self, node: &NodeProto, inputs: &Inputs<'_>) -> Result<Vec<Value>, String> {
         let output = self.output(node, inputs)?;

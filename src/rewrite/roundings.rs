@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::cache::{joins_tokens, passes_on};
+use super::cache::{is_matrix_product, joins_tokens, passes_on};
 use super::operator::Operator;
 use super::sizes::rank;
 use crate::onnx::proto::{GraphProto, NodeProto};
@@ -61,13 +61,16 @@ fn roundings(index: &Index<'_>, operators: &[Option<Operator>]) -> Vec<usize> {
         for &n in index.readers(tensor) {
             let node = &index.graph.node[n];
             // Keys with a query, or probabilities with values.
-            if matches!(stage, Stage::Rows | Stage::Probabilities) && is_product(node) {
+            if matches!(stage, Stage::Rows | Stage::Probabilities) && is_matrix_product(node) {
                 ends.push(place);
             }
-            let is_past = |operator: &Operator| operator.past.iter().any(|&i| node.input_at(i) == Some(tensor));
             let (behind, rounding) = match rounded(index, n) {
                 Some(floats) => (floats.into_iter().map(|float| (float, stage)).collect(), Some(n)),
-                None if operators.iter().flatten().any(|o| o.is(node) && (stage == Stage::Rows || is_past(o))) => {
+                None if operators
+                    .iter()
+                    .flatten()
+                    .any(|o| o.is(node) && (stage == Stage::Rows || o.reads_past(node, tensor))) =>
+                {
                     ends.push(place);
                     continue;
                 }
@@ -128,7 +131,7 @@ fn after<'g>(node: &'g NodeProto, tensor: &str, stage: Stage) -> Option<Place<'g
     let stage = match stage {
         _ if passes_on(node) => stage,
         Stage::Past if joins_tokens(node) && first => Stage::Rows,
-        Stage::Rows if is_product(node) => Stage::Scores,
+        Stage::Rows if is_matrix_product(node) => Stage::Scores,
         Stage::Rows if among(MOVES) && first || among(&["Mul", "Div"]) => Stage::Rows,
         Stage::Scores if node.is_onnx("Softmax") => Stage::Probabilities,
         Stage::Scores if among(&["Mul", "Div", "Add", "Sub", "Where", "Tanh"]) => Stage::Scores,
@@ -136,8 +139,4 @@ fn after<'g>(node: &'g NodeProto, tensor: &str, stage: Stage) -> Option<Place<'g
         _ => return None,
     };
     Some((node.output_at(0)?, stage))
-}
-
-fn is_product(node: &NodeProto) -> bool {
-    node.is_onnx("MatMul") || node.is("com.microsoft", "FusedMatMul")
 }

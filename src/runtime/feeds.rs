@@ -59,14 +59,14 @@ impl Feed {
     }
 }
 
-/// The inputs of a session that are not in the cache. With `fill`, inputs of unknown meaning get harmless values.
+/// The inputs of a session that are not in the cache. With `fill`, inputs of unknown meaning get harmless values. The
+/// first `blank` tokens of the cache have no content.
 ///
 /// # Errors
 /// A sentence about an unsupported input or output.
-pub(super) fn feeds(session: &Session, interface: &Interface, fill: bool) -> Result<Vec<Feed>, String> {
+pub(super) fn feeds(session: &Session, interface: &Interface, fill: bool, blank: usize) -> Result<Vec<Feed>, String> {
     let mut feeds = Vec::new();
     let lengths = Lengths::of(session, interface);
-    let blank = if fill { fixed_past(session, interface) } else { 0 };
     for input in session.inputs() {
         let name = input.name();
         if interface.pairs().any(|(_, pair)| pair.past == name) {

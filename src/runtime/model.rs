@@ -81,12 +81,12 @@ impl Model {
         });
         let session = session.map_err(|source| Error::Open { path: path.into(), source })?;
         let unsupported = |problem| Error::Unsupported { path: path.into(), problem };
-        let feeds = feeds(&session, interface, fill).map_err(unsupported)?;
+        let blank = if fill { fixed_past(&session, interface) } else { 0 };
+        let feeds = feeds(&session, interface, fill, blank).map_err(unsupported)?;
         let vocabulary = match Logits::declared_vocabulary(&session) {
             Err(_) if fill => None,
             declared => declared.map_err(unsupported)?,
         };
-        let blank = if fill { fixed_past(&session, interface) } else { 0 };
         let fixed_tokens = fixed_tokens(&session);
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
         let interface = Arc::new(interface.clone());

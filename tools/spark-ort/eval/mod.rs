@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use spark_ort::rewrite::RewriteError;
-use spark_ort::runtime::load;
+use spark_ort::runtime::{FolderSettings, load};
 
 use crate::interrupt::{self, Interrupt};
 use crate::report::write_json;
@@ -31,7 +31,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let original = Candidate::given(&args.original, Kind::Original)?;
     let given =
         args.rewritten.iter().map(|path| Candidate::given(path, Kind::Rewritten)).collect::<Result<Vec<_>>>()?;
-    let read = Read { texts: texts::read(args, &original.file)?, questions: questions::read(args, &original.file)? };
+    let tokenizer = texts::tokenizer(args, &original.file)?;
+    let settings = FolderSettings::beside(&original.file)?;
+    let texts = texts::read(args, &tokenizer, settings.context_length)?;
+    let read = Read { texts, questions: questions::read(args, tokenizer, &settings)? };
     let interrupt = Interrupt::install()?;
     let mut report = Report {
         original: args.original.clone(),

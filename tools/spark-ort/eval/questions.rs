@@ -12,6 +12,7 @@ use spark_ort::runtime::{self, FolderSettings, Model, Tokenizer};
 use super::args::Args;
 use super::described::Described;
 use super::progress::{Progress, work};
+use super::texts::roomy;
 use crate::prompt::text_file;
 
 /// A question as tokens.
@@ -47,9 +48,6 @@ pub struct Answers {
     pub predictions: Vec<String>,
 }
 
-/// Rows in a buffer of fixed size beyond a prompt and its answer, if their number is not given.
-const SPARE_ROWS: usize = 512;
-
 /// A table of data sets, such as LongBench's dataset2prompt.json; empty without a file.
 fn table<T: serde::de::DeserializeOwned>(path: Option<&Path>) -> Result<HashMap<String, T>> {
     let Some(path) = path else { return Ok(HashMap::new()) };
@@ -57,15 +55,13 @@ fn table<T: serde::de::DeserializeOwned>(path: Option<&Path>) -> Result<HashMap<
         .with_context(|| format!("{} is no table of data sets, such as LongBench publishes", path.display()))
 }
 
-/// The questions that a command line selects.
-pub fn read(args: &Args, model: &Path) -> Result<Vec<Questions>> {
+/// The questions that a command line selects, for a model with `settings`.
+pub fn read(args: &Args, tokenizer: Tokenizer, settings: &FolderSettings) -> Result<Vec<Questions>> {
     let files: Vec<&Path> = args.question_files().collect();
     if files.is_empty() {
         return Ok(Vec::new());
     }
-    let path = args.tokenizer.clone().unwrap_or_else(|| model.with_file_name("tokenizer.json"));
-    let tokenizer = Rc::new(Tokenizer::open(&path).context("questions need a tokenizer; --tokenizer names one")?);
-    let settings = FolderSettings::beside(model)?;
+    let tokenizer = Rc::new(tokenizer);
     let wording = Wording {
         prompts: table(args.task_prompts.as_deref())?,
         lengths: table(args.task_lengths.as_deref())?,
@@ -88,7 +84,7 @@ pub fn read(args: &Args, model: &Path) -> Result<Vec<Questions>> {
             bail!("{} has no questions", file.display());
         }
         for question in questions {
-            let asked = asked(args, &tokenizer, &settings, &wording, most, question)
+            let asked = asked(args, &tokenizer, settings, &wording, most, question)
                 .with_context(|| file.display().to_string())?;
             let dataset = &asked.question.dataset;
             match found.iter_mut().find(|q| q.file == file && q.dataset == *dataset) {
@@ -118,14 +114,13 @@ fn asked(
 ) -> Result<Asked> {
     let length = wording.length(&question);
     let room = settings.context_length.map_or(most, |limit| most.min(limit.saturating_sub(length)));
-    let mut context = question.context.clone();
-    let mut prompt = tokenizer.encode(&wording.prompt(&question, &context))?;
+    let mut prompt = tokenizer.encode(&wording.prompt(&question, &question.context))?;
     if prompt.len() > room {
         // Cut in the middle, as in LongBench: the instructions are at both ends.
         let tokens = tokenizer.encode(&question.context)?;
         let over = prompt.len() - room;
         let half = tokens.len().saturating_sub(over) / 2;
-        context = tokenizer.decode(&tokens[..half])? + &tokenizer.decode(&tokens[tokens.len() - half..])?;
+        let context = tokenizer.decode(&tokens[..half])? + &tokenizer.decode(&tokens[tokens.len() - half..])?;
         prompt = tokenizer.encode(&wording.prompt(&question, &context))?;
     }
     // Text that was cut may encode to slightly more or fewer tokens.
@@ -138,8 +133,7 @@ fn asked(
         // Models would continue with the next dialogue.
         ends.extend(tokenizer.encode("\n")?.last());
     }
-    let roomy = prompt.len() + length + SPARE_ROWS;
-    let capacity = args.shared_buffer.then(|| settings.context_length.map_or(roomy, |limit| roomy.min(limit)));
+    let capacity = args.shared_buffer.then(|| roomy(prompt.len() + length, settings.context_length));
     Ok(Asked { question, prompt, length, ends, feeding: Feeding { capacity, chunk: args.chunk } })
 }
 

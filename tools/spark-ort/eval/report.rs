@@ -148,10 +148,8 @@ impl Report {
     /// A table for each data set of questions.
     fn scores(&self) -> String {
         let mut text = String::new();
-        let mut rest = &self.answers[..];
         let mut done: Vec<(&Path, &str)> = Vec::new();
-        while let Some((first, others)) = rest.split_first() {
-            rest = others;
+        for first in &self.answers {
             let set = (first.file.as_path(), first.dataset.as_str());
             if done.contains(&set) {
                 continue;

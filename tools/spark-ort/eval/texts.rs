@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use spark_ort::eval::{Feeding, Passage, Task, passages};
-use spark_ort::runtime::{FolderSettings, Tokenizer};
+use spark_ort::runtime::Tokenizer;
 
 use super::args::Args;
 use crate::prompt::text_file;
@@ -30,22 +30,30 @@ impl Text {
 /// Spare rows of a shared buffer, if their number is not given.
 const SPARE_ROWS: usize = 512;
 
-/// The passages that a command line selects, with the tokenizer beside `model` or the one that is named.
-pub fn read(args: &Args, model: &Path) -> Result<Vec<Text>> {
-    let Some(file) = &args.text else { return Ok(Vec::new()) };
+/// Rows of a buffer for `needed` tokens and spare ones, in a model whose context has at most `limit` tokens.
+pub fn roomy(needed: usize, limit: Option<usize>) -> usize {
+    (needed + SPARE_ROWS).min(limit.unwrap_or(usize::MAX))
+}
+
+/// The tokenizer beside `model`, or the one that is named.
+pub fn tokenizer(args: &Args, model: &Path) -> Result<Tokenizer> {
     let path = args.tokenizer.clone().unwrap_or_else(|| model.with_file_name("tokenizer.json"));
-    let tokenizer = Tokenizer::open(&path).context("a text needs a tokenizer; --tokenizer names one")?;
+    Tokenizer::open(&path).context("a text needs a tokenizer; --tokenizer names one")
+}
+
+/// The passages that a command line selects; the model's context has at most `limit` tokens.
+pub fn read(args: &Args, tokenizer: &Tokenizer, limit: Option<usize>) -> Result<Vec<Text>> {
+    let Some(file) = &args.text else { return Ok(Vec::new()) };
     let text = text_file(file)?;
     let prefix = tokenizer.encode("")?;
     let tokens = tokenizer.encode(&text)?;
     let tokens = tokens.strip_prefix(&prefix[..]).unwrap_or(&tokens);
-    let limit = FolderSettings::beside(model)?.context_length;
     let mut texts = Vec::new();
     for &context in &args.contexts {
         texts.push(of_length(args, (file, tokens), &prefix, context, limit)?);
         for task in args.generated() {
             let sizes = [context, args.decode, args.samples];
-            let passages = task.passages(&tokenizer, tokens, &prefix, sizes)?;
+            let passages = task.passages(tokenizer, tokens, &prefix, sizes)?;
             if passages.is_empty() {
                 bail!("a prompt of {context} tokens and an answer of {} are too short for {task}", args.decode);
             }
@@ -74,7 +82,6 @@ fn of_length(
         let file = file.display();
         bail!("{file} has {} tokens, too few for --contexts {context} and --decode {}", tokens.len(), args.decode);
     }
-    let roomy = (needed + SPARE_ROWS).min(limit.unwrap_or(usize::MAX));
-    let capacity = args.shared_buffer.then(|| args.capacity.unwrap_or(roomy));
+    let capacity = args.shared_buffer.then(|| args.capacity.unwrap_or_else(|| roomy(needed, limit)));
     Ok(Text { context, passages, task: None, feeding: Feeding { capacity, chunk: args.chunk } })
 }
