@@ -118,7 +118,7 @@ fn tolerance(path: InstructionSet, case: &Case) -> f64 {
     let common = &case.prune.common;
     let quantised = common.key_bits != Bits::B16 || common.value_bits != Bits::B16;
     match (path, common.row_format) {
-        (InstructionSet::Vnni, _) if quantised => 1e-2,
+        (InstructionSet::Avx2 | InstructionSet::Vnni, _) if quantised => 1e-2,
         (_, RowFormat::V1) => 2e-5,
         _ => 6e-5,
     }
