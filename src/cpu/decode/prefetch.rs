@@ -41,6 +41,21 @@ impl<'a> Prefetch<'a> {
     pub(in crate::cpu) fn at_value<V: Vector>(&self, v: V, n: usize) {
         self.value.prefetch(v, n, self.value.lines / 2, self.value.lines);
     }
+
+    /// As [`Self::at_key`], of `count` rows from number `first` on.
+    #[inline(always)]
+    pub(in crate::cpu) fn at_keys<V: Vector>(&self, v: V, first: usize, count: usize) {
+        let (keys, values) = (self.key.bytes * count, self.value.bytes * count);
+        self.key.prefetch_bytes(v, self.key.bytes * first, keys);
+        self.value.prefetch_bytes(v, self.value.bytes * first, values / 2);
+    }
+
+    /// As [`Self::at_value`], of `count` rows from number `first` on.
+    #[inline(always)]
+    pub(in crate::cpu) fn at_values<V: Vector>(&self, v: V, first: usize, count: usize) {
+        let values = self.value.bytes * count;
+        self.value.prefetch_bytes(v, self.value.bytes * first + values / 2, values.div_ceil(2));
+    }
 }
 
 impl Rows<'_> {
@@ -57,6 +72,14 @@ impl Rows<'_> {
                     v.prefetch(at(line));
                 }
             }
+        }
+    }
+
+    /// Prefetches `count` bytes that are [`DISTANCE`] beyond byte `first`.
+    #[inline(always)]
+    fn prefetch_bytes<V: Vector>(&self, v: V, first: usize, count: usize) {
+        for at in (0..count).step_by(64) {
+            v.prefetch(self.rows.as_ptr().wrapping_add(first + DISTANCE + at));
         }
     }
 }

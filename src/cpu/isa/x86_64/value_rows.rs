@@ -38,6 +38,12 @@ impl<'a, V: Vector> ValueRows<'a, V> {
         self.prefetch.at_value(self.v, 2 * pair);
         self.prefetch.at_value(self.v, 2 * pair + 1);
     }
+
+    /// The same, for `count` rows from number `first` on.
+    #[inline(always)]
+    pub(super) fn prefetch_rows(&self, first: usize, count: usize) {
+        self.prefetch.at_values(self.v, first, count);
+    }
 }
 
 /// Weights of `H` queries times the scales of each group of channels, in int16.

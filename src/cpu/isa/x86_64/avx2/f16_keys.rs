@@ -50,9 +50,10 @@ impl<'a, const H: usize> F16Keys<'a, H> {
         assert!(count <= CHUNK);
         let stride = self.rows.layout.row_bytes();
         for first in (0..count).step_by(ROWS) {
+            let some = ROWS.min(count - first);
+            prefetch.at_keys(self.v, first, some);
             let mut sums = [[_mm256_setzero_ps(); ROWS]; 2];
-            for n in 0..ROWS.min(count - first) {
-                prefetch.at_key(self.v, first + n);
+            for n in 0..some {
                 let row = &rows[(first + n) * stride..];
                 let lanes = if self.is_usual(row) {
                     // SAFETY: the row is usual.

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::reduce::ROWS;
 use super::vector::{Avx2, eight_f16};
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes};
 use crate::cpu::decode::prefetch::Prefetch;
@@ -68,24 +69,48 @@ fn add_up<const SPECIAL: bool, const N: usize>(
     let (count, stride) = (rows.count, rows.layout.row_bytes());
     assert!(count <= CHUNK && 2 * LANES * (block + 1) <= stride);
     let weights: [&[f32; CHUNK]; N] = weights.each_ref().map(|w| w.as_flattened().first_chunk().expect("a chunk"));
-    let mut lanes = [[_mm256_setzero_ps(); 2]; N];
-    let mut at = rows.at(0).wrapping_add(2 * LANES * block);
-    for key in 0..count {
-        if prefetch && key % 2 == 0 {
-            rows.prefetch(key / 2);
-        }
+    // Where there are few sums, keys take turns with several of each, so that one need not wait for the last.
+    let turns = if N == 1 {
+        4
+    } else if N == 2 {
+        2
+    } else {
+        1
+    };
+    let mut lanes = [[[_mm256_setzero_ps(); 2]; N]; 4];
+    let add_key = |lanes: &mut [[__m256; 2]; N], row: *const u8, key: usize| {
+        let at = row.wrapping_add(2 * LANES * block);
         // SAFETY: the row has these bytes, as the assertion says; the function needs what the conversion takes.
         let values = unsafe {
             let eight = |n: usize| eight_f16::<SPECIAL>(_mm_loadu_si128(at.add(LANES * n).cast()));
             [eight(0), eight(1)]
         };
-        at = at.wrapping_add(stride);
         for (lanes, weights) in lanes.iter_mut().zip(weights) {
             let weight = _mm256_set1_ps(weights[key]);
             for (lanes, value) in lanes.iter_mut().zip(values) {
                 *lanes = _mm256_fmadd_ps(value, weight, *lanes);
             }
         }
+    };
+    let whole = count / turns * turns;
+    let mut row = rows.at(0);
+    for first in (0..whole).step_by(turns) {
+        if prefetch && first % ROWS == 0 {
+            rows.prefetch_rows(first, ROWS.min(count - first));
+        }
+        for (n, lanes) in lanes[..turns].iter_mut().enumerate() {
+            add_key(lanes, row, first + n);
+            row = row.wrapping_add(stride);
+        }
     }
-    lanes
+    for key in whole..count {
+        add_key(&mut lanes[0], rows.at(key), key);
+    }
+    let mut sums = lanes[0];
+    for lanes in &lanes[1..turns] {
+        for (sums, lanes) in sums.as_flattened_mut().iter_mut().zip(lanes.as_flattened()) {
+            *sums = _mm256_add_ps(*sums, *lanes);
+        }
+    }
+    sums
 }

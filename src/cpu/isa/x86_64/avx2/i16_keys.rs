@@ -45,7 +45,12 @@ impl Default for Scratch {
 impl<'a, const H: usize> I16Keys<'a, H> {
     /// For `queries`, in units of c, block by block. `None` if others are to read these rows, or these queries.
     #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-    pub(super) fn of(v: Avx2, rows: KeyRows<'a>, queries: &[HeadLanes<H>], scratch: &'a mut Scratch) -> Option<Self> {
+    pub(in crate::cpu::isa::x86_64) fn of(
+        v: Avx2,
+        rows: KeyRows<'a>,
+        queries: &[HeadLanes<H>],
+        scratch: &'a mut Scratch,
+    ) -> Option<Self> {
         if rows.layout.bits() == Bits::B16 {
             return None;
         }
@@ -86,7 +91,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
     /// Products of the queries with the first of the `count` rows. Returns how many were read: fewer where a row has
     /// numbers that only others can read.
     #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-    pub(super) fn multiply(
+    pub(in crate::cpu::isa::x86_64) fn multiply(
         &mut self,
         rows: &[u8],
         count: usize,
@@ -135,9 +140,9 @@ impl<'a, const H: usize> I16Keys<'a, H> {
                     unsafe { reader.read(copy.as_ptr(), &scalars, n, magnitudes) };
                 }
             }
+            prefetch.at_keys(self.v, first, some);
             let mut sums = [[_mm256_setzero_ps(); ROWS]; 2];
             for n in 0..some {
-                prefetch.at_key(self.v, first + n);
                 let (row, recovery) = (row(n), scalars.recovery(n));
                 // SAFETY: the row is there; two planes of a bit for each channel begin it.
                 let lanes = unsafe {
@@ -169,8 +174,8 @@ impl<'a, const H: usize> I16Keys<'a, H> {
 }
 
 /// Products of `queries` with the channels of a row, added up in each lane, and how many channels its mask marks. A
-/// channel is a word of `magnitudes`, or `recovery`, and its complement where the sign plane has a bit: what that lacks
-/// to the other sign, a unit, all words lack a half of.
+/// channel is `recovery` plus, if it is kept, its word of `magnitudes`; where the sign plane has a bit, the complement.
+/// That is a unit off the negative, which is why all words stand for half a unit more.
 ///
 /// # Safety
 /// The row's two planes, of the mask and of the signs, have 16 bits for each block of `queries`.
@@ -195,8 +200,7 @@ unsafe fn multiply_row<const H: usize>(
             let second = from.add(u32::from(low).count_ones() as usize);
             let words = _mm256_loadu2_m128i(second.cast(), from.cast());
             from = second.add(u32::from(high).count_ones() as usize);
-            // Places have the highest bit where channels are pruned.
-            let magnitude = _mm256_blendv_epi8(_mm256_shuffle_epi8(words, places), recovery, places);
+            let magnitude = _mm256_add_epi16(_mm256_shuffle_epi8(words, places), recovery);
             let signs = _mm256_set1_epi16(sign.add(2 * n).cast::<i16>().read_unaligned());
             let negative = _mm256_cmpeq_epi16(_mm256_and_si256(signs, bits), bits);
             let channels = _mm256_xor_si256(magnitude, negative);

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::reduce::ROWS;
 use super::vector::Avx2;
 use super::weights::weigh;
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes};
@@ -14,7 +15,7 @@ use crate::format::v1::layout::{Bits, ValueLayout};
 /// 4 bits the even and the odd channels of a group apart, as `isa::rows::values::add_rows` does. For quantised values;
 /// `scaled` is room for their weights.
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-pub(super) fn add_rows<const H: usize>(
+pub(in crate::cpu::isa::x86_64) fn add_rows<const H: usize>(
     v: Avx2,
     layout: &ValueLayout,
     (rows, count): (&[u8], usize),
@@ -101,13 +102,7 @@ fn add_up_some<const NIBBLES: bool, const N: usize>(
     let (count, stride) = (rows.count, rows.layout.row_bytes());
     assert!(count <= CHUNK && at + if NIBBLES { LANES / 2 } else { LANES } <= stride);
     let mut lanes = [[_mm256_setzero_si256(); 2]; N];
-    let mut a = rows.at(0).wrapping_add(at);
-    for n in 0..count.div_ceil(2) {
-        if prefetch {
-            rows.prefetch(n);
-        }
-        // A last key without a second has it twice, once with no weight.
-        let b = a.wrapping_add(if 2 * n + 1 < count { stride } else { 0 });
+    let mut add_pair = |a: *const u8, b: *const u8, n: usize| {
         // Bytes of both keys beside each other, each in a word: those of eight channels, or of sixteen in nibbles.
         // SAFETY: the rows have these bytes, as the assertion says.
         let codes = unsafe {
@@ -120,13 +115,28 @@ fn add_up_some<const NIBBLES: bool, const N: usize>(
                 [_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)].map(|bytes| _mm256_cvtepu8_epi16(bytes))
             }
         };
-        a = a.wrapping_add(2 * stride);
         for (lanes, pairs) in lanes.iter_mut().zip(pairs) {
             let weights = _mm256_set1_epi32(pairs[n]);
             for (lanes, codes) in lanes.iter_mut().zip(codes) {
                 *lanes = _mm256_add_epi32(*lanes, _mm256_madd_epi16(codes, weights));
             }
         }
+    };
+    let row = |key: usize| rows.at(key).wrapping_add(at);
+    let whole = count / ROWS * ROWS;
+    for first in (0..whole).step_by(ROWS) {
+        if prefetch {
+            rows.prefetch_rows(first, ROWS);
+        }
+        let mut a = row(first);
+        for n in 0..ROWS / 2 {
+            add_pair(a, a.wrapping_add(stride), first / 2 + n);
+            a = a.wrapping_add(2 * stride);
+        }
+    }
+    for key in (whole..count).step_by(2) {
+        // A last key without a second has it twice, once with no weight.
+        add_pair(row(key), row(key + 1), key / 2);
     }
     lanes
 }

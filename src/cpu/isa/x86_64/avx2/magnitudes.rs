@@ -27,7 +27,7 @@ const LINEAR: [u8; 16] = {
     book
 };
 
-/// Magnitudes of a row's kept channels. From any of them on, eight words can be read.
+/// What the magnitudes of a row's kept channels are more than its recovery magnitude. From any of them on, eight words can be read.
 #[repr(C, align(32))]
 pub(super) struct Magnitudes([u16; MAX_HEAD_DIM + CHANNELS]);
 
@@ -45,7 +45,7 @@ impl Magnitudes {
 
 /// What the magnitudes of eight rows are made of, in units of each row.
 pub(super) struct Scalars {
-    /// Recovery, least, step: words, twice each.
+    /// Recovery, what least is more than that, step: words, twice each.
     words: [[i32; ROWS]; 3],
     /// What 1 stands for in each row.
     pub(super) units: __m256,
@@ -82,15 +82,17 @@ impl Scalars {
         let by = _mm256_and_ps(some, _mm256_div_ps(_mm256_set1_ps(GREATEST_MAGNITUDE), most));
         // Of a product with a code, which stands twice in a word, the high half is taken.
         let per_code = _mm256_set1_ps(65_536.0 / (257.0 * per_step));
+        // A word stands for half a unit more: products with codes are cut off, and so is this.
+        let recovery = _mm256_cvttps_epi32(_mm256_mul_ps(recovery, by));
+        let least = _mm256_cvtps_epi32(_mm256_mul_ps(least, by));
         let whole = [
-            // A magnitude reads as half a unit more: products with codes are cut off, and so is this.
-            _mm256_cvttps_epi32(_mm256_mul_ps(recovery, by)),
-            _mm256_cvtps_epi32(_mm256_mul_ps(least, by)),
+            recovery,
+            _mm256_sub_epi32(least, recovery),
             _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_mul_ps(step, by), per_code)),
         ];
         let mut words = [[0; ROWS]; 3];
         for (words, x) in words.iter_mut().zip(whole) {
-            let twice = _mm256_or_si256(x, _mm256_slli_epi32::<16>(x));
+            let twice = _mm256_blend_epi16::<0b1010_1010>(x, _mm256_slli_epi32::<16>(x));
             // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
             unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), twice) };
         }
@@ -136,7 +138,7 @@ impl<const CODES: u8> MagnitudeReader<CODES> {
         if CODES == BYTES { codes } else { codes / 2 }
     }
 
-    /// Sets the magnitudes of the kept channels of row `n` of `scalars`, whose codes begin at `codes`; what follows the
+    /// Sets `magnitudes` to those of row `n` of `scalars`, whose codes begin at `codes`; what follows the
     /// last one is any number.
     ///
     /// # Safety
@@ -148,8 +150,8 @@ impl<const CODES: u8> MagnitudeReader<CODES> {
         let step = _mm256_set1_epi32(scalars.words[2][n]);
         let some = self.kept.div_ceil(CHANNELS);
         for (n, to) in magnitudes.0.as_chunks_mut::<CHANNELS>().0[..some].iter_mut().enumerate() {
-            // SAFETY: by this function's contract; memory is written through a reference to an array of the size that
-            // the instruction takes.
+            // SAFETY: by this function's contract; memory is written through a reference to an array of the size and
+            // alignment that the instruction takes.
             unsafe {
                 let code = self.sixteen(codes, n);
                 let magnitude = _mm256_add_epi16(high_product(code, step), least);
