@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use crate::cpu::isa::vector::LANES;
 
-/// For each byte of a mask, where eight words take their bytes from: those of kept channels, one after the other; pruned
-/// ones, whose bytes have the highest bit, become zero.
+/// For each byte of a mask, where eight words take their bytes from: those of kept channels, one after the other;
+/// pruned ones, whose bytes have the highest bit, become zero.
 #[repr(C, align(64))]
 struct Places([[u8; 16]; 256]);
 

@@ -192,8 +192,8 @@ unsafe fn multiply_row<const H: usize>(
     let first = magnitudes.as_ptr();
     let mut from = first;
     let mut add_block = |n: usize, queries: &[Words; H]| {
-        // SAFETY: by this function's contract. There are at most as many bits as channels, and that many magnitudes with
-        // eight more behind them; queries are arrays of the size and alignment that the instruction takes.
+        // SAFETY: by this function's contract. There are at most as many bits as channels, and that many magnitudes
+        // with eight more behind them; queries are arrays of the size and alignment that the instruction takes.
         unsafe {
             let [low, high] = [*mask.add(2 * n), *mask.add(2 * n + 1)];
             let places = _mm256_set_m128i(places(high), places(low));

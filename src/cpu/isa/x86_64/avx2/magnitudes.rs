@@ -27,7 +27,8 @@ const LINEAR: [u8; 16] = {
     book
 };
 
-/// What the magnitudes of a row's kept channels are more than its recovery magnitude. From any of them on, eight words can be read.
+/// What the magnitudes of a row's kept channels are more than its recovery magnitude. From any of them on, eight words
+/// can be read.
 #[repr(C, align(32))]
 pub(super) struct Magnitudes([u16; MAX_HEAD_DIM + CHANNELS]);
 

@@ -1,5 +1,5 @@
-//! AVX-512 with BW, DQ, VL and VBMI2, and F16C, BMI2 and FMA: float16 rows with registers of 512 bits, quantised ones as
-//! AVX2 reads them.
+//! AVX-512 with BW, DQ, VL and VBMI2, and F16C, BMI2 and FMA: float16 rows with registers of 512 bits, quantised ones
+//! as AVX2 reads them.
 
 pub(super) mod f16_keys;
 pub(super) mod reduce;
