@@ -40,12 +40,8 @@ pub enum Recovery {
 
 impl Recovery {
     /// All of them, and what the attribute calls them.
-    pub const NAMES: [(Self, &str); 4] = [
-        (Self::Mean, "mean"),
-        (Self::None, "none"),
-        (Self::Exponential, "exponential"),
-        (Self::Normal, "normal"),
-    ];
+    pub const NAMES: [(Self, &str); 4] =
+        [(Self::Mean, "mean"), (Self::None, "none"), (Self::Exponential, "exponential"), (Self::Normal, "normal")];
 
     /// The one with this name.
     pub fn named(name: &str) -> Option<Self> {

@@ -133,8 +133,7 @@ fn asked(
     if let Some(capacity) = args.capacity.filter(|capacity| *capacity < needed) {
         bail!("--capacity {capacity} has no room for {} tokens and an answer of {length}", prompt.len());
     }
-    let capacity =
-        args.shared_buffer.then(|| args.capacity.unwrap_or_else(|| roomy(needed, settings.context_length)));
+    let capacity = args.shared_buffer.then(|| args.capacity.unwrap_or_else(|| roomy(needed, settings.context_length)));
     Ok(Asked { question, prompt, length, ends, feeding: Feeding { capacity, chunk: args.chunk } })
 }
 

@@ -87,7 +87,18 @@ mod tests {
         let setting: Setting = "0.25/8/4+7".parse().unwrap();
         let (row_format, recovery) = (1, Recovery::Mean);
         assert_eq!(setting, Setting { ratio: 0.25, key_bits: 8, value_bits: 4, recent: 7, row_format, recovery });
-        for text in ["", "0.5", "0.5/8", "0.5/8/8/8", "a/8/8", "0.5/8/8+", "0.5/8/999", "0.5/8/8-1", "0.5/8/8:v", "0.5/8/8:mode"] {
+        for text in [
+            "",
+            "0.5",
+            "0.5/8",
+            "0.5/8/8/8",
+            "a/8/8",
+            "0.5/8/8+",
+            "0.5/8/999",
+            "0.5/8/8-1",
+            "0.5/8/8:v",
+            "0.5/8/8:mode",
+        ] {
             assert!(text.parse::<Setting>().unwrap_err().contains("such as"), "{text}");
         }
     }
