@@ -109,16 +109,16 @@ impl<'s, S: Attributes> Node<'s, S> {
     fn get(&self, attribute: &spec::Attribute) -> Result<Option<Attribute>, CallError> {
         let found = self.source.get(attribute.name);
         if found.is_some() && attribute.since > self.version {
-            return Err(CallError::attribute(attribute.name, self.too_early("it", attribute.since)));
+            return Err(CallError::attribute(attribute.name, self.too_early(attribute.since)));
         }
         Ok(found)
     }
 
-    /// The problem of `what` in a node of a version before `since`.
-    fn too_early(&self, what: &str, since: i64) -> String {
+    /// The problem of what a node has that only versions from `since` on know.
+    fn too_early(&self, since: i64) -> String {
         let (own, domain, version) = (self.version, spec::DOMAIN, spec::VERSION.name);
         format!(
-            "{what} belongs to version {since} of {domain}, but the node is of version {own}: set its attribute \
+            "belongs to version {since} of {domain}, but the node is of version {own}: set its attribute \
              `{version}`, and import that version"
         )
     }
@@ -179,7 +179,7 @@ impl<'s, S: Attributes> Node<'s, S> {
         let recovery = Recovery::named(&name)
             .ok_or_else(|| wrong_type(spec::RECOVERY.name, &quoted(one_of), &Attribute::String(name.clone())))?;
         if recovery.is_sampled() && self.version < spec::SAMPLED_RECOVERY_SINCE {
-            let problem = self.too_early(&format!("{name:?}"), spec::SAMPLED_RECOVERY_SINCE);
+            let problem = format!("{name:?} {}", self.too_early(spec::SAMPLED_RECOVERY_SINCE));
             return Err(CallError::attribute(spec::RECOVERY.name, problem));
         }
         Ok(recovery)

@@ -92,7 +92,7 @@ mod tests {
                 }
             }
             let count = (positions * channels) as f64;
-            assert!((sum / count - mean).abs() < 0.005, "{recovery:?}: mean {}", sum / count);
+            assert!((sum / count - mean).abs() < 0.01, "{recovery:?}: mean {}", sum / count);
             assert!((squares / count - 1.0).abs() < 0.01, "{recovery:?}: mean square {}", squares / count);
         }
     }
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn what_is_drawn_stays_the_same() {
         let drawn = |recovery: Recovery| [(0, 1), (7, 0), (1 << 20, 255)].map(|(p, c)| recovery.factor(p, c) * UNIT);
-        assert_eq!(drawn(Recovery::Exponential), [0.0; 3]);
-        assert_eq!(drawn(Recovery::Normal), [0.0; 3]);
+        assert_eq!(drawn(Recovery::Exponential), [1575.0, 817.0, 1737.0]);
+        assert_eq!(drawn(Recovery::Normal), [2242.0, 1269.0, 2432.0]);
     }
 }
