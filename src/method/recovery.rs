@@ -82,7 +82,9 @@ mod tests {
     #[test]
     fn draws_have_the_moments_of_their_distributions() {
         // The mean of a variable whose mean square is 1: 1/sqrt(2), and sqrt(2/pi).
-        for (recovery, mean) in [(Recovery::Exponential, 0.5f64.sqrt()), (Recovery::Normal, 0.63662f64.sqrt())] {
+        for (recovery, mean) in
+            [(Recovery::Exponential, 0.5f64.sqrt()), (Recovery::Normal, std::f64::consts::FRAC_2_PI.sqrt())]
+        {
             let (mut sum, mut squares) = (0.0, 0.0);
             let (positions, channels) = (4096, 128);
             for position in 0..positions {

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use spark_ort::rewrite::{Options, Recovery};
 
-/// `RATIO/KEY_BITS/VALUE_BITS`, `+RECENT` if the last keys are kept dense, and then `:v2` for row format 2, and `:` with
-/// a recovery.
+/// `RATIO/KEY_BITS/VALUE_BITS`, `+RECENT` if the last keys are kept dense, and then `:v2` for row format 2, `:` with a
+/// recovery.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     pub ratio: f64,
