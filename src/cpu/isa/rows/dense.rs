@@ -6,7 +6,7 @@ use crate::format::v1::layout::{Bits, KeyLayout};
 /// Half of the least positive float16: added to a zero, it makes it positive.
 const TINY: f32 = 1.0 / (1 << 25) as f32;
 
-/// As [`KeyLayout::read_dense_key`], which is the reference: reads the dense key in `slot` into `key` and says whether it
+/// As [`KeyLayout::read_dense_key`], the reference: reads the dense key in `slot` into `key` and says whether it
 /// is the one that `row` was made from. D is a multiple of [`LANES`].
 ///
 /// # Panics
