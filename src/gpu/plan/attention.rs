@@ -18,8 +18,9 @@
 //!   model). Where LDS has room, two blocks share a compute unit, so that one's matrix instructions hide the decoding
 //!   of the other. Keys are cut only if there are few blocks, that is for chunks of few tokens after a long cache.
 
+use super::tail::tails;
 use super::tensors::base;
-use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launch, row_words, sequences};
+use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launch, narrow, row_words, sequences};
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
     BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, PREFILL_THREADS,
@@ -68,7 +69,7 @@ impl Attend {
     fn prefill(call: &Call, key_words: u32) -> Self {
         let d = call.head_dim;
         let (channels, columns) = if d > 128 { (256, 16) } else { (128, 32) };
-        let words = 2 * columns * (d + 1) + columns * (columns + 1) + source_words(d, columns, key_words);
+        let words = 2 * columns * (d + 1) + columns * (columns + 1) + source_words(call, columns, key_words);
         Self {
             kernel: format!("spark_prefill_{channels}"),
             columns,
@@ -86,7 +87,7 @@ impl Attend {
         let (element, bytes) = if call.scalar == FLOAT32 { ("f32", 4) } else { ("f16", 2) };
         let fragments = if bytes * channels > 256 { 1 } else { 2 };
         let keys = 32 * fragments;
-        let shared_bytes = keys * channels * bytes + 4 * source_words(d, keys, key_words);
+        let shared_bytes = keys * channels * bytes + 4 * source_words(call, keys, key_words);
         Self {
             kernel: format!("spark_prefill_matrix_{element}_{channels}"),
             columns: 64 * fragments,
@@ -110,15 +111,17 @@ impl Attend {
             _ => 8,
         };
         let states = BLOCK_WAVES / 2 * columns * (d + 2);
+        let tile = wave / octets * if columns > 1 { 2 } else { 4 };
+        let staged = BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS);
         let words = if matrix {
             let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
             let tiles = MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS);
-            // After the queries: the tables and the waves' rows, whose memory the states of all waves reuse.
-            columns * d + tiles.max(2 * states)
+            // After the queries: the tables and the waves' rows, whose memory the states of all waves reuse; and after
+            // these the rows of keys that are in the tail.
+            columns * d + tiles.max(2 * states) + if call.tail_window > 0 { staged } else { 0 }
         } else {
-            let tile = wave / octets * if columns > 1 { 2 } else { 4 };
             let setup = (columns + 1) * d;
-            setup.max(BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS)).max(states)
+            setup.max(staged).max(states)
         };
         let shared_bytes = 4 * (d + words);
         Self {
@@ -133,8 +136,8 @@ impl Attend {
 }
 
 /// Words of LDS that `Source` of `ops/source.h` takes for tiles of `keys` keys.
-fn source_words(head_dim: u32, keys: u32, key_words: u32) -> u32 {
-    head_dim + keys * key_words + KEY_SLACK_WORDS
+fn source_words(call: &Call, keys: u32, key_words: u32) -> u32 {
+    call.head_dim + keys * key_words + KEY_SLACK_WORDS + if call.tail_window > 0 { keys } else { 0 }
 }
 
 /// The read path of one call.
@@ -171,6 +174,13 @@ pub fn attention(
         call.bias_head = if heads == 1 { 0 } else { rows * columns };
         call.bias_token = columns;
     }
+    let tail_window = if inputs.past_recent.is_null() { settings.common.tail_window } else { 0 };
+    // Nothing is read where nothing is past.
+    let free = lengths.past.iter().map(|&past| if past > 0 { geometry.past - past } else { 0 });
+    let tails = tails(geometry, tail_window, free)?;
+    if tails.iter().any(|&kept| kept > 0) {
+        call.tail_window = narrow("tail_window", tail_window)?;
+    }
     let mut plan = Plan::default();
     if new == 0 {
         return Ok(plan);
@@ -178,7 +188,7 @@ pub fn attention(
     let attend = Attend::new(device, &call, row_words(geometry).0);
     let pairs = u64::from(call.group) * new as u64;
     for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
-        let mut call = sequences(&call, lengths, first);
+        let mut call = sequences(&call, lengths, &tails, first);
         let blocks = pairs.div_ceil(attend.columns.into()) * kv_heads as u64;
         (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
         let states = call.sequences as usize * query_heads * new * call.splits as usize;
