@@ -108,7 +108,8 @@ struct Decode {
             const Slot slot = !found[n] && r < count ? tail.earlier_slot(t + r) : NO_SLOT;
             if (slot != NO_SLOT && active) tail.fetch(slot, octet, channels[n]);
             const bool other = slot == NO_SLOT || (active && differs(call, layout, at, reader, channels[n]));
-            found[n] = found[n] || (vote(other) & lanes) == 0;
+            const bool is_there = (vote(other) & lanes) == 0;
+            found[n] = found[n] || is_there;
         }
     }
 
