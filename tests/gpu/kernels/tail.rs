@@ -31,7 +31,7 @@ fn dense_key(case: &Case, row: &[u8], r: &mut Random) -> Vec<u8> {
         if whole && bit(mask, j) {
             return *kept.next().unwrap();
         }
-        let size = f16::from_f32(r.pick(&[1.0, 1.0, 1.0, f32::INFINITY, 6e-8]) * (0.1 + r.normal().abs()));
+        let size = f16::from_f32(r.pick(&[1.0, 1.0, 1.0, 6e-8]) * (0.1 + r.normal().abs()));
         let odd = r.pick(&[-size, -size, -size, -f16::ZERO, f16::ZERO, f16::NAN]);
         if bit(signs, j) { odd } else { size }.to_le_bytes()
     };
@@ -118,7 +118,7 @@ fn outputs_are_the_cpus() {
             });
         }
     });
-    assert!(of_tails * 2 > cases, "{of_tails} of {cases} outputs are those of a tail");
+    assert!(of_tails * 3 > cases, "{of_tails} of {cases} outputs are those of a tail");
 }
 
 /// Pieces of the keys that begin and end within the tail.
