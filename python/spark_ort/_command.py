@@ -64,6 +64,7 @@ def rewrite(
     key_bits: Literal[16, 8, 4] = 8,
     value_bits: Literal[16, 8, 4] = 8,
     row_format: Literal[1, 2] = 1,
+    recipe: str | os.PathLike[str] | None = None,
     recovery: Literal["mean", "none"] = "mean",
     recent: int | None = None,
     recent_in: Literal["auto", "buffer", "inputs"] = "auto",
@@ -89,6 +90,7 @@ def rewrite(
         key_bits: bits of a kept key channel.
         value_bits: bits of a value channel.
         row_format: how rows are laid out; 2 is more accurate at 4 bits, and runs on the CPU alone.
+        recipe: a file in which `spark-ort tune` says these four for each layer; they keep their defaults then.
         recovery: what a pruned channel reads as, its sign times the mean of the pruned ones, or zero.
         recent: keep the last so many keys dense as well; None: 64 in a GenAI folder, else 0.
         recent_in: where: in free rows of the buffer that past and present share, or in one more input and output of
@@ -125,6 +127,12 @@ def rewrite(
         "library": os.fspath(library or library_path()),
         "threads": threads,
     }
+    if recipe is not None:
+        # The program refuses those that say something else beside the recipe.
+        for name, default in {"ratio": 0.5, "key-bits": 8, "value-bits": 8, "row-format": 1}.items():
+            if options[name] == default:
+                del options[name]
+        options["recipe"] = os.fspath(recipe)
     # One argument each, so that a value may begin with a dash.
     arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
     flags = {"uniform-rows": uniform_rows, "exact-ratio": exact_ratio, "force": force}

@@ -55,13 +55,7 @@ class Rows(TypedDict):
     cache_type: Literal["same", "uint8"]
 
 
-class Inspection(TypedDict):
-    """A model's attention and cache.
-
-    `source` is what the attention is, or was before it was rewritten; `rows` is None in a model that is not rewritten.
-    Bytes are over all layers: of the cache per token, and of the dense recent keys of a long sequence.
-    """
-
+class _Inspection(TypedDict):
     source: str
     rows: Rows | None
     calibration: str | None
@@ -70,6 +64,17 @@ class Inspection(TypedDict):
     original_bytes_per_token: int
     recent_bytes: int
     interface: Interface
+
+
+class Inspection(_Inspection, total=False):
+    """A model's attention and cache.
+
+    `source` is what the attention is, or was before it was rewritten; `rows` is None in a model that is not rewritten.
+    Where layers differ, `layer_rows` has the rows of each, and `rows` those of the first.
+    Bytes are over all layers: of the cache per token, and of the dense recent keys of a long sequence.
+    """
+
+    layer_rows: list[Rows]
 
 
 class Report(TypedDict):

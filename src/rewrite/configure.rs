@@ -14,10 +14,15 @@ use crate::spec;
 
 /// Keys of metadata_props.
 pub const FORMAT_KEY: &str = "ai.spark.row_format";
-/// JSON of [`Rows`].
+/// JSON of [`Rows`]: those of all layers, or, where they differ, of the first one.
 pub const ROWS_KEY: &str = "ai.spark.rows";
+/// JSON: a list of the [`Rows`] of each layer, in the order of their cache inputs; only where they differ.
+pub const LAYER_ROWS_KEY: &str = "ai.spark.rows_by_layer";
 /// The kind of attention that was exported.
 pub const SOURCE_KEY: &str = "ai.spark.source";
+
+/// Last queries of a call that choose its channels.
+pub const OBSERVED: usize = 32;
 
 /// What query_saliency was measured on, and the result.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,8 +35,8 @@ pub struct Saliency {
 
 /// One variant of a rewritten model.
 pub struct Version<'v> {
-    /// The rows of its cache.
-    pub rows: &'v Rows,
+    /// The rows of each layer's cache.
+    pub rows: &'v [Rows],
     /// Declare the row sizes of cache inputs. Hosts like GenAI read them there; others start from empty tensors of the
     /// original width, which a declared size would refuse.
     pub static_rows: bool,
@@ -43,11 +48,11 @@ pub struct Version<'v> {
 
 /// Makes `model`, whose `layers` are replaced, the given `version`. May be called again with another one.
 pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], version: &Version<'_>) {
-    let rows = version.rows;
     let graph = model.graph.mut_or_insert_default();
     forget(graph, names);
     let places = Places::new(graph);
-    for (i, (layer, names)) in layers.iter().zip(names).enumerate() {
+    let differ = differ(version.rows);
+    for (i, ((layer, names), rows)) in layers.iter().zip(names).zip(version.rows).enumerate() {
         let saliency = version.saliency.map(|s| &s.layers[i]);
         if let (Some(values), Some(all)) = (saliency, version.saliency) {
             let mut tensor = float32s(&names.query_saliency, &[layer.kv_heads as i64, layer.head_dim as i64], values);
@@ -56,9 +61,11 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
             graph.initializer.push(tensor);
         }
         for name in [&names.attention, &names.prune] {
-            set_node(&mut graph.node[places.nodes[name]], names, version, saliency.is_some());
+            set_node(&mut graph.node[places.nodes[name]], names, rows, version, saliency.is_some());
         }
-        caches(graph, &places, layer, rows, version.static_rows);
+        // Sizes of one name are equal.
+        let suffix = if differ { format!("_{i}") } else { String::new() };
+        caches(graph, &places, layer, rows, version.static_rows, &suffix);
         if rows.recent_window > 0 {
             recent_keys(graph, &places, layer, names);
         }
@@ -66,7 +73,16 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
             observed(graph, &places, layer, names);
         }
     }
-    metadata(model, rows, layers.first().map(|l| &l.source));
+    let mut rows: Vec<_> =
+        layers.iter().zip(version.rows).map(|(l, rows)| (places.inputs[&l.cache.past[0]], rows)).collect();
+    rows.sort_by_key(|(place, _)| *place);
+    let rows: Vec<Rows> = rows.into_iter().map(|(_, rows)| rows.clone()).collect();
+    metadata(model, &rows, layers.first().map(|l| &l.source));
+}
+
+/// Whether the rows of some layers are unlike those of others.
+fn differ(rows: &[Rows]) -> bool {
+    rows.iter().any(|other| *other != rows[0])
 }
 
 /// Removes what another version added besides the nodes.
@@ -102,8 +118,7 @@ impl Places {
     }
 }
 
-fn set_node(node: &mut NodeProto, names: &Names, version: &Version<'_>, saliency: bool) {
-    let rows = version.rows;
+fn set_node(node: &mut NodeProto, names: &Names, rows: &Rows, version: &Version<'_>, saliency: bool) {
     set_attribute(node, "kept_channels", Attribute::Int(rows.kept_channels as i64));
     set_attribute(node, "key_bits", Attribute::Int(rows.key_bits.into()));
     set_attribute(node, "value_bits", Attribute::Int(rows.value_bits.into()));
@@ -130,7 +145,7 @@ fn set_node(node: &mut NodeProto, names: &Names, version: &Version<'_>, saliency
     }
     node.input[11] = if saliency { names.query_saliency.clone() } else { String::new() };
     if node.op_type() == "SparkPrune" {
-        set_attribute(node, "observation_window", Attribute::Int(version.observe.unwrap_or(32) as i64));
+        set_attribute(node, "observation_window", Attribute::Int(version.observe.unwrap_or(OBSERVED) as i64));
         node.output.truncate(2);
         node.output.push(if recent { names.key_recent[1].clone() } else { String::new() });
         node.output.push(if version.observe.is_some() { names.observed_saliency.clone() } else { String::new() });
@@ -153,11 +168,12 @@ pub fn row_width(layer: &Layer, rows: &Rows) -> usize {
     rows.key_row_bytes / element_size(cache_element(layer, rows))
 }
 
-fn caches(graph: &mut GraphProto, places: &Places, layer: &Layer, rows: &Rows, static_rows: bool) {
+fn caches(graph: &mut GraphProto, places: &Places, layer: &Layer, rows: &Rows, static_rows: bool, suffix: &str) {
     let element = cache_element(layer, rows);
     let width = |bytes: usize| bytes / element_size(element);
     let parts = [(rows.key_row_bytes, "spark_key_row"), (rows.value_row_bytes, "spark_value_row")];
     for (part, (bytes, name)) in parts.into_iter().enumerate() {
+        let name = &format!("{name}{suffix}");
         let past = &mut graph.input[places.inputs[&layer.cache.past[part]]];
         past.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(element);
         // A model with a fixed number of past rows never starts from empty tensors.
@@ -205,13 +221,17 @@ fn observed(graph: &mut GraphProto, places: &Places, layer: &Layer, names: &Name
     graph.output.push(info);
 }
 
-fn metadata(model: &mut ModelProto, rows: &Rows, source: Option<&Source>) {
-    let format = rows.row_format.to_string();
-    let rows = serde_json::to_string(rows).expect("plain numbers and words");
+/// `rows` are in the order of the layers' cache inputs.
+fn metadata(model: &mut ModelProto, rows: &[Rows], source: Option<&Source>) {
+    const PLAIN: &str = "plain numbers and words";
+    let format = rows.iter().map(|rows| rows.row_format).max().unwrap_or(1).to_string();
+    let first = serde_json::to_string(&rows.first()).expect(PLAIN);
+    let each = differ(rows).then(|| serde_json::to_string(rows).expect(PLAIN));
     let source = source.map_or(String::new(), |source| source.name().into());
-    let entries = [(FORMAT_KEY, format), (ROWS_KEY, rows), (SOURCE_KEY, source)];
-    model.metadata_props.retain(|p| entries.iter().all(|(key, _)| *key != p.key()));
-    for (key, value) in entries {
+    let keys = [FORMAT_KEY, ROWS_KEY, LAYER_ROWS_KEY, SOURCE_KEY];
+    model.metadata_props.retain(|p| !keys.contains(&p.key()));
+    for (key, value) in keys.into_iter().zip([Some(format), Some(first), each, Some(source)]) {
+        let Some(value) = value else { continue };
         let mut entry = StringStringEntryProto::new();
         entry.set_key(key.into());
         entry.set_value(value);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::apply::DOMAIN;
-use super::configure::{FORMAT_KEY, ROWS_KEY, SOURCE_KEY};
+use super::configure::{FORMAT_KEY, LAYER_ROWS_KEY, ROWS_KEY, SOURCE_KEY};
 use super::error::Refusal;
 use super::find::find_layers;
 use super::layer::{Layer, Source};
@@ -21,8 +21,11 @@ use crate::spec;
 pub struct Inspection {
     /// Kind of the attention, before any rewrite.
     pub source: Source,
-    /// Layout of the rows, if the model is rewritten.
+    /// Layout of the rows, if the model is rewritten; where layers differ, of the first one.
     pub rows: Option<Rows>,
+    /// Layout of the rows of each layer, where layers differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layer_rows: Vec<Rows>,
     /// What query_saliency was measured on, if it was.
     pub calibration: Option<String>,
     /// Hq of each layer.
@@ -64,6 +67,14 @@ impl Inspection {
     /// Layers of the model.
     pub fn layers(&self) -> usize {
         self.interface.layers.len()
+    }
+
+    /// Layout of the rows of each layer, none if the model is not rewritten.
+    pub fn rows_by_layer(&self) -> Vec<&Rows> {
+        match self.layer_rows.is_empty() {
+            true => self.rows.iter().flat_map(|rows| std::iter::repeat_n(rows, self.layers())).collect(),
+            false => self.layer_rows.iter().collect(),
+        }
     }
 
     /// Hk and D of the first layer.
@@ -146,6 +157,7 @@ fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal>
     Ok(Inspection {
         source: layers[0].source.clone(),
         rows: None,
+        layer_rows: Vec::new(),
         calibration: None,
         query_heads: layers.iter().map(|l| l.query_heads).collect(),
         bytes_per_token,
@@ -155,7 +167,15 @@ fn original(graph: &GraphProto, layers: &[Layer]) -> Result<Inspection, Refusal>
     })
 }
 
-fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> Result<Inspection, Refusal> {
+/// What metadata state.
+struct Stated {
+    rows: Rows,
+    layer_rows: Vec<Rows>,
+    source: Source,
+}
+
+/// The metadata of a rewritten model with so many layers.
+fn stated(model: &ModelProto, layers: usize) -> Result<Stated, Refusal> {
     let entry = |key: &str| model.metadata_props.iter().find(|p| p.key() == key).map(|p| p.value());
     let metadata =
         |key: &str, found: String| Refusal::new(format!("metadata '{key}'"), "what the rewriter writes", found);
@@ -172,8 +192,23 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
     if [rows.head_dim, rows.recent_window, rows.tail_window].into_iter().any(|size| size > MOST) {
         return Err(metadata(ROWS_KEY, "sizes beyond those of models".into()));
     }
+    let layer_rows: Vec<Rows> = match entry(LAYER_ROWS_KEY) {
+        Some(list) => serde_json::from_str(list).map_err(|e| metadata(LAYER_ROWS_KEY, e.to_string()))?,
+        None => Vec::new(),
+    };
+    let common = |rows: &Rows| (rows.head_dim, rows.recent_window, rows.tail_window);
+    let fits = |layer: &Rows| common(layer) == common(&rows);
+    if !(layer_rows.is_empty() || layer_rows.len() == layers && layer_rows.iter().all(fits)) {
+        let found = format!("{} entries for {} layers, or unlike {ROWS_KEY}", layer_rows.len(), layers);
+        return Err(metadata(LAYER_ROWS_KEY, found));
+    }
     let source = serde_json::from_value(entry(SOURCE_KEY).unwrap_or_default().into())
         .map_err(|e| metadata(SOURCE_KEY, e.to_string()))?;
+    Ok(Stated { rows, layer_rows, source })
+}
+
+fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> Result<Inspection, Refusal> {
+    let Stated { rows, layer_rows, source } = stated(model, prunes.len())?;
     let declared = Declared::new(graph);
     let mut layers = Vec::new();
     let mut query_heads = Vec::new();
@@ -218,6 +253,7 @@ fn rewritten(model: &ModelProto, graph: &GraphProto, prunes: &[&NodeProto]) -> R
         original_bytes_per_token: original_bytes,
         recent_bytes: total(&layers, |l| l.key_recent.as_ref().map_or(0, |r| rows.recent_window * r.row_bytes())),
         rows: Some(rows),
+        layer_rows,
         interface: Interface {
             shares_buffer: prunes.iter().all(|n| n.input_at(5).is_some() && n.input_at(6).is_some()),
             layers,

@@ -2,8 +2,9 @@
 //!
 //! `find` looks for attention by its `source`s, which follow keys and values (`heads`) and masks (`mask`) through a
 //! `context` of sample sizes. `apply` puts the operators in place of the layers, with nodes made by `build`, `bias`
-//! and `front`; `configure` sets what follows from the options and `rows`; `calibrate` measures query saliency;
-//! `folder` and `publish` handle files. Knows graphs and the row format's sizes, but no kernels.
+//! and `front`; `configure` sets what follows from the options and `layer_rows`, which a `recipe` may state;
+//! `calibrate` measures query saliency; `folder` and `publish` handle files; `workbench` sets the rows of one model
+//! again and again. Knows graphs and the row format's sizes, but no kernels.
 
 mod apply;
 mod bias;
@@ -21,19 +22,23 @@ mod front;
 mod heads;
 mod inspect;
 mod layer;
+mod layer_rows;
 mod mask;
 mod operator;
 mod options;
 mod progress;
 mod publish;
 mod recent;
+mod recipe;
 mod report;
+mod rewritten;
 mod roundings;
 mod rows;
 mod sizes;
 mod source;
 mod trial;
 mod warnings;
+mod workbench;
 
 use std::path::{Path, PathBuf};
 
@@ -44,20 +49,22 @@ pub use inspect::Inspection;
 pub use layer::{Layer, Source};
 pub use options::{CacheType, Calibration, Options, RecentIn, Recovery};
 pub use progress::Progress;
+pub use recipe::{LayerSetting, Recipe, RecipeModel};
 pub use report::Report;
 pub use rows::Rows;
 pub use source::GROUP_QUERY_ATTENTION;
 
 use crate::onnx::proto::ModelProto;
 use crate::onnx::{self, DataFile, FileError, Index, Placement};
-use apply::Names;
-use configure::{Saliency, Version, configure};
+use configure::{Version, configure};
 use folder::GenAiFolder;
+use layer_rows::layer_rows;
 use publish::{PlacedData, Stage, contains, parent, same_file};
-use recent::Recent;
+use rewritten::{Rewritten, operator_version};
 use roundings::remove_roundings;
 use trial::trial;
 pub use trial::{NO_RUNTIME, TrialError, run_one_token};
+pub use workbench::{Lossless, Workbench};
 
 /// Rewrites the model `input`, an .onnx file or an ONNX Runtime GenAI folder, to `output` of the same kind. External
 /// data is linked or copied, never read. Memory use is about the size of the .onnx file, plus calibration, which runs
@@ -86,28 +93,24 @@ pub fn rewrite(
     let roundings = prepare(&mut model)?;
     let layers = find_layers(&model)?;
     let noticed = warnings::of_model(&model, &layers, roundings);
-    let mut options = options.clone();
-    options.uniform_rows |= folder.is_some();
-    let recent = Recent::new(&options, folder.is_some(), layers.iter().all(|l| l.lengths.is_some()))?;
-    let rows = Rows::new(&options, layers[0].head_dim)?;
-    let rows = Rows { recent_window: recent.inputs, tail_window: recent.buffer, ..rows };
-    let tokens = calibrate::tokens(&path, &options)?;
+    let (rows, recent) = layer_rows(options, &model, &layers, folder.is_some())?;
+    let tokens = calibrate::tokens(&path, options)?;
     let positions = calibrate::positions(&model, &layers);
-    let names = apply::apply(&mut model, &layers, recent, rows.operator_version())?;
+    let names = apply::apply(&mut model, &layers, recent, operator_version(&rows))?;
     let mut graph = Rewritten { model, layers, names, rows };
 
     let mut data_plan = Vec::new();
     let (saliency, uncalibrated) = match &stage {
         Some(stage) => {
-            let width = configure::row_width(&graph.layers[0], &graph.rows);
+            let width = configure::row_width(&graph.layers[0], &graph.rows[0]);
             let folder = folder.as_ref().map(|folder| (folder, width));
-            data_plan = place_files(stage, &path, output, folder, &data, &options)?;
+            data_plan = place_files(stage, &path, output, folder, &data, options)?;
             match tokens {
                 Some(tokens) => {
                     // Beside its data, and beside the settings of a folder.
                     let place = folder.map_or(Path::new(""), |(folder, _)| folder.beside());
                     let copy = stage.unused(place, "calibration.onnx");
-                    graph.calibrate(&copy, (tokens, positions), &options, progress)?
+                    graph.calibrate(&copy, (tokens, positions), options, progress)?
                 }
                 None => (None, None),
             }
@@ -118,12 +121,12 @@ pub fn rewrite(
     let version = Version { rows: &rows, static_rows: folder.is_some(), saliency: saliency.as_ref(), observe: None };
     configure(&mut model, &layers, &names, &version);
     let inspection = Inspection::new(&model)?;
-    let mut warnings = warnings::of_options(&options, &rows, folder.as_ref(), saliency.is_some());
+    let mut warnings = warnings::of_options(options, &rows, folder.as_ref(), saliency.is_some());
     warnings.extend(folder.as_ref().and_then(GenAiFolder::foreign_providers));
     warnings.extend(warnings::whole_caches(&layers, &inspection));
     warnings.extend(noticed);
     warnings.extend(uncalibrated.map(|problem| format!("calibration failed: {problem}")));
-    let host = host_line(&rows, folder.is_some());
+    let host = host_line(&rows[0], folder.is_some());
     let Some(stage) = stage else { return Ok(Report { warnings, host, model: inspection, output: None }) };
     if progress.cancelled() {
         return Err(RewriteError::Cancelled);
@@ -143,42 +146,6 @@ pub fn rewrite(
         None => publish_file(stage, model, &written, &data_plan)?,
     });
     Ok(Report { warnings, host, model: inspection, output: Some(output.into()) })
-}
-
-/// A model with the operators in place of its attention.
-struct Rewritten {
-    model: ModelProto,
-    layers: Vec<Layer>,
-    names: Vec<Names>,
-    rows: Rows,
-}
-
-impl Rewritten {
-    /// Measures query saliency with a copy of the model at `copy`, which is removed again. If calibration was not
-    /// requested, a failure becomes a warning.
-    fn calibrate(
-        &mut self,
-        copy: &Path,
-        tokens: (calibrate::Tokens, Option<usize>),
-        options: &Options,
-        progress: &mut dyn Progress,
-    ) -> Result<(Option<Saliency>, Option<String>), RewriteError> {
-        let lossless = self.rows.lossless()?;
-        let observe = Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
-        configure(&mut self.model, &self.layers, &self.names, &observe);
-        onnx::write(&self.model, copy)?;
-        let inspection = Inspection::new(&self.model)?;
-        let measured = calibrate::measure(copy, &inspection, &self.names, tokens, options, progress);
-        std::fs::remove_file(copy).map_err(FileError::io(copy))?;
-        match measured {
-            Err(RewriteError::Calibration(problem))
-                if options.calibrate == Calibration::Auto && crate::runtime::is_loaded() =>
-            {
-                Ok((None, Some(problem)))
-            }
-            measured => Ok((Some(measured?), None)),
-        }
-    }
 }
 
 /// Puts `model`, which is at `written` for its trial, and its data in place. Reports what cannot be removed of an old
@@ -271,7 +238,9 @@ fn check_options(input: &Path, output: &Path, options: &Options) -> Result<(), R
         Calibration::File(path) => Some(path),
         _ => None,
     };
-    let read = [("calibrate", text), ("tokenizer", options.tokenizer.as_ref()), ("library", options.library.as_ref())];
+    let named = [("recipe", &options.recipe), ("tokenizer", &options.tokenizer), ("library", &options.library)];
+    let named = named.into_iter().map(|(option, path)| (option, path.as_ref()));
+    let read: Vec<_> = named.chain([("calibrate", text)]).collect();
     for (option, path) in read.iter().filter_map(|(option, path)| path.map(|path| (*option, path))) {
         if contains(output, path) {
             let problem = format!("{} lies in the output, which is replaced; copy it elsewhere", path.display());

@@ -18,6 +18,8 @@ pub struct Options {
     pub value_bits: u8,
     /// Row format: 1, or 2, which only the CPU reads.
     pub row_format: u8,
+    /// A file of a [`Recipe`](super::Recipe), which states these four and `uniform_rows` for each layer instead.
+    pub recipe: Option<PathBuf>,
     /// How pruned channels are restored.
     pub recovery: Recovery,
     /// Number of recent keys also kept dense, 0: none. `None`: 64 in a GenAI folder, whose buffer has room for them,
@@ -61,6 +63,7 @@ impl Default for Options {
             key_bits: 8,
             value_bits: 8,
             row_format: 1,
+            recipe: None,
             recovery: Recovery::Mean,
             recent: None,
             recent_in: RecentIn::Auto,

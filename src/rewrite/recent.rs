@@ -18,19 +18,17 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// The recent keys that `options` ask for, in a GenAI `folder` or not; `shares_buffer`: past and present may be
-    /// one buffer.
+    /// The recent keys that `options` ask for, in a GenAI `folder` or not; `gains`: some keys lose something;
+    /// `shares_buffer`: past and present may be one buffer.
     ///
     /// # Errors
     /// The model or its host has no such place, or there are too many keys.
-    pub(super) fn new(options: &Options, folder: bool, shares_buffer: bool) -> Result<Self, RewriteError> {
+    pub(super) fn new(options: &Options, gains: bool, folder: bool, shares_buffer: bool) -> Result<Self, RewriteError> {
         let in_buffer = match options.recent_in {
             RecentIn::Auto => folder,
             RecentIn::Buffer => true,
             RecentIn::Inputs => false,
         };
-        // Lossless rows gain nothing from it.
-        let gains = options.ratio > 0.0 || options.key_bits < 16;
         let count = options.recent.unwrap_or(if folder && in_buffer && shares_buffer && gains { DEFAULT } else { 0 });
         if count > MOST {
             return Err(RewriteError::option("recent", format!("{count} is too many: {MOST} at most")));

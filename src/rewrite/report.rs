@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::inspect::Inspection;
+use super::rows::Rows;
 
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,36 @@ fn range(mut numbers: Vec<usize>) -> String {
     }
 }
 
+/// The rows of one layer.
+fn described(rows: &Rows) -> String {
+    format!(
+        "ratio {}: {} of {} key channels at {} bits, values at {} bits{}; {} + {} bytes per token and KV head",
+        rows.ratio,
+        rows.kept_channels,
+        rows.head_dim,
+        rows.key_bits,
+        rows.value_bits,
+        if rows.row_format > 1 { format!(", row format {}", rows.row_format) } else { String::new() },
+        rows.key_row_bytes,
+        rows.value_row_bytes
+    )
+}
+
+/// A line for each run of layers with equal rows.
+fn by_layer(rows: &[Rows]) -> String {
+    let mut text = String::new();
+    let mut first = 0;
+    for run in rows.chunk_by(|a, b| a == b) {
+        let layers = match run.len() {
+            1 => first.to_string(),
+            many => format!("{first} to {}", first + many - 1),
+        };
+        text += &format!("\n  {layers:<10} {}", described(&run[0]));
+        first += run.len();
+    }
+    text
+}
+
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let layers = &self.interface.layers;
@@ -57,22 +88,15 @@ impl fmt::Display for Inspection {
         let share = 100.0 * self.bytes_per_token as f64 / self.original_bytes_per_token as f64;
         let before = self.original_bytes_per_token;
         writeln!(f, "cache        {} bytes per token, {share:.1} % of {before} before", self.bytes_per_token)?;
-        write!(
-            f,
-            "rows         ratio {}: {} of {} key channels at {} bits, values at {} bits; \
-             {} + {} bytes per token and KV head",
-            rows.ratio,
-            rows.kept_channels,
-            rows.head_dim,
-            rows.key_bits,
-            rows.value_bits,
-            rows.key_row_bytes,
-            rows.value_row_bytes
-        )?;
+        match self.layer_rows.is_empty() {
+            true => write!(f, "rows         {}", described(rows))?,
+            false => write!(f, "rows         by layer{}", by_layer(&self.layer_rows))?,
+        }
+        let recent = if self.layer_rows.is_empty() { "; " } else { "\n             " };
         match (rows.recent_window, rows.tail_window) {
             (0, 0) => writeln!(f)?,
-            (0, n) => writeln!(f, "; the last {n} keys also dense, in free rows of a shared buffer")?,
-            (n, _) => writeln!(f, "; the last {n} keys also dense ({} bytes)", self.recent_bytes)?,
+            (0, n) => writeln!(f, "{recent}the last {n} keys also dense, in free rows of a shared buffer")?,
+            (n, _) => writeln!(f, "{recent}the last {n} keys also dense ({} bytes)", self.recent_bytes)?,
         }
         match &self.calibration {
             Some(text) => writeln!(f, "calibration  {text}"),

@@ -49,6 +49,11 @@ impl Rows {
     /// # Errors
     /// An option out of range, or one that this head size does not allow.
     pub fn new(options: &Options, head_dim: usize) -> Result<Self, RewriteError> {
+        Self::at_least(options, head_dim, 0)
+    }
+
+    /// As [`Self::new`], where uniform rows have at least `row_bytes` bytes, a size that other rows have.
+    pub(super) fn at_least(options: &Options, head_dim: usize, row_bytes: usize) -> Result<Self, RewriteError> {
         let &Options {
             ratio, key_bits, value_bits, row_format, recovery, cache_type, uniform_rows, exact_ratio, ..
         } = options;
@@ -66,7 +71,7 @@ impl Rows {
         let key = key_layout(kept_channels, 0).map_err(|e| RewriteError::option("ratio", e.to_string()))?.row_bytes();
         let value = ValueLayout::of(format, head_dim, bits("value_bits", value_bits)?, 0);
         let value = value.map_err(|e| RewriteError::option("value_bits", e.to_string()))?.row_bytes();
-        let larger = key.max(value);
+        let larger = key.max(value).max(row_bytes);
         let (key_row_bytes, value_row_bytes) = if uniform_rows { (larger, larger) } else { (key, value) };
         let fits = |&kept: &usize| key_layout(kept, key_row_bytes).is_ok();
         let kept_channels = match uniform_rows && !exact_ratio {

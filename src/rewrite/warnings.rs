@@ -44,10 +44,12 @@ pub fn of_model(model: &ModelProto, layers: &[Layer], roundings: usize) -> Vec<S
 /// Above this ratio decoding suffers without recent keys.
 const RECENT_ABOVE: f64 = 0.6;
 
-/// Warnings that follow from `options` and the resulting `rows`.
-pub fn of_options(options: &Options, rows: &Rows, folder: Option<&GenAiFolder>, calibrated: bool) -> Vec<String> {
+/// Warnings that follow from `options` and the resulting `rows` of each layer.
+pub fn of_options(options: &Options, rows: &[Rows], folder: Option<&GenAiFolder>, calibrated: bool) -> Vec<String> {
     let mut warnings = Vec::new();
-    if options.ratio > RECENT_ABOVE && rows.recent_window == 0 && rows.tail_window == 0 {
+    let prunes_much = rows.iter().any(|rows| rows.ratio > RECENT_ABOVE);
+    let rows = &rows[0];
+    if prunes_much && rows.recent_window == 0 && rows.tail_window == 0 {
         warnings.push(format!(
             "above ratio {RECENT_ABOVE} decoded tokens need recent keys to stay accurate: --recent 16 does"
         ));

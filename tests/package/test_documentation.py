@@ -93,6 +93,9 @@ def test_blocks(page, workplace):
             case ["json"]:
                 found = json.loads((workplace / "llama-spark/genai_config.json").read_text())
                 assert within(json.loads(code), found)
+            case ["json", "recipe"]:
+                (workplace / "recipe.json").write_text(code)
+                shell("spark-ort rewrite model.onnx out.onnx --recipe recipe.json --dry-run", workplace)
             case ["cpp"]:
                 assert code in (ROOT / "examples/plain_loop.cpp").read_text()
             case ["pbtxt"]:

@@ -29,6 +29,9 @@ Examples:
   The same of a single file, about a quarter of the memory, the last 16 keys dense:
     spark-ort rewrite model.onnx small.onnx --ratio 0.7 --key-bits 4 --value-bits 4 --recent 16
 
+  Ratio and bits by layer, from a recipe of `spark-ort tune`:
+    spark-ort rewrite model.onnx small.onnx --recipe recipe.json --recent 64
+
   Whether a model can be rewritten, and what it would gain:
     spark-ort rewrite model.onnx out.onnx --dry-run")]
 pub struct Args {
@@ -55,6 +58,14 @@ pub struct Args {
     /// How rows are laid out: 1, or 2, which is more accurate at 4 bits and runs on the CPU alone
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     row_format: u8,
+
+    /// Ratio, bits and row format of each layer, as `spark-ort tune` writes them
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["ratio", "key_bits", "value_bits", "row_format", "uniform_rows", "exact_ratio"]
+    )]
+    recipe: Option<PathBuf>,
 
     /// What a pruned channel reads as: its sign times the mean of the pruned ones, or zero
     #[arg(long, value_enum, default_value_t = Recovery::Mean)]
@@ -146,6 +157,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         key_bits: args.key_bits,
         value_bits: args.value_bits,
         row_format: args.row_format,
+        recipe: args.recipe.clone(),
         recovery: args.recovery,
         recent: args.recent,
         recent_in: args.recent_in,

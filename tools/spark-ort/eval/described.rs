@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use spark_ort::eval::rivals::Rival;
+use spark_ort::rewrite::Rows;
 
 use super::candidate::{Candidate, Kind};
 
@@ -10,8 +11,9 @@ use super::candidate::{Candidate, Kind};
 pub struct Described {
     pub name: String,
     pub kind: Kind,
-    /// Share of pruned key channels and bits, if it is rewritten.
+    /// Mean share of pruned key channels, if it is rewritten.
     pub ratio: Option<f64>,
+    /// Bits, if it is rewritten and all layers have the same.
     pub key_bits: Option<u8>,
     pub value_bits: Option<u8>,
     /// Bytes that each token adds to the cache.
@@ -27,13 +29,18 @@ pub struct Described {
 impl Described {
     pub fn candidate(candidate: &Candidate) -> Self {
         let inspection = &candidate.inspection;
-        let rows = inspection.rows.as_ref();
+        let rows = inspection.rows_by_layer();
+        let same = |bits: fn(&Rows) -> u8| {
+            let first = bits(rows.first()?);
+            rows.iter().all(|rows| bits(rows) == first).then_some(first)
+        };
+        let pruned = |rows: &&Rows| 1.0 - rows.kept_channels as f64 / rows.head_dim as f64;
         Self {
             name: candidate.name.clone(),
             kind: candidate.kind,
-            ratio: rows.map(|rows| 1.0 - rows.kept_channels as f64 / rows.head_dim as f64),
-            key_bits: rows.map(|rows| rows.key_bits),
-            value_bits: rows.map(|rows| rows.value_bits),
+            ratio: (!rows.is_empty()).then(|| rows.iter().map(pruned).sum::<f64>() / rows.len() as f64),
+            key_bits: same(|rows| rows.key_bits),
+            value_bits: same(|rows| rows.value_bits),
             bytes_per_token: inspection.bytes_per_token as f64,
             share: inspection.bytes_per_token as f64 / inspection.original_bytes_per_token as f64,
             recent_bytes: inspection.recent_bytes,

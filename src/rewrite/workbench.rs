@@ -1,0 +1,134 @@
+//! A rewritten model whose settings change again and again, for measurements.
+
+use std::path::{Path, PathBuf};
+
+use super::apply;
+use super::calibrate;
+use super::configure::{OBSERVED, Saliency, Version, configure};
+use super::error::RewriteError;
+use super::find::find_layers;
+use super::inspect::Inspection;
+use super::layer_rows::{self, layer_rows, rows_by_layer};
+use super::options::{CacheType, Options};
+use super::progress::Progress;
+use super::publish::parent;
+use super::recipe::LayerSetting;
+use super::rewritten::Rewritten;
+use super::rows::Rows;
+use crate::onnx::{self, Placement};
+use crate::spec;
+
+/// A rewritten and calibrated model in a folder for temporary files, which is written with other settings as often as
+/// is needed. Recent keys are inputs.
+pub struct Workbench {
+    rewritten: Rewritten,
+    /// The number of each of the layers.
+    numbers: Vec<usize>,
+    saliency: Option<Saliency>,
+    options: Options,
+    folder: PathBuf,
+}
+
+/// A model whose rows lose nothing but a rounding to float16, and what is needed to know what others would hold. Layers
+/// are in the order of their cache inputs.
+#[derive(Debug)]
+pub struct Lossless {
+    /// The .onnx file. Its cache is of bytes.
+    pub file: PathBuf,
+    /// What it is like.
+    pub inspection: Inspection,
+    /// The rows of all its layers.
+    pub rows: Rows,
+    /// query_saliency of each layer, `[Hk * D]`; ones where it is not calibrated.
+    pub query_saliency: Vec<Vec<f32>>,
+    /// The output of each layer that has observed_saliency of a call, `[1,Hk,D]`.
+    pub observed_saliency: Vec<String>,
+}
+
+impl Workbench {
+    /// Rewrites the .onnx file `input` with `options`, and calibrates it. Files go to `folder`, an empty one.
+    ///
+    /// # Errors
+    /// As of [`rewrite`](fn@super::rewrite); also where calibration was not asked for and fails.
+    pub fn new(
+        input: &Path,
+        folder: &Path,
+        options: &Options,
+        progress: &mut dyn Progress,
+    ) -> Result<Self, RewriteError> {
+        let mut model = onnx::read(input)?;
+        let data = onnx::data_files(&model, input)?;
+        super::prepare(&mut model)?;
+        let layers = find_layers(&model)?;
+        let numbers = layer_rows::numbers(&model, &layers);
+        let (rows, recent) = layer_rows(options, &model, &layers, false)?;
+        let tokens = calibrate::tokens(input, options)?;
+        let positions = calibrate::positions(&model, &layers);
+        let names = apply::apply(&mut model, &layers, recent, *spec::VERSIONS.end())?;
+        let mut rewritten = Rewritten { model, layers, names, rows };
+        data.iter().try_for_each(|file| file.place(&parent(input), folder, Placement::Link))?;
+        let saliency = match tokens {
+            Some(tokens) => {
+                let copy = folder.join("calibration.onnx");
+                let (saliency, problem) = rewritten.calibrate(&copy, (tokens, positions), options, progress)?;
+                problem.map_or(Ok(()), |problem| Err(RewriteError::Calibration(problem)))?;
+                saliency
+            }
+            None => None,
+        };
+        Ok(Self { rewritten, numbers, saliency, options: options.clone(), folder: folder.to_path_buf() })
+    }
+
+    /// Writes the model as the file `name`, without loss.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn lossless(&mut self, name: &str) -> Result<Lossless, RewriteError> {
+        let Rewritten { layers, names, rows, .. } = &self.rewritten;
+        let lossless = Rows { cache_type: CacheType::Uint8, row_format: 1, ..rows[0].clone() }.lossless()?;
+        let all_ones = |layer: usize| vec![1.0; layers[layer].kv_heads * layers[layer].head_dim];
+        let saliency =
+            |layer: usize| self.saliency.as_ref().map_or_else(|| all_ones(layer), |s| s.layers[layer].clone());
+        let mut order: Vec<usize> = (0..layers.len()).collect();
+        order.sort_by_key(|&layer| self.numbers[layer]);
+        let query_saliency = order.iter().map(|&layer| saliency(layer)).collect();
+        let observed_saliency = order.iter().map(|&layer| names[layer].observed_saliency.clone()).collect();
+        let rows = vec![lossless.clone(); layers.len()];
+        let (file, inspection) = self.write_rows(name, &rows, Some(OBSERVED))?;
+        Ok(Lossless { file, inspection, rows: lossless, query_saliency, observed_saliency })
+    }
+
+    /// Writes the model as the file `name` with a setting for each layer, in the order of their cache inputs.
+    ///
+    /// # Errors
+    /// A setting cannot be, or the file system refuses.
+    pub fn write(&mut self, name: &str, settings: &[LayerSetting]) -> Result<(PathBuf, Inspection), RewriteError> {
+        let by_number = self.rows(settings)?;
+        let old = &self.rewritten.rows[0];
+        let with_recent = |rows: &Rows| Rows { recent_window: old.recent_window, ..rows.clone() };
+        let rows: Vec<Rows> = self.numbers.iter().map(|&number| with_recent(&by_number[number])).collect();
+        self.write_rows(name, &rows, None)
+    }
+
+    /// The rows that these settings of each layer give, in the order of the layers' cache inputs, without recent keys.
+    ///
+    /// # Errors
+    /// A setting cannot be.
+    pub fn rows(&self, settings: &[LayerSetting]) -> Result<Vec<Rows>, RewriteError> {
+        rows_by_layer(&self.options, settings, self.rewritten.rows[0].head_dim).map_err(|(_, error)| error)
+    }
+
+    fn write_rows(
+        &mut self,
+        name: &str,
+        rows: &[Rows],
+        observe: Option<usize>,
+    ) -> Result<(PathBuf, Inspection), RewriteError> {
+        let Rewritten { model, layers, names, .. } = &mut self.rewritten;
+        let version = Version { rows, static_rows: false, saliency: self.saliency.as_ref(), observe };
+        configure(model, layers, names, &version);
+        let file = self.folder.join(name);
+        onnx::write(model, &file)?;
+        Ok((file, Inspection::new(model)?))
+    }
+}
