@@ -46,7 +46,8 @@ struct Source {
     const u32 staged;           // byte where the fields of rows begin
     const Shared<Slot> slots;   // of the keys of the tile that are in the tail
 
-    // LDS from byte `at` on: D scales, the fields of KEYS rows, KEY_SLACK_WORDS; where a sequence has a tail, KEYS slots.
+    // LDS from byte `at` on: D scales, the fields of KEYS rows, KEY_SLACK_WORDS, and, if a sequence has a tail, KEYS
+    // slots.
     SPARK_FN Source(const SparkCall& call, const Sequence& s, u32 kv_head, u32 at)
         : call(call), s(s), kv_head(kv_head), layout(call), values(call), dense(first_dense(call, s)),
           in_tail(first_in_tail(call, s)), scales(at), staged(at + 4 * call.head_dim),

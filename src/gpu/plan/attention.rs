@@ -13,7 +13,8 @@
 //! - *Splitting.* Blocks are (queries of a KV head) x (sequences). If that does not fill the device, the keys of a
 //!   sequence are cut into as many pieces as still fit in one round: a second, partly filled round would
 //!   cost more than longer pieces. A piece costs a state of D + 2 floats per query, written and read once;
-//!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes.
+//!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes. Keys in the tail of a buffer are not taken by
+//!   matrix cores, so the last piece, which has them, is to be shorter.
 //! - *Prefill* is bound by multiply-adds, on matrix cores if the device has them (`ops/prefill_matrix.h` has their cost
 //!   model). Where LDS has room, two blocks share a compute unit, so that one's matrix instructions hide the decoding
 //!   of the other. Keys are cut only if there are few blocks, that is for chunks of few tokens after a long cache.
@@ -40,6 +41,8 @@ const MIN_DECODE_KEYS: u32 = 256;
 const MIN_PREFILL_KEYS: u32 = 512;
 /// The keys of a piece are a multiple of this, so that tiles are whole.
 const PIECE: u32 = 64;
+/// Instructions of a key that is not taken by matrix cores, in those of one that is.
+const MATRIX_TAIL_COST: u32 = 4;
 /// Most (token, head) pairs of a KV head for the decoding kernels, which decode rows again for every eight.
 const MOST_DECODE_COLUMNS: u32 = 16;
 
@@ -53,6 +56,8 @@ struct Attend {
     /// Blocks that a compute unit holds at once.
     resident: u32,
     min_keys: u32,
+    /// Stored keys that take as long as one in the tail.
+    tail_cost: u32,
 }
 
 impl Attend {
@@ -77,6 +82,7 @@ impl Attend {
             shared_bytes: 4 * words,
             resident: PREFILL_BLOCKS,
             min_keys: MIN_PREFILL_KEYS,
+            tail_cost: 1,
         }
     }
 
@@ -95,6 +101,7 @@ impl Attend {
             shared_bytes,
             resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
             min_keys: MIN_PREFILL_KEYS,
+            tail_cost: 1,
         }
     }
 
@@ -131,6 +138,7 @@ impl Attend {
             shared_bytes,
             resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
             min_keys: MIN_DECODE_KEYS,
+            tail_cost: if matrix { MATRIX_TAIL_COST } else { 1 },
         }
     }
 }
@@ -212,9 +220,10 @@ fn pieces(device: &Device, attend: &Attend, call: &Call, blocks: u64) -> (u32, u
         s.past + s.valid - first
     });
     let keys = keys.max().unwrap_or(0).max(1);
+    let tail = call.sequence[..call.sequences as usize].iter().map(|s| s.tail.min(s.past)).max().unwrap_or(0);
     let at_once = u64::from(device.compute_units.max(1)) * u64::from(attend.resident);
     let wanted = at_once / (blocks * u64::from(call.sequences)).max(1);
     let wanted = wanted.clamp(1, u64::from(keys.div_ceil(attend.min_keys))) as u32;
-    let split_keys = keys.div_ceil(wanted).next_multiple_of(PIECE);
+    let split_keys = (keys + (attend.tail_cost - 1) * tail).div_ceil(wanted).next_multiple_of(PIECE);
     (keys.div_ceil(split_keys), split_keys)
 }

@@ -355,7 +355,8 @@ def language():
 
 def folder(capacity="160"):
     """A GenAI folder as `spark-ort rewrite` makes it, in one buffer for past and present: greatest difference of its
-    logits from the CPU's, whether the first layer's buffers are the CPU's, and how many of their free bytes are used."""
+    logits from the CPU's, whether the first layer's buffers are the CPU's, and how many numbers of their free rows are
+    written."""
     target = pathlib.Path(os.environ["SCENARIO_FOLDER"], "folder")
     source = pathlib.Path(__file__).parents[3] / "graphs/genai-cpu-int4"
     program = pathlib.Path(models.library_path()).with_name("spark-ort")
