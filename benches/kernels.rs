@@ -9,10 +9,10 @@ use std::sync::OnceLock;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use ndarray::Array4;
+use ndarray::{Array4, s};
 use spark_ort::call::{AttentionSettings, Geometry, Lengths, PruneSettings, QueryLayout, Settings};
-use spark_ort::cpu::{Attention, HeadRows, InstructionSet, Prune, Serial, Tokens, attention, prune};
-use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
+use spark_ort::cpu::{Attention, HeadRows, InstructionSet, Prune, Serial, TailRows, Tokens, attention, prune};
+use spark_ort::format::{Bits, KeyLayout, RowFormat, TailLayout, ValueLayout, write_dense_key};
 use spark_ort::method::{Recovery, channel_scale};
 
 const HEAD_DIM: usize = 128;
@@ -20,21 +20,28 @@ const QUERY_HEADS: usize = 32;
 const KV_HEADS: usize = 8;
 const KEYS: usize = 16_384;
 
-/// Row format, kept channels, key bits and value bits.
-#[derive(Clone, Copy)]
-struct Setting(RowFormat, usize, i64, i64);
+/// Free rows of a head's buffers.
+const FREE: usize = 512;
+/// Every so many rows are made; the others repeat them.
+const MADE: usize = KEYS / 64;
 
-const SETTINGS: [Setting; 4] = [
-    Setting(RowFormat::V1, 64, 16, 16),
-    Setting(RowFormat::V1, 64, 8, 8),
-    Setting(RowFormat::V1, 38, 4, 4),
-    Setting(RowFormat::V2, 38, 4, 4),
+/// Row format, kept channels, key bits, value bits, and keys that are dense in free rows.
+#[derive(Clone, Copy)]
+struct Setting(RowFormat, usize, i64, i64, usize);
+
+const SETTINGS: [Setting; 6] = [
+    Setting(RowFormat::V1, 64, 16, 16, 0),
+    Setting(RowFormat::V1, 64, 8, 8, 0),
+    Setting(RowFormat::V1, 64, 8, 8, 64),
+    Setting(RowFormat::V1, 38, 4, 4, 0),
+    Setting(RowFormat::V1, 38, 4, 4, 64),
+    Setting(RowFormat::V2, 38, 4, 4, 0),
 ];
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let &Self(format, kept, key, value) = self;
-        write!(f, "{format:?}, {kept} of {HEAD_DIM} channels, {key}/{value} bits")
+        let &Self(format, kept, key, value, recent) = self;
+        write!(f, "{format:?}, {kept} of {HEAD_DIM} channels, {key}/{value} bits, {recent} recent")
     }
 }
 
@@ -47,11 +54,13 @@ struct Lab {
     token: [Array4<f32>; 3],
     scale: Vec<f32>,
     saliency: Vec<f32>,
+    /// Key and value rows, then the free ones, head by head.
     past: [Vec<u8>; 2],
+    tail: TailLayout,
 }
 
 impl Lab {
-    fn new(Setting(format, kept_channels, key_bits, value_bits): Setting) -> Self {
+    fn new(Setting(format, kept_channels, key_bits, value_bits, recent): Setting) -> Self {
         let [key_bits, value_bits] = [key_bits, value_bits].map(|bits| Bits::new(bits).expect("16, 8 or 4"));
         let key = KeyLayout::of(format, HEAD_DIM, kept_channels, key_bits, 0).expect("a layout");
         let value = ValueLayout::of(format, HEAD_DIM, value_bits, 0).expect("a layout");
@@ -66,7 +75,7 @@ impl Lab {
             value_row_bytes: value.row_bytes(),
             recovery: Recovery::Mean,
             recent_window: 0,
-            tail_window: 0,
+            tail_window: recent,
             rotary: None,
         };
         let mut at = 0_u32;
@@ -76,13 +85,13 @@ impl Lab {
             (at as f32 * 0.618_034).fract() * 4.0 - 2.0
         };
         let mut heads = |heads, tokens| Array4::from_shape_simple_fn([1, heads, tokens, HEAD_DIM], &mut number);
-        let filling = [heads(QUERY_HEADS, KEYS / 64), heads(KV_HEADS, KEYS / 64), heads(KV_HEADS, KEYS / 64)];
+        let filling = [heads(QUERY_HEADS, MADE), heads(KV_HEADS, MADE), heads(KV_HEADS, MADE)];
         let token = [heads(QUERY_HEADS, 1), heads(KV_HEADS, 1), heads(KV_HEADS, 1)];
         let saliency = vec![1.0; KV_HEADS * HEAD_DIM];
         let mut lab = Self {
             geometry: Geometry {
                 batch: 1,
-                new: KEYS / 64,
+                new: MADE,
                 past: 0,
                 query_heads: QUERY_HEADS,
                 kv_heads: KV_HEADS,
@@ -90,7 +99,7 @@ impl Lab {
                 key,
                 value,
             },
-            lengths: Lengths { total: KEYS / 64, past: vec![0], new: vec![KEYS / 64] },
+            lengths: Lengths { total: MADE, past: vec![0], new: vec![MADE] },
             attention: AttentionSettings {
                 common: common.clone(),
                 scale: None,
@@ -103,17 +112,34 @@ impl Lab {
             token: filling,
             saliency,
             past: [Vec::new(), Vec::new()],
+            tail: TailLayout::new(&key, &value, recent, KEYS + FREE),
         };
-        // Every 64th row is made; the others repeat them.
         lab.past = lab.new_rows(InstructionSet::Portable).map(|head_rows| {
             let one = head_rows.len() / KV_HEADS;
-            head_rows.chunks_exact(one).flat_map(|rows| rows.repeat(64)).collect()
+            let rows = head_rows.chunks_exact(one);
+            rows.flat_map(|rows| [rows.repeat(KEYS / MADE), vec![0; one / MADE * FREE]].concat()).collect()
         });
+        lab.write_tail(recent);
         lab.geometry.new = 1;
         lab.geometry.past = KEYS;
         lab.lengths = Lengths { total: KEYS + 1, past: vec![KEYS], new: vec![1] };
         lab.token = token;
         lab
+    }
+
+    /// Writes the last `recent` keys of those that rows were made from, dense.
+    fn write_tail(&mut self, recent: usize) {
+        let [key, value] = &mut self.past;
+        let (key_head, value_head) = (key.len() / KV_HEADS, value.len() / KV_HEADS);
+        let heads = key.chunks_exact_mut(key_head).zip(value.chunks_exact_mut(value_head));
+        for (h, (key, value)) in heads.enumerate() {
+            let free = |buffer: usize| buffer / (KEYS + FREE) * KEYS;
+            let (key, value) = (&mut key[free(key_head)..], &mut value[free(value_head)..]);
+            for (position, slot) in (KEYS - recent..).zip(self.tail.write(KEYS, recent, key, value)) {
+                let dense = self.token[1].slice(s![0, h, position % MADE, ..]);
+                write_dense_key(dense.as_slice().expect("contiguous"), slot);
+            }
+        }
     }
 
     fn tokens(&self) -> Tokens<'_, f32> {
@@ -173,9 +199,12 @@ fn attend(bencher: Bencher<'_, '_>, measured: Measured) {
     let lab = lab(measured.setting);
     let heads = |rows: usize| {
         let past = &lab.past[rows];
-        past.chunks_exact(past.len() / KV_HEADS).collect::<Vec<_>>()
+        let split = past.len() / KV_HEADS / (KEYS + FREE) * KEYS;
+        let (rows, free): (Vec<_>, Vec<_>) =
+            past.chunks_exact(past.len() / KV_HEADS).map(|head| head.split_at(split)).unzip();
+        (rows, free)
     };
-    let (past_key, past_value) = (heads(0), heads(1));
+    let ((past_key, free_key), (past_value, free_value)) = (heads(0), heads(1));
     let call = Attention {
         geometry: &lab.geometry,
         lengths: &lab.lengths,
@@ -184,12 +213,12 @@ fn attend(bencher: Bencher<'_, '_>, measured: Measured) {
         past_key: &past_key,
         past_value: &past_value,
         recent: None,
-        tail: None,
+        tail: Some(TailRows { layout: &lab.tail, key: &free_key, value: &free_value }),
         scale: &lab.scale,
         bias: None,
     };
     let mut output = Array4::<f32>::zeros([1, QUERY_HEADS, 1, HEAD_DIM]);
-    let bytes = lab.past.iter().map(Vec::len).sum::<usize>();
+    let bytes = past_key.iter().chain(&past_value).map(|rows| rows.len()).sum::<usize>();
     bencher.counter(ItemsCount::new(KV_HEADS * KEYS)).counter(BytesCount::new(bytes)).bench_local(|| {
         attention(&Serial, measured.path, black_box(&call), output.view_mut());
     });

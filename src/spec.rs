@@ -222,8 +222,13 @@ pub const KEY_ROW_BYTES: Attribute = row_bytes("key_row_bytes");
 /// Bytes of a value row, 0: as needed.
 pub const VALUE_ROW_BYTES: Attribute = row_bytes("value_row_bytes");
 /// What pruned channels read as.
-pub const RECOVERY: Attribute =
-    Attribute { name: "recovery", since: 1, value: Value::String { default: "mean", one_of: &["mean", "none"] } };
+pub const RECOVERY: Attribute = Attribute {
+    name: "recovery",
+    since: 1,
+    value: Value::String { default: "mean", one_of: &["mean", "none", "exponential", "normal"] },
+};
+/// The version of the domain from which on pruned channels may be drawn from a distribution.
+pub const SAMPLED_RECOVERY_SINCE: i64 = 2;
 /// Keys kept dense beside the rows, when wired.
 pub const RECENT_WINDOW: Attribute = int("recent_window", Some(0), Range::AtLeast(0), "a number of keys");
 /// W_t, keys kept dense in the free rows of a shared buffer, 0: none.

@@ -65,7 +65,7 @@ def rewrite(
     value_bits: Literal[16, 8, 4] = 8,
     row_format: Literal[1, 2] = 1,
     recipe: str | os.PathLike[str] | None = None,
-    recovery: Literal["mean", "none"] = "mean",
+    recovery: Literal["mean", "none", "exponential", "normal"] = "mean",
     recent: int | None = None,
     recent_in: Literal["auto", "buffer", "inputs"] = "auto",
     cache_type: Literal["same", "uint8"] = "same",
@@ -91,7 +91,8 @@ def rewrite(
         value_bits: bits of a value channel.
         row_format: how rows are laid out; 2 is more accurate at 4 bits, and runs on the CPU alone.
         recipe: a file in which `spark-ort tune` says these four for each layer; they keep their defaults then.
-        recovery: what a pruned channel reads as, its sign times the mean of the pruned ones, or zero.
+        recovery: what a pruned channel reads as: its sign times the mean of the pruned ones, or times a magnitude drawn
+            from an exponential or half-normal distribution of theirs, or zero.
         recent: keep the last so many keys dense as well; None: 64 in a GenAI folder, else 0.
         recent_in: where: in free rows of the buffer that past and present share, or in one more input and output of
             each layer; "auto": in the buffer in a GenAI folder, in inputs elsewhere.

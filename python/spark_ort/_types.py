@@ -49,7 +49,7 @@ class Rows(TypedDict):
     row_format: int
     key_row_bytes: int
     value_row_bytes: int
-    recovery: Literal["mean", "none"]
+    recovery: Literal["mean", "none", "exponential", "normal"]
     recent_window: int
     tail_window: int
     cache_type: Literal["same", "uint8"]

@@ -109,16 +109,18 @@ impl<'s, S: Attributes> Node<'s, S> {
     fn get(&self, attribute: &spec::Attribute) -> Result<Option<Attribute>, CallError> {
         let found = self.source.get(attribute.name);
         if found.is_some() && attribute.since > self.version {
-            let (since, own) = (attribute.since, self.version);
-            let problem = format!(
-                "belongs to version {since} of {}, but the node is of version {own}: set its attribute `{}`, and \
-                 import that version",
-                spec::DOMAIN,
-                spec::VERSION.name
-            );
-            return Err(CallError::attribute(attribute.name, problem));
+            return Err(CallError::attribute(attribute.name, self.too_early(attribute.since)));
         }
         Ok(found)
+    }
+
+    /// The problem of what a node has that only versions from `since` on know.
+    fn too_early(&self, since: i64) -> String {
+        let (own, domain, version) = (self.version, spec::DOMAIN, spec::VERSION.name);
+        format!(
+            "belongs to version {since} of {domain}, but the node is of version {own}: set its attribute \
+             `{version}`, and import that version"
+        )
     }
 
     /// An int attribute, whatever its value.
@@ -174,11 +176,13 @@ impl<'s, S: Attributes> Node<'s, S> {
             Some(Attribute::String(name)) => name,
             Some(other) => return Err(wrong_type(spec::RECOVERY.name, &quoted(one_of), &other)),
         };
-        match name.as_str() {
-            "mean" => Ok(Recovery::Mean),
-            "none" => Ok(Recovery::None),
-            _ => Err(wrong_type(spec::RECOVERY.name, &quoted(one_of), &Attribute::String(name))),
+        let recovery = Recovery::named(&name)
+            .ok_or_else(|| wrong_type(spec::RECOVERY.name, &quoted(one_of), &Attribute::String(name.clone())))?;
+        if recovery.is_sampled() && self.version < spec::SAMPLED_RECOVERY_SINCE {
+            let problem = format!("{name:?} {}", self.too_early(spec::SAMPLED_RECOVERY_SINCE));
+            return Err(CallError::attribute(spec::RECOVERY.name, problem));
         }
+        Ok(recovery)
     }
 
     fn row_format(&self) -> Result<RowFormat, CallError> {
@@ -192,7 +196,7 @@ impl<'s, S: Attributes> Node<'s, S> {
     }
 }
 
-/// The values of a string attribute, for errors: "mean" or "none".
+/// The values of a string attribute, for errors: "mean" or "none" or so.
 fn quoted(values: &[&str]) -> String {
     values.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>().join(" or ")
 }

@@ -47,6 +47,15 @@ pub struct TailRows<'a> {
 }
 
 impl<T: Element> Attention<'_, T> {
+    /// Reads the key row at `position` of the (sequence, KV head) number `head` to `key`, `[D]`.
+    pub(super) fn read_row(&self, head: usize, position: usize, key: &mut [f32]) {
+        let (layout, h) = (&self.geometry.key, head % self.geometry.kv_heads);
+        let (d, bytes) = (layout.head_dim(), layout.row_bytes());
+        let recovery = self.settings.common.recovery;
+        let row = layout.row(&self.past_key[head][position * bytes..(position + 1) * bytes]);
+        row.decode(&self.scale[h * d..(h + 1) * d], |channel| recovery.factor(position, channel), key);
+    }
+
     /// Positions of all keys that some of the `queries` may see.
     pub(super) fn keys(&self, queries: &Queries) -> Range<usize> {
         let (past, new) = (self.lengths.past[queries.sequence], self.lengths.new[queries.sequence]);

@@ -17,11 +17,12 @@ pub(super) struct KvSource<'a, 'c, T> {
 }
 
 /// Keys between two positions that lie in the same place.
+#[derive(Clone, Copy)]
 pub(super) enum Place {
     /// Key and value rows.
     Rows,
-    /// Dense keys and value rows, of the recent window.
-    Recent,
+    /// Keys that are read one by one, dense ones of the recent window or rows with drawn magnitudes, and value rows.
+    OneByOne,
     /// Dense keys and values of the call.
     New,
 }
@@ -40,14 +41,15 @@ impl<'a, 'c, T: Element> KvSource<'a, 'c, T> {
     ) -> impl Iterator<Item = (Place, Range<usize>)> {
         let past = self.call.lengths.past[head / self.call.geometry.kv_heads];
         let recent = self.call.recent_keys(head);
+        let rows = if self.recovery().is_sampled() { Place::OneByOne } else { Place::Rows };
         let mut from = keys.start;
         std::iter::from_fn(move || {
             if from >= keys.end {
                 return None;
             }
             let (place, end) = match from {
-                _ if from < past - recent => (Place::Rows, past - recent),
-                _ if from < past => (Place::Recent, past),
+                _ if from < past - recent => (rows, past - recent),
+                _ if from < past => (Place::OneByOne, past),
                 _ => (Place::New, usize::MAX),
             };
             let piece = from..keys.end.min(end).min(from + size);
@@ -56,14 +58,25 @@ impl<'a, 'c, T: Element> KvSource<'a, 'c, T> {
         })
     }
 
-    /// Reads the dense keys of the recent window at `positions` to `keys`, `[positions, D]`.
+    /// Reads the keys at `positions`, of a piece that is read one by one, to `keys`, `[positions, D]`.
     #[inline(always)]
-    pub(super) fn recent<V: Vector>(&self, v: V, block: &QueryBlock, positions: Range<usize>, keys: &mut [f32]) {
-        self.call.read_recent(block.head, positions, keys, |line| v.prefetch(line));
+    pub(super) fn one_by_one<V: Vector>(&self, v: V, block: &QueryBlock, positions: Range<usize>, keys: &mut [f32]) {
+        let past = self.call.lengths.past[block.sequence];
+        if positions.start >= past - self.call.recent_keys(block.head) {
+            return self.call.read_recent(block.head, positions, keys, |line| v.prefetch(line));
+        }
+        let d = self.call.geometry.head_dim();
+        for (position, key) in positions.zip(keys.chunks_exact_mut(d)) {
+            self.call.read_row(block.head, position, key);
+        }
     }
 
-    /// How key rows are to be read.
+    fn recovery(&self) -> Recovery {
+        self.call.settings.common.recovery
+    }
+
+    /// How key rows are to be read, other than one by one.
     pub(super) fn key_rows(&self) -> KeyRows<'a> {
-        KeyRows { layout: &self.call.geometry.key, recover: self.call.settings.common.recovery == Recovery::Mean }
+        KeyRows { layout: &self.call.geometry.key, recover: self.recovery() == Recovery::Mean }
     }
 }

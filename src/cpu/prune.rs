@@ -162,8 +162,8 @@ fn encode_key(layout: &KeyLayout, recovery: Recovery, key: &[f32], saliency: &[f
     let mask = &mut mask[..key.len() / 8];
     select(key, saliency, layout.kept(), mask);
     let recovery = match recovery {
-        Recovery::Mean => recovery_magnitude(key, scale, mask),
         Recovery::None => 0.0,
+        Recovery::Mean | Recovery::Exponential | Recovery::Normal => recovery_magnitude(key, scale, mask),
     };
     layout.encode(PrunedKey { key, mask, scale, recovery }, row);
 }

@@ -8,7 +8,6 @@ use super::schedule::Attend;
 use super::softmax::SoftmaxState;
 use crate::call::Geometry;
 use crate::element::Element;
-use crate::method::Recovery;
 
 /// One call, done by the formulas.
 pub(super) struct Reference<'a, 'c, T> {
@@ -23,16 +22,14 @@ impl<'a, 'c, T: Element> Reference<'a, 'c, T> {
     /// Key and value of the past token at position `t`, as far as the cache knows them.
     fn cached(&self, head: usize, t: usize, key: &mut [f32], value: &mut [f32]) {
         let call = self.call;
-        let Geometry { kv_heads, key: key_layout, value: value_layout, .. } = call.geometry;
-        let (b, h) = (head / kv_heads, head % kv_heads);
+        let Geometry { kv_heads, value: value_layout, .. } = call.geometry;
+        let b = head / kv_heads;
         let row = |bytes: usize| t * bytes..(t + 1) * bytes;
         value_layout.decode(&call.past_value[head][row(value_layout.row_bytes())], value);
         if t >= call.lengths.past[b] - call.recent_keys(head) {
             return call.read_recent(head, t..t + 1, key, |_| {});
         }
-        let scale = &call.scale[h * key.len()..(h + 1) * key.len()];
-        let recover = call.settings.common.recovery == Recovery::Mean;
-        key_layout.row(&call.past_key[head][row(key_layout.row_bytes())]).decode(scale, recover, key);
+        call.read_row(head, t, key);
     }
 }
 

@@ -10,7 +10,6 @@ use super::pool::{Pool, Serial};
 use super::prune::Prune;
 use crate::element::Element;
 use crate::format::write_dense_key;
-use crate::method::Recovery;
 
 /// Bytes that memory is asked for at once.
 const LINE: usize = 64;
@@ -66,8 +65,7 @@ impl<T: Element> Attention<'_, T> {
                 found = found || layout.read_dense_key(slot, row, key);
             }
             if !found {
-                let scale = &self.scale[h * d..(h + 1) * d];
-                layout.row(row).decode(scale, self.settings.common.recovery == Recovery::Mean, key);
+                self.read_row(head, position, key);
             }
         }
     }

@@ -25,6 +25,9 @@ pub struct Question {
     /// The data set, which determines template and metric.
     #[serde(default)]
     pub dataset: String,
+    /// Its line in the file, from 1.
+    #[serde(skip)]
+    pub line: usize,
 }
 
 /// A line that is not a usable question.
@@ -93,7 +96,7 @@ impl Question {
                 let problem = format!("an answer of {dataset} has no number");
                 Err(QuestionError::Malformed { line, problem })
             }
-            Some(_) => Ok(question),
+            Some(_) => Ok(Self { line, ..question }),
         }
     }
 
@@ -179,6 +182,7 @@ mod tests {
             "dataset": "qasper_e", "length": 3, "language": "en", "_id": "1"}"#;
         let text = format!("{}\n\n", line.replace('\n', " "));
         let [question] = &Question::read(&text).unwrap()[..] else { panic!("one line") };
+        assert_eq!(question.line, 1);
         assert_eq!([question.score("the y"), question.score("nobody")], [1.0, 0.0]);
         let made = wording("T: {context} Q: {input} {x", "<{prompt}>").prompt(question, &question.context);
         assert_eq!(made, "<T: {input} a Q: Who? {x>");
@@ -206,6 +210,7 @@ mod tests {
             answers: vec!["Paris".into()],
             all_classes: None,
             dataset: "triviaqa".into(),
+            line: 1,
         };
         assert_eq!(question.score("\nParis\nPassage: more"), 1.0);
         assert_eq!(wording("", "<{prompt}>").prompt(&question, "c"), "c\n\nQuestion: \nAnswer:");

@@ -121,6 +121,7 @@ impl GenAiFolder {
         options: &Options,
     ) -> Result<(), RewriteError> {
         let library = find_library(options.library.as_deref())?;
+        check_library(&library)?;
         self.check_names(data)?;
         let homes = Homes::of(&self.path.join(&self.model)).and(&self.path);
         let copies = Copies { to: folder, output, data, how: options.data, homes };
@@ -238,6 +239,23 @@ fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
             let expected = "model.decoder.filename, a file in this folder";
             Err(Refusal::new(file.display().to_string(), expected, format!("'{name}'")).into())
         }
+    }
+}
+
+/// How files of the kind begin that a library is.
+const ELF: &[u8] = b"\x7fELF";
+
+/// The function of a library that ONNX Runtime calls.
+const ENTRY_POINT: &[u8] = b"RegisterCustomOps";
+
+/// Checks that the file `library` may be what a folder needs, before it is copied there.
+fn check_library(library: &Path) -> Result<(), RewriteError> {
+    let problem = |text: String| RewriteError::option("library", format!("{}: {text}", library.display()));
+    let bytes = std::fs::read(library).map_err(|e| problem(e.to_string()))?;
+    let has_entry_point = || bytes.windows(ENTRY_POINT.len()).any(|part| part == ENTRY_POINT);
+    match bytes.starts_with(ELF) && has_entry_point() {
+        true => Ok(()),
+        false => Err(problem("it is no library with operators for ONNX Runtime".into())),
     }
 }
 

@@ -93,6 +93,10 @@ pub enum Recovery {
     Mean,
     /// Zero.
     None,
+    /// Its sign times a magnitude drawn from an exponential distribution of the row's.
+    Exponential,
+    /// Its sign times a magnitude drawn from a half-normal distribution of the row's.
+    Normal,
 }
 
 impl Recovery {
@@ -101,7 +105,14 @@ impl Recovery {
         match self {
             Recovery::Mean => "mean",
             Recovery::None => "none",
+            Recovery::Exponential => "exponential",
+            Recovery::Normal => "normal",
         }
+    }
+
+    /// Whether magnitudes are drawn.
+    pub(super) fn is_sampled(self) -> bool {
+        matches!(self, Recovery::Exponential | Recovery::Normal)
     }
 }
 

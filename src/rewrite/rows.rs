@@ -97,7 +97,11 @@ impl Rows {
 
     /// The version of the operators that these rows need.
     pub fn operator_version(&self) -> i64 {
-        let later = [(self.tail_window > 0, spec::TAIL_WINDOW.since), (self.row_format > 1, spec::ROW_FORMAT.since)];
+        let later = [
+            (self.tail_window > 0, spec::TAIL_WINDOW.since),
+            (self.row_format > 1, spec::ROW_FORMAT.since),
+            (self.recovery.is_sampled(), spec::SAMPLED_RECOVERY_SINCE),
+        ];
         let needed = later.into_iter().filter(|(used, _)| *used).map(|(_, since)| since);
         needed.max().unwrap_or(*spec::VERSIONS.start())
     }

@@ -67,7 +67,7 @@ fn seen(case: &Case, b: usize, h: usize, t: usize) -> (Vec<f64>, Vec<f64>) {
         _ => {
             let bytes = row(&case.past_key[head], g.key.row_bytes());
             let scale = &case.scale[h * d..(h + 1) * d];
-            g.key.row(&bytes).decode(scale, case.prune.common.recovery == Recovery::Mean, &mut key);
+            g.key.row(&bytes).decode(scale, |j| case.prune.common.recovery.factor(t, j), &mut key);
         }
     }
     (key.into_iter().map(f64::from).collect(), value.into_iter().map(f64::from).collect())
@@ -283,11 +283,11 @@ proptest! {
                 }
                 let scale = &case.scale[h * d..(h + 1) * d];
                 let mut read = vec![0.0; d];
-                g.key.row(bytes).decode(scale, true, &mut read);
+                g.key.row(bytes).decode(scale, |_| 1.0, &mut read);
                 let pruned = (0..d).filter(|&j| !bit(bytes, j));
                 let a = match case.prune.common.recovery {
                     Recovery::None => 0.0,
-                    Recovery::Mean => (pruned.clone().map(|j| (k[j] / f64::from(scale[j])).powi(2)).sum::<f64>()
+                    _ => (pruned.clone().map(|j| (k[j] / f64::from(scale[j])).powi(2)).sum::<f64>()
                         / pruned.clone().count().max(1) as f64).sqrt(),
                 };
                 for j in pruned {

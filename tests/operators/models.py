@@ -111,7 +111,7 @@ def of_version_2(s):
     more = {"tail_window": s.tail_window} if s.tail_window else {}
     if s.row_format != 1:
         more["row_format"] = s.row_format
-    return {"version": 2, **more} if more else {}
+    return {"version": 2, **more} if more or s.recovery in ("exponential", "normal") else {}
 
 
 def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), opset=17, version=1):

@@ -5,6 +5,7 @@ Everything works on arrays of rows: keys and values are float64 `[..., D]`, rows
 """
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def encode_keys(keys, keep, kept, c, bits, recovery, row_bytes, row_format=1):
     slots = slots_of(keep, kept)
     pruned = keys.shape[-1] - kept
     a = np.zeros(keys.shape[:-1] + (1,))
-    if pruned and recovery == "mean":
+    if pruned and recovery != "none":
         a = np.sqrt(np.where(keep, 0.0, (keys / c) ** 2).sum(-1, keepdims=True) / pruned)
     negative = keys <= 0
     if bits == 16:
@@ -178,12 +179,27 @@ def key_fields(rows, D, kept, bits, row_format=1):
 
 
 def decode_keys(rows, D, kept, bits, c, recovery, row_format=1):
-    """Recovered keys `[..., D]` in float64; `recovery` "none" reads pruned channels as zero whatever the row says."""
+    """Recovered keys `[..., positions, D]` in float64, from position 0 on; `recovery` "none" reads pruned channels as
+    zero whatever the row says."""
     f = key_fields(rows, D, kept, bits, row_format)
     c = np.broadcast_to(c, f.keep.shape)
     sign = np.where(f.negative, -1.0, 1.0)
     stored = f.kept if bits == 16 else sign * (f.m + f.kept * f.step) * c
-    return np.where(f.keep, stored, sign * f.a * c if recovery == "mean" else 0.0)
+    return np.where(f.keep, stored, sign * f.a * c * recovery_factor(recovery, np.asarray(rows).shape[-2], D))
+
+
+def recovery_factor(recovery, positions, D):
+    """What the recovery magnitude is multiplied by, `[positions, D]`."""
+    if recovery in ("mean", "none"):
+        return np.full((positions, D), float(recovery == "mean"))
+    p = (np.arange(64) + 0.5) / 64
+    normal = [NormalDist().inv_cdf((1 + x) / 2) for x in p]
+    q = -np.log1p(-p) if recovery == "exponential" else np.array(normal)
+    table = np.rint(4096 * q / np.sqrt((q**2).mean())) / 4096
+    x = (np.arange(positions, dtype=np.uint64)[:, None] * 256 + np.arange(D, dtype=np.uint64)) % 2**32
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor) % 2**32
+    return table[(x ^ (x >> np.uint64(16))) >> np.uint64(26)]
 
 
 def encode_values(values, bits, row_bytes, row_format=1):

@@ -43,6 +43,13 @@ def test_version_1_has_no_attributes_of_version_2(op):
 
 
 @pytest.mark.parametrize("op", BOTH)
+@pytest.mark.parametrize("recovery", ["exponential", "normal"])
+def test_version_1_draws_nothing(op, recovery):
+    attributes = {**attributes_of(op, BASE), "recovery": recovery}
+    rejected(op, BASE, FEEDS, attributes, f'attribute recovery: "{recovery}" belongs to version 2')
+
+
+@pytest.mark.parametrize("op", BOTH)
 def test_a_version_that_is_no_int(op):
     rejected(op, BASE, FEEDS, {**attributes_of(op, BASE), "version": "2"}, "attribute version: ")
 

@@ -57,11 +57,14 @@ def test_library(exports, tmp_path):
     """The library may be named; where it is missing, nothing is written."""
     folder = shutil.copytree(exports[BUNDLED], tmp_path / "in")
     library = tmp_path / "other.so"
-    library.write_bytes(b"some library")
+    library.write_bytes(b"\x7fELF, with the name RegisterCustomOps")
     rewrite(folder, tmp_path / "out", "--calibrate", "off", "--library", library)
-    assert (tmp_path / "out/libspark_ort.so").read_bytes() == b"some library"
-    done = spark_ort("rewrite", folder, tmp_path / "none", "--library", tmp_path / "missing.so", check=False)
-    assert done.returncode == 1 and "missing.so" in done.stderr and not (tmp_path / "none").exists()
+    assert (tmp_path / "out/libspark_ort.so").read_bytes() == library.read_bytes()
+    (tmp_path / "text.so").write_text("RegisterCustomOps")
+    for name, problem in (("missing.so", "no file"), ("text.so", "no library")):
+        done = spark_ort("rewrite", folder, tmp_path / "none", "--library", tmp_path / name, check=False)
+        assert done.returncode == 1 and name in done.stderr and problem in done.stderr
+        assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

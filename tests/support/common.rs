@@ -81,6 +81,11 @@ fn settings(r: &mut Random, format: RowFormat, wanted: Option<(usize, Bits, Bits
     let padding = 4 * r.below(3);
     let key = KeyLayout::of(format, head_dim, kept_channels, key_bits, 0).unwrap();
     let value = ValueLayout::of(format, head_dim, value_bits, 0).unwrap();
+    // What the GPU kernels read: format 1, and no magnitudes that are drawn.
+    let recovery = match format {
+        RowFormat::V1 => r.pick(&[Recovery::Mean, Recovery::None]),
+        _ => r.pick(&[Recovery::Mean, Recovery::None, Recovery::Exponential, Recovery::Normal]),
+    };
     let settings = Settings {
         query_heads: kv_heads * group,
         kv_heads,
@@ -90,7 +95,7 @@ fn settings(r: &mut Random, format: RowFormat, wanted: Option<(usize, Bits, Bits
         value_bits,
         key_row_bytes: key.row_bytes() + padding,
         value_row_bytes: value.row_bytes() + padding,
-        recovery: r.pick(&[Recovery::Mean, Recovery::None]),
+        recovery,
         recent_window: r.below(20),
         tail_window: 0,
         rotary: r.pick(&[None, Some(Rotary::Halves), Some(Rotary::Interleaved)]),

@@ -67,7 +67,8 @@ pub struct Args {
     )]
     recipe: Option<PathBuf>,
 
-    /// What a pruned channel reads as: its sign times the mean of the pruned ones, or zero
+    /// What a pruned channel reads as: its sign times the mean of the pruned ones, times a magnitude drawn from their
+    /// distribution (slower, on the CPU alone), or zero
     #[arg(long, value_enum, default_value_t = Recovery::Mean)]
     recovery: Recovery,
 

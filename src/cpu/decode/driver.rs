@@ -16,8 +16,8 @@ use crate::cpu::softmax::SoftmaxState;
 use crate::element::Element;
 use crate::format::v1::layout::MAX_HEAD_DIM;
 
-/// Recent keys that are read, and multiplied, at once.
-const RECENT_AT_ONCE: usize = 16;
+/// Keys that are read one by one before they are multiplied.
+const KEYS_AT_ONCE: usize = 16;
 
 /// Most blocks of channels.
 const MOST_BLOCKS: usize = MAX_HEAD_DIM / LANES;
@@ -94,7 +94,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
         let count = positions.len();
         let mut products = no_products::<H>();
         let (key_bytes, value_bytes) = (key_layout.row_bytes(), value_layout.row_bytes());
-        let (stored, first) = (matches!(place, Place::Rows | Place::Recent), positions.start);
+        let (stored, first) = (matches!(place, Place::Rows | Place::OneByOne), positions.start);
         let key_rows = if stored { &past_key[first * key_bytes..] } else { &[] };
         let value_rows = if stored { &past_value[first * value_bytes..] } else { &[] };
         let new = match place {
@@ -104,7 +104,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
         let prefetch = &Prefetch::new((key_rows, key_bytes), (value_rows, value_bytes));
         match place {
             Place::Rows => key_products.products(key_rows, count, prefetch, &mut products),
-            Place::Recent => recent(v, source, block, positions.clone(), queries, &mut products),
+            Place::OneByOne => one_by_one(v, source, block, positions.clone(), queries, &mut products),
             Place::New => dense(v, new[0].as_slice().expect("contiguous"), 0, queries, &mut products),
         }
         let used = count.div_ceil(LANES);
@@ -164,9 +164,9 @@ fn by_blocks<const H: usize>(
     }
 }
 
-/// Products of the recent keys at `positions` with the queries.
+/// Products of the keys at `positions`, which are read one by one, with the queries.
 #[inline(always)]
-fn recent<T: Element, V: Vector, const H: usize>(
+fn one_by_one<T: Element, V: Vector, const H: usize>(
     v: V,
     source: &KvSource<'_, '_, T>,
     block: &QueryBlock,
@@ -176,11 +176,11 @@ fn recent<T: Element, V: Vector, const H: usize>(
 ) {
     let d = queries.len() * LANES;
     // So few that they stay in the nearest cache.
-    let mut keys = [0.0; RECENT_AT_ONCE * MAX_HEAD_DIM];
-    for first in positions.clone().step_by(RECENT_AT_ONCE) {
-        let some = first..positions.end.min(first + RECENT_AT_ONCE);
+    let mut keys = [0.0; KEYS_AT_ONCE * MAX_HEAD_DIM];
+    for first in positions.clone().step_by(KEYS_AT_ONCE) {
+        let some = first..positions.end.min(first + KEYS_AT_ONCE);
         let keys = &mut keys[..some.len() * d];
-        source.recent(v, block, some, keys);
+        source.one_by_one(v, block, some, keys);
         dense(v, keys, first - positions.start, queries, products);
     }
 }

@@ -71,8 +71,8 @@ impl<T: Element> Work for Read<'_, '_, '_, T> {
                 decode_keys(v, source, block, positions.clone(), key);
                 decode_values(v, source, block, positions, value);
             }
-            Place::Recent => {
-                source.recent(v, block, positions.clone(), key.as_flattened_mut());
+            Place::OneByOne => {
+                source.one_by_one(v, block, positions.clone(), key.as_flattened_mut());
                 decode_values(v, source, block, positions, value);
             }
             Place::New => {

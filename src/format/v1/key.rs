@@ -42,7 +42,7 @@ impl KeyLayout {
     /// let mut row = vec![0; layout.row_bytes()];
     /// layout.encode(PrunedKey { key: &key, mask: &mask, scale: &scale, recovery }, &mut row);
     /// let mut decoded = [0.0; 32];
-    /// layout.row(&row).decode(&scale, true, &mut decoded);
+    /// layout.row(&row).decode(&scale, |_| 1.0, &mut decoded);
     ///
     /// assert!((decoded[0] - key[0]).abs() < 0.01, "kept");
     /// assert!((decoded[16] - recovery).abs() < 1e-3, "pruned: its sign, and the mean magnitude of pruned channels");
@@ -117,12 +117,12 @@ impl KeyRow<'_> {
         bit(&self.bytes[..self.layout.mask_bytes()], j)
     }
 
-    /// The key as attention sees it: kept channels as stored, pruned ones as `sign(k_j) * a * c_j`, with a read from
-    /// the row, or 0 unless `recover`. `scale` is c, `key` receives `D` finite channels.
+    /// The key as attention sees it: kept channels as stored, pruned ones as `sign(k_j) * a * factor(j) * c_j`, with a
+    /// read from the row. `scale` is c, `factor` finite, `key` receives `D` finite channels.
     ///
     /// # Panics
     /// If `scale` or `key` has another length than `D`.
-    pub fn decode(&self, scale: &[f32], recover: bool, key: &mut [f32]) {
+    pub fn decode(&self, scale: &[f32], factor: impl Fn(usize) -> f32, key: &mut [f32]) {
         let layout = self.layout;
         let d = layout.head_dim();
         assert_eq!((scale.len(), key.len()), (d, d));
@@ -134,7 +134,7 @@ impl KeyRow<'_> {
         } else {
             (0.0, 1.0)
         };
-        let a = if recover { self.recovery() } else { 0.0 };
+        let a = self.recovery();
         let mut slot = 0;
         for j in 0..d {
             let sign = if bit(signs, j) { -1.0 } else { 1.0 };
@@ -145,7 +145,7 @@ impl KeyRow<'_> {
                 slot += 1;
                 if quantised { sign * x * scale[j] } else { x }
             } else {
-                sign * a * scale[j]
+                sign * (a * factor(j)) * scale[j]
             };
         }
     }
@@ -187,7 +187,7 @@ mod tests {
             layout.encode(PrunedKey { key: &key, mask: &mask, scale: &scale, recovery: a }, &mut row);
             let row = layout.row(&row);
             let mut read = vec![f32::NAN; key.len()];
-            row.decode(&scale, true, &mut read);
+            row.decode(&scale, |_| 1.0, &mut read);
             let kept = |j: &usize| bit(&mask, *j);
             let magnitudes = (0..key.len()).filter(kept).map(|j| key[j].abs() / scale[j]);
             let range = magnitudes.clone().fold(0f32, f32::max) - magnitudes.fold(f32::MAX, f32::min);
@@ -209,10 +209,10 @@ mod tests {
 
         #[test]
         fn any_bytes_decode_to_finite_numbers(
-            (layout, _, _, scale, _) in case(), bytes in prop::collection::vec(any::<u8>(), 640), recover: bool,
+            (layout, _, _, scale, _) in case(), bytes in prop::collection::vec(any::<u8>(), 640),
         ) {
             let mut read = vec![f32::NAN; layout.head_dim()];
-            layout.row(&bytes[..layout.row_bytes()]).decode(&scale, recover, &mut read);
+            layout.row(&bytes[..layout.row_bytes()]).decode(&scale, |_| 1.0, &mut read);
             prop_assert!(read.iter().all(|x| x.is_finite()));
         }
     }

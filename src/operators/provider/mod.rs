@@ -87,12 +87,14 @@ fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
 
 /// Refuses what the kernels here do not read.
 fn check(settings: &Settings) -> Result<(), Failure> {
+    let refuse = |attribute: &spec::Attribute, what: &str| {
+        let problem = format!("{what} has no kernels on a GPU yet: leave it out, or run the node on the CPU");
+        Err(CallError::attribute(attribute.name, problem).into())
+    };
     match settings.row_format {
+        _ if settings.recovery.is_sampled() => refuse(&spec::RECOVERY, "drawing from a distribution"),
         RowFormat::V1 => Ok(()),
-        _ => {
-            let problem = "format 2 has no kernels on a GPU yet: leave it out, or run the node on the CPU";
-            Err(CallError::attribute(spec::ROW_FORMAT.name, problem.to_owned()).into())
-        }
+        _ => refuse(&spec::ROW_FORMAT, "format 2"),
     }
 }
 

@@ -3,7 +3,6 @@
 use half::f16;
 use ndarray::{Array4, s};
 use spark_ort::format::{Bits, ValueLayout};
-use spark_ort::method::Recovery;
 
 use crate::common::Case;
 
@@ -61,8 +60,8 @@ pub fn in_float16(case: &Case) -> Case {
                 if recent.is_none() && in_tail(case, (b, h, t), row, key) {
                     return;
                 }
-                let recover = case.attention.common.recovery == Recovery::Mean;
-                g.key.row(row).decode(&case.scale[h * d..(h + 1) * d], recover, key);
+                let recovery = case.attention.common.recovery;
+                g.key.row(row).decode(&case.scale[h * d..(h + 1) * d], |j| recovery.factor(t, j), key);
             }
         }
     });

@@ -84,22 +84,18 @@ pub fn read(args: &Args, tokenizer: Tokenizer, settings: &FolderSettings) -> Res
             bail!("{} has no questions", file.display());
         }
         for question in questions {
-            let asked = asked(args, &tokenizer, settings, &wording, most, question)
-                .with_context(|| file.display().to_string())?;
-            let dataset = &asked.question.dataset;
-            match found.iter_mut().find(|q| q.file == file && q.dataset == *dataset) {
-                Some(questions) => questions.asked.push(asked),
-                None => found.push(Questions {
-                    file: file.into(),
-                    dataset: dataset.clone(),
-                    asked: vec![asked],
-                    tokenizer: tokenizer.clone(),
-                }),
+            let place = found.iter().position(|q| q.file == file && q.dataset == question.dataset);
+            let place = place.unwrap_or_else(|| {
+                let (dataset, tokenizer) = (question.dataset.clone(), tokenizer.clone());
+                found.push(Questions { file: file.into(), dataset, asked: Vec::new(), tokenizer });
+                found.len() - 1
+            });
+            if found[place].asked.len() < args.samples {
+                let line = question.line;
+                let asked = asked(args, &tokenizer, settings, &wording, most, question);
+                found[place].asked.push(asked.with_context(|| format!("{}: line {line}", file.display()))?);
             }
         }
-    }
-    for questions in &mut found {
-        questions.asked.truncate(args.samples);
     }
     Ok(found)
 }
@@ -133,7 +129,11 @@ fn asked(
         // Models would continue with the next dialogue.
         ends.extend(tokenizer.encode("\n")?.last());
     }
-    let capacity = args.shared_buffer.then(|| roomy(prompt.len() + length, settings.context_length));
+    let needed = prompt.len() + length;
+    if let Some(capacity) = args.capacity.filter(|capacity| *capacity < needed) {
+        bail!("--capacity {capacity} has no room for {} tokens and an answer of {length}", prompt.len());
+    }
+    let capacity = args.shared_buffer.then(|| args.capacity.unwrap_or_else(|| roomy(needed, settings.context_length)));
     Ok(Asked { question, prompt, length, ends, feeding: Feeding { capacity, chunk: args.chunk } })
 }
 

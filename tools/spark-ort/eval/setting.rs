@@ -3,15 +3,19 @@
 use std::fmt;
 use std::str::FromStr;
 
-use spark_ort::rewrite::Options;
+use clap::ValueEnum;
+use spark_ort::rewrite::{Options, Recovery};
 
-/// `RATIO/KEY_BITS/VALUE_BITS`, and `+RECENT` if the last keys are kept dense.
+/// `RATIO/KEY_BITS/VALUE_BITS`, `+RECENT` if the last keys are kept dense, and then `:v2` for row format 2, `:` with a
+/// recovery.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     pub ratio: f64,
     pub key_bits: u8,
     pub value_bits: u8,
     pub recent: usize,
+    pub row_format: u8,
+    pub recovery: Recovery,
 }
 
 impl Setting {
@@ -21,6 +25,8 @@ impl Setting {
         options.key_bits = self.key_bits;
         options.value_bits = self.value_bits;
         options.recent = Some(self.recent);
+        options.row_format = self.row_format;
+        options.recovery = self.recovery;
     }
 }
 
@@ -28,22 +34,44 @@ impl FromStr for Setting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (rows, recent) = text.split_once('+').unwrap_or((text, "0"));
-        let parts: Vec<&str> = rows.split('/').collect();
         let parse = || {
-            let [ratio, key_bits, value_bits] = parts[..] else { return None };
+            let mut further = text.split(':');
+            let numbers = further.next()?;
+            let (rows, recent) = numbers.split_once('+').unwrap_or((numbers, "0"));
+            let [ratio, key_bits, value_bits] = rows.split('/').collect::<Vec<_>>().try_into().ok()?;
             let [key_bits, value_bits] = [key_bits.parse().ok()?, value_bits.parse().ok()?];
-            Some(Self { ratio: ratio.parse().ok()?, key_bits, value_bits, recent: recent.parse().ok()? })
+            let (ratio, recent) = (ratio.parse().ok()?, recent.parse().ok()?);
+            let mut setting = Self { ratio, key_bits, value_bits, recent, row_format: 1, recovery: Recovery::Mean };
+            for word in further {
+                match word.strip_prefix('v').and_then(|number| number.parse().ok()) {
+                    Some(number) => setting.row_format = number,
+                    None => setting.recovery = Recovery::from_str(word, false).ok()?,
+                }
+            }
+            Some(setting)
         };
-        parse()
-            .ok_or_else(|| format!("'{text}' is no RATIO/KEY_BITS/VALUE_BITS[+RECENT], such as 0.5/8/8 or 0.7/4/4+64"))
+        parse().ok_or_else(|| {
+            format!(
+                "'{text}' is no RATIO/KEY_BITS/VALUE_BITS[+RECENT][:v2][:RECOVERY], such as 0.5/8/8, 0.7/4/4+64 or \
+                 0.7/4/4+64:v2:normal"
+            )
+        })
     }
 }
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.ratio, self.key_bits, self.value_bits)?;
-        if self.recent > 0 { write!(f, "+{}", self.recent) } else { Ok(()) }
+        if self.recent > 0 {
+            write!(f, "+{}", self.recent)?;
+        }
+        if self.row_format != 1 {
+            write!(f, ":v{}", self.row_format)?;
+        }
+        match self.recovery.to_possible_value() {
+            Some(name) if self.recovery != Recovery::Mean => write!(f, ":{}", name.get_name()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -53,12 +81,24 @@ mod tests {
 
     #[test]
     fn they_are_read_as_they_are_written() {
-        for text in ["0.5/8/8", "0.7/4/4+64", "0/16/16"] {
+        for text in ["0.5/8/8", "0.7/4/4+64", "0/16/16", "0.7/4/4:v2", "0.7/4/4+64:v2:normal", "0.5/8/8:none"] {
             assert_eq!(text.parse::<Setting>().unwrap().to_string(), text);
         }
         let setting: Setting = "0.25/8/4+7".parse().unwrap();
-        assert_eq!(setting, Setting { ratio: 0.25, key_bits: 8, value_bits: 4, recent: 7 });
-        for text in ["", "0.5", "0.5/8", "0.5/8/8/8", "a/8/8", "0.5/8/8+", "0.5/8/999", "0.5/8/8-1"] {
+        let (row_format, recovery) = (1, Recovery::Mean);
+        assert_eq!(setting, Setting { ratio: 0.25, key_bits: 8, value_bits: 4, recent: 7, row_format, recovery });
+        for text in [
+            "",
+            "0.5",
+            "0.5/8",
+            "0.5/8/8/8",
+            "a/8/8",
+            "0.5/8/8+",
+            "0.5/8/999",
+            "0.5/8/8-1",
+            "0.5/8/8:v",
+            "0.5/8/8:mode",
+        ] {
             assert!(text.parse::<Setting>().unwrap_err().contains("such as"), "{text}");
         }
     }
