@@ -4,13 +4,14 @@
 
     spark_ort.rewrite("model.onnx", "small.onnx")
     options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(spark_ort.library_path())
+    spark_ort.register(options)
     session = onnxruntime.InferenceSession("small.onnx", options)
 """
 
 from importlib.metadata import version as _version
 
 from ._command import Error, inspect, library_path, rewrite
+from ._register import register
 from ._types import CacheLayer, CachePair, Inspection, Interface, Report, Rows
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "inspect",
     "library_path",
+    "register",
     "rewrite",
 ]
 

@@ -37,7 +37,7 @@ def test_version():
 def test_typed():
     folder = Path(spark_ort.__file__).parent
     assert (folder / "py.typed").is_file()
-    for function in (spark_ort.rewrite, spark_ort.inspect, spark_ort.library_path):
+    for function in (spark_ort.rewrite, spark_ort.inspect, spark_ort.library_path, spark_ort.register):
         assert function.__annotations__["return"] and function.__doc__
     assert all(hasattr(spark_ort, name) for name in spark_ort.__all__)
 
@@ -45,6 +45,14 @@ def test_typed():
 def test_library_path():
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(spark_ort.library_path())
+
+
+def test_register():
+    """Operators on the CPU; a GPU that is not there is named as such, as often as it is asked for."""
+    assert spark_ort.register(onnxruntime.SessionOptions()) == "CPUExecutionProvider"
+    for gpu in (True, True, 3):
+        with pytest.raises(spark_ort.Error, match="no device here|1.24 or later"):
+            spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu)
 
 
 def test_two_files_in_one_runtime(exports, tmp_path):

@@ -48,12 +48,14 @@ pub fn read(args: &Args, tokenizer: &Tokenizer, limit: Option<usize>) -> Result<
     let prefix = tokenizer.encode("")?;
     let tokens = tokenizer.encode(&text)?;
     let tokens = tokens.strip_prefix(&prefix[..]).unwrap_or(&tokens);
+    let template = args.template();
     let mut texts = Vec::new();
     for &context in &args.contexts {
         texts.push(of_length(args, (file, tokens), &prefix, context, limit)?);
         for task in args.generated() {
             let sizes = [context, args.decode, args.samples];
-            let passages = task.passages(tokenizer, tokens, &prefix, sizes)?;
+            let template = template.split_once("{prompt}").expect("checked with the options");
+            let passages = task.passages(tokenizer, tokens, &prefix, template, sizes)?;
             if passages.is_empty() {
                 bail!("a prompt of {context} tokens and an answer of {} are too short for {task}", args.decode);
             }
