@@ -16,10 +16,12 @@ struct SparkTokens {
     long long token;
 };
 
-// Past tokens of a sequence, and valid new ones; further new ones are right padding.
+// Past tokens of a sequence, and valid new ones; further new ones are right padding. Keys that the tail of its buffers
+// keeps, 0: none; prune: after the call.
 struct SparkSequence {
     unsigned past;
     unsigned valid;
+    unsigned tail;
 };
 
 struct SparkCall {
@@ -86,15 +88,15 @@ struct SparkCall {
     unsigned splits;         // pieces that the keys of a sequence are cut into, each a state of its own
     unsigned split_keys;     // keys of a piece
 
-    unsigned reserved;
+    unsigned tail_window; // keys that a tail keeps where there is room
 
     SparkSequence sequence[SPARK_MAX_SEQUENCES]; // of the launch
 };
 
 // src/gpu/params.rs asserts the same.
 static_assert(sizeof(SparkTokens) == 32, "size");
-static_assert(sizeof(SparkSequence) == 8, "size");
-static_assert(sizeof(SparkCall) == 888, "size");
+static_assert(sizeof(SparkSequence) == 12, "size");
+static_assert(sizeof(SparkCall) == 1144, "size");
 static_assert(__builtin_offsetof(SparkCall, past_key) == 128, "offset");
 static_assert(__builtin_offsetof(SparkCall, bias) == 216, "offset");
 static_assert(__builtin_offsetof(SparkCall, workspace) == 248, "offset");

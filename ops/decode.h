@@ -9,12 +9,9 @@
 #ifndef SPARK_DECODE_H
 #define SPARK_DECODE_H
 
-#include "numbers.h"
-#include "format/v1.h"
-#include "scores.h"
+#include "decode_block.h"
 #include "states.h"
-
-SPARK_CONSTANT u32 DECODE_WAVES = SPARK_BLOCK_WAVES;
+#include "tail.h"
 
 // Rows that a lane has in flight.
 template <u32 COLUMNS>
@@ -22,79 +19,9 @@ struct DecodeSteps {
     SPARK_CONSTANT u32 STEPS = COLUMNS > 1 ? 2 : 4;
 };
 
-// Keys stored in rows, or dense keys: few, in past_key_recent and among the new tokens.
-enum KeyKind { STORED, DENSE };
-
-// What a block computes: queries of a KV head, and a piece of their keys.
-// Blocks: x = chunk of queries + chunks * (piece of the keys + splits * KV head), z = sequence.
-struct DecodeBlock {
-    u32 columns; // (token, head) pairs of a KV head
-    u32 first_column, last_column, split, kv_head;
-
-    SPARK_FN DecodeBlock(const SparkCall& call, u32 most_columns) : columns(call.group * call.new_tokens) {
-        const u32 chunks = (columns + most_columns - 1) / most_columns;
-        first_column = same(block_x() % chunks * most_columns);
-        last_column = (first_column + most_columns < columns ? first_column + most_columns : columns) - 1;
-        split = same(block_x() / chunks % call.splits);
-        kv_head = same(block_x() / chunks / call.splits);
-    }
-
-    SPARK_FN Keys keys(const SparkCall& call, const Sequence& s) const {
-        const u32 first = same(first_column / call.group), end = same(last_column / call.group + 1);
-        const Keys keys = keys_of(call, s, first, end, split);
-        return {same(keys.start), same(keys.end)};
-    }
-};
-
-// LDS: D units, COLUMNS * D queries, both of which stay; D scales.
-template <u32 COLUMNS>
-SPARK_FN void queries_to_shared(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column) {
-    const u32 d = call.head_dim;
-    const Shared<float> units(0), queries(4 * d), scales(4 * (COLUMNS + 1) * d);
-    for (u32 j = thread(); j < d; j += DECODE_WAVES * WAVE) {
-        const float scale = channel_scale(call, kv_head, j);
-        scales.store(j, call.key_bits == 16 ? 1.0f : scale);
-        units.store(j, call.key_bits == 16 ? scale : 1.0f / scale);
-    }
-    block_barrier();
-    for (u32 n = thread(); n < COLUMNS * d / 8; n += DECODE_WAVES * WAVE) {
-        const u32 c = n / (d / 8), o = n % (d / 8), column = first_column + c, i = column / call.group;
-        float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        if (i < s.valid) {
-            token_octet(call, call.query, s, kv_head * call.group + column % call.group, i, o, true, q);
-        }
-        SPARK_UNROLL
-        for (u32 k = 0; k < 8; ++k) queries.store(8 * n + k, q[k] * scales.load(8 * o + k));
-    }
-    block_barrier();
-}
-
-// One wave copies the fields of `count` key rows, from position `t` on, to LDS from byte `staged` on.
-SPARK_FN void stage_keys(const SparkCall& call, const KeyLayout& layout, const Sequence& s, u32 kv_head, u32 t,
-                         u32 count, u32 staged) {
-    const i64 row = ((i64)s.index * call.kv_heads + kv_head) * call.past_rows + t;
-    const u8* from = (const u8*)call.past_key + row * call.key_row_bytes;
-    const Shared<u32> to(staged);
-    wave_barrier();
-    if (4 * layout.words == call.key_row_bytes) {
-        const u32 words = count * layout.words, whole = words / 4 * 4;
-        for (u32 i = 4 * lane(); i < whole; i += 4 * WAVE) {
-            u32 w[4];
-            load_words(from + 4 * i, w);
-            SPARK_UNROLL
-            for (u32 k = 0; k < 4; ++k) to.store(i + k, w[k]);
-        }
-        const u32 i = whole + lane();
-        if (i < words) to.store(i, load((const u32*)from + i));
-    } else {
-        SPARK_NOTE("padded rows");
-        for (u32 r = 0; r < count; ++r) {
-            const u32* words = (const u32*)(from + (i64)r * call.key_row_bytes);
-            for (u32 i = lane(); i < layout.words; i += WAVE) to.store(r * layout.words + i, load(words + i));
-        }
-    }
-    wave_barrier();
-}
+// Keys stored in rows; those that may be dense in the tail of a shared buffer; dense keys in past_key_recent and among
+// the new tokens. There are few of the latter two.
+enum KeyKind { STORED, IN_TAIL, DENSE };
 
 template <u32 OCTETS, u32 COLUMNS>
 struct Decode {
@@ -149,9 +76,40 @@ struct Decode {
         } else {
             token_octet(call, call.key, s, kv_head, t - s.past, octet, true, key);
         }
-        if (call.key_bits != 16) {
-            SPARK_UNROLL
-            for (u32 k = 0; k < 8; ++k) key[k] *= units.load(8 * octet + k);
+        to_units(key);
+    }
+
+    SPARK_FN void to_units(float (&key)[8]) const {
+        if (call.key_bits == 16) return;
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) key[k] *= units.load(8 * octet + k);
+    }
+
+    // Looks for the keys from position `t` on in the tail: their channels, and whether the tail has each. Stages their
+    // rows in LDS from byte `staged` on.
+    template <u32 N>
+    SPARK_FN void find_dense(const KeyLayout& layout, u32 staged, u32 t, u32 count, u32 (&channels)[N][4],
+                             bool (&found)[N]) const {
+        const Tail tail(call, s, kv_head);
+        SPARK_UNROLL
+        for (u32 n = 0; n < N; ++n) {
+            const u32 r = n * ROWS + row;
+            if (r < count && active) tail.fetch(tail.own_slot(t + r), octet, channels[n]);
+        }
+        stage_keys(call, layout, s, kv_head, t, count, staged);
+        const u64 lanes = ~(~(u64)0 << OCTETS) << row * OCTETS; // of the row
+        SPARK_UNROLL
+        for (u32 n = 0; n < N; ++n) {
+            const u32 r = n * ROWS + row, at = staged + 4 * layout.words * r;
+            const bool reads = r < count && active;
+            found[n] = (vote(reads && differs(call, layout, at, reader, channels[n])) & lanes) == 0;
+            if (tail.before == 0) continue;
+            SPARK_NOTE("rare");
+            const Slot slot = !found[n] && r < count ? tail.earlier_slot(t + r) : NO_SLOT;
+            if (slot != NO_SLOT && active) tail.fetch(slot, octet, channels[n]);
+            const bool other = slot == NO_SLOT || (active && differs(call, layout, at, reader, channels[n]));
+            const bool is_there = (vote(other) & lanes) == 0;
+            found[n] = found[n] || is_there;
         }
     }
 
@@ -169,11 +127,14 @@ struct Decode {
             const u32 r = n * ROWS + row;
             const i64 at = entry() * call.past_rows + t + r;
             const u8* rows = (const u8*)call.past_value;
-            if (r < count && active && (KIND == STORED || t + r < s.past)) {
+            if (r < count && active && (KIND != DENSE || t + r < s.past)) {
                 value[n].fetch(call, values, rows + at * call.value_row_bytes, octet);
             }
         }
+        u32 channels[N][4];
+        bool found[N] = {};
         if constexpr (KIND == STORED) stage_keys(call, layout, s, kv_head, t, count, staged);
+        if constexpr (KIND == IN_TAIL) find_dense(layout, staged, t, count, channels, found);
         float score[N][COLUMNS];
         SPARK_UNROLL
         for (u32 n = 0; n < N; ++n) {
@@ -182,10 +143,13 @@ struct Decode {
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) key[k] = 0.0f;
             if (r < count && active) {
-                if constexpr (KIND == STORED) {
-                    reader.read(call, layout, staged + 4 * layout.words * r, units, key);
-                } else {
+                if constexpr (KIND == DENSE) {
                     dense_key(t + r, key);
+                } else if (found[n]) {
+                    read_dense(channels[n], key);
+                    to_units(key);
+                } else {
+                    reader.read(call, layout, staged + 4 * layout.words * r, units, key);
                 }
             }
             SPARK_UNROLL
@@ -214,7 +178,7 @@ struct Decode {
             const u32 r = n * ROWS + row;
             if (r >= count || !active) continue;
             float v[8];
-            if (KIND == STORED || t + r < s.past) {
+            if (KIND != DENSE || t + r < s.past) {
                 value[n].read(call, v);
             } else {
                 token_octet(call, call.value, s, kv_head, t + r - s.past, octet, false, v);
@@ -351,8 +315,10 @@ SPARK_FN void decode(const SparkCall& call) {
     const u32 staged = 4 * (call.head_dim + staged_words * wave());
     // Channels after the last row are read, but not used.
     clear_row(staged, staged_words);
-    const u32 dense = first_dense(call, s);
-    own.template tiles<STORED, Own::STEPS>(layout, values, staged, keys.start, keys.end < dense ? keys.end : dense);
+    const u32 dense = first_dense(call, s), in_tail = first_in_tail(call, s);
+    own.template tiles<STORED, Own::STEPS>(layout, values, staged, keys.start, keys.end < in_tail ? keys.end : in_tail);
+    own.template tiles<IN_TAIL, Own::STEPS>(layout, values, staged, keys.start > in_tail ? keys.start : in_tail,
+                                            keys.end < dense ? keys.end : dense);
     own.template tiles<DENSE, 1>(layout, values, staged, keys.start > dense ? keys.start : dense, keys.end);
     own.merge_rows();
     own.merge_waves();

@@ -41,6 +41,13 @@ struct DecodeMatrix {
     // Byte of LDS after units and queries, a multiple of 32.
     SPARK_FN static u32 region(const SparkCall& call) { return 4 * (1 + COLUMNS) * call.head_dim; }
 
+    // The first byte of LDS that neither the memory of MatrixKeys nor the waves' states take.
+    SPARK_FN static u32 end(const SparkCall& call, const KeyLayout& layout) {
+        const u32 words = MATRIX_TABLE_WORDS + DECODE_WAVES * decltype(keys)::wave_words(layout);
+        const u32 states = DECODE_WAVES * COLUMNS * (call.head_dim + 2);
+        return region(call) + 4 * (words > states ? words : states);
+    }
+
     // Of the lane's column in block `b`.
     SPARK_FN u32 column(u32 b) const { return 4 * b + lane() % 16 / 4; }
     SPARK_FN u32 token(u32 b) const { return (first_column + column(b)) / call.group; }
@@ -179,10 +186,10 @@ SPARK_FN void decode_quantised(const SparkCall& call) {
     const DecodeBlock block(call, COLUMNS);
     const Sequence s(call, block_z());
     const Keys keys = block.keys(call, s);
-    const u32 dense = first_dense(call, s);
+    const u32 dense = first_dense(call, s), in_tail = first_in_tail(call, s);
 
     queries_to_shared<COLUMNS>(call, s, block.kv_head, block.first_column);
-    const u32 end = keys.end < dense ? keys.end : dense;
+    const u32 end = keys.end < in_tail ? keys.end : in_tail;
     Shared<float> states(0);
     if (call.key_bits == 8) {
         states = call.value_bits == 8 ? decode_stored<OCTETS, COLUMNS, 8, 8>(call, s, block, keys.start, end)
@@ -194,6 +201,14 @@ SPARK_FN void decode_quantised(const SparkCall& call) {
     Dense own(call, s, block.kv_head, block.first_column);
     const KeyLayout layout(call);
     const ValueLayout values(call);
+    if (in_tail < dense) {
+        // LDS: for each wave the fields of TILE rows and KEY_SLACK_WORDS.
+        const u32 staged_words = Dense::TILE * layout.words + KEY_SLACK_WORDS;
+        const u32 staged = DecodeMatrix<OCTETS, COLUMNS, 8, 8>::end(call, layout) + 4 * staged_words * wave();
+        clear_row(staged, staged_words);
+        own.template tiles<IN_TAIL, Dense::STEPS>(layout, values, staged, keys.start > in_tail ? keys.start : in_tail,
+                                                  keys.end < dense ? keys.end : dense);
+    }
     own.template tiles<DENSE, 1>(layout, values, 0, keys.start > dense ? keys.start : dense, keys.end);
     own.merge_rows();
     SPARK_UNROLL

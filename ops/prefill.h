@@ -152,6 +152,10 @@ struct Prefill {
             block_barrier();
             source.stage(t, end);
             block_barrier();
+            if (source.has_tail(t, end)) {
+                source.find_dense(t, end);
+                block_barrier();
+            }
             load_keys(t, end);
             block_barrier();
             score_keys(t, end);

@@ -327,6 +327,10 @@ struct MatrixPrefill {
             const u32 end = tile_end(keys, t);
             const bool sees = t < some.end && end > some.start;
             block_barrier();
+            if (source.has_tail(t, end)) {
+                source.find_dense(t, end);
+                block_barrier();
+            }
             load_keys(t, end);
             block_barrier();
             if (sees) score_keys(t, end);

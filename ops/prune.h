@@ -5,6 +5,7 @@
 
 #include "numbers.h"
 #include "format/v1.h"
+#include "tail.h"
 #include "tokens.h"
 
 SPARK_CONSTANT u32 PRUNE_WAVES = SPARK_BLOCK_WAVES;
@@ -149,6 +150,15 @@ SPARK_FN void encode_key(const SparkCall& call, const Sequence& s, u32 head, u32
     u8* to = (u8*)call.present_key;
     const i64 at = ((i64)s.index * call.kv_heads + head) * call.present_rows + s.past + i;
     copy_row(row, layout.words, to + at * call.key_row_bytes, call.key_row_bytes);
+    const u32 dense = s.tail < s.valid ? s.tail : s.valid;
+    if (i + dense < s.valid) return;
+    // One of the last keys: dense too, in rows that no token has taken.
+    u8* slot = new_slot(call, s, head, i);
+    SPARK_UNROLL
+    for (u32 c = 0; c < CHUNKS; ++c) {
+        const u32 j = c * WAVE + lane();
+        if (j < d) write_dense(slot, j, key[c]);
+    }
 }
 
 SPARK_FN void encode_value(const SparkCall& call, const Sequence& s, u32 head, u32 i, u32 row, u32 codes) {

@@ -41,6 +41,12 @@ SPARK_FN u32 first_dense(const SparkCall& call, const Sequence& s) {
     return s.past < call.recent_window ? 0 : s.past - call.recent_window;
 }
 
+// Position from which on keys before `first_dense` may be dense in the tail of a shared buffer.
+SPARK_FN u32 first_in_tail(const SparkCall& call, const Sequence& s) {
+    const u32 dense = first_dense(call, s);
+    return s.tail < dense ? dense - s.tail : 0;
+}
+
 // Score of a key from its product with a query, without softcap and bias.
 SPARK_FN float scaled(const SparkCall& call, float dot) {
     return least(greatest(dot * call.scale, -FLOAT_MAX), FLOAT_MAX);

@@ -7,6 +7,7 @@
 #include "numbers.h"
 #include "format/v1.h"
 #include "scores.h"
+#include "tail.h"
 
 SPARK_CONSTANT u32 PREFILL_THREADS = SPARK_PREFILL_THREADS;
 
@@ -40,13 +41,17 @@ struct Source {
     const KeyLayout layout;
     const ValueLayout values;
     const u32 dense;            // position from which on keys are dense
+    const u32 in_tail;          // position from which on keys before them may be dense in the tail
     const Shared<float> scales; // c
     const u32 staged;           // byte where the fields of rows begin
+    const Shared<Slot> slots;   // of the keys of the tile that are in the tail
 
-    // LDS from byte `at` on: D scales, the fields of KEYS rows, KEY_SLACK_WORDS.
+    // LDS from byte `at` on: D scales, the fields of KEYS rows, KEY_SLACK_WORDS, and, if a sequence has a tail, KEYS
+    // slots.
     SPARK_FN Source(const SparkCall& call, const Sequence& s, u32 kv_head, u32 at)
-        : call(call), s(s), kv_head(kv_head), layout(call), values(call), dense(first_dense(call, s)), scales(at),
-          staged(at + 4 * call.head_dim) {}
+        : call(call), s(s), kv_head(kv_head), layout(call), values(call), dense(first_dense(call, s)),
+          in_tail(first_in_tail(call, s)), scales(at), staged(at + 4 * call.head_dim),
+          slots(staged + 4 * (KEYS * layout.words + KEY_SLACK_WORDS)) {}
 
     SPARK_FN u32 token(u32 column) const { return column / call.group; }
     SPARK_FN u32 head(u32 column) const { return kv_head * call.group + column % call.group; }
@@ -80,17 +85,51 @@ struct Source {
         }
     }
 
+    // Whether keys from `t` to below `end` may be in the tail.
+    SPARK_FN bool has_tail(u32 t, u32 end) const { return in_tail < dense && in_tail < end && t < dense; }
+
+    // Looks for the keys of a tile in the tail, once their rows are staged. By all threads; a barrier follows before
+    // keys are read.
+    SPARK_FN void find_dense(u32 t, u32 end) const {
+        const Tail tail(call, s, kv_head);
+        // Side by side, of one wave.
+        const u32 lanes = PREFILL_THREADS / KEYS, row = thread() / lanes, at = t + row;
+        const bool asked = at < end && in_tail <= at && at < dense;
+        Slot found = NO_SLOT;
+        SPARK_ROLLED
+        for (u32 attempt = 0; attempt < 2; ++attempt) {
+            Slot slot = NO_SLOT;
+            if (asked && found == NO_SLOT) slot = attempt == 0 ? tail.own_slot(at) : tail.earlier_slot(at);
+            u32 other = slot == NO_SLOT;
+            for (u32 octet = thread() % lanes; slot != NO_SLOT && octet < call.head_dim / 8; octet += lanes) {
+                u32 channels[4];
+                tail.fetch(slot, octet, channels);
+                const KeyReader<OCTETS> reader(octet);
+                other |= differs(call, layout, staged + 4 * layout.words * row, reader, channels);
+            }
+            SPARK_UNROLL
+            for (u32 m = 1; m < lanes; m *= 2) other |= shuffle_xor(other, m);
+            if (!other) found = slot;
+        }
+        if (thread() % lanes == 0) slots.store(row, found);
+    }
+
     // Key `row` of the tile from `t` on; zero from `end` on.
     SPARK_FN void key(u32 t, u32 row, u32 end, u32 octet, float (&k)[8]) const {
         const u32 at = t + row;
         SPARK_UNROLL
         for (u32 j = 0; j < 8; ++j) k[j] = 0.0f;
         if (at >= end) return;
+        const Slot slot = in_tail <= at && at < dense ? slots.load(row) : NO_SLOT;
         if (at >= s.past) {
             token_octet(call, call.key, s, kv_head, at - s.past, octet, true, k);
         } else if (at >= dense) {
             const i64 recent = entry() * call.past_recent_rows + (at - dense);
             read_some(call.scalar, call.past_recent, recent * call.head_dim + 8 * octet, k);
+        } else if (slot != NO_SLOT) {
+            u32 channels[4];
+            Tail(call, s, kv_head).fetch(slot, octet, channels);
+            read_dense(channels, k);
         } else {
             const KeyReader<OCTETS> reader(octet);
             reader.read(call, layout, staged + 4 * layout.words * row, scales, k);

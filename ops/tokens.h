@@ -9,9 +9,11 @@ struct Sequence {
     u32 index; // in the batch
     u32 past;
     u32 valid;
+    u32 tail; // keys that the tail of its buffers keeps
 
     SPARK_FN Sequence(const SparkCall& call, u32 n)
-        : index(call.first_sequence + n), past(call.sequence[n].past), valid(call.sequence[n].valid) {}
+        : index(call.first_sequence + n), past(call.sequence[n].past), valid(call.sequence[n].valid),
+          tail(call.sequence[n].tail) {}
 };
 
 // Row of the rotation tables for new token `i`. A position after their end, which the host could not see, becomes

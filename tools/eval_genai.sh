@@ -22,5 +22,6 @@ rewrite 0.5-8-8+64
 rewrite 0.7-4-4+0 --ratio 0.7 --key-bits 4 --value-bits 4 --recent 0
 rewrite 0.7-4-4+16 --ratio 0.7 --key-bits 4 --value-bits 4 --recent 16
 rewrite 0.7-4-4+64 --ratio 0.7 --key-bits 4 --value-bits 4
+rewrite 0.7-4-4+64-v2 --ratio 0.7 --key-bits 4 --value-bits 4 --row-format 2
 say "tools/genai/accuracy.py --text $text $*"
 .venv-hosts/bin/python tools/genai/accuracy.py "$model" "$work"/* --text "$text" "$@"

@@ -46,7 +46,7 @@ if (($# > 0)); then
     on_cuda .venv/bin/python -m pytest "$@"
     exit
 fi
-kernels=(tests/operators/test_{golden,splitting,foreign_numbers}.py)
+kernels=(tests/operators/test_{golden,splitting,foreign_numbers,tail}.py)
 say "the CUDA driver, newest ONNX Runtime"
 on_cuda .venv/bin/python -m pytest -q -rs tests/gpu/rocm/test_plugin.py "${kernels[@]}"
 on_cuda .venv/bin/python -m pytest -q tests/gpu/rocm/test_decoding.py -k 'results_are or more_sequences or bfloat16'

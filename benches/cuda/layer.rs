@@ -2,6 +2,7 @@
 //! nothing of it in the device's L2.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::{null, null_mut};
 
 use half::f16;
@@ -120,7 +121,8 @@ impl<'c> Layers<'c> {
         (batch, past, new): (usize, usize, usize),
         (count, chunk): (usize, usize),
     ) -> Result<Self, String> {
-        let heads_rows = batch * operators.shape.kv_heads * (past + new);
+        let capacity = operators.capacity(past + new);
+        let heads_rows = batch * operators.shape.kv_heads * capacity;
         let cache = || -> Result<_, String> {
             let rows = |row_bytes: usize| cuda.memory(heads_rows * row_bytes);
             Ok((rows(operators.key.row_bytes())?, rows(operators.value.row_bytes())?))
@@ -131,7 +133,7 @@ impl<'c> Layers<'c> {
         let mut layers =
             Self { cuda, operators, batch, past, new, caches, workspace, output, append: vec![], attend: vec![] };
         layers.fill(tokens, chunk)?;
-        let geometry = layers.operators.geometry(batch, new, past + new);
+        let geometry = layers.operators.geometry(batch, new, capacity);
         let lengths = Lengths { total: past + new, past: vec![past; batch], new: vec![new; batch] };
         let device = &cuda.properties().for_plan;
         let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: layers.output.at(0) };
@@ -156,7 +158,7 @@ impl<'c> Layers<'c> {
     /// Writes the past tokens of all sequences and layers.
     fn fill(&self, tokens: &Tokens, chunk: usize) -> Result<(), String> {
         let Self { cuda, operators, past, .. } = self;
-        let capacity = past + self.new;
+        let capacity = operators.capacity(past + self.new);
         let heads = operators.shape.kv_heads;
         for (layer, (key, value)) in self.caches.iter().enumerate() {
             for b in 0..self.batch {
@@ -200,7 +202,7 @@ impl<'c> Layers<'c> {
         self.batch * self.past * self.operators.token_bytes()
     }
 
-    /// Queues all layers' SparkAttention, and before each, if wanted, its SparkPrune.
+    /// Queues all layers' SparkAttention, and after each, if wanted, its SparkPrune.
     ///
     /// # Safety
     /// `self` is there until the stream has run it.
@@ -208,10 +210,10 @@ impl<'c> Layers<'c> {
         for (prune, attention) in self.append.iter().zip(&self.attend) {
             // SAFETY: all pointers are to buffers of `self` and of the tokens, of the sizes planned for.
             unsafe {
+                self.cuda.queue(attention, stream)?;
                 if append {
                     self.cuda.queue(prune, stream)?;
                 }
-                self.cuda.queue(attention, stream)?;
             }
         }
         Ok(())
@@ -222,21 +224,24 @@ impl<'c> Layers<'c> {
         // Not a number, so that whatever is not written shows.
         self.output.write(0, &vec![0xff; self.output.len()])?;
         // SAFETY: as in `queue`; nothing is queued when this returns.
-        unsafe {
-            self.cuda.queue(&self.append[0], &Stream::DEFAULT)?;
-            self.cuda.queue(&self.attend[0], &Stream::DEFAULT)?;
-        }
+        unsafe { self.cuda.queue(&self.attend[0], &Stream::DEFAULT)? };
         self.cuda.synchronize()?;
         let bytes = self.output.read(0, self.output.len())?;
         Ok(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect())
     }
 
-    /// Key rows and value rows of the first layer, of the first `tokens` tokens, for each (sequence, KV head).
-    pub fn first_rows(&self, tokens: usize) -> Result<[Vec<Vec<u8>>; 2], String> {
+    /// Rows of the buffers of a sequence and KV head.
+    pub fn capacity(&self) -> usize {
+        self.operators.capacity(self.past + self.new)
+    }
+
+    /// Key rows and value rows of the first layer, those numbered `tokens`, for each (sequence, KV head).
+    pub fn first_rows(&self, tokens: Range<usize>) -> Result<[Vec<Vec<u8>>; 2], String> {
         let (key, value) = &self.caches[0];
         let heads = self.batch * self.operators.shape.kv_heads;
         let rows = |buffer: &Buffer, row_bytes: usize| -> Result<Vec<_>, String> {
-            (0..heads).map(|h| buffer.read(h * (self.past + self.new) * row_bytes, tokens * row_bytes)).collect()
+            let read = |h| buffer.read((h * self.capacity() + tokens.start) * row_bytes, tokens.len() * row_bytes);
+            (0..heads).map(read).collect()
         };
         Ok([rows(key, self.operators.key.row_bytes())?, rows(value, self.operators.value.row_bytes())?])
     }

@@ -52,8 +52,8 @@ struct Options {
     /// Figures go here too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Ratio, key bits and value bits
-    #[arg(long, value_delimiter = ',', default_value = "0.5/16/16,0.5/8/8,0.7/4/4")]
+    /// Ratio, key bits and value bits, and after a plus recent keys that free rows keep dense
+    #[arg(long, value_delimiter = ',', default_value = "0.5/16/16,0.5/8/8,0.5/8/8+64,0.7/4/4,0.7/4/4+64")]
     settings: Vec<Setting>,
     /// Cached tokens of a sequence when decoding
     #[arg(long, value_delimiter = ',', default_value = "4096,32768")]

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::f16;
 use ndarray::{Array2, Array4};
 use spark_ort::call::{Lengths, Rotary};
-use spark_ort::cpu::{Attention, HeadRows, InstructionSet, Pool, Prune, Rotation, Tokens, attention, prune};
+use spark_ort::cpu::{Attention, HeadRows, InstructionSet, Pool, Prune, Rotation, TailRows, Tokens, attention, prune};
+use spark_ort::format::TailLayout;
 use spark_ort::method::channel_scale;
 
 use crate::layer::{Host, Layers};
@@ -81,11 +82,16 @@ impl Call {
 pub fn output_difference(host: &Host, layers: &Layers) -> Result<f32, String> {
     let Layers { operators, batch, past, new, .. } = layers;
     let got = layers.run_first()?;
-    let [key, value] = layers.first_rows(*past)?;
+    let [key, value] = layers.first_rows(0..*past)?;
+    let [free_key, free_value] = layers.first_rows(*past..layers.capacity())?;
     let call = Call::new(host, operators.shape, (*batch, *past, *new));
-    let geometry = operators.geometry(*batch, *new, past + new);
+    let geometry = operators.geometry(*batch, *new, layers.capacity());
     let lengths = Lengths { total: past + new, past: vec![*past; *batch], new: vec![*new; *batch] };
     let (past_key, past_value) = (slices(&key), slices(&value));
+    let (free_key, free_value) = (slices(&free_key), slices(&free_value));
+    let window = operators.attention.common.tail_window;
+    let layout = TailLayout::new(&operators.key, &operators.value, window, layers.capacity());
+    let tail = (window > 0).then_some(TailRows { layout: &layout, key: &free_key, value: &free_value });
     let mut expected = Array4::zeros(call.query.dim());
     // The scalar path is slow where there are many queries, but they are dense and the others take them in float32 too.
     let path = if *new > 1 { InstructionSet::Portable } else { InstructionSet::Scalar };
@@ -97,7 +103,7 @@ pub fn output_difference(host: &Host, layers: &Layers) -> Result<f32, String> {
         past_key: &past_key,
         past_value: &past_value,
         recent: None,
-        tail: None,
+        tail,
         scale: &call.scale,
         bias: None,
     };
@@ -117,7 +123,7 @@ fn slices(rows: &[Vec<u8>]) -> Vec<&[u8]> {
 pub fn differing_rows(host: &Host, layers: &Layers, tokens: usize) -> Result<usize, String> {
     let operators = &layers.operators;
     let Operators { shape, key, value, .. } = operators;
-    let got = layers.first_rows(tokens)?;
+    let got = layers.first_rows(0..tokens)?;
     let call = Call::new(host, *shape, (1, 0, tokens));
     let geometry = operators.geometry(1, tokens, tokens);
     let lengths = Lengths { total: tokens, past: vec![0], new: vec![tokens] };

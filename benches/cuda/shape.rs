@@ -45,7 +45,8 @@ impl FromStr for Heads {
     }
 }
 
-/// Ratio, key bits and value bits, such as 0.5/8/8.
+/// Ratio, key bits and value bits, such as 0.5/8/8, and after a plus recent keys that free rows keep dense, such as
+/// 0.5/8/8+64.
 #[derive(Clone, Debug)]
 pub struct Setting {
     /// As it was written.
@@ -53,20 +54,23 @@ pub struct Setting {
     ratio: f64,
     key_bits: Bits,
     value_bits: Bits,
+    tail_window: usize,
 }
 
 impl FromStr for Setting {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let parts: Vec<_> = text.split('/').collect();
+        let (rows, tail_window) = text.split_once('+').unwrap_or((text, "0"));
+        let parts: Vec<_> = rows.split('/').collect();
         let [ratio, key_bits, value_bits] = parts[..] else {
-            return Err(Error::msg("a setting is written like 0.5/8/8"));
+            return Err(Error::msg("a setting is written like 0.5/8/8 or 0.5/8/8+64"));
         };
         let bits = |text: &str| Bits::new(text.parse()?).with_context(|| format!("{text} is not 16, 8 or 4 bits"));
         let ratio: f64 = ratio.parse()?;
         ensure!((0.0..1.0).contains(&ratio), "a ratio of {ratio} is not within 0 and 1");
-        Ok(Self { name: text.into(), ratio, key_bits: bits(key_bits)?, value_bits: bits(value_bits)? })
+        let (key_bits, value_bits, tail_window) = (bits(key_bits)?, bits(value_bits)?, tail_window.parse()?);
+        Ok(Self { name: text.into(), ratio, key_bits, value_bits, tail_window })
     }
 }
 
@@ -97,7 +101,7 @@ impl Operators {
             recovery: Recovery::Mean,
             recent_window: 0,
             row_format: spark_ort::format::RowFormat::V1,
-            tail_window: 0,
+            tail_window: setting.tail_window,
             rotary: Some(Rotary::Halves),
         };
         let prune = PruneSettings { common: common.clone(), observation_window: 32 };
@@ -109,6 +113,12 @@ impl Operators {
     pub fn geometry(&self, batch: usize, new: usize, capacity: usize) -> Geometry {
         let Self { shape: Shape { query_heads, kv_heads, .. }, key, value, .. } = *self;
         Geometry { batch, new, past: capacity, query_heads, kv_heads, layout: QueryLayout::Tokens, key, value }
+    }
+
+    /// Rows of a shared buffer for `tokens` tokens, with as many free ones as the recent keys take.
+    pub fn capacity(&self, tokens: usize) -> usize {
+        let free = (self.prune.common.tail_window * 2 * self.shape.head_dim).div_ceil(self.value.row_bytes());
+        tokens + free
     }
 
     /// Bytes of the rows of one token, of all KV heads.

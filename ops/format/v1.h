@@ -50,14 +50,21 @@ struct KeyReader {
         }
     }
 
+    // Channels before the octet that the mask of the row marks.
+    SPARK_FN u32 kept_before(u32 row) const {
+        const Shared<u32> words(row);
+        u32 kept = 0;
+        SPARK_UNROLL
+        for (u32 w = 0; w < OCTETS / 4; ++w) kept += popcount(words.load(w) & below[w]);
+        return kept;
+    }
+
     SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, const Shared<float>& scales,
                        float (&x)[8]) const {
         const Shared<u32> words(row);
         const Shared<u16> halves(row);
         const Shared<u8> bytes(row);
-        u32 slot = 0;
-        SPARK_UNROLL
-        for (u32 w = 0; w < OCTETS / 4; ++w) slot += popcount(words.load(w) & below[w]);
+        u32 slot = kept_before(row);
         u32 mask = bytes.load(octet);
         const u32 signs = bytes.load(layout.mask_bytes + octet);
         if (slot + popcount(mask) > call.kept) {

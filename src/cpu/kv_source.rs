@@ -7,6 +7,7 @@ use super::decode::kernels::KeyRows;
 use super::isa::vector::Vector;
 use super::new_tokens::NewTokens;
 use super::query_block::QueryBlock;
+use super::tail::Vectors;
 use crate::element::Element;
 use crate::method::Recovery;
 
@@ -63,7 +64,7 @@ impl<'a, 'c, T: Element> KvSource<'a, 'c, T> {
     pub(super) fn one_by_one<V: Vector>(&self, v: V, block: &QueryBlock, positions: Range<usize>, keys: &mut [f32]) {
         let past = self.call.lengths.past[block.sequence];
         if positions.start >= past - self.call.recent_keys(block.head) {
-            return self.call.read_recent(block.head, positions, keys, |line| v.prefetch(line));
+            return self.call.read_recent(Vectors(v), block.head, positions, keys);
         }
         let d = self.call.geometry.head_dim();
         for (position, key) in positions.zip(keys.chunks_exact_mut(d)) {

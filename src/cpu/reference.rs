@@ -6,6 +6,7 @@ use super::attention::Attention;
 use super::queries::Queries;
 use super::schedule::Attend;
 use super::softmax::SoftmaxState;
+use super::tail::Scalar;
 use crate::call::Geometry;
 use crate::element::Element;
 
@@ -27,7 +28,7 @@ impl<'a, 'c, T: Element> Reference<'a, 'c, T> {
         let row = |bytes: usize| t * bytes..(t + 1) * bytes;
         value_layout.decode(&call.past_value[head][row(value_layout.row_bytes())], value);
         if t >= call.lengths.past[b] - call.recent_keys(head) {
-            return call.read_recent(head, t..t + 1, key, |_| {});
+            return call.read_recent(Scalar, head, t..t + 1, key);
         }
         call.read_row(head, t, key);
     }

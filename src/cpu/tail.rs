@@ -6,16 +6,53 @@ use std::sync::Mutex;
 use ndarray::s;
 
 use super::attention::Attention;
+use super::isa::rows::dense::read_dense_key;
+use super::isa::vector::Vector;
 use super::pool::{Pool, Serial};
 use super::prune::Prune;
 use crate::element::Element;
-use crate::format::write_dense_key;
+use crate::format::{KeyLayout, write_dense_key};
 
 /// Bytes that memory is asked for at once.
 const LINE: usize = 64;
 
 /// Keys between the one that is read and the one that is asked for.
 const AHEAD: usize = 4;
+
+/// How slots of the tail are read.
+pub(super) trait DenseReader {
+    /// As [`KeyLayout::read_dense_key`].
+    fn read(&self, layout: &KeyLayout, slot: &[u8], row: &[u8], key: &mut [f32]) -> bool;
+
+    /// Asks memory for the cache line at `address`, which need not be readable.
+    fn prefetch(&self, address: *const u8);
+}
+
+/// As the format has it.
+pub(super) struct Scalar;
+
+impl DenseReader for Scalar {
+    fn read(&self, layout: &KeyLayout, slot: &[u8], row: &[u8], key: &mut [f32]) -> bool {
+        layout.read_dense_key(slot, row, key)
+    }
+
+    fn prefetch(&self, _: *const u8) {}
+}
+
+/// With vectors.
+pub(super) struct Vectors<V>(pub(super) V);
+
+impl<V: Vector> DenseReader for Vectors<V> {
+    #[inline(always)]
+    fn read(&self, layout: &KeyLayout, slot: &[u8], row: &[u8], key: &mut [f32]) -> bool {
+        read_dense_key(self.0, layout, slot, row, key)
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, address: *const u8) {
+        self.0.prefetch(address);
+    }
+}
 
 impl<T: Element> Attention<'_, T> {
     /// How many of the past keys of the (sequence, KV head) number `head`, the last ones, are read dense.
@@ -30,15 +67,9 @@ impl<T: Element> Attention<'_, T> {
     }
 
     /// Reads the past keys at `positions`, all of them recent ones, to `keys`, `[positions, D]`. A key that the tail
-    /// has lost is what its row says. `prefetch` asks memory for a line.
+    /// has lost is what its row says.
     #[inline(always)]
-    pub(super) fn read_recent(
-        &self,
-        head: usize,
-        positions: Range<usize>,
-        keys: &mut [f32],
-        prefetch: impl Fn(*const u8),
-    ) {
+    pub(super) fn read_recent(&self, reader: impl DenseReader, head: usize, positions: Range<usize>, keys: &mut [f32]) {
         let (b, h) = (head / self.geometry.kv_heads, head % self.geometry.kv_heads);
         if let Some(recent) = &self.recent {
             let first = self.lengths.past[b] - self.recent_keys(head);
@@ -53,7 +84,7 @@ impl<T: Element> Attention<'_, T> {
         // Slots lie backwards and alternate between two buffers: hardware prefetch does not follow that well.
         let ask = |position: usize| {
             let lines = tail.slots(position).next().into_iter().flat_map(|slot| slot.chunks(LINE));
-            lines.for_each(|line| prefetch(line.as_ptr()));
+            lines.for_each(|line| reader.prefetch(line.as_ptr()));
         };
         for (position, key) in positions.zip(keys.chunks_exact_mut(d)) {
             if position + AHEAD < self.lengths.past[b] {
@@ -62,7 +93,7 @@ impl<T: Element> Attention<'_, T> {
             let row = &self.past_key[head][position * bytes..(position + 1) * bytes];
             let mut found = false;
             for slot in tail.slots(position) {
-                found = found || layout.read_dense_key(slot, row, key);
+                found = found || reader.read(layout, slot, row, key);
             }
             if !found {
                 self.read_row(head, position, key);

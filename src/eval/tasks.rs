@@ -54,13 +54,16 @@ struct Prompt {
     /// Lines within the text, with their depth from 0 (the beginning) to 1.
     lines: Vec<(f64, String)>,
     question: String,
+    /// How the answer begins, up to what is asked for.
+    lead: String,
     answer: String,
 }
 
 impl Task {
     /// `count` prompts of at most `context` tokens, with answers of at most `room`. The text between the lines is from
-    /// `text`, and `prefix` comes first. The prompts are the same in every run. There are fewer if an answer is longer
-    /// than `room`, or the lines longer than `context`.
+    /// `text`, and `prefix` comes first. `template` is what a model made for conversations gets before a request and
+    /// between it and the answer. The prompts are the same in every run. There are fewer if an answer is longer than
+    /// `room`, or the lines longer than `context`.
     ///
     /// # Errors
     /// The tokenizer has no tokens for a line.
@@ -69,6 +72,7 @@ impl Task {
         tokenizer: &Tokenizer,
         text: &[i64],
         prefix: &[i64],
+        (before, after): (&str, &str),
         [context, room, count]: [usize; 3],
     ) -> Result<Vec<Passage>, Error> {
         let mut random = StdRng::seed_from_u64(self as u64);
@@ -76,6 +80,7 @@ impl Task {
             let tokens = tokenizer.encode(words)?;
             Ok(tokens.strip_prefix(prefix).unwrap_or(&tokens).to_vec())
         };
+        let prefix = &[prefix.to_vec(), encode(before)?].concat()[..];
         let mut passages = Vec::new();
         for i in 0..count {
             let depth = (i as f64 + 0.5) / count as f64;
@@ -84,9 +89,11 @@ impl Task {
             let lines = prompt.lines.iter().map(|(depth, line)| Ok((*depth, encode(line)?)));
             let mut lines = lines.collect::<Result<Vec<_>, Error>>()?;
             lines.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let [question, whole] =
-                [prompt.question.clone(), prompt.question + &prompt.answer].map(|words| encode(&words));
-            let (question, whole) = (question?, whole?);
+            // A new turn needs no space or line to begin with.
+            let lead = if after.is_empty() { &prompt.lead } else { prompt.lead.trim_start() };
+            let question = format!("{}{after}{lead}", prompt.question);
+            let whole = encode(&format!("{question}{}", prompt.answer))?;
+            let question = encode(&question)?;
             // A tokenizer may merge the start of the answer with the question; the answer is then tokenized by itself.
             let answer = match whole.strip_prefix(&question[..]) {
                 Some(answer) => answer.to_vec(),
@@ -127,15 +134,15 @@ impl Task {
                 let (asked, number) = &secrets[0];
                 lines[0].0 = depth;
                 if self == Task::Needle {
-                    let question = format!("\nWhat is the secret number of {asked}? It is");
-                    return Prompt { lines, question, answer: format!(" {number}") };
+                    let question = format!("\nWhat is the secret number of {asked}?");
+                    return Prompt { lines, question, lead: " It is".into(), answer: format!(" {number}") };
                 }
                 let [names, numbers] = [0, 1].map(|which| {
                     let parts: Vec<&String> = secrets.iter().map(|s| if which == 0 { &s.0 } else { &s.1 }).collect();
                     format!("{}, {} and {}", parts[0], parts[1], parts[2])
                 });
-                let question = format!("\nWhat are the secret numbers of {names}? They are");
-                Prompt { lines, question, answer: format!(" {numbers}") }
+                let question = format!("\nWhat are the secret numbers of {names}?");
+                Prompt { lines, question, lead: " They are".into(), answer: format!(" {numbers}") }
             }
             Task::KeyValue => {
                 let keys: Vec<(String, String)> = (0..pairs.max(2))
@@ -145,7 +152,8 @@ impl Task {
                 let (asked, value) = keys[((depth * count as f64) as usize).min(count - 1)].clone();
                 let lines =
                     keys.iter().enumerate().map(|(i, (key, value))| (i as f64 / count as f64, pair(key, value)));
-                Prompt { lines: lines.collect(), question: format!("\n{asked}:"), answer: format!(" {value}") }
+                let question = format!("\nWhat is the number of {asked}?");
+                Prompt { lines: lines.collect(), question, lead: format!("\n{asked}:"), answer: format!(" {value}") }
             }
             Task::Variables => {
                 let value = number(random);
@@ -156,7 +164,8 @@ impl Task {
                     lines.push((place, format!("\nVAR {} = VAR {} = {value}\n", two[1].0, two[0].0)));
                 }
                 let last = &names[CHAIN - 1].0;
-                Prompt { lines, question: format!("\nThe value of VAR {last} ="), answer: format!(" {value}") }
+                let question = format!("\nWhat is the value of VAR {last}?");
+                Prompt { lines, question, lead: format!("\nThe value of VAR {last} ="), answer: format!(" {value}") }
             }
         }
     }

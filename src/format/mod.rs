@@ -12,7 +12,7 @@ pub(crate) mod v2;
 
 pub use row_format::RowFormat;
 pub use stored_bits::Bits;
-pub use tail::{Slot, Tail, TailBuffer, TailLayout};
+pub use tail::{Slot, Tail, TailBuffer, TailLayout, TailSize};
 pub use v1::dense::write_dense_key;
 pub use v1::key::{KeyRow, PrunedKey};
 pub use v1::layout::{KeyLayout, LayoutError, MAX_HEAD_DIM, MIN_HEAD_DIM, ValueLayout};

@@ -7,13 +7,43 @@
 
 use super::v1::layout::{KeyLayout, ValueLayout};
 
-/// Where the slots of one (sequence, KV head) lie, and which of them a position takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TailLayout {
+/// How many keys a tail keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TailSize {
     window: usize,
     slot_bytes: usize,
     key_row: usize,
     value_row: usize,
+}
+
+impl TailSize {
+    /// Of the tail beside `key` and `value` rows that keeps at most `window` keys.
+    pub fn new(key: &KeyLayout, value: &ValueLayout, window: usize) -> Self {
+        Self { window, slot_bytes: 2 * key.head_dim(), key_row: key.row_bytes(), value_row: value.row_bytes() }
+    }
+
+    /// Slots, of any number, that lie wholly within the last `free` rows of both buffers.
+    fn fitting(&self, free: usize) -> usize {
+        free * self.key_row / self.slot_bytes + free * self.value_row / self.slot_bytes
+    }
+
+    /// Keys that are kept where `free` rows are: the window, or, where it does not fit, the greatest of its half,
+    /// quarter and so on that does. So it is the last keys that are kept, and slots keep their keys when the window is
+    /// halved.
+    pub fn kept(&self, free: usize) -> usize {
+        let fitting = self.fitting(free);
+        let mut kept = self.window;
+        while kept > fitting {
+            kept /= 2;
+        }
+        kept
+    }
+}
+
+/// Where the slots of one (sequence, KV head) lie, and which of them a position takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TailLayout {
+    size: TailSize,
     /// By their numbers.
     slots: Vec<Slot>,
 }
@@ -39,51 +69,37 @@ pub struct Slot {
 impl TailLayout {
     /// The tail beside `key` and `value` rows that keeps at most `window` keys, in buffers of `capacity` rows.
     pub fn new(key: &KeyLayout, value: &ValueLayout, window: usize, capacity: usize) -> Self {
-        let (slot_bytes, key_row, value_row) = (2 * key.head_dim(), key.row_bytes(), value.row_bytes());
-        let mut layout = Self { window, slot_bytes, key_row, value_row, slots: Vec::new() };
-        let count = window.min(layout.fitting(capacity));
+        let size = TailSize::new(key, value, window);
         let (mut keys, mut values) = (0, 0);
-        layout.slots.extend((0..count).map(|_| {
+        let slots = (0..window.min(size.fitting(capacity))).map(|_| {
             // Number n of a buffer needs (n + 1) * slot_bytes / row_bytes free rows; of equal ones the key buffer's is
             // first.
-            let (buffer, used) = match (keys + 1) * value_row <= (values + 1) * key_row {
+            let (buffer, used) = match (keys + 1) * size.value_row <= (values + 1) * size.key_row {
                 true => (TailBuffer::Key, &mut keys),
                 false => (TailBuffer::Value, &mut values),
             };
             *used += 1;
             Slot { buffer, from_end: *used - 1 }
-        }));
-        layout
+        });
+        Self { size, slots: slots.collect() }
     }
 
-    /// Slots, of any number, that lie wholly within the last `free` rows of both buffers.
-    fn fitting(&self, free: usize) -> usize {
-        free * self.key_row / self.slot_bytes + free * self.value_row / self.slot_bytes
-    }
-
-    /// Keys that are kept where `free` rows are: the window, or, where it does not fit, the greatest of its half,
-    /// quarter and so on that does. So it is the last keys that are kept, and slots keep their keys when the window is
-    /// halved.
+    /// Keys that are kept where `free` rows are: [`TailSize::kept`].
     pub fn kept(&self, free: usize) -> usize {
-        let fitting = self.fitting(free);
-        let mut kept = self.window;
-        while kept > fitting {
-            kept /= 2;
-        }
-        kept
+        self.size.kept(free)
     }
 
     /// Bytes of the slot `n` within `bytes` of one of the buffers that end where the buffer does; `None` if it does not
     /// lie wholly within them.
     fn range(&self, slot: Slot, bytes: usize) -> Option<std::ops::Range<usize>> {
-        let end = bytes.checked_sub(slot.from_end * self.slot_bytes)?;
-        Some(end.checked_sub(self.slot_bytes)?..end)
+        let end = bytes.checked_sub(slot.from_end * self.size.slot_bytes)?;
+        Some(end.checked_sub(self.size.slot_bytes)?..end)
     }
 
     /// The tail in the free rows of `key` and `value` buffer.
     pub fn read<'a>(&'a self, key: &'a [u8], value: &'a [u8]) -> Tail<'a> {
-        let kept = self.kept(key.len() / self.key_row);
-        let mut before = self.window;
+        let kept = self.kept(key.len() / self.size.key_row);
+        let mut before = self.size.window;
         while before / 2 > kept {
             before /= 2;
         }
@@ -93,7 +109,7 @@ impl TailLayout {
     /// Where the last keys before position `total` go in the free rows of `key` and `value` buffer after a call, in
     /// order of their positions. There are at most `wanted` of them.
     pub fn write<'a>(&self, total: usize, wanted: usize, key: &'a mut [u8], value: &'a mut [u8]) -> Vec<&'a mut [u8]> {
-        let kept = self.kept(key.len() / self.key_row);
+        let kept = self.kept(key.len() / self.size.key_row);
         let count = wanted.min(kept).min(total);
         // From the end of each buffer, one after the other.
         let mut wanted: Vec<_> =
@@ -101,7 +117,7 @@ impl TailLayout {
         wanted.sort_unstable_by_key(|(slot, _)| slot.from_end);
         let mut slots = Vec::with_capacity(count);
         for (buffer, free) in [(TailBuffer::Key, key), (TailBuffer::Value, value)] {
-            let (mut rest, mut passed) = (free.rchunks_exact_mut(self.slot_bytes), 0);
+            let (mut rest, mut passed) = (free.rchunks_exact_mut(self.size.slot_bytes), 0);
             for &(slot, position) in wanted.iter().filter(|(slot, _)| slot.buffer == buffer) {
                 let bytes = rest.nth(slot.from_end - passed).expect("as many slots are kept as lie in free rows");
                 slots.push((position, bytes));
@@ -236,7 +252,7 @@ mod tests {
                 let row = if slot.buffer == TailBuffer::Key { key.row_bytes() } else { value.row_bytes() };
                 for free in 0..=capacity {
                     let in_free_rows = range.start >= (capacity - free) * row;
-                    prop_assert_eq!(number < layout.fitting(free), in_free_rows);
+                    prop_assert_eq!(number < layout.size.fitting(free), in_free_rows);
                 }
             }
         }

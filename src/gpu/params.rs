@@ -29,6 +29,8 @@ pub struct Sequence {
     pub past: u32,
     /// Valid new tokens.
     pub valid: u32,
+    /// Keys that the tail of its buffers keeps, 0: none; SparkPrune: after the call.
+    pub tail: u32,
 }
 
 /// The one argument of every kernel; `ops/call.h` explains the fields. All pointers are device pointers.
@@ -85,13 +87,13 @@ pub struct Call {
     pub sequences: u32,
     pub splits: u32,
     pub split_keys: u32,
-    pub reserved: u32,
+    pub tail_window: u32,
     pub sequence: [Sequence; MAX_SEQUENCES as usize],
 }
 
 const _: () = {
     use std::mem::{offset_of, size_of};
-    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 8 && size_of::<Call>() == 888);
+    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 12 && size_of::<Call>() == 1144);
     assert!(offset_of!(Call, past_key) == 128 && offset_of!(Call, bias) == 216);
     assert!(offset_of!(Call, workspace) == 248 && offset_of!(Call, new_tokens) == 260);
     assert!(offset_of!(Call, scale) == 344 && offset_of!(Call, sequence) == 376);
@@ -149,7 +151,7 @@ impl Default for Call {
             sequences: 0,
             splits: 0,
             split_keys: 0,
-            reserved: 0,
+            tail_window: 0,
             sequence: [Sequence::default(); MAX_SEQUENCES as usize],
         }
     }

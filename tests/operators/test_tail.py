@@ -187,6 +187,23 @@ def test_given_recent_keys_win():
     check_attention(s, feeds, out["output"])
 
 
+@pytest.mark.parametrize("shared", ["past_key", "past_value"])
+def test_one_shared_buffer_has_no_tail(shared):
+    """A tail lies in both buffers: where the host shares one of them only, rows alone are written."""
+    s = LAYERS["default"]
+    feeds = cases.call(5, s, "f32", "u8", B=2, L=4, P=60, mode="step", garbage=True, shared=True)
+    sess = models.session(models.spark(s, feeds, "f32", "u8", prune_outputs=("present_key", "present_value")))
+    cache = {shared: models.as_value(feeds[shared].copy())}
+    out = models.run_shared(sess, feeds, cache)
+    after = models.as_array(cache[shared])
+    used = feeds["seqlens_k"].reshape(-1) + 1
+    for b, total in enumerate(used):
+        assert (after[b, :, total:] == feeds[shared][b, :, total:]).all()
+        assert (after[b, :, : total - 4] == feeds[shared][b, :, : total - 4]).all()
+        assert (after[b, :, total - 4 : total] != feeds[shared][b, :, total - 4 : total]).any()
+    check_attention(s, feeds, out["output"])
+
+
 def test_without_the_output_of_attention_nothing_is_written():
     s = LAYERS["default"]
     feeds = {k: v for k, v in cases.call(1, s, "f32", "u8").items()}

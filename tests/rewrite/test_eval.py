@@ -98,6 +98,25 @@ def test_chunks_of_a_prompt(exports):
     assert rows["0/16/16"]["divergence"]["value"] < 1e-3 < rows["0.8/4/4+64"]["divergence"]["value"]
 
 
+def test_drawn_magnitudes_and_row_formats_are_settings(exports):
+    """Each is another model than the plain setting, and closer to the original than zeros are."""
+    settings = ",".join(f"0.8/16/16{more}" for more in ("", ":normal", ":exponential", ":none", ":v2"))
+    rows = by_name(measure(exports["genai-cpu-fp32"], "--settings", settings, "--shared-buffer", *SMALL))
+    error = {name: row["divergence"]["value"] for name, row in rows.items()}
+    assert len({error[name] for name in error}) == len(error) - 1, "at 16 bits both formats are the same"
+    assert max(error["0.8/16/16:normal"], error["0.8/16/16:exponential"]) < error["0.8/16/16:none"]
+
+
+def test_a_template_wraps_generated_tasks(exports):
+    loss = {}
+    for template in ("{prompt}", "Human: {prompt}\\nComputer: "):
+        options = ("--tasks", "needle", "--samples", 2, "--template", template)
+        rows = measure(exports["genai-cpu-fp32"], *options, *SMALL)["rows"]
+        loss[template] = next(row["loss"]["value"] for row in rows if row["task"] == "needle")
+    first, second = loss.values()
+    assert first != second
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,6 +129,9 @@ def test_chunks_of_a_prompt(exports):
         (("--tokenizer", "nowhere.json"), "there is no nowhere.json"),
         (("--plot", "eval.png"), "pictures are written as SVG only"),
         (("--plot", "nowhere/eval.svg"), "there is no folder nowhere"),
+        (("--template", "<{prompt}>"), "--tasks names none"),
+        (("--settings", "0.5/8/8:v3"), "3 is not 1 or 2"),
+        (("--settings", "0.5/8/8:median"), "no RATIO/KEY_BITS/VALUE_BITS"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(exports, arguments, message):

@@ -4,8 +4,8 @@
 
 use ndarray::{Array2, Array4, ArrayView4};
 use spark_ort::call::{AttentionSettings, Geometry, Input, Lengths, PruneSettings, QueryLayout, Rotary, Settings};
-use spark_ort::cpu::{Attention, InstructionSet, Prune, Rotation, Tokens};
-use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
+use spark_ort::cpu::{Attention, InstructionSet, Prune, Rotation, TailRows, Tokens};
+use spark_ort::format::{Bits, KeyLayout, RowFormat, TailLayout, ValueLayout};
 use spark_ort::method::{Recovery, channel_scale};
 
 /// A small generator of test numbers (SplitMix64): the same everywhere, under valgrind too.
@@ -63,6 +63,8 @@ pub struct Case {
     pub scale: Vec<f32>,
     pub past_key: Vec<Vec<u8>>,
     pub past_value: Vec<Vec<u8>>,
+    /// What the key and the value buffer of each (sequence, KV head) hold behind the past rows; needed with a tail.
+    pub free: [Vec<Vec<u8>>; 2],
     pub recent: Option<Array4<f32>>,
     pub bias: Option<Array4<f32>>,
 }
@@ -188,6 +190,7 @@ impl Case {
             query_saliency,
             past_key: past(r, geometry.key.row_bytes()),
             past_value: past(r, geometry.value.row_bytes()),
+            free: [vec![], vec![]],
             bias,
             geometry,
             lengths,
@@ -256,8 +259,18 @@ impl Case {
         let key: Vec<_> = self.past_key.iter().map(|r| &r[..]).collect();
         let value: Vec<_> = self.past_value.iter().map(|r| &r[..]).collect();
         let mut out = Array4::from_elem(self.query.dim(), f32::NAN);
-        spark_ort::cpu::attention(pool, path, &self.attention_call(&key, &value), out.view_mut());
+        let [free_key, free_value] = self.free.each_ref().map(|free| free.iter().map(|r| &r[..]).collect::<Vec<_>>());
+        let layout = self.tail_layout();
+        let has_tail = self.attention.common.tail_window > 0 && self.recent.is_none();
+        let tail = has_tail.then_some(TailRows { layout: &layout, key: &free_key, value: &free_value });
+        let call = Attention { tail, ..self.attention_call(&key, &value) };
+        spark_ort::cpu::attention(pool, path, &call, out.view_mut());
         out
+    }
+
+    pub fn tail_layout(&self) -> TailLayout {
+        let Geometry { key, value, past, .. } = &self.geometry;
+        TailLayout::new(key, value, self.attention.common.tail_window, *past)
     }
 }
 

@@ -47,8 +47,6 @@ impl KeyLayout {
     ///
     /// # Panics
     /// If a length is not what the layout says.
-    // Inlined always: it becomes instructions of the caller's vectors.
-    #[inline(always)]
     pub fn read_dense_key(&self, slot: &[u8], row: &[u8], key: &mut [f32]) -> bool {
         let d = self.head_dim();
         assert_eq!((slot.len(), row.len(), key.len()), (2 * d, self.row_bytes(), d));
@@ -71,7 +69,7 @@ impl KeyLayout {
     }
 
     /// Whether the kept channels of `row`, of 16 bits, are those of the dense key in `slot`.
-    fn has_kept_channels(&self, slot: &[u8], row: &[u8]) -> bool {
+    pub(crate) fn has_kept_channels(&self, slot: &[u8], row: &[u8]) -> bool {
         let codes = row[self.codes_at()..].as_chunks::<2>().0;
         let mut kept = codes[..self.kept()].iter();
         for (j, &dense) in slot.as_chunks::<2>().0.iter().enumerate() {

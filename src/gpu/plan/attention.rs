@@ -13,13 +13,15 @@
 //! - *Splitting.* Blocks are (queries of a KV head) x (sequences). If that does not fill the device, the keys of a
 //!   sequence are cut into as many pieces as still fit in one round: a second, partly filled round would
 //!   cost more than longer pieces. A piece costs a state of D + 2 floats per query, written and read once;
-//!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes.
+//!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes. Keys in the tail of a buffer are not taken by
+//!   matrix cores, so the last piece, which has them, is to be shorter.
 //! - *Prefill* is bound by multiply-adds, on matrix cores if the device has them (`ops/prefill_matrix.h` has their cost
 //!   model). Where LDS has room, two blocks share a compute unit, so that one's matrix instructions hide the decoding
 //!   of the other. Keys are cut only if there are few blocks, that is for chunks of few tokens after a long cache.
 
+use super::tail::tails;
 use super::tensors::base;
-use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launch, row_words, sequences};
+use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launch, narrow, row_words, sequences};
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
     BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, PREFILL_THREADS,
@@ -39,6 +41,8 @@ const MIN_DECODE_KEYS: u32 = 256;
 const MIN_PREFILL_KEYS: u32 = 512;
 /// The keys of a piece are a multiple of this, so that tiles are whole.
 const PIECE: u32 = 64;
+/// Instructions of a key that is not taken by matrix cores, in those of one that is.
+const MATRIX_TAIL_COST: u32 = 4;
 /// Most (token, head) pairs of a KV head for the decoding kernels, which decode rows again for every eight.
 const MOST_DECODE_COLUMNS: u32 = 16;
 
@@ -52,6 +56,8 @@ struct Attend {
     /// Blocks that a compute unit holds at once.
     resident: u32,
     min_keys: u32,
+    /// Stored keys that take as long as one in the tail.
+    tail_cost: u32,
 }
 
 impl Attend {
@@ -68,7 +74,7 @@ impl Attend {
     fn prefill(call: &Call, key_words: u32) -> Self {
         let d = call.head_dim;
         let (channels, columns) = if d > 128 { (256, 16) } else { (128, 32) };
-        let words = 2 * columns * (d + 1) + columns * (columns + 1) + source_words(d, columns, key_words);
+        let words = 2 * columns * (d + 1) + columns * (columns + 1) + source_words(call, columns, key_words);
         Self {
             kernel: format!("spark_prefill_{channels}"),
             columns,
@@ -76,6 +82,7 @@ impl Attend {
             shared_bytes: 4 * words,
             resident: PREFILL_BLOCKS,
             min_keys: MIN_PREFILL_KEYS,
+            tail_cost: 1,
         }
     }
 
@@ -86,7 +93,7 @@ impl Attend {
         let (element, bytes) = if call.scalar == FLOAT32 { ("f32", 4) } else { ("f16", 2) };
         let fragments = if bytes * channels > 256 { 1 } else { 2 };
         let keys = 32 * fragments;
-        let shared_bytes = keys * channels * bytes + 4 * source_words(d, keys, key_words);
+        let shared_bytes = keys * channels * bytes + 4 * source_words(call, keys, key_words);
         Self {
             kernel: format!("spark_prefill_matrix_{element}_{channels}"),
             columns: 64 * fragments,
@@ -94,6 +101,7 @@ impl Attend {
             shared_bytes,
             resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
             min_keys: MIN_PREFILL_KEYS,
+            tail_cost: 1,
         }
     }
 
@@ -110,15 +118,17 @@ impl Attend {
             _ => 8,
         };
         let states = BLOCK_WAVES / 2 * columns * (d + 2);
+        let tile = wave / octets * if columns > 1 { 2 } else { 4 };
+        let staged = BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS);
         let words = if matrix {
             let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
             let tiles = MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS);
-            // After the queries: the tables and the waves' rows, whose memory the states of all waves reuse.
-            columns * d + tiles.max(2 * states)
+            // After the queries: the tables and the waves' rows, whose memory the states of all waves reuse; and after
+            // these the rows of keys that are in the tail.
+            columns * d + tiles.max(2 * states) + if call.tail_window > 0 { staged } else { 0 }
         } else {
-            let tile = wave / octets * if columns > 1 { 2 } else { 4 };
             let setup = (columns + 1) * d;
-            setup.max(BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS)).max(states)
+            setup.max(staged).max(states)
         };
         let shared_bytes = 4 * (d + words);
         Self {
@@ -128,13 +138,14 @@ impl Attend {
             shared_bytes,
             resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
             min_keys: MIN_DECODE_KEYS,
+            tail_cost: if matrix { MATRIX_TAIL_COST } else { 1 },
         }
     }
 }
 
 /// Words of LDS that `Source` of `ops/source.h` takes for tiles of `keys` keys.
-fn source_words(head_dim: u32, keys: u32, key_words: u32) -> u32 {
-    head_dim + keys * key_words + KEY_SLACK_WORDS
+fn source_words(call: &Call, keys: u32, key_words: u32) -> u32 {
+    call.head_dim + keys * key_words + KEY_SLACK_WORDS + if call.tail_window > 0 { keys } else { 0 }
 }
 
 /// The read path of one call.
@@ -171,6 +182,13 @@ pub fn attention(
         call.bias_head = if heads == 1 { 0 } else { rows * columns };
         call.bias_token = columns;
     }
+    let tail_window = if inputs.past_recent.is_null() { settings.common.tail_window } else { 0 };
+    // Nothing is read where nothing is past.
+    let free = lengths.past.iter().map(|&past| if past > 0 { geometry.past - past } else { 0 });
+    let tails = tails(geometry, tail_window, free)?;
+    if tails.iter().any(|&kept| kept > 0) {
+        call.tail_window = narrow("tail_window", tail_window)?;
+    }
     let mut plan = Plan::default();
     if new == 0 {
         return Ok(plan);
@@ -178,7 +196,7 @@ pub fn attention(
     let attend = Attend::new(device, &call, row_words(geometry).0);
     let pairs = u64::from(call.group) * new as u64;
     for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
-        let mut call = sequences(&call, lengths, first);
+        let mut call = sequences(&call, lengths, &tails, first);
         let blocks = pairs.div_ceil(attend.columns.into()) * kv_heads as u64;
         (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
         let states = call.sequences as usize * query_heads * new * call.splits as usize;
@@ -202,9 +220,10 @@ fn pieces(device: &Device, attend: &Attend, call: &Call, blocks: u64) -> (u32, u
         s.past + s.valid - first
     });
     let keys = keys.max().unwrap_or(0).max(1);
+    let tail = call.sequence[..call.sequences as usize].iter().map(|s| s.tail.min(s.past)).max().unwrap_or(0);
     let at_once = u64::from(device.compute_units.max(1)) * u64::from(attend.resident);
     let wanted = at_once / (blocks * u64::from(call.sequences)).max(1);
     let wanted = wanted.clamp(1, u64::from(keys.div_ceil(attend.min_keys))) as u32;
-    let split_keys = keys.div_ceil(wanted).next_multiple_of(PIECE);
+    let split_keys = (keys + (attend.tail_cost - 1) * tail).div_ceil(wanted).next_multiple_of(PIECE);
     (keys.div_ceil(split_keys), split_keys)
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod prune;
+mod tail;
 mod tensors;
 
 use std::ffi::c_void;
@@ -101,15 +102,15 @@ fn row_words(geometry: &Geometry) -> (u32, u32) {
     (key.div_ceil(4) as u32, value.div_ceil(4) as u32)
 }
 
-/// `call` for the sequences from `first` on, as many as fit in one launch.
-fn sequences(call: &Call, lengths: &Lengths, first: usize) -> Call {
+/// `call` for the sequences from `first` on, as many as fit in one launch. `tails` are the keys that the tail of each
+/// sequence keeps.
+fn sequences(call: &Call, lengths: &Lengths, tails: &[u32], first: usize) -> Call {
     let mut call = *call;
     let last = lengths.past.len().min(first + MAX_SEQUENCES as usize);
     call.first_sequence = first as u32;
     call.sequences = (last - first) as u32;
-    let pairs = lengths.past[first..last].iter().zip(&lengths.new[first..last]);
-    for (sequence, (&past, &valid)) in call.sequence.iter_mut().zip(pairs) {
-        *sequence = Sequence { past: past as u32, valid: valid as u32 };
+    for (sequence, b) in call.sequence.iter_mut().zip(first..last) {
+        *sequence = Sequence { past: lengths.past[b] as u32, valid: lengths.new[b] as u32, tail: tails[b] };
     }
     call
 }

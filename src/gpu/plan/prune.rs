@@ -1,5 +1,6 @@
 //! The write path.
 
+use super::tail::tails;
 use super::tensors::base;
 use super::{Device, Inputs, Plan, PlanError, PruneOutputs, check_wave, launch, narrow, row_words, sequences};
 use crate::call::{Geometry, Lengths, PruneSettings};
@@ -32,10 +33,15 @@ pub fn prune(
     call.observation_window = narrow("observation_window", settings.observation_window)?;
     call.grow = u32::from(!std::ptr::eq(inputs.past_key, outputs.present_key))
         | u32::from(!std::ptr::eq(inputs.past_value, outputs.present_value)) << 1;
+    let shared = call.grow == 0;
+    let tail_window = if shared { settings.common.tail_window } else { 0 };
+    let used = lengths.past.iter().zip(&lengths.new).map(|(past, new)| past + new);
+    let tails = tails(geometry, tail_window, used.map(|used| lengths.present(geometry) - used))?;
+    call.tail_window = narrow("tail_window", tail_window)?;
     let heads = kv_heads as u64;
     let mut plan = Plan::default();
     for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
-        let call = sequences(&call, lengths, first);
+        let call = sequences(&call, lengths, &tails, first);
         if !call.present_recent.is_null() && call.present_recent_rows > 0 {
             let blocks = u64::from(call.present_recent_rows) * heads;
             plan.launches.push(launch(device, "spark_recent".into(), blocks, RECENT_THREADS, 0, call)?);

@@ -55,7 +55,9 @@ fn compute<T: Tensor, C: Container>(
         recent_keys(&pool, &call, past_recent, recent.array(Dim([batch, kv_heads, recent_rows, d]))?);
     }
     let observed = observed.as_mut().map(|o| o.array(Dim([batch, kv_heads, d]))).transpose()?;
-    let with_tail = settings.common.tail_window > 0;
+    // A tail lies in both buffers.
+    let both_shared = present.shares(Input::PastKey, &key) && present.shares(Input::PastValue, &value);
+    let with_tail = settings.common.tail_window > 0 && both_shared;
     let key = present.new_rows(Input::PastKey, &mut key, geometry.key.row_bytes(), with_tail);
     let value = present.new_rows(Input::PastValue, &mut value, geometry.value.row_bytes(), with_tail);
     let rows = key.new.into_iter().zip(value.new).map(|(key, value)| HeadRows { key, value }).collect();
@@ -89,6 +91,11 @@ struct Writable<'o> {
 }
 
 impl Present<'_> {
+    /// Whether past and present are the same memory.
+    fn shares(&self, past: Input, present: &Output<'_>) -> bool {
+        self.inputs.memory(past).overlaps(present.memory())
+    }
+
     /// Where the rows of the new tokens go, with the past rows in place before them, and a tail behind them if wanted.
     fn new_rows<'o>(
         &self,
@@ -100,7 +107,7 @@ impl Present<'_> {
         let Geometry { batch, kv_heads, .. } = *self.geometry;
         let heads = batch * kv_heads;
         let rows = self.lengths.present(self.geometry);
-        let shared = self.inputs.memory(past).overlaps(present.memory());
+        let shared = self.shares(past, present);
         let first = present.address();
         if shared {
             let new_and_free = |head: usize| {

@@ -13,6 +13,17 @@ fn round(x: &mut [f32]) {
 /// Reads a row of (sequence, head, token).
 type Read<'a> = &'a dyn Fn((usize, usize, usize), &mut [f32]);
 
+/// Reads the key at position `t` from the tail; whether it is there.
+fn in_tail(case: &Case, (b, h, t): (usize, usize, usize), row: &[u8], key: &mut [f32]) -> bool {
+    let [free_key, free_value] = &case.free;
+    let head = b * case.geometry.kv_heads + h;
+    let layout = case.tail_layout();
+    let (Some(free_key), Some(free_value)) = (free_key.get(head), free_value.get(head)) else { return false };
+    let tail = layout.read(free_key, free_value);
+    let recent = t + tail.kept() >= case.lengths.past[b] && tail.kept() > 0;
+    recent && tail.slots(t).any(|slot| case.geometry.key.read_dense_key(slot, row, key))
+}
+
 /// `case` with rotated queries and keys, decoded keys and values, all rounded to float16. Its past keys are all dense,
 /// so that they are what this function says; attention to it, in float32, differs from the kernels' by sums and weights
 /// only.
@@ -44,8 +55,11 @@ pub fn in_float16(case: &Case) -> Case {
                 let row = t + past[b].min(window) - past[b];
                 key.iter_mut().zip(recent.slice(s![b, h, row, ..])).for_each(|(to, x)| *to = *x);
             }
-            _ => {
+            recent => {
                 let row = &case.past_key[b * heads + h][t * g.key.row_bytes()..][..g.key.row_bytes()];
+                if recent.is_none() && in_tail(case, (b, h, t), row, key) {
+                    return;
+                }
                 let recovery = case.attention.common.recovery;
                 g.key.row(row).decode(&case.scale[h * d..(h + 1) * d], |j| recovery.factor(t, j), key);
             }
@@ -69,6 +83,7 @@ pub fn in_float16(case: &Case) -> Case {
         recent: Some(recent),
         past_key: case.past_key.clone(),
         past_value: case.past_value.iter().map(values).collect(),
+        free: [vec![], vec![]],
         geometry: g.clone(),
         lengths: case.lengths.clone(),
         attention: case.attention.clone(),

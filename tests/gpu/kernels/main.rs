@@ -19,4 +19,5 @@ mod on_device;
 mod plans;
 mod prefill;
 mod pruning;
+mod tail;
 mod traps;

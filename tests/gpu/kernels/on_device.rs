@@ -90,10 +90,19 @@ pub struct OnDevice<'a> {
     pub inputs: Inputs,
 }
 
-/// `[B, Hk, P, row_bytes]`: the rows of past tokens, and what a host leaves in the others.
-pub fn past_rows(case: &Case, rows: &[Vec<u8>], row_bytes: usize) -> Vec<u8> {
-    let head_bytes = case.geometry.past * row_bytes;
-    rows.iter().flat_map(|r| r.iter().copied().chain(std::iter::repeat(0xEE)).take(head_bytes)).collect()
+/// Buffers of keys and values, `[B, Hk, P, row_bytes]`: the rows of past tokens, and what a host leaves in the others.
+pub fn past_buffers(case: &Case) -> [Vec<u8>; 2] {
+    let Geometry { key, value, past, .. } = &case.geometry;
+    let buffer = |rows: &[Vec<u8>], free: &[Vec<u8>], row_bytes: usize| -> Vec<u8> {
+        let region = |(h, rows): (usize, &Vec<u8>)| {
+            let free = free.get(h).map_or(&[][..], |free| &free[..]);
+            let all = [&rows[..], free].concat().into_iter().chain(std::iter::repeat(0xEE));
+            all.take(past * row_bytes).collect::<Vec<u8>>()
+        };
+        rows.iter().enumerate().flat_map(region).collect()
+    };
+    let [free_key, free_value] = &case.free;
+    [buffer(&case.past_key, free_key, key.row_bytes()), buffer(&case.past_value, free_value, value.row_bytes())]
 }
 
 impl<'a> OnDevice<'a> {
@@ -129,8 +138,7 @@ impl<'a> OnDevice<'a> {
         if saliency {
             inputs.query_saliency = put(case.query_saliency.iter().flat_map(|n| n.to_le_bytes()).collect()).cast();
         }
-        let past_key = Memory::new(&past_rows(case, &case.past_key, case.geometry.key.row_bytes()));
-        let past_value = Memory::new(&past_rows(case, &case.past_value, case.geometry.value.row_bytes()));
+        let [past_key, past_value] = past_buffers(case).map(|buffer| Memory::new(&buffer));
         (inputs.past_key, inputs.past_value) = (past_key.at(), past_value.at());
         let geometry = Geometry { layout: layout.query, ..case.geometry.clone() };
         Self { case, geometry, scalar, layout, _tensors: tensors, past_key, past_value, inputs }

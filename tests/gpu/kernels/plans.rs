@@ -57,3 +57,27 @@ fn keys_are_cut_to_fill_the_device() {
         assert_eq!(plan.launches.len(), if splits > 1 { 2 } else { 1 });
     }
 }
+
+/// Keys in the tail of a buffer cost more than others, on matrix cores, and all are in the last piece.
+#[test]
+fn the_piece_with_the_tail_is_shorter() {
+    let mut case = case(1, Scalar::F16, 128, (Bits::B8, Bits::B8), 8, 1);
+    (case.attention.common.query_heads, case.attention.common.kv_heads) = (32, 8);
+    (case.attention.window, case.geometry.query_heads, case.geometry.kv_heads) = (None, 32, 8);
+    let keys = 76 * 448;
+    let last_piece = |window: usize, wave: u32| {
+        let mut settings = case.attention.clone();
+        settings.common.tail_window = window;
+        let geometry = Geometry { batch: 1, new: 1, past: keys + 100, ..case.geometry.clone() };
+        let lengths = Lengths { total: keys, past: vec![keys - 1], new: vec![1] };
+        let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+        let inputs = Inputs::none(Scalar::F16);
+        let plan = plan::attention(&device(wave, 304), &geometry, &lengths, &settings, &inputs, &tensors).unwrap();
+        let call = &plan.launches[0].call;
+        (call.split_keys, keys as u32 - (call.splits - 1) * call.split_keys)
+    };
+    assert_eq!(last_piece(0, 64), (448, 448));
+    let (piece, last) = last_piece(64, 64);
+    assert!(last + 3 * 64 <= piece, "{last} keys after pieces of {piece}");
+    assert_eq!(last_piece(64, 32), last_piece(0, 32));
+}

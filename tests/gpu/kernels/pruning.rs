@@ -3,18 +3,18 @@
 use std::ptr::null_mut;
 
 use ndarray::{Array3, Array4};
-use spark_ort::cpu::{HeadRows, InstructionSet, Serial, grow, prune, recent_keys};
+use spark_ort::cpu::{HeadRows, InstructionSet, Serial, grow, prune, recent_keys, write_tail};
 use spark_ort::format::{Bits, KeyLayout};
 use spark_ort::gpu::plan::{self, Device, PruneOutputs, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::gpu::{Memory, gpu};
-use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, bytes_of, case, device, grid, numbers_of, past_rows};
+use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, bytes_of, case, device, grid, numbers_of, past_buffers};
 
 /// What `SparkPrune` writes.
 pub struct Present {
-    key: Vec<u8>,
-    value: Vec<u8>,
+    pub key: Vec<u8>,
+    pub value: Vec<u8>,
     recent: Vec<u8>,
     observed: Vec<f32>,
 }
@@ -25,12 +25,10 @@ fn expected_present(case: &Case, scalar: Scalar, shared: bool) -> Present {
     let d = g.head_dim();
     let rows = lengths.present(g);
     let heads = g.batch * g.kv_heads;
-    let mut present = [(&case.past_key, g.key.row_bytes()), (&case.past_value, g.value.row_bytes())].map(
-        |(past, bytes)| match shared {
-            true => past_rows(case, past, bytes),
-            false => vec![0xAA; heads * rows * bytes],
-        },
-    );
+    let mut present = match shared {
+        true => past_buffers(case),
+        false => [g.key.row_bytes(), g.value.row_bytes()].map(|bytes| vec![0xAA; heads * rows * bytes]),
+    };
     let mut observed = Array3::from_elem([g.batch, g.kv_heads, d], f32::NAN);
     {
         let [key, value] = &mut present;
@@ -52,6 +50,9 @@ fn expected_present(case: &Case, scalar: Scalar, shared: bool) -> Present {
             }
         }
     }
+    if shared && case.prune.common.tail_window > 0 {
+        expected_tail(case, &mut present);
+    }
     let recent_rows = lengths.total.min(case.prune.common.recent_window);
     let mut recent = Array4::from_elem([g.batch, g.kv_heads, recent_rows, d], f32::NAN);
     if case.recent.is_some() {
@@ -59,6 +60,19 @@ fn expected_present(case: &Case, scalar: Scalar, shared: bool) -> Present {
     }
     let [key, value] = present;
     Present { key, value, recent: bytes_of(scalar, recent.into_iter()), observed: observed.into_iter().collect() }
+}
+
+/// Adds the tails to shared buffers.
+fn expected_tail(case: &Case, [keys, values]: &mut [Vec<u8>; 2]) {
+    let (g, lengths, layout) = (&case.geometry, &case.lengths, case.tail_layout());
+    let (key, value) = (g.key.row_bytes(), g.value.row_bytes());
+    let regions = keys.chunks_mut(g.past * key).zip(values.chunks_mut(g.past * value)).enumerate();
+    let slots = regions.map(|(h, (keys, values))| {
+        let (past, new) = (lengths.past[h / g.kv_heads], lengths.new[h / g.kv_heads]);
+        let used = past + new;
+        layout.write(used, new, &mut keys[used * key..], &mut values[used * value..])
+    });
+    write_tail(&Serial, &case.prune_call(), slots.collect());
 }
 
 /// By the kernels.
@@ -91,24 +105,33 @@ fn magnitude_at(layout: &KeyLayout) -> usize {
     layout.head_dim() / 4
 }
 
-/// Rows bit for bit but for `a`, whose sum the device takes in another order: it may be the next float16.
-fn compare_keys(layout: &KeyLayout, got: &[u8], expected: &[u8]) -> Result<(), String> {
-    let at = magnitude_at(layout);
-    let bytes = layout.row_bytes();
+/// Rows bit for bit but for `a` of new ones, whose sum the device takes in another order: it may be the next float16.
+fn compare_keys(case: &Case, got: &[u8], expected: &[u8]) -> Result<(), String> {
+    let (layout, lengths) = (&case.geometry.key, &case.lengths);
+    let (at, bytes, rows) = (magnitude_at(layout), layout.row_bytes(), lengths.present(&case.geometry));
     for (n, (got, expected)) in got.chunks(bytes).zip(expected.chunks(bytes)).enumerate() {
+        let (b, row) = (n / rows / case.geometry.kv_heads, n % rows);
         let a = |row: &[u8]| i32::from(u16::from_le_bytes([row[at], row[at + 1]]));
-        if got[..at] != expected[..at] || got[at + 2..] != expected[at + 2..] || (a(got) - a(expected)).abs() > 1 {
+        let is_new = lengths.past[b] <= row && row < lengths.past[b] + lengths.new[b];
+        let others = got[..at] == expected[..at] && got[at + 2..] == expected[at + 2..];
+        if !others || (a(got) - a(expected)).abs() > i32::from(is_new) {
             return Err(format!("key row {n}:\n{got:02x?} instead of\n{expected:02x?}"));
         }
     }
     Ok(())
 }
 
-pub fn check_prune(case: &Case, scalar: Scalar, device: &Device, layout: Layout, shared: bool) -> Result<(), String> {
+pub fn check_prune(
+    case: &Case,
+    scalar: Scalar,
+    device: &Device,
+    layout: Layout,
+    shared: bool,
+) -> Result<Present, String> {
     let on_device = OnDevice::new(case, scalar, layout, true);
     let got = present(&on_device, device, shared)?;
     let expected = expected_present(case, scalar, shared);
-    compare_keys(&case.geometry.key, &got.key, &expected.key)?;
+    compare_keys(case, &got.key, &expected.key)?;
     if got.value != expected.value {
         return Err("value rows".into());
     }
@@ -116,7 +139,7 @@ pub fn check_prune(case: &Case, scalar: Scalar, device: &Device, layout: Layout,
         return Err("observed saliency".into());
     }
     match case.recent.is_none() || got.recent == expected.recent {
-        true => Ok(()),
+        true => Ok(got),
         false => Err("recent keys".into()),
     }
 }

@@ -10,6 +10,7 @@ It prints one line of JSON. Settings and random calls come from tests/operators.
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import threading
 
@@ -350,6 +351,48 @@ def language():
         }
         before += new
     return {"difference": max(differences)}
+
+
+def folder(capacity="160"):
+    """A GenAI folder as `spark-ort rewrite` makes it, in one buffer for past and present: greatest difference of its
+    logits from the CPU's, whether the first layer's buffers are the CPU's, and how many numbers of their free rows are
+    written."""
+    target = pathlib.Path(os.environ["SCENARIO_FOLDER"], "folder")
+    source = pathlib.Path(__file__).parents[3] / "graphs/genai-cpu-int4"
+    program = pathlib.Path(models.library_path()).with_name("spark-ort")
+    package = pathlib.Path(ort.__file__).parent
+    variables = {**os.environ, "ORT_DYLIB_PATH": str(next(package.glob("capi/libonnxruntime.so.*")))}
+    command = [program, "rewrite", source, target, "--calibrate", "off"]
+    subprocess.run(command, check=True, capture_output=True, env=variables)
+    results, fill = [], 3.0
+    for providers, place in (([PROVIDER, "CPUExecutionProvider"], on_device),
+                             (["CPUExecutionProvider"], ort.OrtValue.ortvalue_from_numpy)):
+        options = ort.SessionOptions()
+        options.register_custom_ops_library(models.library_path())
+        sess = ort.InferenceSession(str(target / "model.onnx"), options, providers=providers)
+        # On the CPU, an OrtValue borrows the memory of its array.
+        arrays = {i.name: np.full((1, i.shape[1], int(capacity), i.shape[3]), fill, np.float32)
+                  for i in sess.get_inputs() if i.name.startswith("past_key_values.")}
+        cache = {name: place(x) for name, x in arrays.items()}
+        past, logits, rng = 0, [], np.random.default_rng(0)
+        for new in (70, 1, 1, 9, 1, 1):
+            past += new
+            binding = sess.io_binding()
+            binding.bind_cpu_input("input_ids", rng.integers(2, 2000, (1, new)))
+            binding.bind_cpu_input("attention_mask", np.ones((1, past), np.int64))
+            for name, value in cache.items():
+                binding.bind_ortvalue_input(name, value)
+                binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+            binding.bind_output("logits")
+            sess.run_with_iobinding(binding)
+            # In the order in which they were bound.
+            logits.append(binding.get_outputs()[-1].numpy().copy())
+        first = [cache[f"past_key_values.0.{which}"].numpy().copy() for which in ("key", "value")]
+        results.append((logits, first))
+    (got, rows), (want, expected) = results
+    return {"difference": worst(got, want),
+            "rows": [bool((g.view(np.uint8) == w.view(np.uint8)).all()) for g, w in zip(rows, expected)],
+            "free": [int((x[:, :, past:] != fill).sum()) for x in rows]}
 
 
 def side_by_side(runs="6"):

@@ -53,6 +53,14 @@ def test_a_whole_model(scenario):
     assert scenario("language").result["difference"] <= 1e-5
 
 
+def test_a_rewritten_folder_keeps_recent_keys(scenario):
+    """As GenAI runs it, with the last keys dense behind the rows of a shared buffer. The model rounds activations to
+    int8, which makes much of a little rounding; the first layer's buffers have met none of it."""
+    got = scenario("folder").result
+    assert got["difference"] <= 3e-2 and got["rows"] == [True, True]
+    assert all(got["free"])
+
+
 @only_hip
 def test_a_fault_is_not_hidden(scenario):
     """A kernel that faults is the run's error, and nothing runs on the CPU instead."""

@@ -82,9 +82,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE.json")]
     pub(super) task_lengths: Option<PathBuf>,
 
-    /// What a model made for conversations is asked, with {prompt} and \n for a new line, such as
+    /// What a model made for conversations is asked in tasks, with {prompt} and \n for a new line, such as
     /// "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-    #[arg(long, value_name = "TEXT", default_value = "{prompt}", verbatim_doc_comment)]
+    #[arg(long, value_name = "TEXT", default_value = PLAIN_TEMPLATE, verbatim_doc_comment)]
     pub(super) template: String,
 
     /// Prompts of each task and length; questions of each data set at most
@@ -114,6 +114,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
 }
+
+/// The template of a model that is not made for conversations.
+const PLAIN_TEMPLATE: &str = "{prompt}";
 
 /// A task of `--tasks`.
 #[derive(Clone)]
@@ -168,8 +171,19 @@ impl Args {
         })
     }
 
+    /// The template of --template, with its new lines.
+    pub(super) fn template(&self) -> String {
+        self.template.replace("\\n", "\n")
+    }
+
     /// Checks what the types of the options cannot express.
     pub(super) fn check(&self) -> Result<()> {
+        if !self.template.contains("{prompt}") {
+            bail!("--template '{}' has no {{prompt}} in it", self.template);
+        }
+        if self.template != PLAIN_TEMPLATE && self.tasks.is_empty() {
+            bail!("--template is for tasks, and --tasks names none");
+        }
         let at_least_one = [
             ("--threads", self.temporary.threads),
             ("--chunk", self.chunk),

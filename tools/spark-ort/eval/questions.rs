@@ -65,16 +65,13 @@ pub fn read(args: &Args, tokenizer: Tokenizer, settings: &FolderSettings) -> Res
     let wording = Wording {
         prompts: table(args.task_prompts.as_deref())?,
         lengths: table(args.task_lengths.as_deref())?,
-        template: args.template.replace("\\n", "\n"),
+        template: args.template(),
     };
     if let Some((dataset, _)) = wording.prompts.iter().find(|(_, prompt)| !prompt.contains("{context}")) {
         bail!("--task-prompts: the wording of {dataset} has no {{context}} in it");
     }
     if let Some((dataset, _)) = wording.lengths.iter().find(|(_, length)| **length == 0) {
         bail!("--task-lengths: {dataset} has 0 tokens for an answer");
-    }
-    if !wording.template.contains("{prompt}") {
-        bail!("--template '{}' has no {{prompt}} in it", args.template);
     }
     let most = args.contexts.iter().copied().max().unwrap_or(0);
     let mut found: Vec<Questions> = Vec::new();

@@ -45,12 +45,14 @@ pub fn tokenizer(named: Option<&Path>, model: &Path) -> Result<Tokenizer> {
 pub fn read(args: &Args, tokenizer: &Tokenizer, limit: Option<usize>) -> Result<Vec<Text>> {
     let Some(file) = &args.text else { return Ok(Vec::new()) };
     let (prefix, tokens) = encoded(tokenizer, file)?;
+    let template = args.template();
     let mut texts = Vec::new();
     for &context in &args.contexts {
         texts.push(of_length(args, (file, &tokens), &prefix, context, limit)?);
         for task in args.generated() {
             let sizes = [context, args.decode, args.samples];
-            let passages = task.passages(tokenizer, &tokens, &prefix, sizes)?;
+            let template = template.split_once("{prompt}").expect("checked with the options");
+            let passages = task.passages(tokenizer, &tokens, &prefix, template, sizes)?;
             if passages.is_empty() {
                 bail!("a prompt of {context} tokens and an answer of {} are too short for {task}", args.decode);
             }
