@@ -28,7 +28,7 @@ pub use cache::grow;
 pub use entry::{KernelElement, attention, prune};
 pub use isa::{CPU_VARIABLE, InstructionSet};
 pub use pool::{Pool, Serial};
-pub use prune::{HeadRows, Prune, recent_keys};
+pub use prune::{HeadRows, Prune, encode_key, recent_keys};
 pub use softmax::SoftmaxState;
 pub use tail::write_tail;
 pub use tokens::{Rotation, Tokens};

@@ -155,9 +155,20 @@ fn observe<T: Element>(call: &Prune<'_, T>, b: usize, h: usize) -> Vec<f32> {
     saliency.finish()
 }
 
-/// Chooses the channels of `key` by `saliency` and encodes them into `row`.
+/// Chooses the channels of `key` by `saliency` and encodes them into `row`. All but `row` have one number a channel,
+/// `scale` is c.
+///
+/// # Panics
+/// If a length is not what the layout says.
 #[inline(always)]
-fn encode_key(layout: &KeyLayout, recovery: Recovery, key: &[f32], saliency: &[f32], scale: &[f32], row: &mut [u8]) {
+pub fn encode_key(
+    layout: &KeyLayout,
+    recovery: Recovery,
+    key: &[f32],
+    saliency: &[f32],
+    scale: &[f32],
+    row: &mut [u8],
+) {
     let mut mask = [0; MAX_HEAD_DIM / 8];
     let mask = &mut mask[..key.len() / 8];
     select(key, saliency, layout.kept(), mask);

@@ -9,6 +9,7 @@
 //! - [`Task`]: generated prompts whose answers lie within them.
 //! - [`Question`]: tasks in the form of LongBench, answered in free text and scored by a [`Metric`].
 //! - [`rivals`]: other ways to make a cache smaller.
+//! - [`tune`]: which layers bear a smaller cache.
 //! - [`TokenScore`] and [`Summary`]: how predictions differ, token by token and as estimates with confidence intervals.
 
 mod feeding;
@@ -20,12 +21,13 @@ pub mod rivals;
 mod score;
 mod statistics;
 mod tasks;
+pub mod tune;
 
 pub use feeding::{Feeding, Seen, Timing};
 pub use logits::LogitStore;
 pub use longbench::{Question, QuestionError, Wording};
 pub use metrics::Metric;
 pub use passage::{Passage, passages};
-pub use score::{Summary, TokenScore, divergence};
+pub use score::{Summary, TokenScore, divergence, divergence_change};
 pub use statistics::{Estimate, mean_of};
 pub use tasks::Task;

@@ -76,6 +76,14 @@ impl Summary {
     }
 }
 
+/// Mean KL divergence of a model minus that of another one, of the same predictions; `None` without any.
+pub fn divergence_change(model: &[Vec<TokenScore>], other: &[Vec<TokenScore>]) -> Option<Estimate> {
+    let change = |(a, b): (&TokenScore, &TokenScore)| a.divergence - b.divergence;
+    let passages = model.iter().zip(other).map(|(a, b)| a.iter().zip(b).map(change).collect::<Vec<f64>>());
+    let passages: Vec<_> = passages.filter(|passage| !passage.is_empty()).collect();
+    (!passages.is_empty()).then(|| bootstrap(&passages, mean))
+}
+
 fn answered(passages: &[Vec<TokenScore>]) -> Estimate {
     // Each passage separately, since passages are independent.
     let values =

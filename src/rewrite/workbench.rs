@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::apply;
+use super::build::{Attribute, set_attribute};
 use super::calibrate;
 use super::configure::{OBSERVED, Saliency, Version, configure};
 use super::error::RewriteError;
@@ -15,7 +16,8 @@ use super::publish::parent;
 use super::recipe::LayerSetting;
 use super::rewritten::Rewritten;
 use super::rows::Rows;
-use crate::onnx::{self, Placement};
+use crate::onnx::proto::GraphProto;
+use crate::onnx::{self, NodeExt, Placement};
 use crate::spec;
 
 /// A rewritten and calibrated model in a folder for temporary files, which is written with other settings as often as
@@ -43,6 +45,21 @@ pub struct Lossless {
     pub query_saliency: Vec<Vec<f32>>,
     /// The output of each layer that has observed_saliency of a call, `[1,Hk,D]`.
     pub observed_saliency: Vec<String>,
+}
+
+/// The attribute of MatMulNBits that says what activations are rounded to: 1 is float32, the largest, 4, int8.
+const LEVEL: &str = "accuracy_level";
+
+/// Makes weights of few bits be multiplied in float32; returns the nodes that did not, with their level.
+fn compute_in_float(graph: &mut GraphProto) -> Vec<(usize, i64)> {
+    let mut before = Vec::new();
+    for (place, node) in graph.node.iter_mut().enumerate().filter(|(_, n)| n.is("com.microsoft", "MatMulNBits")) {
+        if let Some(level) = node.int(LEVEL).filter(|level| *level > 1) {
+            set_attribute(node, LEVEL, Attribute::Int(1));
+            before.push((place, level));
+        }
+    }
+    before
 }
 
 impl Workbench {
@@ -79,7 +96,9 @@ impl Workbench {
         Ok(Self { rewritten, numbers, saliency, options: options.clone(), folder: folder.to_path_buf() })
     }
 
-    /// Writes the model as the file `name`, without loss.
+    /// Writes the model as the file `name`, without loss. Weights of few bits are multiplied in float32 there: with
+    /// activations that are rounded to int8, predictions change by a few thousandths of a nat whatever changes in a
+    /// layer, and more than by what is to be measured.
     ///
     /// # Errors
     /// The file system refuses.
@@ -94,7 +113,12 @@ impl Workbench {
         let query_saliency = order.iter().map(|&layer| saliency(layer)).collect();
         let observed_saliency = order.iter().map(|&layer| names[layer].observed_saliency.clone()).collect();
         let rows = vec![lossless.clone(); layers.len()];
-        let (file, inspection) = self.write_rows(name, &rows, Some(OBSERVED))?;
+        let graph = self.rewritten.model.graph.mut_or_insert_default();
+        let before = compute_in_float(graph);
+        let written = self.write_rows(name, &rows, Some(OBSERVED));
+        let graph = self.rewritten.model.graph.mut_or_insert_default();
+        before.into_iter().for_each(|(node, level)| set_attribute(&mut graph.node[node], LEVEL, Attribute::Int(level)));
+        let (file, inspection) = written?;
         Ok(Lossless { file, inspection, rows: lossless, query_saliency, observed_saliency })
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use half::f16;
 use ort::memory::MemoryInfo;
 use ort::session::{IoBinding, SessionOutputs};
-use ort::value::{DynValue, ValueType};
+use ort::value::{DynValue, PrimitiveTensorElementType, ValueType};
 
 use super::error::Error;
 use super::feeds::zeros;
@@ -97,6 +97,28 @@ impl Sequence {
         Ok(other)
     }
 
+    /// A copy in memory of its own.
+    ///
+    /// # Errors
+    /// There is not enough memory.
+    pub fn copy(&self) -> Result<Self, Error> {
+        let slots = self.slots.iter().map(Slot::copy).collect::<ort::Result<_>>()?;
+        Ok(Self { interface: Arc::clone(&self.interface), slots, length: self.length, capacity: self.capacity })
+    }
+
+    /// Rows of a cache tensor of bytes, `[rows, width]`, to be read or changed.
+    ///
+    /// # Errors
+    /// The tensor does not hold bytes.
+    ///
+    /// # Panics
+    /// As [`Self::read_rows`].
+    pub fn row_bytes_mut(&mut self, tensor: usize, head: usize, rows: Range<usize>) -> Result<&mut [u8], Error> {
+        let slot = &mut self.slots[tensor];
+        let place = slot.elements(head, &rows, self.length);
+        Ok(&mut slot.value.try_extract_tensor_mut::<u8>()?.1[place])
+    }
+
     /// Rows of a cache tensor as float32, `[rows, width]`. Tensors are numbered as in [`Interface::pairs`].
     ///
     /// # Errors
@@ -180,6 +202,18 @@ impl Sequence {
 }
 
 impl Slot {
+    fn copy(&self) -> ort::Result<Self> {
+        let Self { pair, kv_heads, shared, holds_all, .. } = self;
+        let mut value = zeros(*kv_heads, shape(&self.value)[2] as usize, pair)?;
+        match pair.element {
+            Element::Float32 => copy_elements::<f32>(&self.value, &mut value)?,
+            Element::Float16 => copy_elements::<f16>(&self.value, &mut value)?,
+            Element::Uint8 => copy_elements::<u8>(&self.value, &mut value)?,
+            Element::Int8 => copy_elements::<i8>(&self.value, &mut value)?,
+        }
+        Ok(Self { pair: pair.clone(), kv_heads: *kv_heads, value, shared: *shared, holds_all: *holds_all })
+    }
+
     /// The range of the rows of a KV head in the tensor, for a sequence of `length` tokens.
     fn elements(&self, head: usize, rows: &Range<usize>, length: usize) -> Range<usize> {
         let all = shape(&self.value)[2] as usize;
@@ -188,6 +222,11 @@ impl Slot {
         let start = (head * all + rows.start) * self.pair.width;
         start..start + rows.len() * self.pair.width
     }
+}
+
+fn copy_elements<T: PrimitiveTensorElementType + Copy>(from: &DynValue, to: &mut DynValue) -> ort::Result<()> {
+    to.try_extract_tensor_mut::<T>()?.1.copy_from_slice(from.try_extract_tensor::<T>()?.1);
+    Ok(())
 }
 
 /// Dimensions of a tensor.

@@ -1,5 +1,6 @@
 """The package as `pip install` leaves it: module, command, types."""
 
+import json
 import os
 import re
 import shutil
@@ -80,6 +81,17 @@ def test_rewrite_and_inspect(exports, tmp_path):
     assert found["rows"]["kept_channels"] == 20 and found["bytes_per_token"] == 576
     assert found["interface"]["layers"][0]["key_recent"]["past"] == "past_key_values.0.key_recent"
     assert spark_ort.inspect(source)["rows"] is None
+
+
+def test_recipe(exports, tmp_path):
+    """Settings by layer, beside which others are refused."""
+    source, recipe, out = exports("optimum-fp32") / "model.onnx", tmp_path / "recipe.json", tmp_path / "out.onnx"
+    layers = [{"layer": i, "ratio": 0.5, "key_bits": 8, "value_bits": 8 if i else 4} for i in range(4)]
+    recipe.write_text(json.dumps({"spark_recipe": 1, "layers": layers}))
+    report = spark_ort.rewrite(source, out, recipe=recipe, calibrate="off")
+    assert [rows["value_bits"] for rows in report["model"]["layer_rows"]] == [4, 8, 8, 8]
+    with pytest.raises(spark_ort.Error, match="--ratio"):
+        spark_ort.rewrite(source, out, recipe=recipe, ratio=0.25, force=True)
 
 
 def test_every_option_arrives(exports, tmp_path):

@@ -15,9 +15,11 @@ mod progress;
 mod prompt;
 mod report;
 mod rewrite;
+mod temporary;
 mod terminal;
 mod threads;
 mod trial;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,7 @@ enum Command {
     Inspect(inspect::Args),
     Generate(generate::Args),
     Eval(Box<eval::Args>),
+    Tune(Box<tune::Args>),
     Bench(bench::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
@@ -54,6 +57,7 @@ impl Command {
             Command::Inspect(args) => inspect::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Tune(args) => tune::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),
             Command::Trial(args) => trial::run(args),

@@ -140,7 +140,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     if unfinished {
         finish_rows(value_layout, sums);
     }
-    let weighted = |h: usize| sums.iter().flat_map(|sums| sums.0[h]).collect();
+    let weighted = |h: usize| sums.iter().map(|sums| sums.0[h]).collect::<Vec<_>>().into_flattened();
     (0..items.len()).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
 }
 

@@ -18,36 +18,47 @@ pub(in crate::cpu) struct Prefetch<'a> {
 struct Rows<'a> {
     rows: &'a [u8],
     bytes: usize,
+    /// Cache lines that a row takes, more or less.
+    lines: usize,
 }
 
 impl<'a> Prefetch<'a> {
     /// Of `key` and `value` rows and the bytes that each takes.
     pub(super) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize)) -> Self {
-        let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes });
+        let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes, lines: bytes.div_ceil(64) });
         Self { key, value }
     }
 
     /// Asks for what follows the key row number `n`.
     #[inline(always)]
     pub(in crate::cpu) fn at_key<V: Vector>(&self, v: V, n: usize) {
-        self.key.prefetch(v, n, 0, self.key.lines());
-        self.value.prefetch(v, n, 0, self.value.lines() / 2);
+        self.key.prefetch(v, n, 0, self.key.lines);
+        self.value.prefetch(v, n, 0, self.value.lines / 2);
     }
 
     /// Asks for what follows the value row number `n`.
     #[inline(always)]
     pub(in crate::cpu) fn at_value<V: Vector>(&self, v: V, n: usize) {
-        self.value.prefetch(v, n, self.value.lines() / 2, self.value.lines());
+        self.value.prefetch(v, n, self.value.lines / 2, self.value.lines);
+    }
+
+    /// As [`Self::at_key`], of `count` rows from number `first` on.
+    #[inline(always)]
+    pub(in crate::cpu) fn at_keys<V: Vector>(&self, v: V, first: usize, count: usize) {
+        let (keys, values) = (self.key.bytes * count, self.value.bytes * count);
+        self.key.prefetch_bytes(v, self.key.bytes * first, keys);
+        self.value.prefetch_bytes(v, self.value.bytes * first, values / 2);
+    }
+
+    /// As [`Self::at_value`], of `count` rows from number `first` on.
+    #[inline(always)]
+    pub(in crate::cpu) fn at_values<V: Vector>(&self, v: V, first: usize, count: usize) {
+        let values = self.value.bytes * count;
+        self.value.prefetch_bytes(v, self.value.bytes * first + values / 2, values.div_ceil(2));
     }
 }
 
 impl Rows<'_> {
-    /// Cache lines that a row takes, more or less.
-    #[inline(always)]
-    fn lines(&self) -> usize {
-        self.bytes.div_ceil(64)
-    }
-
     /// Prefetches lines `first` to `last` of the row that is [`DISTANCE`] beyond number `n`, if there is one.
     #[inline(always)]
     fn prefetch<V: Vector>(&self, v: V, n: usize, first: usize, last: usize) {
@@ -61,6 +72,14 @@ impl Rows<'_> {
                     v.prefetch(at(line));
                 }
             }
+        }
+    }
+
+    /// Prefetches `count` bytes that are [`DISTANCE`] beyond byte `first`.
+    #[inline(always)]
+    fn prefetch_bytes<V: Vector>(&self, v: V, first: usize, count: usize) {
+        for at in (0..count).step_by(64) {
+            v.prefetch(self.rows.as_ptr().wrapping_add(first + DISTANCE + at));
         }
     }
 }

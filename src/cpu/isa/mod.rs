@@ -28,11 +28,11 @@ pub enum InstructionSet {
     Scalar,
     /// Vectors as the compiler makes them for any processor of the target.
     Portable,
-    /// AVX2, FMA, F16C and BMI2.
+    /// AVX2, FMA, F16C and BMI2: quantised rows in int16.
     Avx2,
-    /// AVX-512 with BW, DQ, VL and VBMI2, and FMA, F16C and BMI2.
+    /// AVX-512 with BW, DQ, VL and VBMI2, and FMA, F16C and BMI2: quantised rows as AVX2 reads them.
     Avx512,
-    /// The same with VBMI and VNNI: quantised rows in int16.
+    /// The same with VBMI and VNNI: quantised rows with registers of 512 bits too.
     Vnni,
 }
 

@@ -60,7 +60,7 @@ impl Cache {
                 let problem = "keys are rotated before they reach attention, so that snapkv cannot be simulated".into();
                 return Err(Error::Unsupported { path: "the original".into(), problem });
             }
-            _ => copy(&prompt.sequence, &kv_heads)?,
+            _ => prompt.sequence.copy()?,
         };
         let mut transforms = Vec::new();
         for (layer, statistics) in prompt.statistics.iter().enumerate() {
@@ -92,16 +92,4 @@ impl Cache {
         self.done = end;
         Ok(())
     }
-}
-
-/// A copy of the cache in separate memory.
-fn copy(sequence: &Sequence, kv_heads: &[usize]) -> Result<Sequence, Error> {
-    let mut other = sequence.blank(sequence.len())?;
-    for (layer, &heads) in kv_heads.iter().enumerate() {
-        for (tensor, head) in [2 * layer, 2 * layer + 1].into_iter().flat_map(|t| (0..heads).map(move |h| (t, h))) {
-            let rows = sequence.read_rows(tensor, head, 0..sequence.len())?;
-            other.write_rows(tensor, head, 0, &rows)?;
-        }
-    }
-    Ok(other)
 }

@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn what_the_kernels_ask_for_is_shown() {
         let kernels = [
-            include_str!("../../../src/cpu/isa/x86_64/avx2.rs"),
+            include_str!("../../../src/cpu/isa/x86_64/avx2/vector.rs"),
             include_str!("../../../src/cpu/isa/x86_64/avx512/vector.rs"),
             include_str!("../../../src/cpu/isa/x86_64/avx512_vnni/mod.rs"),
         ];

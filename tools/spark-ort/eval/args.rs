@@ -6,11 +6,9 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use spark_ort::eval::Task;
 use spark_ort::eval::rivals::Rival;
-use spark_ort::rewrite::Calibration;
-
-use crate::threads;
 
 use super::setting::Setting;
+use crate::temporary::Temporary;
 
 /// Measure what a compressed cache costs a model: loss, KL divergence, agreement, bytes and speed
 ///
@@ -105,21 +103,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub(super) chunk: Option<usize>,
 
-    /// What settings are calibrated on, as of `rewrite`
-    #[arg(long, value_name = "FILE|random|off", default_value = "auto")]
-    pub(super) calibrate: Calibration,
-
-    /// Calibrate on at most so many tokens
-    #[arg(long, value_name = "N", default_value_t = 4096)]
-    pub(super) calibration_tokens: usize,
-
-    /// The tokenizer.json to use [default: the one beside the original]
-    #[arg(long, value_name = "FILE")]
-    pub(super) tokenizer: Option<PathBuf>,
-
-    /// Threads that compute [default: one per physical core]
-    #[arg(long, value_name = "N", value_parser = threads::count)]
-    pub(super) threads: Option<usize>,
+    #[command(flatten)]
+    pub(super) temporary: Temporary,
 
     /// Also draw error against pruned channels, error against bytes and speed against bytes, as an SVG file
     #[arg(long, value_name = "FILE.svg")]
@@ -200,7 +185,7 @@ impl Args {
             bail!("--template is for tasks, and --tasks names none");
         }
         let at_least_one = [
-            ("--threads", self.threads),
+            ("--threads", self.temporary.threads),
             ("--chunk", self.chunk),
             ("--decode", Some(self.decode)),
             ("--passages", Some(self.passages)),

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use spark_ort::onnx::Placement;
-use spark_ort::rewrite::{Calibration, Inspection, Options, Progress, RecentIn, inspect};
+use spark_ort::rewrite::{Inspection, Options, Progress, RecentIn, inspect};
 use tempfile::TempDir;
 
 use super::setting::Setting;
 use crate::interrupt::Interrupt;
 use crate::model_files::model_file;
 use crate::progress::Steps;
+use crate::temporary::Temporary;
 
 /// A model, ready to be opened.
 pub struct Candidate {
@@ -52,6 +53,11 @@ impl Candidate {
         Ok(Self { name, kind, file, inspection, _folder: None })
     }
 
+    /// A rewritten model in a folder that someone else removes.
+    pub fn rewritten(name: String, file: PathBuf, inspection: Inspection) -> Self {
+        Self { name, kind: Kind::Rewritten, file, inspection, _folder: None }
+    }
+
     /// A model in a temporary folder, which is removed with it.
     pub fn temporary(name: String, kind: Kind, file: PathBuf, inspection: Inspection, folder: TempDir) -> Self {
         Self { name, kind, file, inspection, _folder: Some(folder) }
@@ -63,10 +69,7 @@ pub struct Rewriter<'a> {
     pub original: &'a Path,
     /// Whether past and present will be one buffer, with recent keys in its free rows.
     pub in_buffer: bool,
-    pub calibrate: Calibration,
-    pub calibration_tokens: usize,
-    pub tokenizer: Option<PathBuf>,
-    pub threads: Option<usize>,
+    pub temporary: &'a Temporary,
     pub interrupt: &'a Interrupt,
 }
 
@@ -75,30 +78,33 @@ impl Rewriter<'_> {
     /// original is one, else those of a file.
     pub fn rewrite(&self, setting: &Setting) -> Result<Candidate> {
         let mut options = Options {
-            calibrate: self.calibrate.clone(),
-            calibration_tokens: self.calibration_tokens,
-            tokenizer: self.tokenizer.clone(),
-            threads: self.threads,
             recent_in: if self.in_buffer { RecentIn::Buffer } else { RecentIn::Inputs },
             data: Placement::Link,
             // Rewriting the folder itself would also copy its tokenizer and the operator library, which this program
             // contains.
             uniform_rows: self.original.join("genai_config.json").is_file(),
-            ..Options::default()
+            ..self.temporary.options()
         };
         setting.apply(&mut options);
         let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
         let (source, file) = (model_file(self.original)?, folder.path().join("model.onnx"));
-        let mut shown = Shown { steps: Steps::default(), interrupt: self.interrupt };
+        let mut shown = Shown::new(self.interrupt);
         let report = spark_ort::rewrite(&source, &file, &options, &mut shown);
         let inspection = report.with_context(|| format!("the setting {setting}"))?.model;
         Ok(Candidate::temporary(setting.to_string(), Kind::Rewritten, file, inspection, folder))
     }
 }
 
-struct Shown<'a> {
+/// The progress of a rewrite, which Ctrl-C cancels.
+pub struct Shown<'a> {
     steps: Steps,
     interrupt: &'a Interrupt,
+}
+
+impl<'a> Shown<'a> {
+    pub fn new(interrupt: &'a Interrupt) -> Self {
+        Self { steps: Steps::default(), interrupt }
+    }
 }
 
 impl Progress for Shown<'_> {

@@ -1,7 +1,7 @@
 //! Measures models on the same passages.
 
 use anyhow::{Context, Result};
-use spark_ort::eval::{LogitStore, Passage, Summary, Timing, TokenScore};
+use spark_ort::eval::{LogitStore, Passage, Timing, TokenScore};
 use spark_ort::runtime::{self, Model, Options};
 
 use super::candidate::Candidate;
@@ -131,9 +131,7 @@ impl<'a> Measurement<'a> {
                     Err(Stop::Failed(error)) => return Err(error.context(candidate.name.clone())),
                 }
             }
-            if let Some(summary) = Summary::new(&scores) {
-                report.rows.push(Row::new(Described::candidate(candidate), text, scores.len(), summary, timing));
-            }
+            report.rows.extend(Row::new(Described::candidate(candidate), text, scores, timing));
             if interrupted {
                 return Ok(());
             }

@@ -1,16 +1,16 @@
 //! `spark-ort eval`: measures what a compressed cache costs a model.
 
 mod args;
-mod candidate;
+pub mod candidate;
 mod described;
-mod measure;
+pub mod measure;
 mod plot;
-mod progress;
+pub mod progress;
 mod questions;
-mod report;
+pub mod report;
 mod rivals;
-mod setting;
-mod texts;
+pub mod setting;
+pub mod texts;
 
 use std::process::ExitCode;
 
@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let original = Candidate::given(&args.original, Kind::Original)?;
     let given =
         args.rewritten.iter().map(|path| Candidate::given(path, Kind::Rewritten)).collect::<Result<Vec<_>>>()?;
-    let tokenizer = texts::tokenizer(args, &original.file)?;
+    let tokenizer = texts::tokenizer(args.temporary.tokenizer.as_deref(), &original.file)?;
     let settings = FolderSettings::beside(&original.file)?;
     let texts = texts::read(args, &tokenizer, settings.context_length)?;
     let read = Read { texts, questions: questions::read(args, tokenizer, &settings)? };
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         shared_buffer: args.shared_buffer,
         capacity: args.capacity,
         chunk: args.chunk,
-        threads: args.threads,
+        threads: args.temporary.threads,
         rows: Vec::new(),
         answers: Vec::new(),
         absent: Vec::new(),
@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if report.interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }
 
-fn is_cancelled(error: &(dyn std::error::Error + 'static)) -> bool {
+pub fn is_cancelled(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(RewriteError::Cancelled))
 }
 
@@ -83,16 +83,13 @@ fn measure_all(
     let rewriter = Rewriter {
         original: &args.original,
         in_buffer: args.shared_buffer && original.inspection.interface.shares_buffer,
-        calibrate: args.calibrate.clone(),
-        calibration_tokens: args.calibration_tokens,
-        tokenizer: args.tokenizer.clone(),
-        threads: args.threads,
+        temporary: &args.temporary,
         interrupt,
     };
     let rivals = args.rivals.iter().flat_map(|rivals| rivals.0.clone()).collect::<Vec<_>>();
     let simulated = rivals.iter().filter(|rival| rival.is_simulated()).count();
     let models = 1 + given.len() + args.settings.len() + rivals.len() - simulated;
-    let mut measurement = Measurement::new(read, models, simulated, args.threads, interrupt)?;
+    let mut measurement = Measurement::new(read, models, simulated, args.temporary.threads, interrupt)?;
     measurement.original(original, report)?;
     for model in given {
         measurement.candidate(model, report)?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use spark_ort::eval::{Estimate, Summary, Task, Timing};
+use spark_ort::eval::{Estimate, Summary, Task, Timing, TokenScore};
 
 use super::candidate::Kind;
 use super::described::Described;
@@ -65,17 +65,23 @@ pub struct Row {
     #[serde(flatten)]
     pub summary: Summary,
     pub timing: Timing,
+    /// Each prediction's, passage by passage.
+    #[serde(skip)]
+    pub scores: Vec<Vec<TokenScore>>,
 }
 
 impl Row {
-    pub fn new(described: Described, text: &Text, passages: usize, summary: Summary, timing: Timing) -> Self {
+    /// `None` without scores.
+    pub fn new(described: Described, text: &Text, scores: Vec<Vec<TokenScore>>, timing: Timing) -> Option<Self> {
         let shared_buffer = text.feeding.capacity.is_some() && described.shares_buffer;
-        Self { described, context: text.context, task: text.task, passages, shared_buffer, summary, timing }
+        let (passages, summary) = (scores.len(), Summary::new(&scores)?);
+        let (context, task) = (text.context, text.task);
+        Some(Self { described, context, task, passages, shared_buffer, summary, timing, scores })
     }
 }
 
 /// A value and its interval, with `digits` digits after the point.
-fn interval(estimate: &Estimate, factor: f64, digits: usize) -> String {
+pub fn interval(estimate: &Estimate, factor: f64, digits: usize) -> String {
     let [value, low, high] = [estimate.value, estimate.low, estimate.high].map(|x| x * factor);
     format!("{value:.digits$} ({low:.digits$} to {high:.digits$})")
 }

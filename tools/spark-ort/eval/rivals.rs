@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use spark_ort::eval::rivals::{Method, Rival, Scales, probe_model, quantised_model, simulate};
-use spark_ort::eval::{Summary, Timing, TokenScore};
+use spark_ort::eval::{Timing, TokenScore};
 use spark_ort::runtime::{Model, Options};
 
 use super::candidate::{Candidate, Kind};
@@ -122,9 +122,9 @@ fn measure_simulated(
             let name = rival.to_string();
             if let Some(why) = scored.problem.filter(|_| report.absent.iter().all(|absent| absent.name != name)) {
                 report.absent.push(Absent { name, why });
-            } else if let Some(summary) = Summary::new(&scored.scores) {
+            } else {
                 let described = Described::rival(rival, original);
-                report.rows.push(Row::new(described, text, scored.scores.len(), summary, scored.timing));
+                report.rows.extend(Row::new(described, text, scored.scores, scored.timing));
             }
         }
         if measurement.interrupt.is_set() {

@@ -4,28 +4,23 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use spark_ort::rewrite::{Options, Recovery};
+use spark_ort::rewrite::{LayerSetting, Options, Recovery};
 
 /// `RATIO/KEY_BITS/VALUE_BITS`, `+RECENT` if the last keys are kept dense, and then `:v2` for row format 2, `:` with a
 /// recovery.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
-    pub ratio: f64,
-    pub key_bits: u8,
-    pub value_bits: u8,
+    pub rows: LayerSetting,
     pub recent: usize,
-    pub row_format: u8,
     pub recovery: Recovery,
 }
 
 impl Setting {
     /// Applies them to the options of a rewrite, which refuses values out of range.
     pub fn apply(&self, options: &mut Options) {
-        options.ratio = self.ratio;
-        options.key_bits = self.key_bits;
-        options.value_bits = self.value_bits;
+        let LayerSetting { ratio, key_bits, value_bits, row_format } = self.rows.clone();
+        *options = Options { ratio, key_bits, value_bits, row_format, ..options.clone() };
         options.recent = Some(self.recent);
-        options.row_format = self.row_format;
         options.recovery = self.recovery;
     }
 }
@@ -41,10 +36,11 @@ impl FromStr for Setting {
             let [ratio, key_bits, value_bits] = rows.split('/').collect::<Vec<_>>().try_into().ok()?;
             let [key_bits, value_bits] = [key_bits.parse().ok()?, value_bits.parse().ok()?];
             let (ratio, recent) = (ratio.parse().ok()?, recent.parse().ok()?);
-            let mut setting = Self { ratio, key_bits, value_bits, recent, row_format: 1, recovery: Recovery::Mean };
+            let rows = LayerSetting { ratio, key_bits, value_bits, row_format: 1 };
+            let mut setting = Self { rows, recent, recovery: Recovery::Mean };
             for word in further {
                 match word.strip_prefix('v').and_then(|number| number.parse().ok()) {
-                    Some(number) => setting.row_format = number,
+                    Some(number) => setting.rows.row_format = number,
                     None => setting.recovery = Recovery::from_str(word, false).ok()?,
                 }
             }
@@ -61,18 +57,24 @@ impl FromStr for Setting {
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.ratio, self.key_bits, self.value_bits)?;
+        let LayerSetting { ratio, key_bits, value_bits, row_format } = self.rows;
+        write!(f, "{ratio}/{key_bits}/{value_bits}")?;
         if self.recent > 0 {
             write!(f, "+{}", self.recent)?;
         }
-        if self.row_format != 1 {
-            write!(f, ":v{}", self.row_format)?;
+        if row_format != 1 {
+            write!(f, ":v{row_format}")?;
         }
         match self.recovery.to_possible_value() {
             Some(name) if self.recovery != Recovery::Mean => write!(f, ":{}", name.get_name()),
             _ => Ok(()),
         }
     }
+}
+
+/// A setting without recent keys, as [`Setting`] spells it.
+pub fn name(rows: &LayerSetting) -> String {
+    Setting { rows: rows.clone(), recent: 0, recovery: Recovery::Mean }.to_string()
 }
 
 #[cfg(test)]
@@ -85,8 +87,8 @@ mod tests {
             assert_eq!(text.parse::<Setting>().unwrap().to_string(), text);
         }
         let setting: Setting = "0.25/8/4+7".parse().unwrap();
-        let (row_format, recovery) = (1, Recovery::Mean);
-        assert_eq!(setting, Setting { ratio: 0.25, key_bits: 8, value_bits: 4, recent: 7, row_format, recovery });
+        let rows = LayerSetting { ratio: 0.25, key_bits: 8, value_bits: 4, row_format: 1 };
+        assert_eq!(setting, Setting { rows, recent: 7, recovery: Recovery::Mean });
         for text in [
             "",
             "0.5",

@@ -36,26 +36,23 @@ pub fn roomy(needed: usize, limit: Option<usize>) -> usize {
 }
 
 /// The tokenizer beside `model`, or the one that is named.
-pub fn tokenizer(args: &Args, model: &Path) -> Result<Tokenizer> {
-    let path = args.tokenizer.clone().unwrap_or_else(|| model.with_file_name("tokenizer.json"));
+pub fn tokenizer(named: Option<&Path>, model: &Path) -> Result<Tokenizer> {
+    let path = named.map_or_else(|| model.with_file_name("tokenizer.json"), Path::to_path_buf);
     Tokenizer::open(&path).context("a text needs a tokenizer; --tokenizer names one")
 }
 
 /// The passages that a command line selects; the model's context has at most `limit` tokens.
 pub fn read(args: &Args, tokenizer: &Tokenizer, limit: Option<usize>) -> Result<Vec<Text>> {
     let Some(file) = &args.text else { return Ok(Vec::new()) };
-    let text = text_file(file)?;
-    let prefix = tokenizer.encode("")?;
-    let tokens = tokenizer.encode(&text)?;
-    let tokens = tokens.strip_prefix(&prefix[..]).unwrap_or(&tokens);
+    let (prefix, tokens) = encoded(tokenizer, file)?;
     let template = args.template();
     let mut texts = Vec::new();
     for &context in &args.contexts {
-        texts.push(of_length(args, (file, tokens), &prefix, context, limit)?);
+        texts.push(of_length(args, (file, &tokens), &prefix, context, limit)?);
         for task in args.generated() {
             let sizes = [context, args.decode, args.samples];
             let template = template.split_once("{prompt}").expect("checked with the options");
-            let passages = task.passages(tokenizer, tokens, &prefix, template, sizes)?;
+            let passages = task.passages(tokenizer, &tokens, &prefix, template, sizes)?;
             if passages.is_empty() {
                 bail!("a prompt of {context} tokens and an answer of {} are too short for {task}", args.decode);
             }
@@ -63,6 +60,14 @@ pub fn read(args: &Args, tokenizer: &Tokenizer, limit: Option<usize>) -> Result<
         }
     }
     Ok(texts)
+}
+
+/// The tokens before any text, and those of the text in `file`.
+pub fn encoded(tokenizer: &Tokenizer, file: &Path) -> Result<(Vec<i64>, Vec<i64>)> {
+    let prefix = tokenizer.encode("")?;
+    let tokens = tokenizer.encode(&text_file(file)?)?;
+    let tokens = tokens.strip_prefix(&prefix[..]).unwrap_or(&tokens).to_vec();
+    Ok((prefix, tokens))
 }
 
 fn of_length(

@@ -3,12 +3,13 @@
 use std::arch::x86_64::*;
 
 use crate::cpu::isa::vector::{LANES, Vector};
+use crate::cpu::isa::x86_64::avx2::Avx2;
 use crate::cpu::isa::x86_64::nibbles::nibbles_to_bytes;
 use crate::cpu::isa::x86_64::prefetch::prefetch;
 
 /// Sixteen float32 in a 512-bit register.
 #[derive(Clone, Copy)]
-pub(in crate::cpu) struct Avx512(());
+pub(in crate::cpu) struct Avx512(Avx2);
 
 impl Avx512 {
     /// If this processor has the instructions.
@@ -17,12 +18,14 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vbmi2")
-            && is_x86_feature_detected!("bmi2")
-            && is_x86_feature_detected!("popcnt")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
-        available.then_some(Self(()))
+            && is_x86_feature_detected!("avx512vbmi2");
+        Avx2::detect().filter(|_| available).map(Self)
+    }
+
+    /// The smaller set.
+    #[inline(always)]
+    pub(in crate::cpu::isa::x86_64) fn avx2(self) -> Avx2 {
+        self.0
     }
 }
 

@@ -12,6 +12,7 @@ use crate::cpu::isa::rows::keys::truncate;
 use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, RowSums, first_words, sum_pairs, sum_within_quarters};
 use crate::cpu::isa::x86_64::avx512::vector::Avx512;
+use crate::cpu::isa::x86_64::fixed_point::{GREATEST_SUM, GREATEST_WORD};
 use crate::format::v1::layout::{Bits, MAX_HEAD_DIM};
 
 /// Bytes beyond the fields of a row that its vectors may reach.
@@ -19,10 +20,6 @@ const BEYOND: usize = CHANNELS;
 
 /// Most bytes that the fields of a quantised row take.
 const MOST_BYTES: usize = MAX_HEAD_DIM / 4 + 6 + MAX_HEAD_DIM;
-
-/// Most that the magnitudes of the query channels may come to whose products are added up in one lane: with
-/// [`super::magnitudes::GREATEST_MAGNITUDE`] each, and what rounding adds, they stay within int32.
-const GREATEST_SUM: f32 = 65_000.0;
 
 /// `H` queries in int16.
 pub(in crate::cpu) struct I16Keys<'a, const H: usize> {
@@ -78,7 +75,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
                 if !_mm512_reduce_add_ps(sums).is_finite() {
                     return None;
                 }
-                *unit = (_mm512_reduce_max_ps(most) / 32_767.0).max(_mm512_reduce_max_ps(sums) / GREATEST_SUM);
+                *unit = (_mm512_reduce_max_ps(most) / GREATEST_WORD).max(_mm512_reduce_max_ps(sums) / GREATEST_SUM);
                 // If it is not normal, all channels are next to nothing.
                 if !unit.is_normal() {
                     *unit = 0.0;

@@ -7,10 +7,8 @@ use super::words::CHANNELS;
 use crate::cpu::decode::chunk::CHUNK;
 use crate::cpu::isa::x86_64::avx512::reduce::ROWS;
 use crate::cpu::isa::x86_64::avx512::vector::finite_f16;
+use crate::cpu::isa::x86_64::fixed_point::GREATEST_MAGNITUDE;
 use crate::format::v1::layout::KeyLayout;
-
-/// The greatest magnitude of a row, in its own units.
-pub(super) const GREATEST_MAGNITUDE: f32 = 32_000.0;
 
 /// Codes of a byte each.
 pub(super) const BYTES: u8 = 0;

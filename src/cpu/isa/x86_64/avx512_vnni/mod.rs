@@ -14,10 +14,10 @@ mod weights;
 mod words;
 
 use keys::{I16Keys, KeyScratch};
-use weights::ScaledWeights;
 
 use super::avx512::f16_keys::{self, F16Keys};
 use super::avx512::{Avx512, compiled};
+use super::value_rows::ScaledWeights;
 use crate::cpu::decode::chunk::{ByKey, HeadLanes};
 use crate::cpu::decode::kernels::{KeyKernel, KeyRows, ValueKernel};
 use crate::cpu::decode::prefetch::Prefetch;

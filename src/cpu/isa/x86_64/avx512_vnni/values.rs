@@ -2,13 +2,13 @@
 
 use std::arch::x86_64::*;
 
-use super::weights::{Group, ScaledWeights, ValueRows};
 use super::words::{self, CHANNELS, dot};
 use crate::cpu::decode::chunk::{ByKey, HeadLanes};
 use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::transpose_quarters;
 use crate::cpu::isa::x86_64::avx512::vector::Avx512;
+use crate::cpu::isa::x86_64::value_rows::{Group, ScaledWeights, ValueRows};
 use crate::format::v1::layout::{Bits, ValueLayout};
 
 /// Blocks of channels added to at once.
@@ -50,7 +50,7 @@ pub(super) fn add_rows<const H: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,fma,avx2")]
 fn bytes<const H: usize, const N: usize>(
-    rows: &ValueRows,
+    rows: &ValueRows<Avx512>,
     part: usize,
     group: &Group<H>,
     first: usize,
@@ -97,7 +97,7 @@ fn bytes<const H: usize, const N: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,fma,avx2")]
 fn nibbles<const H: usize, const N: usize>(
-    rows: &ValueRows,
+    rows: &ValueRows<Avx512>,
     part: usize,
     groups: [&Group<H>; 2],
     first: usize,

@@ -3,75 +3,13 @@
 use std::arch::x86_64::*;
 
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes};
-use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, first_words, greatest_each, sum_each};
 use crate::cpu::isa::x86_64::avx512::vector::{Avx512, finite_f16};
-use crate::format::v1::layout::{MAX_HEAD_DIM, ValueLayout};
-
-/// Most pairs of scale and minimum of a row.
-const MOST_GROUPS: usize = MAX_HEAD_DIM / 32;
-
-/// Value rows that may be read.
-pub(super) struct ValueRows<'a> {
-    pub(super) layout: &'a ValueLayout,
-    /// `count` rows
-    rows: &'a [u8],
-    /// At least 1, at most [`CHUNK`].
-    pub(super) count: usize,
-    prefetch: &'a Prefetch<'a>,
-    v: Avx512,
-}
-
-impl<'a> ValueRows<'a> {
-    pub(super) fn new(
-        v: Avx512,
-        layout: &'a ValueLayout,
-        rows: &'a [u8],
-        count: usize,
-        prefetch: &'a Prefetch<'a>,
-    ) -> Self {
-        assert!((1..=CHUNK).contains(&count));
-        Self { layout, rows: &rows[..count * layout.row_bytes()], count, prefetch, v }
-    }
-
-    /// The row of `key`, all its bytes; the last row for keys after it.
-    #[inline]
-    pub(super) fn at(&self, key: usize) -> *const u8 {
-        self.rows.as_ptr().wrapping_add(key.min(self.count - 1) * self.layout.row_bytes())
-    }
-
-    /// Asks for two rows that will be read later.
-    #[inline]
-    pub(super) fn prefetch(&self, pair: usize) {
-        self.prefetch.at_value(self.v, 2 * pair);
-        self.prefetch.at_value(self.v, 2 * pair + 1);
-    }
-}
-
-/// Weights of `H` queries times the scales of each group of channels, in int16.
-pub(in crate::cpu) struct ScaledWeights<const H: usize>([Group<H>; MOST_GROUPS]);
-
-/// Weights of `H` queries times the scales of one group of channels, in int16.
-#[derive(Clone, Copy)]
-pub(super) struct Group<const H: usize> {
-    /// Of two keys, one after the other, in int16.
-    pairs: [[i32; CHUNK / 2]; H],
-    /// What 1 stands for.
-    units: [f32; H],
-    /// Sums of weights times minimum.
-    least: [f32; H],
-}
+use crate::cpu::isa::x86_64::fixed_point::{DITHER, GREATEST_WORD, SMALL};
+use crate::cpu::isa::x86_64::value_rows::{Group, ScaledWeights, ValueRows};
 
 impl<const H: usize> Group<H> {
-    const ZERO: Self = Self { pairs: [[0; CHUNK / 2]; H], units: [0.0; H], least: [0.0; H] };
-
-    /// Of `N` queries from number `first` on.
-    #[inline]
-    pub(super) fn pairs<const N: usize>(&self, first: usize) -> &[[i32; CHUNK / 2]; N] {
-        self.pairs[first..].first_chunk().expect("so many queries")
-    }
-
     /// Adds to `sums` what `lanes` stand for, codes times weights of query `h`, and the minima.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")]
@@ -101,7 +39,7 @@ impl<const H: usize> Group<H> {
             }
         }
         self.least = sum_each(least);
-        self.units = greatest_each(most).map(|most| most / 32_767.0);
+        self.units = greatest_each(most).map(|most| most / GREATEST_WORD);
         // SAFETY: likewise.
         let dither = unsafe { _mm512_loadu_ps(DITHER.as_ptr()) };
         for ((weights, pairs), unit) in weights.iter().zip(&mut self.pairs).zip(self.units) {
@@ -123,21 +61,6 @@ impl<const H: usize> Group<H> {
     }
 }
 
-/// Below this many units, a weight would lose too much where all round alike.
-const SMALL: f32 = 16.0;
-
-/// Ordered dither: added to small weights before they are rounded, so that many of them together keep what they weigh:
-/// sixteenths from -1/2 to 1/2, neighbours far apart.
-const DITHER: [f32; LANES] = {
-    let mut dither = [0.0; LANES];
-    let mut n = 0;
-    while n < LANES {
-        dither[n] = ((n as u8).reverse_bits() >> 4) as f32 / 16.0 - 15.0 / 32.0;
-        n += 1;
-    }
-    dither
-};
-
 /// Scale and minimum of one group of a chunk of rows, a lane a row.
 #[derive(Clone, Copy)]
 struct Fields {
@@ -145,18 +68,11 @@ struct Fields {
     minimum: [__m512; CHUNK / ROWS],
 }
 
-impl<const H: usize> Default for ScaledWeights<H> {
-    #[inline(always)]
-    fn default() -> Self {
-        Self([Group::ZERO; MOST_GROUPS])
-    }
-}
-
 impl<const H: usize> ScaledWeights<H> {
     /// Weights for each group of channels of `rows`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-    pub(super) fn weigh(&mut self, rows: &ValueRows, weights: &ByKey<H>) -> &[Group<H>] {
+    pub(super) fn weigh(&mut self, rows: &ValueRows<Avx512>, weights: &ByKey<H>) -> &[Group<H>] {
         let groups = &mut self.0[..rows.layout.groups()];
         if let [one] = groups {
             one.set(&fields::<1>(rows, 0)[0], weights);
@@ -173,7 +89,7 @@ impl<const H: usize> ScaledWeights<H> {
 /// Those of the `N` groups from number `4 * n` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-fn fields<const N: usize>(rows: &ValueRows, n: usize) -> [Fields; N] {
+fn fields<const N: usize>(rows: &ValueRows<Avx512>, n: usize) -> [Fields; N] {
     let zero = [_mm512_setzero_ps(); CHUNK / ROWS];
     let mut fields = [Fields { scale: zero, minimum: zero }; N];
     let stride = rows.layout.row_bytes();

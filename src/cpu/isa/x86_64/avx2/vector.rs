@@ -1,16 +1,27 @@
-//! AVX2 with FMA, F16C and BMI2, two registers a vector.
+//! Vectors of AVX2 with FMA, F16C and BMI2: two registers each.
 
 use std::arch::x86_64::*;
 
-use super::nibbles::nibbles_to_bytes;
-use super::prefetch::prefetch;
-use crate::cpu::decode::kernels::NoKernel;
-use crate::cpu::isa::traits::{Isa, Work};
+use super::expand::expand_eight_words;
 use crate::cpu::isa::vector::{LANES, Vector};
+use crate::cpu::isa::x86_64::nibbles::nibbles_to_bytes;
+use crate::cpu::isa::x86_64::prefetch::prefetch;
 
 /// Sixteen float32 in two 256-bit registers.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Avx2(());
+
+impl Avx2 {
+    /// If this processor has the instructions.
+    pub(in crate::cpu::isa::x86_64) fn detect() -> Option<Self> {
+        let available = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("popcnt");
+        available.then_some(Self(()))
+    }
+}
 
 type Lanes = [__m256; 2];
 
@@ -50,9 +61,9 @@ unsafe fn lanes_of(mask: u16) -> Lanes {
 /// # Safety
 /// The processor has the instructions of [`Avx2`].
 #[inline(always)]
-unsafe fn eight_f16<const SPECIAL: bool>(bytes: &[u8; LANES]) -> __m256 {
+pub(super) unsafe fn eight_f16<const SPECIAL: bool>(x: __m128i) -> __m256 {
     avx2!({
-        let x = _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast()));
+        let x = _mm256_cvtph_ps(x);
         if !SPECIAL {
             return x;
         }
@@ -70,7 +81,10 @@ unsafe fn eight_f16<const SPECIAL: bool>(bytes: &[u8; LANES]) -> __m256 {
 #[inline(always)]
 unsafe fn sixteen_f16<const SPECIAL: bool>(bytes: &[u8; 2 * LANES]) -> Lanes {
     let (two, _) = bytes.as_chunks::<LANES>();
-    avx2!([eight_f16::<SPECIAL>(&two[0]), eight_f16::<SPECIAL>(&two[1])])
+    avx2!([
+        eight_f16::<SPECIAL>(_mm_loadu_si128(two[0].as_ptr().cast())),
+        eight_f16::<SPECIAL>(_mm_loadu_si128(two[1].as_ptr().cast())),
+    ])
 }
 
 /// 2^n * e^r as in the portable vectors.
@@ -217,21 +231,14 @@ unsafe impl Vector for Avx2 {
     }
     #[inline(always)]
     fn expand_f16<const SPECIAL: bool>(self, bytes: &[u8; 2 * LANES], mask: u16) -> Lanes {
-        let (words, _) = bytes.as_chunks::<8>();
-        let words: [u64; 4] = std::array::from_fn(|i| u64::from_le_bytes(words[i]));
-        // Four lanes at a time, from where the ones before ended.
-        let mut out = [0u8; 2 * LANES];
-        let mut used = 0;
-        for (i, to) in out.chunks_exact_mut(8).enumerate() {
-            let four = (mask >> (4 * i) & 15) as u64;
-            let (word, shift) = (used / 4, 16 * (used % 4));
-            let high = if shift == 0 { 0 } else { words.get(word + 1).map_or(0, |w| w << (64 - shift)) };
-            let codes = words.get(word).map_or(0, |w| w >> shift) | high;
-            let places = avx2!(_pdep_u64(four, 0x0001_0001_0001_0001)) * 0xffff;
-            to.copy_from_slice(&avx2!(_pdep_u64(codes, places)).to_le_bytes());
-            used += four.count_ones() as usize;
-        }
-        avx2!(sixteen_f16::<SPECIAL>(&out))
+        let [low, high] = mask.to_le_bytes();
+        let used = 2 * low.count_ones() as usize;
+        let (first, second): (&[u8; LANES], &[u8; LANES]) =
+            (bytes.first_chunk().expect("half of them"), bytes[used..].first_chunk().expect("at most half are used"));
+        avx2!([
+            eight_f16::<SPECIAL>(expand_eight_words(low, first)),
+            eight_f16::<SPECIAL>(expand_eight_words(high, second)),
+        ])
     }
     #[inline(always)]
     fn expand_nibbles(self, bytes: &[u8; LANES], skipped: bool, mask: u16) -> Lanes {
@@ -251,47 +258,16 @@ unsafe impl Vector for Avx2 {
     }
     #[inline(always)]
     fn splat_f16(self, bytes: [u8; 2]) -> Lanes {
-        let mut eight = [0; LANES];
-        eight.as_chunks_mut::<2>().0.fill(bytes);
-        avx2!([eight_f16::<true>(&eight); 2])
+        avx2!([eight_f16::<true>(_mm_set1_epi16(i16::from_le_bytes(bytes))); 2])
     }
     #[inline(always)]
     fn eight_f16(self, bytes: &[u8; LANES]) -> [f32; LANES / 2] {
         let mut out = [0.0; LANES / 2];
-        avx2!(_mm256_storeu_ps(out.as_mut_ptr(), eight_f16::<true>(bytes)));
+        avx2!(_mm256_storeu_ps(out.as_mut_ptr(), eight_f16::<true>(_mm_loadu_si128(bytes.as_ptr().cast()))));
         out
     }
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         prefetch(address);
-    }
-}
-
-// SAFETY: `try_new` asks for every instruction set that `run` and the vectors use.
-unsafe impl Isa for Avx2 {
-    type Vector = Self;
-    type KeyScratch = ();
-    type Keys<'a, const H: usize> = NoKernel<Self>;
-    type Values<const H: usize> = NoKernel<Self>;
-
-    fn try_new() -> Option<Self> {
-        let available = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-            && is_x86_feature_detected!("bmi2")
-            && is_x86_feature_detected!("popcnt");
-        available.then_some(Self(()))
-    }
-    #[inline(always)]
-    fn vector(self) -> Self {
-        self
-    }
-    #[inline(always)]
-    fn run<W: Work>(self, work: W) -> W::Output {
-        #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-        fn inner<W: Work>(isa: Avx2, work: W) -> W::Output {
-            work.with(isa)
-        }
-        avx2!(inner(self, work))
     }
 }

@@ -1,0 +1,153 @@
+//! The settings that layers may have.
+
+use anyhow::{Context, Result, bail};
+use spark_ort::rewrite::{LayerSetting, Rows, Workbench};
+
+use super::args::Args;
+use crate::eval::setting::name;
+
+/// Larger shares of pruned channels are no match for fewer bits.
+const MOST_PRUNED: f64 = 0.9;
+
+/// A setting, and the rows that it gives.
+#[derive(Clone)]
+pub struct Variant {
+    pub setting: LayerSetting,
+    pub rows: Rows,
+}
+
+impl Variant {
+    pub fn name(&self) -> String {
+        name(&self.setting)
+    }
+
+    /// Bytes of a token in layers with so many KV heads altogether.
+    pub fn bytes(&self, kv_heads: usize) -> usize {
+        kv_heads * (self.rows.key_row_bytes + self.rows.value_row_bytes)
+    }
+
+    /// Whether its rows lose nothing but a rounding to float16.
+    pub fn is_lossless(&self) -> bool {
+        self.rows.kept_channels == self.rows.head_dim && self.rows.key_bits == 16 && self.rows.value_bits == 16
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        let of = |rows: &Rows| {
+            let bytes = rows.key_row_bytes + rows.value_row_bytes;
+            (rows.kept_channels, rows.key_bits, rows.value_bits, rows.row_format, bytes)
+        };
+        of(&self.rows) == of(&other.rows)
+    }
+}
+
+/// What layers may choose from.
+pub struct Variants {
+    /// From the fewest bytes to the most.
+    pub all: Vec<Variant>,
+    /// Those that use the budget in all layers, one for each pair of bits.
+    pub uniform: Vec<Variant>,
+}
+
+/// The variants for a `budget` of bytes per token, in a model with so many KV heads over all layers. `uniform_rows`:
+/// `workbench` makes rows of one size.
+///
+/// # Errors
+/// A candidate is no setting, or the budget is too small or too large.
+pub fn variants(
+    workbench: &Workbench,
+    args: &Args,
+    uniform_rows: bool,
+    (budget, kv_heads): (usize, usize),
+) -> Result<Variants> {
+    let lossless = LayerSetting { ratio: 0.0, key_bits: 16, value_bits: 16, row_format: 1 };
+    let mut settings = vec![lossless];
+    settings.extend(args.candidates.iter().map(|candidate| candidate.rows.clone()));
+    let mut given = Vec::new();
+    for setting in settings {
+        let rows = workbench.rows(std::slice::from_ref(&setting));
+        let rows = rows.with_context(|| format!("--candidates {}", name(&setting)))?.swap_remove(0);
+        given.push(Variant { setting, rows });
+    }
+    let smallest = given.iter().map(|variant| variant.bytes(kv_heads)).min().unwrap_or(0);
+    if smallest > budget {
+        bail!(
+            "--budget: {budget} bytes per token are too few: the smallest of the candidates takes {smallest}; add \
+             smaller ones with --candidates"
+        );
+    }
+    if given[0].bytes(kv_heads) <= budget {
+        let needed = given[0].bytes(kv_heads);
+        bail!(
+            "--budget: {budget} bytes per token are enough for rows without loss, which take {needed}: rewrite with \
+             --ratio 0 --key-bits 16 --value-bits 16"
+        );
+    }
+    let mut uniform: Vec<Variant> = Vec::new();
+    for variant in &given {
+        uniform.extend(filling(workbench, &variant.setting, budget, kv_heads)?);
+    }
+    let mut all = [given, uniform.clone()].concat();
+    if uniform_rows {
+        // That of the largest in the budget, with as many channels as they have room for.
+        all.retain(|variant| variant.bytes(kv_heads) <= budget);
+        let widest = all.iter().max_by_key(|variant| variant.rows.key_row_bytes).context("no variant")?.clone();
+        for variant in all.iter_mut().chain(&mut uniform) {
+            variant.rows = workbench.rows(&[variant.setting.clone(), widest.setting.clone()])?.swap_remove(0);
+            let rows = &variant.rows;
+            // So that the recipe says what was measured, whatever the other layers' rows are.
+            variant.setting.ratio = ratio(rows.head_dim - rows.kept_channels, rows.head_dim);
+        }
+    }
+    all.sort_by_key(|variant| variant.bytes(kv_heads));
+    Ok(Variants { all: distinct(all), uniform: distinct(uniform) })
+}
+
+fn distinct(variants: Vec<Variant>) -> Vec<Variant> {
+    let mut kept: Vec<Variant> = Vec::new();
+    for variant in variants {
+        if !kept.iter().any(|other| other.is_like(&variant)) {
+            kept.push(variant);
+        }
+    }
+    kept
+}
+
+/// The bits of `setting` with the least ratio that is within the budget in all layers, if one is.
+fn filling(workbench: &Workbench, setting: &LayerSetting, budget: usize, kv_heads: usize) -> Result<Option<Variant>> {
+    let head_dim = workbench.rows(std::slice::from_ref(setting))?[0].head_dim;
+    let most = (MOST_PRUNED * head_dim as f64) as usize;
+    for pruned in 0..=most {
+        let setting = LayerSetting { ratio: ratio(pruned, head_dim), ..setting.clone() };
+        let rows = workbench.rows(std::slice::from_ref(&setting))?.swap_remove(0);
+        let variant = Variant { setting, rows };
+        if variant.bytes(kv_heads) <= budget {
+            return Ok(Some(variant));
+        }
+    }
+    Ok(None)
+}
+
+/// A ratio of few digits that prunes so many of `head_dim` channels.
+fn ratio(pruned: usize, head_dim: usize) -> f64 {
+    // Rounded up: the product with the head size is rounded down.
+    let digits = (pruned as f64 / head_dim as f64 * 1e4 - 1e-6).ceil().max(0.0);
+    let prunes = |digits: f64| (digits / 1e4 * head_dim as f64).floor() as usize;
+    // The nearest float to 0.29 is less than it.
+    let digits = if prunes(digits) < pruned { digits + 1.0 } else { digits };
+    digits.abs() / 1e4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_prunes_what_it_was_made_for() {
+        for head_dim in (32..=256).step_by(8) {
+            for pruned in 0..head_dim {
+                assert_eq!((ratio(pruned, head_dim) * head_dim as f64).floor() as usize, pruned, "of {head_dim}");
+            }
+        }
+        assert_eq!([ratio(32, 64), ratio(29, 64), ratio(0, 64)].map(|x| x.to_string()), ["0.5", "0.4532", "0"]);
+    }
+}
