@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ._command import Error, library_path
@@ -14,7 +15,14 @@ PROVIDER = "SparkExecutionProvider"
 NAME = "spark_ort"
 
 _lock = threading.Lock()
-_providers: set[str] = set()
+
+
+@cache
+def _load() -> None:
+    """Makes the provider known to ONNX Runtime, which refuses a second time."""
+    import onnxruntime as ort
+
+    ort.register_execution_provider_library(NAME, library_path())
 
 
 def register(options: onnxruntime.SessionOptions, *, gpu: bool | int = False) -> str:
@@ -40,9 +48,7 @@ def register(options: onnxruntime.SessionOptions, *, gpu: bool | int = False) ->
     if not hasattr(ort, "register_execution_provider_library"):
         raise Error(f"ONNX Runtime {ort.__version__} loads no execution providers: 1.24 or later is needed for a GPU")
     with _lock:
-        if NAME not in _providers:
-            ort.register_execution_provider_library(NAME, library_path())
-            _providers.add(NAME)
+        _load()
     devices = [device for device in ort.get_ep_devices() if device.ep_name == PROVIDER]
     number = 0 if gpu is True else gpu
     if not 0 <= number < len(devices):

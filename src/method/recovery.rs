@@ -1,5 +1,7 @@
 //! What pruned channels are read as: one magnitude for all, or magnitudes drawn from a distribution.
 
+use serde::{Deserialize, Serialize};
+
 /// Numbers of a table below, one for each value of six random bits.
 const DRAWS: usize = 64;
 
@@ -25,27 +27,38 @@ const NORMAL: [u16; DRAWS] = [
 ];
 
 /// What a pruned channel is read as. A row holds the parameter of either distribution already: its recovery magnitude a
-/// is the root mean square of the pruned channels, so rows do not depend on this (but for `None`, whose a is 0).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// is the root mean square of the pruned channels, so rows do not depend on this (but for `None`, whose a is 0). What
+/// is drawn has a mean square of a^2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
 pub enum Recovery {
-    /// Its sign times the row's recovery magnitude (the paper's recovery by the mean of the pruned channels).
+    /// Its sign times the mean magnitude of the row's pruned channels.
     Mean,
     /// Zero.
     None,
-    /// Its sign times a magnitude drawn from an exponential distribution whose mean square is a^2.
+    /// Its sign times a magnitude drawn from an exponential distribution of the row's.
     Exponential,
-    /// Its sign times a magnitude drawn from a half-normal distribution whose mean square is a^2.
+    /// Its sign times a magnitude drawn from a half-normal distribution of the row's.
     Normal,
 }
 
 impl Recovery {
-    /// All of them, and what the attribute calls them.
-    pub const NAMES: [(Self, &str); 4] =
-        [(Self::Mean, "mean"), (Self::None, "none"), (Self::Exponential, "exponential"), (Self::Normal, "normal")];
+    const ALL: [Self; 4] = [Self::Mean, Self::None, Self::Exponential, Self::Normal];
+
+    /// What the attribute calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::None => "none",
+            Self::Exponential => "exponential",
+            Self::Normal => "normal",
+        }
+    }
 
     /// The one with this name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::NAMES.iter().find(|(_, known)| *known == name).map(|(recovery, _)| *recovery)
+        Self::ALL.into_iter().find(|recovery| recovery.name() == name)
     }
 
     /// Whether magnitudes are drawn.

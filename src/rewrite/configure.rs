@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::apply::{DOMAIN, Names, declare_like, set_dim};
 use super::build::{Attribute, float32s, set_attribute};
 use super::layer::{Layer, Source};
+use super::layer_rows::cache_order;
 use super::options::CacheType;
 use super::rows::Rows;
 use super::sizes::static_dim;
@@ -73,10 +74,7 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
             observed(graph, &places, layer, names);
         }
     }
-    let mut rows: Vec<_> =
-        layers.iter().zip(version.rows).map(|(l, rows)| (places.inputs[&l.cache.past[0]], rows)).collect();
-    rows.sort_by_key(|(place, _)| *place);
-    let rows: Vec<Rows> = rows.into_iter().map(|(_, rows)| rows.clone()).collect();
+    let rows: Vec<Rows> = cache_order(model, layers).into_iter().map(|layer| version.rows[layer].clone()).collect();
     metadata(model, &rows, layers.first().map(|l| &l.source));
 }
 

@@ -53,14 +53,19 @@ fn of_recipe(path: &Path, problem: &str) -> RewriteError {
     RewriteError::option("recipe", format!("{}: {problem}", path.display()))
 }
 
-/// The number of each of `layers`: they are counted in the order of their cache inputs.
-pub fn numbers(model: &ModelProto, layers: &[Layer]) -> Vec<usize> {
+/// Places in `layers`, in the order of their cache inputs.
+pub fn cache_order(model: &ModelProto, layers: &[Layer]) -> Vec<usize> {
     let inputs = model.graph.iter().flat_map(|graph| &graph.input);
     let places: HashMap<&str, usize> = inputs.enumerate().map(|(n, input)| (input.name(), n)).collect();
     let mut order: Vec<usize> = (0..layers.len()).collect();
     order.sort_by_key(|&layer| places.get(layers[layer].cache.past[0].as_str()));
+    order
+}
+
+/// The number of each of `layers`: they are counted in the order of their cache inputs.
+pub fn numbers(model: &ModelProto, layers: &[Layer]) -> Vec<usize> {
     let mut numbers = vec![0; layers.len()];
-    for (number, layer) in order.into_iter().enumerate() {
+    for (number, layer) in cache_order(model, layers).into_iter().enumerate() {
         numbers[layer] = number;
     }
     numbers
@@ -90,11 +95,10 @@ fn rows_of(
     head_dim: usize,
     row_bytes: usize,
 ) -> Result<Vec<Rows>, (usize, RewriteError)> {
-    let rows = settings.iter().enumerate().map(|(layer, setting)| {
-        let &LayerSetting { ratio, key_bits, value_bits, row_format } = setting;
-        let options = Options { ratio, key_bits, value_bits, row_format, ..options.clone() };
-        Rows::at_least(&options, head_dim, row_bytes).map_err(|e| (layer, e))
-    });
+    let rows = settings
+        .iter()
+        .enumerate()
+        .map(|(layer, setting)| Rows::at_least(&setting.options(options), head_dim, row_bytes).map_err(|e| (layer, e)));
     rows.collect()
 }
 

@@ -47,13 +47,15 @@ pub use find::find_layers;
 pub use folder::find_library;
 pub use inspect::Inspection;
 pub use layer::{Layer, Source};
-pub use options::{CacheType, Calibration, Options, RecentIn, Recovery};
+pub use options::{CacheType, Calibration, Options, RecentIn};
 pub use progress::Progress;
+pub use recent::RECENT_OF_FOLDERS;
 pub use recipe::{LayerSetting, Recipe, RecipeModel};
 pub use report::Report;
 pub use rows::Rows;
 pub use source::GROUP_QUERY_ATTENTION;
 
+pub use crate::method::Recovery;
 use crate::onnx::proto::ModelProto;
 use crate::onnx::{self, DataFile, FileError, Index, Placement};
 use configure::{Version, configure};

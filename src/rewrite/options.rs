@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::method::Recovery;
 use crate::onnx::Placement;
 
 /// Options of [`rewrite`](fn@crate::rewrite). The defaults are those of `spark-ort rewrite`.
@@ -81,38 +82,6 @@ impl Default for Options {
             threads: None,
             trial: None,
         }
-    }
-}
-
-/// How pruned channels are restored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "lowercase")]
-pub enum Recovery {
-    /// Its sign times the mean magnitude of the row's pruned channels.
-    Mean,
-    /// Zero.
-    None,
-    /// Its sign times a magnitude drawn from an exponential distribution of the row's.
-    Exponential,
-    /// Its sign times a magnitude drawn from a half-normal distribution of the row's.
-    Normal,
-}
-
-impl Recovery {
-    /// The attribute's value.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Recovery::Mean => "mean",
-            Recovery::None => "none",
-            Recovery::Exponential => "exponential",
-            Recovery::Normal => "normal",
-        }
-    }
-
-    /// Whether magnitudes are drawn.
-    pub(super) fn is_sampled(self) -> bool {
-        matches!(self, Recovery::Exponential | Recovery::Normal)
     }
 }
 

@@ -5,7 +5,7 @@ use super::error::RewriteError;
 use super::options::{Options, RecentIn};
 
 /// Default number of recent keys in a GenAI folder: more improve little, and cost time.
-const DEFAULT: usize = 64;
+pub const RECENT_OF_FOLDERS: usize = 64;
 
 /// Largest size or number that a rewritten model may state: products of a few of them do not overflow.
 pub const MOST: usize = 1 << 20;
@@ -29,7 +29,8 @@ impl Recent {
             RecentIn::Buffer => true,
             RecentIn::Inputs => false,
         };
-        let count = options.recent.unwrap_or(if folder && in_buffer && shares_buffer && gains { DEFAULT } else { 0 });
+        let count =
+            options.recent.unwrap_or(if folder && in_buffer && shares_buffer && gains { RECENT_OF_FOLDERS } else { 0 });
         if count > MOST {
             return Err(RewriteError::option("recent", format!("{count} is too many: {MOST} at most")));
         }

@@ -42,6 +42,12 @@ impl LayerSetting {
         Self { ratio, key_bits, value_bits, row_format }
     }
 
+    /// `others` with this setting for all layers.
+    pub fn options(&self, others: &Options) -> Options {
+        let &Self { ratio, key_bits, value_bits, row_format } = self;
+        Options { ratio, key_bits, value_bits, row_format, ..others.clone() }
+    }
+
     /// Whether keys lose more than a rounding to float16.
     pub(super) fn loses_of_keys(&self) -> bool {
         self.ratio > 0.0 || self.key_bits < 16

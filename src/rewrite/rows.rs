@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::RewriteError;
-use super::options::{CacheType, Options, Recovery};
+use super::options::{CacheType, Options};
 use crate::format::{Bits, KeyLayout, RowFormat, ValueLayout};
+use crate::method::Recovery;
 use crate::spec;
 
 /// How a rewritten model stores its cache; kept in its metadata.

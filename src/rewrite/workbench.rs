@@ -9,7 +9,7 @@ use super::configure::{OBSERVED, Saliency, Version, configure};
 use super::error::RewriteError;
 use super::find::find_layers;
 use super::inspect::Inspection;
-use super::layer_rows::{self, layer_rows, rows_by_layer};
+use super::layer_rows::{self, cache_order, layer_rows, rows_by_layer};
 use super::options::{CacheType, Options};
 use super::progress::Progress;
 use super::publish::parent;
@@ -108,8 +108,7 @@ impl Workbench {
         let all_ones = |layer: usize| vec![1.0; layers[layer].kv_heads * layers[layer].head_dim];
         let saliency =
             |layer: usize| self.saliency.as_ref().map_or_else(|| all_ones(layer), |s| s.layers[layer].clone());
-        let mut order: Vec<usize> = (0..layers.len()).collect();
-        order.sort_by_key(|&layer| self.numbers[layer]);
+        let order = cache_order(&self.rewritten.model, layers);
         let query_saliency = order.iter().map(|&layer| saliency(layer)).collect();
         let observed_saliency = order.iter().map(|&layer| names[layer].observed_saliency.clone()).collect();
         let rows = vec![lossless.clone(); layers.len()];

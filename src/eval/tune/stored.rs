@@ -3,7 +3,7 @@
 use crate::cpu::encode_key;
 use crate::format::{Bits, KeyLayout, LayoutError, PrunedKey, RowFormat, ValueLayout};
 use crate::method::Recovery;
-use crate::rewrite::{self, Rows};
+use crate::rewrite::Rows;
 
 /// Rows of one kind.
 pub struct Stored {
@@ -27,14 +27,8 @@ impl Stored {
         let (Some(key_bits), Some(value_bits)) = (key_bits, value_bits) else { return Err(no_bits) };
         let key = KeyLayout::of(format, rows.head_dim, rows.kept_channels, key_bits, rows.key_row_bytes)?;
         let value = ValueLayout::of(format, rows.head_dim, value_bits, rows.value_row_bytes)?;
-        let recovery = match rows.recovery {
-            rewrite::Recovery::Mean => Recovery::Mean,
-            rewrite::Recovery::None => Recovery::None,
-            rewrite::Recovery::Exponential => Recovery::Exponential,
-            rewrite::Recovery::Normal => Recovery::Normal,
-        };
         let row = vec![0; key.row_bytes().max(value.row_bytes())];
-        Ok(Self { key, value, recovery, row })
+        Ok(Self { key, value, recovery: rows.recovery, row })
     }
 
     /// Replaces the key of the token at `position` by what its row reads as. `saliency` chooses the channels, `scale`

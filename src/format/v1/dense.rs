@@ -88,7 +88,7 @@ impl KeyLayout {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -97,7 +97,7 @@ mod tests {
     use crate::method::select;
 
     /// A key, its row and its slot.
-    fn stored(layout: &KeyLayout, key: &[f32]) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) fn stored(layout: &KeyLayout, key: &[f32]) -> (Vec<u8>, Vec<u8>) {
         let (mut mask, scale) = (vec![0; key.len() / 8], vec![1.0; key.len()]);
         select(key, &scale, layout.kept(), &mut mask);
         let (mut row, mut slot) = (vec![0; layout.row_bytes()], vec![0; 2 * key.len()]);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     /// Numbers of all sizes, zeros and what float16 rounds to zero among them.
-    fn channel() -> impl Strategy<Value = f32> {
+    pub(crate) fn channel() -> impl Strategy<Value = f32> {
         prop_oneof![-50f32..50.0, -1e-7f32..1e-7, Just(0.0), Just(-0.0), Just(1e-30), Just(-1e-30), Just(65504.0)]
     }
 

@@ -18,8 +18,7 @@ pub struct Setting {
 impl Setting {
     /// Applies them to the options of a rewrite, which refuses values out of range.
     pub fn apply(&self, options: &mut Options) {
-        let LayerSetting { ratio, key_bits, value_bits, row_format } = self.rows.clone();
-        *options = Options { ratio, key_bits, value_bits, row_format, ..options.clone() };
+        *options = self.rows.options(options);
         options.recent = Some(self.recent);
         options.recovery = self.recovery;
     }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use spark_ort::eval::tune::{LayerProbe, choose};
 use spark_ort::eval::{Passage, passages};
-use spark_ort::rewrite::{LayerSetting, Options, RecentIn, Recipe, RecipeModel, Workbench};
+use spark_ort::rewrite::{LayerSetting, Options, RECENT_OF_FOLDERS, RecentIn, Recipe, RecipeModel, Workbench};
 use spark_ort::runtime::{FolderSettings, Options as RunOptions};
 
 use crate::eval::candidate::{Candidate, Kind, Shown};
@@ -24,9 +24,6 @@ pub use args::Args;
 use layers::Group;
 use report::{Outcome, Verification};
 use variants::{Variants, variants};
-
-/// Recent keys of a GenAI folder, as `rewrite` has them.
-const RECENT_OF_FOLDERS: usize = 64;
 
 /// What layers are measured on, and what the recipe is verified on.
 struct Texts {

@@ -46,8 +46,7 @@ mod tests {
     use super::*;
     use crate::cpu::isa::InstructionSet;
     use crate::cpu::isa::traits::{Isa, Work};
-    use crate::format::{PrunedKey, write_dense_key};
-    use crate::method::select;
+    use crate::format::v1::dense::tests::{channel, stored};
 
     /// A key to be read.
     struct Read<'a> {
@@ -66,11 +65,6 @@ mod tests {
         }
     }
 
-    /// Numbers of all sizes, zeros and what float16 rounds to zero among them.
-    fn channel() -> impl Strategy<Value = f32> {
-        prop_oneof![-50f32..50.0, -1e-7f32..1e-7, Just(0.0), Just(-0.0), Just(1e-30), Just(-1e-30), Just(65504.0)]
-    }
-
     proptest! {
         /// The key of the row, in whose slot one float16 is any other.
         #[test]
@@ -81,11 +75,7 @@ mod tests {
         ) {
             let d = LANES * blocks;
             let layout = KeyLayout::new(d, kept, bits, 0).unwrap();
-            let (key, scale, mut mask) = (&key[..d], vec![1.0; d], vec![0; d / 8]);
-            select(key, &scale, kept, &mut mask);
-            let (mut row, mut slot) = (vec![0; layout.row_bytes()], vec![0; 2 * d]);
-            layout.encode(PrunedKey { key, mask: &mask, scale: &scale, recovery: 0.5 }, &mut row);
-            write_dense_key(key, &mut slot);
+            let (row, mut slot) = stored(&layout, &key[..d]);
             if let Some(other) = other {
                 let at = 2 * at.index(d);
                 slot[at..at + 2].copy_from_slice(&other.to_le_bytes());
