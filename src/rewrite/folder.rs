@@ -18,7 +18,7 @@ pub const CONFIG: &str = "genai_config.json";
 pub const LIBRARY: &str = "libspark_ort.so";
 
 /// Execution providers, as GenAI names them, that the operators have kernels for.
-const KNOWN_PROVIDERS: [&str; 2] = ["cpu", "rocm"];
+const KNOWN_PROVIDERS: [&str; 3] = ["cpu", "cuda", "rocm"];
 
 /// A GenAI folder.
 pub struct GenAiFolder {

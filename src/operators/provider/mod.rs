@@ -3,8 +3,8 @@
 //! the device.
 
 mod attention;
+mod builtin;
 mod prune;
-mod rocm;
 mod spark;
 
 use std::ffi::c_void;
@@ -78,7 +78,7 @@ impl<P: Provider> Place for Gpu<P> {
 
 /// Adds the operators to `domain`, for every provider with a GPU. Hosts without one never look at them.
 pub(super) fn add_all(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
-    add_for::<spark::Spark>(add_for::<rocm::Rocm>(domain)?)
+    add_for::<spark::Spark>(add_for::<builtin::Cuda>(add_for::<builtin::Rocm>(domain)?)?)
 }
 
 fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {

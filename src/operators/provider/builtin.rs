@@ -1,4 +1,5 @@
-//! ONNX Runtime's own provider for AMD GPUs, up to version 1.22. Workspaces come from ONNX Runtime's arena.
+//! ONNX Runtime's own providers with a GPU: ROCm's, up to version 1.22, and CUDA's, built in or as a plugin. Workspaces
+//! come from ONNX Runtime's arena.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -12,14 +13,32 @@ use super::Provider;
 use crate::gpu::plan::Plan;
 use crate::gpu::{Device, Vendor};
 
+/// A provider that is ONNX Runtime's: its name, and whose GPUs it is for.
+pub(super) trait BuiltIn: Send + Sync + 'static {
+    const NAME: &'static str;
+    const VENDOR: Vendor;
+}
+
 pub(super) struct Rocm;
 
-impl Provider for Rocm {
+impl BuiltIn for Rocm {
     const NAME: &'static str = "ROCMExecutionProvider";
+    const VENDOR: Vendor = Vendor::Amd;
+}
+
+pub(super) struct Cuda;
+
+impl BuiltIn for Cuda {
+    const NAME: &'static str = "CUDAExecutionProvider";
+    const VENDOR: Vendor = Vendor::Nvidia;
+}
+
+impl<B: BuiltIn> Provider for B {
+    const NAME: &'static str = B::NAME;
 
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
         let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
-        Ok(Device::get(Vendor::Amd, ordinal)?)
+        Ok(Device::get(B::VENDOR, ordinal)?)
     }
 
     /// # Safety
