@@ -9,6 +9,7 @@ mod spark;
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 
 use half::{bf16, f16};
 use ort::memory::{MemoryInfo, MemoryType};
@@ -20,8 +21,8 @@ use super::operator::{Place, add};
 use super::tensors::Inputs;
 use crate::call::{CallError, Geometry, Input, Lengths, Settings, positions};
 use crate::format::RowFormat;
-use crate::gpu::Device;
 use crate::gpu::plan::{self, Plan};
+use crate::gpu::{Device, Handle};
 use crate::spec;
 
 /// An execution provider whose nodes run on a GPU.
@@ -33,13 +34,13 @@ trait Provider: Send + Sync + 'static {
     /// in the first run.
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure>;
 
-    /// Runs `plan` on the call's stream, with a workspace on the device of `memory`.
+    /// Queues `plan` on the call's stream, with a workspace on the device of `memory`.
     ///
     /// # Safety
-    /// As for [`Device::run`], the workspace aside.
+    /// As for [`Device::queue`], the workspace aside.
     unsafe fn run(
         context: &ComputeContext,
-        device: &Device,
+        on: (&Device, Handle),
         memory: &MemoryInfo<'_>,
         plan: Plan,
     ) -> Result<(), Failure>;
@@ -96,6 +97,15 @@ fn check(settings: &Settings) -> Result<(), Failure> {
         RowFormat::V1 => Ok(()),
         _ => refuse(&spec::ROW_FORMAT, "format 2"),
     }
+}
+
+/// The stream of a call, null for the default one. It is refused before memory is taken, which a driver may not have
+/// for a stream that is captured.
+fn stream(context: &ComputeContext, device: &Device) -> Result<Handle, Failure> {
+    let stream = context.stream()?.map_or(std::ptr::null_mut(), NonNull::as_ptr);
+    // SAFETY: ONNX Runtime runs the kernel on the stream of the device that it was made for.
+    unsafe { device.check_stream(stream) }?;
+    Ok(stream)
 }
 
 /// Sizes and lengths of a call, and where its inputs lie.

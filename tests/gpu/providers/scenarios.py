@@ -29,8 +29,8 @@ PAST = {"present_key": "past_key", "present_value": "past_value"}
 
 def note(text):
     """A line among those that the stand-ins write."""
-    if os.environ.get("ROCM_SIM_TRACE"):
-        with open(os.environ["ROCM_SIM_TRACE"], "a") as trace:
+    if os.environ.get("GPU_SIM_TRACE"):
+        with open(os.environ["GPU_SIM_TRACE"], "a") as trace:
             trace.write(f"-- {text}\n")
 
 
@@ -194,6 +194,11 @@ def plain(runs="2", **options):
     return {"session": None, "runs": messages}
 
 
+def captured():
+    """A run of which ONNX Runtime makes a CUDA graph."""
+    return plain("1", enable_cuda_graph="1")
+
+
 def exact(runs="1"):
     """The same with every piece of device memory taken by itself, not from a larger one."""
     return plain(runs, arena_extend_strategy="kSameAsRequested")
@@ -225,7 +230,7 @@ def load(path):
 
 
 def unchecked():
-    """Whether numbers on the device that the CPU provider refuses do what docs/rocm.md says."""
+    """Whether numbers on the device that the CPU provider refuses do what docs/gpu.md says."""
     s = Settings(4, 2, 64, 20, key_bits=8, value_bits=8, do_rotary=1)
     feeds = cases.call(0, s, "f32", "u8", B=2, L=3, P=9, mode="step", positions=True, saliency=True)
     sess = session(models.spark(s, list(feeds), "f32", "u8"))
