@@ -3,7 +3,8 @@
     python build.py PROVIDER FOLDER
 
 PROVIDER is libonnxruntime_providers_cuda.so, whose libraries of CUDA 13 are made too; "none" for it makes the driver
-and NVRTC alone. The driver has the kernels of ops in it, and runs them by emulation.
+and NVRTC alone. The driver has the kernels of ops in it, and runs them by emulation. Beside them comes libneighbour.so,
+an execution provider on the same device.
 """
 
 import concurrent.futures
@@ -43,10 +44,11 @@ def main(provider, folder):
             DRIVER.options = [str(path) for path in kernels(pathlib.Path(temporary))]
             build(DRIVER, provider, folder)
         compile_library(folder / "libnvrtc.so.13", [HERE / "nvrtc.cpp"], [])
+        by_driver = [f"-L{folder}", "-l:libcuda.so.1"]
+        compile_library(folder / "libneighbour.so", [HERE / "neighbour.cpp"], by_driver)
         if provider == "none":
             return
-        runtime = Library("libcudart.so.13", [HERE / "runtime.cpp"], r"(__)?cuda", [], "libcudart.so.13")
-        runtime.options = [f"-L{folder}", "-l:libcuda.so.1"]
+        runtime = Library("libcudart.so.13", [HERE / "runtime.cpp"], r"(__)?cuda", by_driver, "libcudart.so.13")
         for library in [runtime, *LIBRARIES]:
             build(library, provider, folder)
 

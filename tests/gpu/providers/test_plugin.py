@@ -18,6 +18,22 @@ def test_only_the_operators_are_taken(scenario):
     assert got["difference"] <= 1e-5
 
 
+@pytest.mark.skipif(driver.HIP, reason="the other provider is on the stand-in for the CUDA driver")
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_a_provider_on_the_same_device(scenario, order):
+    """Nothing is copied between the two, and both queue their work on one stream."""
+    got = scenario("beside", order)
+    assert got.result["placed"] == [["Identity", "NeighbourExecutionProvider"],
+                                    ["SparkAttention", "SparkExecutionProvider"],
+                                    ["SparkPrune", "SparkExecutionProvider"]]
+    assert got.result["difference"] <= 1e-5
+    work = got.trace[got.trace.index("-- run 0"):got.trace.index("-- done")]
+    copies = [line.split() for line in work if line.startswith("copy") and line.endswith("device to device")]
+    launches = [line.split() for line in work if line.startswith("launch")]
+    assert len(copies) == 2 and launches
+    assert {line[1] for line in copies} == {line[3] for line in launches} == {"stream1"}
+
+
 def test_no_memory_is_taken_after_the_first_run(scenario):
     """The driver is asked for memory by the first run only, also where outputs are ONNX Runtime's to allocate."""
     lines = scenario("plain", "6").trace
