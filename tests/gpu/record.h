@@ -2,8 +2,8 @@
 //
 // Environment:
 //   GPU_SIM_TRACE     file that gets a line for every call that matters to the tests
-//   GPU_SIM_FAIL      FUNCTION:N:CODE, the N-th call (from 1) of a function returns this error; the N-th kernel that runs
-//                   where FUNCTION is "kernel". N+ for all calls from the N-th on
+//   GPU_SIM_FAIL      FUNCTION:N:CODE, the N-th call (from 1) of a function returns this error; the N-th kernel that
+//                     runs where FUNCTION is "kernel". N+ for all calls from the N-th on
 //   GPU_SIM_DEVICES   number of devices, 1 by default
 //   GPU_SIM_MEMORY    bytes of memory of a device, 4 GiB by default
 //   GPU_SIM_NO_RTC    hipRTC and NVRTC fail, whatever GPU_SIM_FAIL says

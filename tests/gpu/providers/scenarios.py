@@ -470,6 +470,32 @@ def again():
     return results
 
 
+def chosen(gpu="True"):
+    """What `spark_ort.register` of the source folder chooses, which operators then run where, and what is wrong."""
+    import types
+
+    package = types.ModuleType("spark_ort")
+    package.__path__ = [str(pathlib.Path(__file__).parents[3] / "python/spark_ort")]
+    sys.modules["spark_ort"] = package
+    from spark_ort import _register
+
+    _register.library_path = models.library_path
+    if PROVIDER == "SparkExecutionProvider":
+        ort.unregister_execution_provider_library("spark")
+    s, model, fixed = layer()
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = os.path.join(os.environ["SCENARIO_FOLDER"], "profile")
+    try:
+        name = _register.register(options, gpu={"True": True, "False": False}.get(gpu, gpu))
+    except _register.Error as error:
+        return {"error": str(error)}
+    older = {} if hasattr(options, "add_provider") else {"providers": [name]}
+    sess = ort.InferenceSession(model.SerializeToString(), options, **older)
+    models.run(sess, {**fixed, **next(steps(s, "f32")), **models.empty_cache(s, 2, "u8", 64)})
+    return {"name": name, "placed": placed(sess)}
+
+
 def devices():
     """How many devices the provider offers."""
     return sum(d.ep_name == PROVIDER for d in ort.get_ep_devices())
