@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -68,6 +69,14 @@ def test_pictures_show_every_row(exports, tmp_path):
         assert wanted in texts, wanted
 
 
+def test_a_picture_may_be_png(exports, tmp_path):
+    picture = tmp_path / "eval.PNG"
+    measure(exports["genai-cpu-fp32"], "--settings", "0.5/8/8", "--plot", picture, *SMALL)
+    header = picture.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:]) == (3 * 620, 440)
+
+
 def test_rivals_are_all_there_and_cost_what_they_store(report):
     rows = by_name(report)
     assert report["absent"] == []
@@ -127,7 +136,7 @@ def test_a_template_wraps_generated_tasks(exports):
         (("--contexts", "0"), "--contexts is 0"),
         (("--shared-buffer", "--capacity", "10"), "has no room"),
         (("--tokenizer", "nowhere.json"), "there is no nowhere.json"),
-        (("--plot", "eval.png"), "pictures are written as SVG only"),
+        (("--plot", "eval.pdf"), "pictures are .svg or .png files"),
         (("--plot", "nowhere/eval.svg"), "there is no folder nowhere"),
         (("--template", "<{prompt}>"), "--tasks names none"),
         (("--settings", "0.5/8/8:v3"), "3 is not 1 or 2"),

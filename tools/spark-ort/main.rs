@@ -20,6 +20,7 @@ mod terminal;
 mod threads;
 mod trial;
 mod tune;
+mod whole_file;
 
 use std::process::ExitCode;
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 /// Figures of one model.
@@ -121,7 +121,7 @@ pub fn write_json(path: &Path, report: &impl Serialize) -> Result<()> {
     text.push('\n');
     match path.to_str() {
         Some("-") => crate::terminal::pass_on(&text),
-        _ => std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display())),
+        _ => crate::whole_file::write(path, text.as_bytes()),
     }
 }
 

@@ -106,8 +106,8 @@ pub struct Args {
     #[command(flatten)]
     pub(super) temporary: Temporary,
 
-    /// Also draw error against pruned channels, error against bytes and speed against bytes, as an SVG file
-    #[arg(long, value_name = "FILE.svg")]
+    /// Also draw error against pruned channels, error against bytes and speed against bytes, as an SVG or PNG file
+    #[arg(long, value_name = "FILE.svg|FILE.png")]
     pub(super) plot: Option<PathBuf>,
 
     /// Also write what is shown as JSON to a file, or to stdout (-) in place of the table

@@ -20,6 +20,7 @@ use crate::eval::texts::{encoded, tokenizer};
 use crate::interrupt::{self, Interrupt};
 use crate::report::write_json;
 use crate::terminal::{note, show};
+use crate::whole_file;
 pub use args::Args;
 use layers::Group;
 use report::{Outcome, Verification};
@@ -132,7 +133,7 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
             layers: better.unwrap_or(settings),
         };
         let path = &args.output;
-        std::fs::write(path, recipe.to_json()).with_context(|| format!("cannot write {}", path.display()))?;
+        whole_file::write(path, recipe.to_json().as_bytes())?;
         outcome.written = Some(path.clone());
     }
     outcome.interrupted = interrupt.is_set();
