@@ -2,7 +2,6 @@
 
 use serde_json::{Map, Value};
 
-use super::folder::CONFIG;
 use crate::plugin;
 
 /// Providers, as GenAI names them, that the operators have kernels for.
@@ -51,26 +50,24 @@ pub fn warnings(session: &Value) -> Vec<String> {
         ));
         if names.iter().all(|name| *name == ours() || *name == "cpu") {
             warnings.push(format!(
-                "{CONFIG} names {} alone: GenAI then keeps the cache in host memory, and every step copies all of it to \
-                 the GPU and back",
+                "the folder names {} alone: GenAI then keeps the cache in host memory, and every step copies all of it \
+                 to the GPU and back",
                 ours()
             ));
         }
     } else if !foreign.is_empty() {
         warnings.push(format!(
-            "{CONFIG} asks for the execution provider {}, which these operators have no kernels for: ONNX \
-             Runtime runs them on the CPU, and copies queries, results and caches to and fro in every call. Without it \
-             in provider_options all runs on the CPU",
+            "the folder asks for the execution provider {}, which these operators have no kernels for: ONNX Runtime \
+             runs them on the CPU, and copies queries, results and caches to and fro in every call. Without it in \
+             provider_options all runs on the CPU",
             foreign.join(", ")
         ));
     }
     let mut without = session.clone();
     disable_graphs(&mut without);
     if without != *session {
-        warnings.push(format!(
-            "{} is 0 in the new {CONFIG}: a graph would go on with the lengths of one call",
-            GRAPHS.join(" or ")
-        ));
+        let options = GRAPHS.join(" or ");
+        warnings.push(format!("{options} is 0 in the new folder: a graph would go on with the lengths of one call"));
     }
     warnings
 }

@@ -1,8 +1,8 @@
 // An execution provider beside ours, for tests: NeighbourExecutionProvider takes Identity on the first GPU of the
 // stand-in for the CUDA driver, which it names as ours does. Its memory is the driver's own, its stream one of its own.
 //
-// ONNX Runtime's structures are arrays of pointers after a version, and its tables of functions arrays; the numbers used
-// here are in src/plugin/abi.rs, with their names.
+// ONNX Runtime's structures are arrays of pointers after a version, and its tables of functions are arrays; the numbers
+// used here are in src/plugin/abi.rs, with their names.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

@@ -20,8 +20,8 @@ use ways::Way;
 use crate::bench::machine::processor;
 use crate::terminal::{pass_on, show};
 
-/// Say what this machine has: ONNX Runtime, the processor's instructions, GPUs, which execution provider takes the operators,
-/// and whether the library works
+/// Say what this machine has: ONNX Runtime, the processor's instructions, GPUs, which execution provider takes the
+/// operators, and whether the library works
 ///
 /// Ends with an error status if there is no ONNX Runtime that can be used, or the library does not work in it.
 #[derive(clap::Args)]
