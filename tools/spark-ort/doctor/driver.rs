@@ -16,7 +16,8 @@ pub struct Driver {
 
 /// What a vendor calls the functions; those of HIP and CUDA have the same types.
 struct Names {
-    initialise: &'static [u8],
+    /// `None`: the others do it.
+    initialise: Option<&'static [u8]>,
     version: &'static [u8],
     count: &'static [u8],
     name: &'static [u8],
@@ -26,7 +27,7 @@ struct Names {
 pub fn hip() -> Result<Driver, String> {
     const LIBRARIES: [&str; 4] = ["libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5"];
     let names = Names {
-        initialise: b"hipInit\0",
+        initialise: None,
         version: b"hipRuntimeGetVersion\0",
         count: b"hipGetDeviceCount\0",
         name: b"hipDeviceGetName\0",
@@ -38,7 +39,7 @@ pub fn hip() -> Result<Driver, String> {
 /// The CUDA driver, whose version is the newest CUDA that it supports.
 pub fn cuda() -> Result<Driver, String> {
     let names = Names {
-        initialise: b"cuInit\0",
+        initialise: Some(b"cuInit\0"),
         version: b"cuDriverGetVersion\0",
         count: b"cuDeviceGetCount\0",
         name: b"cuDeviceGetName\0",
@@ -99,11 +100,10 @@ fn number(library: &Library, function: &[u8]) -> Result<c_int, c_int> {
 fn devices(library: &Library, names: &Names) -> Result<Vec<String>, c_int> {
     /// hipErrorNoDevice and CUDA_ERROR_NO_DEVICE
     const NO_DEVICE: c_int = 100;
-    // SAFETY: the type is that of both headers. HIP initialises itself where the function is missing.
-    let initialised = match unsafe { library.get::<Initialise>(names.initialise) } {
-        // SAFETY: the argument is a number.
-        Ok(initialise) => unsafe { initialise(0) },
-        Err(_) => 0,
+    let initialised = match names.initialise {
+        // SAFETY: the type is that of cuda.h, and the argument a number.
+        Some(name) => unsafe { library.get::<Initialise>(name).map_err(|_| -1)?(0) },
+        None => 0,
     };
     let counted = if initialised == 0 { number(library, names.count) } else { Err(initialised) };
     let count = match counted {
