@@ -2,8 +2,8 @@
 
     python measure.py FOLDER CONTEXT NEW [CHUNK]
 
-CONTEXT tokens are the prompt, read at once or in chunks of CHUNK, NEW more are generated one by one. Past and present share a buffer for all,
-as genai_config.json has it.
+CONTEXT tokens are the prompt, read at once or in chunks of CHUNK tokens, NEW more are generated one by one. Past and
+present share a buffer for all, as genai_config.json has it.
 """
 
 import json
@@ -50,7 +50,8 @@ def main(folder, context, new, chunk=0):
     # A copy, made after the peak is known; its rows are those of the buffer.
     cache = 2 * layers * generator.get_output("present.0.key").nbytes
     print(json.dumps({
-        "context": context, "chunk": chunk, "prompt_rate": context / prompt_seconds, "decode_rate": 1 / float(np.median(steps)),
+        "context": context, "chunk": chunk,
+        "prompt_rate": context / prompt_seconds, "decode_rate": 1 / float(np.median(steps)),
         "loaded": loaded, "load_peak": load_peak, "peak": peak, "cache": cache,
     }))
 
