@@ -177,9 +177,9 @@ impl FromStr for Rival {
         match (method().filter(of_parts), recent) {
             (Some(method), Some(recent)) => Ok(Self { method, part, recent }),
             _ => Err(format!(
-                "'{text}' is no rival: int8, int4, hadamard4, hadamard3, oscar2, prune0.5 (all of these also with -keys \
-                 or -values behind, for these alone), think0.5, snapkv0.5, ort-int8 and ort-int4 are, with other bits and \
-                 shares, and +N for N recent tokens as they are ({RECENT} without)"
+                "'{text}' is no rival: int8, int4, hadamard4, hadamard3, oscar2, prune0.5 (all of these also with \
+                 -keys or -values behind, for these alone), think0.5, snapkv0.5, ort-int8 and ort-int4 are, with \
+                 other bits and shares, and +N for N recent tokens as they are ({RECENT} without)"
             )),
         }
     }
