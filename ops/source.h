@@ -4,8 +4,7 @@
 #ifndef SPARK_SOURCE_H
 #define SPARK_SOURCE_H
 
-#include "numbers.h"
-#include "format/v1.h"
+#include "rows.h"
 #include "scores.h"
 #include "tail.h"
 

@@ -68,6 +68,17 @@ SPARK_FN u32 popcount(u64 x) { return __popcll(x); }
 // The low word of (high:low) >> shift, shift below 32.
 SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return __funnelshift_r(low, high, shift); }
 
+// Of four nibbles, those of the low half.
+SPARK_FN u32 look_up_half(u32 nibbles, const u32 (&table)[4]) {
+    // Three bits of a nibble pick one of eight bytes; the fourth picks of two such.
+    const u32 at = nibbles & 0x7777, which = (nibbles >> 1 & 0x4444) | 0x3210;
+    return __byte_perm(__byte_perm(table[0], table[1], at), __byte_perm(table[2], table[3], at), which);
+}
+SPARK_FN void look_up(u32 nibbles, const u32 (&table)[4], u32& low, u32& high) {
+    low = look_up_half(nibbles, table);
+    high = look_up_half(nibbles >> 16, table);
+}
+
 SPARK_FN float half_to_float(u16 h) {
     float x;
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));

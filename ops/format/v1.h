@@ -1,10 +1,10 @@
 // Row format 1, as defined in docs/format.md: positions of the fields, and decoding of eight channels of a row at a
-// time.
+// time. Format 2 is the same but for what the call says and format/v2.h has.
 #ifndef SPARK_FORMAT_V1_H
 #define SPARK_FORMAT_V1_H
 
-#ifndef SPARK_NUMBERS_H
-#error "include numbers.h before: compilers at run time know no parent folders"
+#ifndef SPARK_FORMAT_V2_H
+#error "include rows.h instead: compilers at run time know no parent folders"
 #endif
 
 SPARK_CONSTANT u32 VALUE_GROUP = 32;
@@ -28,9 +28,7 @@ struct ValueLayout {
     u32 words;
 
     SPARK_FN explicit ValueLayout(const SparkCall& call)
-        : codes_at(call.value_bits == 16  ? 0
-                   : call.value_bits == 8 ? 4
-                                          : 4 * (call.head_dim / VALUE_GROUP)),
+        : codes_at(call.value_bits == 16 ? 0 : 4 * call.value_groups),
           words((codes_at + code_bytes(call.value_bits, call.head_dim) + 3) / 4) {}
 };
 
@@ -97,13 +95,17 @@ struct KeyReader {
         SPARK_NOTE("quantised keys");
         const float m = finite_half(halves.load(layout.scalars_at / 2 + 1));
         const float step = finite_half(halves.load(layout.scalars_at / 2 + 2));
-        const u32 bits = call.key_bits, bit = 8 * layout.codes_at + bits * slot, word = bit / 32;
+        const u32 bit = 8 * layout.codes_at + call.key_bits * slot, word = bit / 32;
         // The next eight codes in (high:low).
         const u32 w0 = words.load(word), w1 = words.load(word + 1);
-        u32 low = funnel_right(w1, w0, bit % 32), high = 0;
+        u32 low = funnel_right(w1, w0, bit % 32), high = 0, bits = call.key_bits;
         if (bits == 8) {
             SPARK_NOTE("key8");
             high = funnel_right(words.load(word + 2), w1, bit % 32);
+        } else if (call.key_companded) {
+            SPARK_NOTE("companded");
+            expand_codes(low, low, high);
+            bits = 8;
         }
         const u32 code = (1u << bits) - 1;
         SPARK_UNROLL
@@ -146,7 +148,7 @@ struct ValueOctet {
         } else {
             SPARK_NOTE("value4");
             words[0] = load((const u32*)(codes + 4 * octet));
-            pair = load((const u32*)row + octet / 4);
+            pair = load((const u32*)row + (call.value_groups > 1 ? octet / (VALUE_GROUP / 8) : 0));
         }
     }
 

@@ -197,6 +197,8 @@ pub fn attention(
     let pairs = u64::from(call.group) * new as u64;
     for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
         let mut call = sequences(&call, lengths, &tails, first);
+        // Nothing is stored where nothing is past.
+        call.value_rotated &= u32::from(call.sequence[..call.sequences as usize].iter().any(|s| s.past > 0));
         let blocks = pairs.div_ceil(attend.columns.into()) * kv_heads as u64;
         (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
         let states = call.sequences as usize * query_heads * new * call.splits as usize;
@@ -215,15 +217,18 @@ pub fn attention(
 
 /// Pieces that the keys of a sequence are cut into, and keys of a piece, for a launch of `blocks` blocks a sequence.
 fn pieces(device: &Device, attend: &Attend, call: &Call, blocks: u64) -> (u32, u32) {
+    let rotated = call.value_rotated == 1;
     let keys = call.sequence[..call.sequences as usize].iter().filter(|s| s.valid > 0).map(|s| {
         let first = if call.window > 0 { (s.past + 1).saturating_sub(call.window) } else { 0 };
-        s.past + s.valid - first
+        s.past + if rotated { 0 } else { s.valid } - first
     });
     let keys = keys.max().unwrap_or(0).max(1);
     let tail = call.sequence[..call.sequences as usize].iter().map(|s| s.tail.min(s.past)).max().unwrap_or(0);
     let at_once = u64::from(device.compute_units.max(1)) * u64::from(attend.resident);
-    let wanted = at_once / (blocks * u64::from(call.sequences)).max(1);
+    // The new keys are a piece of their own where the values of stored ones are rotated.
+    let more = u32::from(rotated);
+    let wanted = (at_once / (blocks * u64::from(call.sequences)).max(1)).saturating_sub(more.into());
     let wanted = wanted.clamp(1, u64::from(keys.div_ceil(attend.min_keys))) as u32;
     let split_keys = (keys + (attend.tail_cost - 1) * tail).div_ceil(wanted).next_multiple_of(PIECE);
-    (keys.div_ceil(split_keys), split_keys)
+    (keys.div_ceil(split_keys) + more, split_keys)
 }

@@ -188,6 +188,9 @@ pub(super) fn base(
             Some(Rotary::Interleaved) => 2,
         },
         positions: narrow("positions", inputs.positions)?,
+        key_companded: key.codebook().is_some().into(),
+        value_groups: value.groups() as u32,
+        value_rotated: value.is_rotated().into(),
         ..Call::default()
     })
 }

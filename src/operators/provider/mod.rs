@@ -19,7 +19,6 @@ use super::node::Failure;
 use super::operator::{Place, add};
 use super::tensors::Inputs;
 use crate::call::{CallError, Geometry, Input, Lengths, Settings, positions};
-use crate::format::RowFormat;
 use crate::gpu::Device;
 use crate::gpu::plan::{self, Plan};
 use crate::spec;
@@ -91,10 +90,9 @@ fn check(settings: &Settings) -> Result<(), Failure> {
         let problem = format!("{what} has no kernels on a GPU yet: leave it out, or run the node on the CPU");
         Err(CallError::attribute(attribute.name, problem).into())
     };
-    match settings.row_format {
-        _ if settings.recovery.is_sampled() => refuse(&spec::RECOVERY, "drawing from a distribution"),
-        RowFormat::V1 => Ok(()),
-        _ => refuse(&spec::ROW_FORMAT, "format 2"),
+    match settings.recovery.is_sampled() {
+        true => refuse(&spec::RECOVERY, "drawing from a distribution"),
+        false => Ok(()),
     }
 }
 

@@ -6,8 +6,9 @@ use std::ptr::{null, null_mut};
 use half::{bf16, f16};
 use ndarray::{Array4, ArrayD, Axis, concatenate};
 use spark_ort::call::{Geometry, QueryLayout};
-use spark_ort::format::Bits;
+use spark_ort::format::{Bits, RowFormat};
 use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Plan, Scalar};
+use spark_ort::method::Recovery;
 
 use crate::common::{Case, Random};
 use crate::emulation::gpu::{Memory, gpu};
@@ -202,8 +203,14 @@ pub fn case(
     most_past: usize,
     most_new: usize,
 ) -> Case {
-    // The settings of a random case, and then a head size of one's own: its tensors are made anew.
-    let mut case = Case::with(seed, most_past, most_new, Some((d, key_bits, value_bits)));
+    // Every third case is of format 2, whatever else follows from the seed.
+    let format = Random(!seed).pick(&[RowFormat::V1, RowFormat::V1, RowFormat::V2]);
+    let mut case = Case::of(format, seed, most_past, most_new, Some((d, key_bits, value_bits)));
+    for common in [&mut case.attention.common, &mut case.prune.common] {
+        if common.recovery.is_sampled() {
+            common.recovery = Recovery::Mean;
+        }
+    }
     round_tensors(&mut case, scalar);
     case
 }

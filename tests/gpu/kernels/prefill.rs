@@ -11,7 +11,7 @@ use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Scalar};
 use crate::common::{Case, Random};
 use crate::emulation::Emulation;
 use crate::emulation::gpu::gpu;
-use crate::emulation::operands::in_float16;
+use crate::emulation::operands::attend_in_float16;
 use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, compare, device, round_tensors};
 
 /// Whether the kernels multiply float16 on matrix cores.
@@ -47,7 +47,7 @@ pub fn check(case: &Case, scalar: Scalar, device: &Device, on_device: &OnDevice)
     within(2e-3 * larger + output, 1.0, &got, &expected)?;
     // Of the same operands there remain the rounding of the weights, each by a 2048th at most, and of the output.
     let (tolerance, zero) = if scalar == Scalar::F16 { (1e-3, 0.5) } else { (8e-3, 0.05) };
-    within(tolerance, zero, &got, &in_float16(case).attend(&Serial, InstructionSet::Scalar))
+    within(tolerance, zero, &got, &attend_in_float16(case))
 }
 
 /// A call of one sequence with `past` and `new` tokens, each of one KV head.
