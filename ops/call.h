@@ -68,7 +68,7 @@ struct SparkCall {
     unsigned key_row_bytes;
     unsigned value_row_bytes;
 
-    unsigned recover;        // 1: pruned channels read as their mean magnitude, 0: as zero
+    unsigned recover; // what pruned channels read as
     unsigned recent_window;
     unsigned past_recent_rows;
     unsigned present_recent_rows;

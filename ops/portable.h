@@ -1,6 +1,7 @@
 // The few primitives that differ between devices. Kernels use nothing else that depends on a device:
 //
 //   WAVE                         lanes of a wave, 64 or 32
+//   SPARK_TABLE(type, name, size) = {...}   numbers that kernels may index
 //   thread(), block_x(), block_z(), lane(), wave()
 //   load<V>(p), store(p, v)      one element of global memory
 //   load_words(p, w), store_words(p, w)   several 32-bit words of global memory, p aligned to 4 bytes

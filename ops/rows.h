@@ -4,6 +4,7 @@
 #define SPARK_ROWS_H
 
 #include "numbers.h"
+#include "draws.h"
 #include "format/v2.h"
 #include "format/v1.h"
 

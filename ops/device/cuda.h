@@ -4,6 +4,8 @@
 
 #define SPARK_FN __device__ __forceinline__
 #define SPARK_CONSTANT static constexpr
+// Numbers in memory that kernels may index.
+#define SPARK_TABLE(type, name, size) static __device__ const type name[size]
 // A multiprocessor, like a compute unit, has four SIMDs of 512 registers per lane, and allocates registers in
 // multiples of eight, up to 255. The maximum number of threads is set so that the registers suffice.
 #define SPARK_KERNEL(name, threads, waves)                                                                             \

@@ -5,6 +5,7 @@
 
 #define SPARK_FN inline
 #define SPARK_CONSTANT static constexpr
+#define SPARK_TABLE(type, name, size) static constexpr type name[size]
 #define SPARK_KERNEL(name, threads, waves)                                                                             \
     static void name(const SparkCall& call);                                                                           \
     static const emulation::Registration registration_of_##name(#name, WAVE, threads, name);                           \

@@ -4,6 +4,8 @@
 
 #define SPARK_FN __attribute__((device)) inline __attribute__((always_inline))
 #define SPARK_CONSTANT static constexpr
+// Numbers in memory that kernels may index.
+#define SPARK_TABLE(type, name, size) static const __attribute__((constant)) type name[size]
 #define SPARK_KERNEL(name, threads, waves)                                                                             \
     extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(1, threads)))                       \
     __attribute__((amdgpu_waves_per_eu(waves))) void name(SparkCall call)

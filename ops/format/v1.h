@@ -57,9 +57,9 @@ struct KeyReader {
         return kept;
     }
 
-    SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, const Shared<float>& scales,
-                       float (&x)[8]) const {
-        const Shared<u32> words(row);
+    // The row of the key at `position`.
+    SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, u32 position,
+                       const Shared<float>& scales, float (&x)[8]) const {
         const Shared<u16> halves(row);
         const Shared<u8> bytes(row);
         u32 slot = kept_before(row);
@@ -90,8 +90,18 @@ struct KeyReader {
                 const float lost = float_of(bits_of(a * scales.load(8 * octet + k)) ^ (signs >> k) << 31);
                 x[k] = keep ? kept : lost;
             }
-            return;
+        } else {
+            read_codes(call, layout, row, slot, mask, signs, a, x);
         }
+        if (call.recover > SPARK_RECOVER_MEAN) draw_pruned(call, position, mask, x);
+    }
+
+  private:
+    // With the codes of the octet from `slot` on.
+    SPARK_FN void read_codes(const SparkCall& call, const KeyLayout& layout, u32 row, u32 slot, u32 mask, u32 signs,
+                             float a, float (&x)[8]) const {
+        const Shared<u32> words(row);
+        const Shared<u16> halves(row);
         SPARK_NOTE("quantised keys");
         const float m = finite_half(halves.load(layout.scalars_at / 2 + 1));
         const float step = finite_half(halves.load(layout.scalars_at / 2 + 2));
@@ -116,6 +126,19 @@ struct KeyReader {
             low = funnel_right(high, low, shift);
             high >>= shift;
             x[k] = float_of(bits_of(keep ? kept : a) ^ (signs >> k) << 31);
+        }
+    }
+
+    // Replaces the mean magnitude of pruned channels by drawn ones. Rarely wanted, so a single copy in a loop through
+    // which channels rotate: registers cannot be indexed.
+    SPARK_FN void draw_pruned(const SparkCall& call, u32 position, u32 mask, float (&x)[8]) const {
+        SPARK_NOTE("rare");
+        SPARK_ROLLED
+        for (u32 k = 0; k < 8; ++k) {
+            const float own = x[0], factor = mask >> k & 1 ? 1.0f : drawn(call.recover, position, 8 * octet + k);
+            SPARK_UNROLL
+            for (u32 n = 1; n < 8; ++n) x[n - 1] = x[n];
+            x[7] = own * factor;
         }
     }
 };

@@ -45,7 +45,9 @@ SPARK_FN void transform(u32 d, float (&x)[CHUNKS]) {
         const u32 half = 1u << stage;
         float other[CHUNKS];
         SPARK_UNROLL
-        for (u32 c = 0; c < CHUNKS; ++c) other[c] = half < WAVE ? shuffle_xor(x[c], half) : x[(c ^ half / WAVE) % CHUNKS];
+        for (u32 c = 0; c < CHUNKS; ++c) {
+            other[c] = half < WAVE ? shuffle_xor(x[c], half) : x[(c ^ half / WAVE) % CHUNKS];
+        }
         SPARK_UNROLL
         for (u32 c = 0; c < CHUNKS; ++c) {
             // The highest bit in which the channel and D differ is the size of its block: blocks come in order of their

@@ -15,6 +15,9 @@
 //!   cost more than longer pieces. A piece costs a state of D + 2 floats per query, written and read once;
 //!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes. Keys in the tail of a buffer are not taken by
 //!   matrix cores, so the last piece, which has them, is to be shorter.
+//! - *Rotated values.* Sums of stored values are rotated back once for each query, when pieces are merged. So the new
+//!   keys, whose values are dense, are a piece of their own, and there is always a merge: a launch and a state more
+//!   than a short cache would need, and nothing for each row.
 //! - *Prefill* is bound by multiply-adds, on matrix cores if the device has them (`ops/prefill_matrix.h` has their cost
 //!   model). Where LDS has room, two blocks share a compute unit, so that one's matrix instructions hide the decoding
 //!   of the other. Keys are cut only if there are few blocks, that is for chunks of few tokens after a long cache.
@@ -25,6 +28,7 @@ use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launc
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
     BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, PREFILL_THREADS,
+    RECOVER_MEAN,
 };
 use crate::gpu::params::{Call, Tokens};
 
@@ -109,7 +113,9 @@ impl Attend {
     fn decode(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
         let (d, wave) = (call.head_dim, device.wave_size);
         let octets = (d / 8).next_power_of_two().max(8);
-        let matrix = device.matrix && call.key_bits < 16 && call.value_bits < 16 && octets <= 16;
+        let quantised = call.key_bits < 16 && call.value_bits < 16;
+        // Drawn magnitudes differ by position, so such rows are read one by one.
+        let matrix = device.matrix && quantised && call.recover <= RECOVER_MEAN && octets <= 16;
         let columns = match pairs {
             0..=1 => 1,
             // Registers have no room for more sums.

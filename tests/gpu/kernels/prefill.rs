@@ -5,14 +5,14 @@ use std::ptr::{null, null_mut};
 use ndarray::Array4;
 use spark_ort::call::{Geometry, Lengths, QueryLayout};
 use spark_ort::cpu::{InstructionSet, Serial};
-use spark_ort::format::{Bits, KeyLayout, ValueLayout};
+use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
 use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::Emulation;
 use crate::emulation::gpu::gpu;
 use crate::emulation::operands::attend_in_float16;
-use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, compare, device, round_tensors};
+use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, case_of, compare, device, round_tensors};
 
 /// Whether the kernels multiply float16 on matrix cores.
 fn in_halves(case: &Case, scalar: Scalar, device: &Device) -> bool {
@@ -181,7 +181,7 @@ fn banks_do_not_conflict() {
 #[test]
 fn two_blocks_share_lds() {
     needs!(crate::emulation::at_hand());
-    let case = case(1, Scalar::F16, 128, (Bits::B8, Bits::B8), 8, 1);
+    let case = case_of(RowFormat::V1, 1, Scalar::F16, (128, Bits::B8, Bits::B8), 8, 1);
     let plan_of = |scalar, d: usize, (kept, bits), past, new| {
         let mut settings = case.attention.clone();
         (settings.common.query_heads, settings.common.kv_heads, settings.window) = (8, 2, None);
