@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # tools/genai.sh [CONTEXT...]: tokens per second and peak memory of a LLaMA of 1.2 B parameters with random int4 weights
 # in ONNX Runtime GenAI, original and rewritten. CONTEXT is the number of prompt tokens; 2048 and 8192 by default.
+# MODEL names a GenAI folder to be measured instead, CHUNK how many tokens of a prompt are read at once besides all,
+# NEW how many tokens are decoded.
+[ -z "${MODEL:-}" ] || MODEL=$(realpath "$MODEL")
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -8,14 +11,17 @@
 NEW=${NEW:-48}
 genai genai
 
-say "making the model"
-.venv/bin/python tools/genai/make_model.py "$work/llama-1b"
+original=${MODEL:-$work/llama-1b}
+if [ -z "${MODEL:-}" ]; then
+    say "making the model"
+    .venv/bin/python tools/genai/make_model.py "$original"
+fi
 
+# measure NAME FOLDER CONTEXT
 measure() {
-    local name=$1 context
-    shift
-    for context in "$@"; do
-        .venv-hosts/bin/python tools/genai/measure.py "$work/$name" "$context" "$NEW" | tee -a "$work/$name.json"
+    local chunk
+    for chunk in 0 ${CHUNK:-}; do
+        .venv-hosts/bin/python tools/genai/measure.py "$2" "$3" "$NEW" "$chunk" | tee -a "$work/$1.json"
     done
 }
 
@@ -23,7 +29,7 @@ measure() {
 rewrite() {
     local name=$1
     shift
-    VIRTUAL_ENV=$PWD/.venv "$release/spark-ort" rewrite "$work/llama-1b" "$work/$name" --force --data link \
+    VIRTUAL_ENV=$PWD/.venv "$release/spark-ort" rewrite "$original" "$work/$name" --force --data link \
         --calibrate random --calibration-tokens 256 "$@"
 }
 
@@ -33,10 +39,10 @@ rm -f "$work"/*.json
 for context in "$@"; do
     say "$context tokens, and $NEW more"
     # In turns, so that other load on the machine affects all alike.
-    for name in llama-1b spark-8 spark-4; do
-        measure "$name" "$context"
-    done
+    measure original "$original" "$context"
+    measure spark-8 "$work/spark-8" "$context"
+    measure spark-4 "$work/spark-4" "$context"
 done
 say "ONNX Runtime GenAI, $(nproc) cores, $NEW tokens decoded"
-.venv-hosts/bin/python tools/genai/table.py "original=$work/llama-1b.json" "rewritten, 0.5/8/8=$work/spark-8.json" \
+.venv-hosts/bin/python tools/genai/table.py "original=$work/original.json" "rewritten, 0.5/8/8=$work/spark-8.json" \
     "rewritten, 0.7/4/4=$work/spark-4.json"

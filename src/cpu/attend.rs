@@ -18,9 +18,6 @@ use super::softmax::SoftmaxState;
 use super::{decode, prefill};
 use crate::element::Element;
 
-/// Queries of a block up to which rows are read as they are.
-const MOST_DECODE_QUERIES: usize = 16;
-
 /// See [`super::attention`].
 pub(super) fn attention<T: Element>(
     pool: &dyn Pool,
@@ -63,9 +60,10 @@ struct OnIsa<'a, 'c, T, I> {
 impl<T: Element, I: Isa> Attend for OnIsa<'_, '_, T, I> {
     fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
         let block = QueryBlock::new(self.source.call, queries);
-        match block.items.len() {
-            0..=MOST_DECODE_QUERIES => decode::driver::attend(self.isa, &self.source, &block, keys),
-            _ => prefill::driver::attend(self.isa, &self.source, &self.scratch, &block, keys),
+        let few = I::most_decode_queries(self.source.call.geometry.key.bits());
+        match block.items.len() <= few {
+            true => decode::driver::attend(self.isa, &self.source, &block, keys),
+            false => prefill::driver::attend(self.isa, &self.source, &self.scratch, &block, keys),
         }
     }
 }

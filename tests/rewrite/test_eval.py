@@ -34,7 +34,8 @@ def by_name(report):
 def report(exports):
     """Everything, on a small model of float32."""
     settings = "0/16/16,0.5/8/8,0.8/4/4,0.8/4/4+64"
-    return measure(exports["genai-cpu-fp32"], "--settings", settings, "--rivals", "all", "--shared-buffer", *SMALL)
+    rivals = "all,prune0.5-values,int4-keys"
+    return measure(exports["genai-cpu-fp32"], "--settings", settings, "--rivals", rivals, "--shared-buffer", *SMALL)
 
 
 def test_the_original_and_a_lossless_rewrite_agree(report):
@@ -82,7 +83,8 @@ def test_rivals_are_all_there_and_cost_what_they_store(report):
     assert report["absent"] == []
     # 4 layers of 2 heads of 64 channels, of key and value: 16 rows a token.
     expected = {"int8+64": 16 * 68, "int4+64": 16 * 40, "hadamard3+64": 16 * 32, "oscar2+64": 16 * 24,
-                "think0.5+64": 8 * (64 + 128), "snapkv0.5+64": 8 * 128, "ort-int8": 16 * 64, "ort-int4": 16 * 32}
+                "think0.5+64": 8 * (64 + 128), "prune0.5-values+64": 8 * (128 + 8 + 32 + 4),
+                "int4-keys+64": 8 * (40 + 128), "snapkv0.5+64": 8 * 128, "ort-int8": 16 * 64, "ort-int4": 16 * 32}
     assert {name: rows[name]["bytes_per_token"] for name in expected} == expected
     assert rows["int8+64"]["kind"] == "dense simulation" and rows["ort-int8"]["kind"] == "onnxruntime"
 

@@ -1,9 +1,9 @@
 """Measures a model folder in ONNX Runtime GenAI, in a process of its own: prints one line of JSON.
 
-    python measure.py FOLDER CONTEXT NEW
+    python measure.py FOLDER CONTEXT NEW [CHUNK]
 
-CONTEXT tokens are the prompt, read at once, NEW more are generated one by one. Past and present share a buffer for all,
-as genai_config.json has it.
+CONTEXT tokens are the prompt, read at once or in chunks of CHUNK tokens, NEW more are generated one by one. Past and
+present share a buffer for all, as genai_config.json has it.
 """
 
 import json
@@ -21,9 +21,12 @@ def memory(field):
     return int(line.split()[1]) * 1024
 
 
-def main(folder, context, new):
-    context, new = int(context), int(new)
-    model = og.Model(folder)
+def main(folder, context, new, chunk=0):
+    context, new, chunk = int(context), int(new), int(chunk)
+    config = og.Config(folder)
+    if chunk:
+        config.overlay(json.dumps({"search": {"chunk_size": chunk}}))
+    model = og.Model(config)
     loaded, load_peak = memory("VmRSS"), memory("VmHWM")
     # From here on, what loading took at most is forgotten.
     Path("/proc/self/clear_refs").write_text("5")
@@ -47,7 +50,8 @@ def main(folder, context, new):
     # A copy, made after the peak is known; its rows are those of the buffer.
     cache = 2 * layers * generator.get_output("present.0.key").nbytes
     print(json.dumps({
-        "context": context, "prompt_rate": context / prompt_seconds, "decode_rate": 1 / float(np.median(steps)),
+        "context": context, "chunk": chunk,
+        "prompt_rate": context / prompt_seconds, "decode_rate": 1 / float(np.median(steps)),
         "loaded": loaded, "load_peak": load_peak, "peak": peak, "cache": cache,
     }))
 

@@ -36,7 +36,7 @@ pub(in crate::cpu) fn attend<T: Element, I: Isa>(
         let keys = keys.clone();
         // Padding the batch with a dummy query is cheaper than reading the rows twice.
         states.extend(match block.items.len() - first {
-            6.. => isa.run(DecodeBatch::<_, 8> { source, block, queries, first, keys }),
+            5.. => isa.run(DecodeBatch::<_, 8> { source, block, queries, first, keys }),
             3.. => isa.run(DecodeBatch::<_, 4> { source, block, queries, first, keys }),
             2.. => isa.run(DecodeBatch::<_, 2> { source, block, queries, first, keys }),
             _ => isa.run(DecodeBatch::<_, 1> { source, block, queries, first, keys }),

@@ -3,6 +3,7 @@
 
 use super::vector::Vector;
 use crate::cpu::decode::kernels::{KeyKernel, ValueKernel};
+use crate::format::Bits;
 
 /// An instruction set that kernels are written for. A value of the type is a token: [`Isa::try_new`] alone makes one,
 /// on processors that have the instructions.
@@ -25,6 +26,12 @@ pub(in crate::cpu) unsafe trait Isa: Copy + Send + Sync + 'static {
 
     /// Vectors of the set.
     fn vector(self) -> Self::Vector;
+
+    /// Queries of one KV head up to which key rows of `bits` are read as they are; with more, tiles of float32 cost
+    /// less.
+    fn most_decode_queries(_bits: Bits) -> usize {
+        24
+    }
 
     /// Does `work`, compiled for the instruction set as far as it is `inline(always)`.
     fn run<W: Work>(self, work: W) -> W::Output;

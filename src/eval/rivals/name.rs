@@ -19,6 +19,11 @@ pub enum Method {
         /// Share of dropped tokens of the prompt.
         ratio: f64,
     },
+    /// Drops the smallest channels of each row of a token and KV head by itself, and stores the others with 8 bits.
+    Prune {
+        /// Share of dropped channels.
+        ratio: f64,
+    },
     /// Quantises each row of a token and KV head by itself, from its least to its greatest element.
     PerToken {
         /// Bits of an element.
@@ -42,11 +47,24 @@ pub enum Method {
     },
 }
 
+/// What a rival compresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Keys and values, as far as its method does.
+    All,
+    /// Keys alone; values are dense.
+    Keys,
+    /// Values alone; keys are dense.
+    Values,
+}
+
 /// A rival.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rival {
     /// Its method.
     pub method: Method,
+    /// What it is applied to.
+    pub part: Part,
     /// Number of last tokens whose rows stay unchanged.
     pub recent: usize,
 }
@@ -71,6 +89,12 @@ impl Rival {
         !matches!(self.method, Method::OnnxRuntime { .. })
     }
 
+    /// Whether it compresses keys, or `values`.
+    pub fn compresses(&self, values: bool) -> bool {
+        let by_method = !(values && matches!(self.method, Method::ThinK { .. }));
+        by_method && self.part != if values { Part::Keys } else { Part::Values }
+    }
+
     /// Bytes that a token adds to the cache of a model as the rival would store it, with dense elements as float16.
     /// For eviction, the bytes of the remaining tokens are averaged over all.
     pub fn bytes_per_token(&self, interface: &Interface) -> f64 {
@@ -79,14 +103,19 @@ impl Rival {
             let scales = width.div_ceil(group(bits, width)) * 4;
             (width * bits as usize) as f64 / 8.0 + scales as f64
         };
-        let layer = |width: usize| match self.method {
-            Method::ThinK { ratio } => dense(width - dropped(ratio, width)) + dense(width),
-            Method::SnapKv { ratio } => 2.0 * dense(width) * (1.0 - ratio),
-            Method::PerToken { bits } | Method::Hadamard { bits } | Method::Oscar { bits } => {
-                2.0 * quantised(bits, width)
+        let [key, value] = [false, true].map(|values| {
+            move |width: usize| match self.method {
+                _ if !self.compresses(values) => dense(width),
+                Method::ThinK { ratio } => dense(width - dropped(ratio, width)),
+                Method::SnapKv { ratio } => dense(width) * (1.0 - ratio),
+                Method::Prune { ratio } => width as f64 / 8.0 + quantised(8, width) - dropped(ratio, width) as f64,
+                Method::PerToken { bits } | Method::Hadamard { bits } | Method::Oscar { bits } => {
+                    quantised(bits, width)
+                }
+                Method::OnnxRuntime { bits } => (width * bits as usize) as f64 / 8.0,
             }
-            Method::OnnxRuntime { bits } => 2.0 * (width * bits as usize) as f64 / 8.0,
-        };
+        });
+        let layer = |width: usize| key(width) + value(width);
         interface.layers.iter().map(|l| l.kv_heads as f64 * layer(l.head_dim)).sum()
     }
 
@@ -113,6 +142,11 @@ impl FromStr for Rival {
             Some((name, recent)) => (name, recent.parse().ok()),
             None => (text, Some(RECENT)),
         };
+        let (name, part) = match (name.strip_suffix("-keys"), name.strip_suffix("-values")) {
+            (Some(name), _) => (name, Part::Keys),
+            (_, Some(name)) => (name, Part::Values),
+            _ => (name, Part::All),
+        };
         let ratio = |rest: &str| rest.parse::<f64>().ok().filter(|ratio| (0.0..1.0).contains(ratio));
         let bits = |rest: &str, allowed: &[u32]| rest.parse::<u32>().ok().filter(|bits| allowed.contains(bits));
         let method = || {
@@ -121,6 +155,9 @@ impl FromStr for Rival {
             }
             if let Some(rest) = name.strip_prefix("snapkv") {
                 return Some(Method::SnapKv { ratio: ratio(rest)? });
+            }
+            if let Some(rest) = name.strip_prefix("prune") {
+                return Some(Method::Prune { ratio: ratio(rest)? });
             }
             if let Some(rest) = name.strip_prefix("hadamard") {
                 return Some(Method::Hadamard { bits: bits(rest, &[2, 3, 4, 8])? });
@@ -133,11 +170,16 @@ impl FromStr for Rival {
             }
             Some(Method::PerToken { bits: bits(name.strip_prefix("int")?, &[2, 3, 4, 8])? })
         };
-        match (method(), recent) {
-            (Some(method), Some(recent)) => Ok(Self { method, recent }),
+        let of_parts = |method: &Method| match method {
+            Method::ThinK { .. } | Method::SnapKv { .. } | Method::OnnxRuntime { .. } => part == Part::All,
+            _ => true,
+        };
+        match (method().filter(of_parts), recent) {
+            (Some(method), Some(recent)) => Ok(Self { method, part, recent }),
             _ => Err(format!(
-                "'{text}' is no rival: int8, int4, hadamard4, hadamard3, oscar2, think0.5, snapkv0.5, ort-int8 and \
-                 ort-int4 are, with other bits and shares, and +N for N recent tokens as they are ({RECENT} without)"
+                "'{text}' is no rival: int8, int4, hadamard4, hadamard3, oscar2, prune0.5 (all of these also with \
+                 -keys or -values behind, for these alone), think0.5, snapkv0.5, ort-int8 and ort-int4 are, with \
+                 other bits and shares, and +N for N recent tokens as they are ({RECENT} without)"
             )),
         }
     }
@@ -148,12 +190,18 @@ impl fmt::Display for Rival {
         match self.method {
             Method::ThinK { ratio } => write!(f, "think{ratio}")?,
             Method::SnapKv { ratio } => write!(f, "snapkv{ratio}")?,
+            Method::Prune { ratio } => write!(f, "prune{ratio}")?,
             Method::PerToken { bits } => write!(f, "int{bits}")?,
             Method::Hadamard { bits } => write!(f, "hadamard{bits}")?,
             Method::Oscar { bits } => write!(f, "oscar{bits}")?,
             // It keeps no token unchanged.
             Method::OnnxRuntime { bits } => return write!(f, "ort-int{bits}"),
         }
+        f.write_str(match self.part {
+            Part::All => "",
+            Part::Keys => "-keys",
+            Part::Values => "-values",
+        })?;
         write!(f, "+{}", self.recent)
     }
 }
@@ -164,11 +212,22 @@ mod tests {
 
     #[test]
     fn names_are_read_as_they_are_written() {
-        for name in ["think0.5+64", "snapkv0.75+32", "int8+0", "hadamard3+16", "oscar2+64", "ort-int4"] {
+        for name in [
+            "think0.5+64",
+            "snapkv0.75+32",
+            "int8+0",
+            "hadamard3+16",
+            "oscar2+64",
+            "ort-int4",
+            "prune0.5-values+64",
+            "int4-keys+16",
+        ] {
             assert_eq!(name.parse::<Rival>().unwrap().to_string(), name);
         }
         assert_eq!("int4".parse::<Rival>().unwrap().recent, RECENT);
-        for name in ["", "int", "int5", "think", "think1", "snapkv-1", "ort-int2", "int8+", "kivi"] {
+        for name in
+            ["", "int", "int5", "think", "think1", "snapkv-1", "ort-int2", "int8+", "kivi", "think0.5-values", "-keys"]
+        {
             assert!(name.parse::<Rival>().is_err(), "{name}");
         }
         assert!(Rival::all().len() > 8);

@@ -17,6 +17,18 @@ pub fn quantise(row: &mut [f32], bits: u32, group: usize, clip: f32) {
     }
 }
 
+/// Sets the `count` smallest elements of a row to zero; quantises and restores the others with 8 bits, a scale and a
+/// minimum.
+pub fn prune(row: &mut [f32], count: usize) {
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| row[b].abs().total_cmp(&row[a].abs()));
+    let (kept, rest) = order.split_at(row.len() - count);
+    let mut stored: Vec<f32> = kept.iter().map(|&j| row[j]).collect();
+    quantise(&mut stored, 8, kept.len().max(1), 1.0);
+    kept.iter().zip(stored).for_each(|(&j, x)| row[j] = x);
+    rest.iter().for_each(|&j| row[j] = 0.0);
+}
+
 /// The orthonormal Walsh-Hadamard transform of blocks of the largest power of two that divides the row. It is its own
 /// inverse.
 pub fn hadamard(row: &mut [f32]) {
@@ -50,6 +62,16 @@ pub fn bit_reversed(width: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_smallest_are_dropped() {
+        let mut row = [0.5, -4.0, 3.0, -0.25, 1.0, 2.0];
+        prune(&mut row, 3);
+        assert_eq!([row[0], row[3], row[4]], [0.0; 3]);
+        for (x, y) in [(row[1], -4.0), (row[2], 3.0), (row[5], 2.0)] {
+            assert!((x - y).abs() < 7.0 / 255.0, "{x} is not {y}");
+        }
+    }
 
     #[test]
     fn the_error_is_at_most_half_a_step() {

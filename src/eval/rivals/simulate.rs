@@ -65,8 +65,7 @@ impl Cache {
         let mut transforms = Vec::new();
         for (layer, statistics) in prompt.statistics.iter().enumerate() {
             for values in [false, true] {
-                let of_head =
-                    |head| Transform::new(rival.method, &prompt.sequence, layer, values, head, statistics, width);
+                let of_head = |head| Transform::new(rival, &prompt.sequence, layer, values, head, statistics, width);
                 transforms.push((0..kv_heads[layer]).map(of_head).collect::<Result<_, _>>()?);
             }
         }

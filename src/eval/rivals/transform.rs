@@ -2,8 +2,8 @@
 
 use nalgebra::{DMatrix, SymmetricEigen};
 
-use super::name::{Method, dropped, group};
-use super::quantise::{bit_reversed, hadamard, quantise};
+use super::name::{Method, Rival, dropped, group};
+use super::quantise::{bit_reversed, hadamard, prune, quantise};
 use super::statistics::{PromptStatistics, add_square, held};
 use crate::runtime::{Error, Sequence};
 
@@ -13,6 +13,8 @@ pub enum Transform {
     Keep,
     /// These channels become zero.
     Zero(Vec<usize>),
+    /// Of each row, this many of the smallest become zero, and the others are quantised with 8 bits.
+    Prune(usize),
     /// They are quantised.
     Quantise {
         bits: u32,
@@ -36,7 +38,7 @@ const CLIPS: [f32; 6] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6];
 impl Transform {
     /// The transform for the keys, or the `values`, of a layer, once the prompt is read.
     pub fn new(
-        method: Method,
+        rival: &Rival,
         sequence: &Sequence,
         layer: usize,
         values: bool,
@@ -46,9 +48,11 @@ impl Transform {
     ) -> Result<Self, Error> {
         let keys = || held(sequence, 2 * layer, head);
         let quantised = |bits, rotation| Self::Quantise { bits, rotation, clip: 1.0 };
-        Ok(match method {
-            Method::ThinK { ratio } if !values => Self::Zero(least_channels(&keys()?, statistics, head, ratio, width)),
-            Method::ThinK { .. } | Method::SnapKv { .. } | Method::OnnxRuntime { .. } => Self::Keep,
+        Ok(match rival.method {
+            _ if !rival.compresses(values) => Self::Keep,
+            Method::ThinK { ratio } => Self::Zero(least_channels(&keys()?, statistics, head, ratio, width)),
+            Method::SnapKv { .. } | Method::OnnxRuntime { .. } => Self::Keep,
+            Method::Prune { ratio } => Self::Prune(dropped(ratio, width)),
             Method::PerToken { bits } => quantised(bits, Rotation::None),
             Method::Hadamard { bits } => quantised(bits, Rotation::Hadamard),
             Method::Oscar { bits } => {
@@ -71,6 +75,7 @@ impl Transform {
             Self::Zero(channels) => {
                 rows.chunks_mut(width).for_each(|row| channels.iter().for_each(|&channel| row[channel] = 0.0));
             }
+            Self::Prune(count) => rows.chunks_mut(width).for_each(|row| prune(row, *count)),
             Self::Quantise { bits, rotation, clip } => {
                 rotation.turn(rows, width);
                 rows.chunks_mut(width).for_each(|row| quantise(row, *bits, group(*bits, width), *clip));

@@ -28,6 +28,9 @@ Examples:
   A short look:
     spark-ort bench attention --contexts 4096 --threads 1 --seconds 5
 
+  Drafts of a few tokens, verified in one call:
+    spark-ort bench attention --contexts 16384 --threads 1 --new 1,2,4,8
+
   The first prompt: time, memory, SparkPrune's share:
     spark-ort bench attention --prefill 512,2048 --threads 2
 
@@ -46,6 +49,10 @@ pub struct Args {
         default_value = "4096,16384,65536"
     )]
     contexts: Vec<usize>,
+
+    /// New tokens of a call: several where a draft of them is verified
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive, default_value = "1")]
+    new: Vec<usize>,
 
     /// Query and KV heads
     #[arg(long, value_name = "Q/KV", default_value = "32/8")]
@@ -134,7 +141,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         text += &format!("\n{}", append::table(&append));
     }
     if args.prefill.is_empty() && !args.append {
-        decode = decoding::measure(&mut lab, &args.contexts)?;
+        decode = decoding::measure(&mut lab, &args.contexts, &args.new)?;
         text += &format!("\n{}", decoding::table(&decode));
     }
     for (peer, reason) in &lab.unavailable {

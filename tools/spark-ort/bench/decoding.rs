@@ -1,6 +1,6 @@
-//! Decoding one token: attention over a filled cache, and the new row.
+//! Decoding one token, or a few: attention over a filled cache, and the new rows.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ort::session::IoBinding;
 use ort::value::TensorElementType;
 use serde::Serialize;
@@ -17,6 +17,8 @@ use crate::report::Table;
 #[derive(Serialize)]
 pub struct Cell {
     context: usize,
+    /// Tokens of the call.
+    new_tokens: usize,
     threads: usize,
     /// Memory bandwidth of the same number of threads.
     bandwidth_bytes_per_second: f64,
@@ -35,21 +37,28 @@ struct Step {
     samples: Vec<f64>,
 }
 
-/// Measures every context with every number of threads.
-pub fn measure(lab: &mut Lab, contexts: &[usize]) -> Result<Vec<Cell>> {
+/// Measures every context with every number of threads and of new tokens.
+pub fn measure(lab: &mut Lab, contexts: &[usize], new_tokens: &[usize]) -> Result<Vec<Cell>> {
+    if let (Some(most), Some(least)) = (new_tokens.iter().max(), contexts.iter().min())
+        && most >= least
+    {
+        bail!("--new {most} leaves no past token of --contexts {least}");
+    }
     let mut cells = Vec::new();
     for &context in contexts {
         for threads in lab.threads.clone() {
-            cells.push(cell(lab, context, threads)?);
+            for &new in new_tokens {
+                cells.push(cell(lab, (context, new), threads)?);
+            }
         }
     }
     Ok(cells)
 }
 
-fn cell(lab: &mut Lab, context: usize, threads: usize) -> Result<Cell> {
+fn cell(lab: &mut Lab, (context, new): (usize, usize), threads: usize) -> Result<Cell> {
     let shape = lab.shape;
-    let mut single = Tokens::random(&shape, TensorElementType::Float32, 1)?;
-    let mut half = Tokens::random(&shape, TensorElementType::Float16, 1)?;
+    let mut single = Tokens::random(&shape, TensorElementType::Float32, new)?;
+    let mut half = Tokens::random(&shape, TensorElementType::Float16, new)?;
     let (mut caches, mut steps) = (Vec::new(), Vec::new());
     for cache in lab.own.clone().into_iter().chain(Cache::GROUPED) {
         let tokens = if cache.element() == TensorElementType::Float16 { &mut half } else { &mut single };
@@ -58,7 +67,7 @@ fn cell(lab: &mut Lab, context: usize, threads: usize) -> Result<Cell> {
             steps.push(step);
         }
     }
-    let what = format!("decoding after {}", title(context - 1, threads));
+    let what = format!("{new} new after {}", title(context - new, threads));
     let time = |i: usize| {
         let (layer, call): &mut (Layer, IoBinding) = &mut steps[i];
         layer.run(call)
@@ -75,10 +84,10 @@ fn cell(lab: &mut Lab, context: usize, threads: usize) -> Result<Cell> {
             samples: samples.of(i).into(),
         }
     });
-    Ok(Cell { context, threads, bandwidth_bytes_per_second: bandwidth, caches: caches.collect() })
+    Ok(Cell { context, new_tokens: new, threads, bandwidth_bytes_per_second: bandwidth, caches: caches.collect() })
 }
 
-/// A call that decodes the last token of `context`, repeatable any number of times.
+/// A call that decodes the last tokens of `context`, repeatable any number of times.
 fn prepare(
     lab: &Lab,
     cache: &Cache,
@@ -91,9 +100,9 @@ fn prepare(
     layer.fill(&mut rows, cache.element())?;
     if cache.recent_keys() > 0 {
         // The rows may have any contents, but the tail must hold the last keys.
-        let last = cache.recent_keys().min(context - 1);
-        let mut tokens = Tokens::random(&lab.shape, cache.element(), last)?;
-        let mut call = layer.shared(&mut tokens, &mut rows, context - 1)?;
+        let past = context - tokens.count;
+        let mut recent = Tokens::random(&lab.shape, cache.element(), cache.recent_keys().min(past))?;
+        let mut call = layer.shared(&mut recent, &mut rows, past)?;
         layer.run(&mut call)?;
     }
     let mut call = layer.shared(tokens, &mut rows, context)?;
@@ -110,7 +119,12 @@ pub fn table(cells: &[Cell]) -> String {
     for cell in cells {
         let bandwidth = cell.bandwidth_bytes_per_second;
         table.row(
-            &format!("{}: memory is read at {:.1} GB/s", title(cell.context, cell.threads), bandwidth / 1e9),
+            &format!(
+                "{}, {} new: memory is read at {:.1} GB/s",
+                title(cell.context, cell.threads),
+                cell.new_tokens,
+                bandwidth / 1e9
+            ),
             vec![],
         );
         for step in &cell.caches {
@@ -130,7 +144,7 @@ pub fn table(cells: &[Cell]) -> String {
         }
     }
     format!(
-        "One decoded token of one layer\n{}GB/s: bytes of all rows / time; of bandwidth: share of what as many threads \
+        "One decoding call of one layer\n{}GB/s: bytes of all rows / time; of bandwidth: share of what as many threads \
          read from memory\n{}\n",
         table.lines(),
         figures::RATIOS

@@ -23,7 +23,7 @@ use crate::cpu::decode::kernels::{KeyKernel, KeyRows, ValueKernel};
 use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::traits::{Isa, Work};
 use crate::cpu::isa::vector::LANES;
-use crate::format::v1::layout::ValueLayout;
+use crate::format::v1::layout::{Bits, ValueLayout};
 
 /// Proves that the processor has AVX-512 as [`Avx512`] asks for it, and VBMI and VNNI.
 #[derive(Clone, Copy)]
@@ -43,6 +43,9 @@ unsafe impl Isa for Avx512Vnni {
     #[inline(always)]
     fn vector(self) -> Avx512 {
         self.0
+    }
+    fn most_decode_queries(bits: Bits) -> usize {
+        if bits.is_quantised() { 64 } else { 24 }
     }
     #[inline(always)]
     fn run<W: Work>(self, work: W) -> W::Output {
