@@ -34,7 +34,7 @@ run() {
 
 # all: what there is for $driver, in every version of ONNX Runtime.
 all() {
-    local kernels=(test_{golden,splitting,foreign_numbers,tail}.py) requirements version
+    local kernels=(test_{golden,splitting,foreign_numbers,tail}.py) requirements version unfit
     [[ $driver == cuda ]] || kernels=(test_{reference,golden,splitting,foreign_numbers}.py)
     say "$driver, newest ONNX Runtime"
     # What hipRTC compiles is the same in every provider: tools/rocm.sh takes its time for it.
@@ -47,8 +47,11 @@ all() {
         [[ $version != migraphx-* || $(uname -m) == x86_64 ]] || continue
         say "$driver, ONNX Runtime $version"
         make_venv ".venv-plugin-$version" "$requirements" --no-deps
-        # Python of these versions cannot bind memory of a device by its address.
-        run ".venv-plugin-$version" "$suites"/test_{plugin,failures}.py -k 'not addresses'
+        # Python of these versions cannot bind memory of a device by its address, and AMD's package makes values on an
+        # AMD GPU by MIGraphX alone.
+        unfit='not addresses'
+        [[ $driver-$version != hip-migraphx-* ]] || unfit+=' and not rewritten_folder'
+        run ".venv-plugin-$version" "$suites"/test_{plugin,failures}.py -k "$unfit"
     done
 }
 
