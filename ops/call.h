@@ -68,7 +68,7 @@ struct SparkCall {
     unsigned key_row_bytes;
     unsigned value_row_bytes;
 
-    unsigned recover;        // 1: pruned channels read as their mean magnitude, 0: as zero
+    unsigned recover; // what pruned channels read as
     unsigned recent_window;
     unsigned past_recent_rows;
     unsigned present_recent_rows;
@@ -85,10 +85,14 @@ struct SparkCall {
 
     unsigned first_sequence; // of the launch, in the batch
     unsigned sequences;      // of the launch
-    unsigned splits;         // pieces that the keys of a sequence are cut into, each a state of its own
+    unsigned splits;         // pieces that the keys of a sequence are cut into (scores.h), each a state of its own
     unsigned split_keys;     // keys of a piece
 
     unsigned tail_window; // keys that a tail keeps where there is room
+
+    unsigned key_companded; // 1: codes of keys, of 4 bits, are those of format 2
+    unsigned value_groups;  // pairs of scale and minimum in a value row; of groups of VALUE_GROUP channels, if several
+    unsigned value_rotated; // 1: value rows are rotated as in format 2. Attention: of a launch that has past tokens
 
     SparkSequence sequence[SPARK_MAX_SEQUENCES]; // of the launch
 };
@@ -96,12 +100,12 @@ struct SparkCall {
 // src/gpu/params.rs asserts the same.
 static_assert(sizeof(SparkTokens) == 32, "size");
 static_assert(sizeof(SparkSequence) == 12, "size");
-static_assert(sizeof(SparkCall) == 1144, "size");
+static_assert(sizeof(SparkCall) == 1160, "size");
 static_assert(__builtin_offsetof(SparkCall, past_key) == 128, "offset");
 static_assert(__builtin_offsetof(SparkCall, bias) == 216, "offset");
 static_assert(__builtin_offsetof(SparkCall, workspace) == 248, "offset");
 static_assert(__builtin_offsetof(SparkCall, new_tokens) == 260, "offset");
 static_assert(__builtin_offsetof(SparkCall, scale) == 344, "offset");
-static_assert(__builtin_offsetof(SparkCall, sequence) == 376, "offset");
+static_assert(__builtin_offsetof(SparkCall, sequence) == 388, "offset");
 
 #endif

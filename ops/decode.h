@@ -149,7 +149,7 @@ struct Decode {
                     read_dense(channels[n], key);
                     to_units(key);
                 } else {
-                    reader.read(call, layout, staged + 4 * layout.words * r, units, key);
+                    reader.read(call, layout, staged + 4 * layout.words * r, t + r, units, key);
                 }
             }
             SPARK_UNROLL

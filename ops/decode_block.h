@@ -2,8 +2,7 @@
 #ifndef SPARK_DECODE_BLOCK_H
 #define SPARK_DECODE_BLOCK_H
 
-#include "numbers.h"
-#include "format/v1.h"
+#include "rows.h"
 #include "scores.h"
 
 SPARK_CONSTANT u32 DECODE_WAVES = SPARK_BLOCK_WAVES;

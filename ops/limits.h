@@ -6,6 +6,11 @@
 #define SPARK_FLOAT16 0
 #define SPARK_FLOAT32 1
 #define SPARK_BFLOAT16 2
+// What pruned channels read as: zero, the mean magnitude of the row's, or one drawn from a distribution.
+#define SPARK_RECOVER_NONE 0
+#define SPARK_RECOVER_MEAN 1
+#define SPARK_RECOVER_EXPONENTIAL 2
+#define SPARK_RECOVER_NORMAL 3
 // Greatest head size.
 #define SPARK_MAX_HEAD_DIM 256
 // Most sequences whose lengths fit a call; larger batches take several launches.

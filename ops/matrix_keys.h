@@ -59,7 +59,7 @@ struct MatrixKeys {
             for (u32 k = 0; k < 8; ++k) {
                 const bool keep = byte >> k & 1;
                 // Nibbles are separated: even ones in the low word, odd ones in the high word.
-                const u32 at = KEY_BITS == 8 ? n : n / 2 + n % 2 * 4;
+                const u32 at = KEY_BITS == 8 || call.key_companded ? n : n / 2 + n % 2 * 4;
                 selectors[k / 4] |= (keep ? at : PICK_ZERO) << 8 * (k % 4);
                 kept[k / 4] |= (keep ? 0xffu : 0u) << 8 * (k % 4);
                 n += keep;
@@ -162,6 +162,9 @@ struct MatrixKeys {
             u32 low = funnel_right(w1, w0, shift), high;
             if constexpr (KEY_BITS == 8) {
                 high = funnel_right(words.load(word + 2), w1, shift);
+            } else if (call.key_companded) {
+                SPARK_NOTE("companded");
+                expand_codes(low, low, high);
             } else {
                 high = low >> 4 & 0x0f0f0f0f;
                 low &= 0x0f0f0f0f;

@@ -2,8 +2,8 @@
 //
 // A lane of the scores has a column and four keys, which matches the layout of weights in a product. Weight times
 // scale is represented by the sum of two float16 numbers in columns 4 c + p, p even and odd. Codes are exact in
-// float16. Four-bit values have a scale for each 32 channels, so p / 2 selects one of two groups; four groups take two
-// products.
+// float16. Four-bit values may have a scale for each 32 channels, so p / 2 selects one of two groups; four groups take
+// two products.
 #ifndef SPARK_MATRIX_VALUES_H
 #define SPARK_MATRIX_VALUES_H
 
@@ -32,7 +32,7 @@ struct MatrixValues {
         const u32 unit = lane() % 16;
         // Lanes without channels, and groups after the last, read values that are not used.
         own = ValueLayout(call).codes_at + (UNIT * unit < call.head_dim ? unit : 0) * (UNIT * BITS / 8);
-        own_pair = GROUPED && VALUE_GROUP * (part / 2) < call.head_dim ? 4 * (part / 2) : 0;
+        own_pair = GROUPED && part / 2 < call.value_groups ? 4 * (part / 2) : 0;
         SPARK_UNROLL
         for (u32 r = 0; r < 4; ++r) begin[r] = (4 * group + r) * call.value_row_bytes;
         SPARK_UNROLL
@@ -69,8 +69,8 @@ struct MatrixValues {
             SPARK_UNROLL
             for (u32 set = 0; set < SETS; ++set) {
                 // Head sizes with half a set do not occur: 4-bit values have whole groups, and one set has room for
-                // two.
-                const u32 second = VALUE_GROUP * 2 * set + VALUE_GROUP * (part / 2) < call.head_dim ? 8 * set : 0;
+                // two. Where all channels are one group, its scale serves for every one.
+                const u32 second = 2 * set + part / 2 < call.value_groups ? 8 * set : 0;
                 pairs[set][r] = load((const u32*)(rows + (at + own_pair + second)));
             }
         }

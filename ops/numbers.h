@@ -21,6 +21,9 @@ SPARK_FN u16 to_finite_half(float x) { return float_to_half(finite(x)); }
 
 SPARK_CONSTANT float LOG2_E = 1.44269504088896340736f, LN_2 = 0.69314718055994530942f;
 
+// Channels of a head that a lane holds where a wave shares them: lane, lane + WAVE, ...
+SPARK_CONSTANT u32 CHUNKS = SPARK_MAX_HEAD_DIM / WAVE;
+
 SPARK_FN float exp_of(float x) { return exp2_of(x * LOG2_E); }
 
 SPARK_FN float tanh_of(float x) {

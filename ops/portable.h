@@ -1,6 +1,7 @@
 // The few primitives that differ between devices. Kernels use nothing else that depends on a device:
 //
 //   WAVE                         lanes of a wave, 64 or 32
+//   SPARK_TABLE(type, name, size) = {...}   numbers that kernels may index
 //   thread(), block_x(), block_z(), lane(), wave()
 //   load<V>(p), store(p, v)      one element of global memory
 //   load_words(p, w), store_words(p, w)   several 32-bit words of global memory, p aligned to 4 bytes
@@ -11,6 +12,7 @@
 //   wave_barrier()               what lanes of the wave wrote to LDS is seen by its other lanes
 //   block_barrier()              the same for the block
 //   anew(x)                      x, of which nothing is computed ahead of a loop, where it would hold registers
+//   look_up(nibbles, table, low, high)   eight entries of a table of sixteen bytes: four each in `low` and `high`
 //   half_to_float, float_to_half, exp2_of, sqrt_of, round_even, least, greatest, fused, product
 //
 // SPARK_MATRIX and SPARK_NO_MATRIX are defined where kernels for GPUs with and without matrix cores are wanted. With

@@ -3,15 +3,12 @@
 #ifndef SPARK_PRUNE_H
 #define SPARK_PRUNE_H
 
-#include "numbers.h"
-#include "format/v1.h"
+#include "rows.h"
 #include "tail.h"
 #include "tokens.h"
 
 SPARK_CONSTANT u32 PRUNE_WAVES = SPARK_BLOCK_WAVES;
 SPARK_CONSTANT u32 MIN_OBSERVED = 8;
-// Channels that a lane holds: lane, lane + WAVE, ...
-SPARK_CONSTANT u32 CHUNKS = SPARK_MAX_HEAD_DIM / WAVE;
 
 // Quantises `x`, rounding as the CPU does.
 SPARK_FN u32 code_of(float x, float minimum, float step, float most) {
@@ -119,7 +116,7 @@ SPARK_FN void encode_key(const SparkCall& call, const Sequence& s, u32 head, u32
         }
     }
     float m = 0.0f, step = 0.0f;
-    const float most = call.key_bits == 8 ? 255.0f : 15.0f;
+    const float most = call.key_bits == 8 || call.key_companded ? 255.0f : 15.0f;
     if (call.key_bits != 16) {
         const u16 m_bits = to_finite_half(least_over(lo, WAVE));
         const u16 step_bits = to_finite_half((greatest_over(hi, WAVE) - least_over(lo, WAVE)) / most);
@@ -142,6 +139,8 @@ SPARK_FN void encode_key(const SparkCall& call, const Sequence& s, u32 head, u32
             halves.store(layout.codes_at / 2 + slot, to_finite_half(key[c]));
         } else if (call.key_bits == 8) {
             bytes.store(layout.codes_at + slot, (u8)code_of(size[c], m, step, most));
+        } else if (call.key_companded) {
+            nibbles.store(slot, (u8)(step == 0.0f ? 0 : nearest_code((size[c] - m) / step)));
         } else {
             nibbles.store(slot, (u8)code_of(size[c], m, step, most));
         }
@@ -170,22 +169,26 @@ SPARK_FN void encode_value(const SparkCall& call, const Sequence& s, u32 head, u
     SPARK_UNROLL
     for (u32 c = 0; c < CHUNKS; ++c) {
         const u32 j = c * WAVE + lane();
-        value[c] = 0.0f;
-        if (j < d) {
-            value[c] = channel(call, call.value, s, head, i, j, false);
+        value[c] = j < d ? channel(call, call.value, s, head, i, j, false) : 0.0f;
+    }
+    if (call.value_rotated) rotate(d, value);
+    SPARK_UNROLL
+    for (u32 c = 0; c < CHUNKS; ++c) {
+        if (c * WAVE + lane() < d) {
             lo = least(lo, value[c]);
             hi = greatest(hi, value[c]);
         }
     }
     clear_row(row, layout.words);
     const float most = bits == 8 ? 255.0f : 15.0f;
+    const bool grouped = call.value_groups > 1;
     lo = least_over(lo, WAVE);
     hi = greatest_over(hi, WAVE);
     SPARK_UNROLL
     for (u32 c = 0; c < CHUNKS; ++c) {
         const u32 j = c * WAVE + lane();
         float minimum = lo, most_here = hi;
-        if (bits == 4) {
+        if (grouped) {
             // A group is 32 lanes; lanes without a channel form whole groups of their own.
             minimum = least_over(value[c], VALUE_GROUP);
             most_here = greatest_over(value[c], VALUE_GROUP);
@@ -200,7 +203,7 @@ SPARK_FN void encode_value(const SparkCall& call, const Sequence& s, u32 head, u
         } else {
             nibbles.store(j, (u8)code);
         }
-        const u32 group = bits == 4 ? VALUE_GROUP : SPARK_MAX_HEAD_DIM;
+        const u32 group = grouped ? VALUE_GROUP : SPARK_MAX_HEAD_DIM;
         if (bits != 16 && j % group == 0) {
             halves.store(2 * (j / group), scale_bits);
             halves.store(2 * (j / group) + 1, minimum_bits);

@@ -21,13 +21,19 @@ SPARK_FN Keys seen_by(const SparkCall& call, const Sequence& s, u32 i) {
 }
 
 // Keys of piece `split` that any of the new tokens `first` to below `end` sees. The pieces begin at the first key that
-// any query of the sequence sees.
+// any query of the sequence sees. Where value rows are rotated, the last piece has the new keys, whose values are not,
+// and the others have the stored ones.
 SPARK_FN Keys keys_of(const SparkCall& call, const Sequence& s, u32 first, u32 end, u32 split) {
     if (end > s.valid) end = s.valid;
     if (first >= end) return {0, 0};
     const u32 origin = seen_by(call, s, 0).start;
     // 64 bits: the last piece may extend far beyond the keys.
-    const u64 from = origin + (u64)split * call.split_keys, to = from + call.split_keys;
+    u64 from = origin + (u64)split * call.split_keys, to = from + call.split_keys;
+    if (call.value_rotated) {
+        const bool is_last = split + 1 == call.splits;
+        from = is_last ? s.past : from;
+        to = is_last ? s.past + s.valid : to < s.past ? to : s.past;
+    }
     Keys keys = {seen_by(call, s, first).start, seen_by(call, s, end - 1).end};
     if (keys.start < from) keys.start = from < keys.end ? (u32)from : keys.end;
     if (keys.end > to) keys.end = (u32)to;

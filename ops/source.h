@@ -4,8 +4,7 @@
 #ifndef SPARK_SOURCE_H
 #define SPARK_SOURCE_H
 
-#include "numbers.h"
-#include "format/v1.h"
+#include "rows.h"
 #include "scores.h"
 #include "tail.h"
 
@@ -132,7 +131,7 @@ struct Source {
             read_dense(channels, k);
         } else {
             const KeyReader<OCTETS> reader(octet);
-            reader.read(call, layout, staged + 4 * layout.words * row, scales, k);
+            reader.read(call, layout, staged + 4 * layout.words * row, at, scales, k);
             SPARK_UNROLL
             for (u32 j = 0; j < 8; ++j) k[j] = limited(call.key_bits == 16 ? k[j] : k[j] * scales.load(8 * octet + j));
         }

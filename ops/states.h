@@ -1,10 +1,11 @@
 // Partial softmax states (Milakov and Gimelshein 2018; FlashInfer's attention state) in the workspace: for every query
 // and every piece of its keys, the weighted sum of values, float32 [queries, splits, D], and after all of them the
 // greatest score and the sum of exponentials, float32 [queries, splits, 2]. A query is (sequence of the launch, query
-// head, new token).
+// head, new token). Sums of rotated values stay rotated: of all pieces but the last one.
 #ifndef SPARK_STATES_H
 #define SPARK_STATES_H
 
+#include "rows.h"
 #include "tokens.h"
 
 SPARK_FN i64 state_index(const SparkCall& call, u32 sequence, u32 head, u32 i, u32 split) {
@@ -46,6 +47,19 @@ SPARK_FN void write_result(const SparkCall& call, u32 head, u32 i, u32 split, u3
 
 SPARK_CONSTANT u32 MERGE_WAVES = SPARK_BLOCK_WAVES;
 
+// Adds the weighted sums of pieces `from` to below `to`, from state `first` on, to channels that a wave shares.
+SPARK_FN void add_states(const SparkCall& call, i64 first, u32 from, u32 to, float max, float (&x)[CHUNKS]) {
+    for (u32 n = from; n < to; ++n) {
+        const float weight = rescale(load(state_scalars(call, first + n)), max);
+        const float* values = state_values(call, first + n);
+        SPARK_UNROLL
+        for (u32 c = 0; c < CHUNKS; ++c) {
+            const u32 j = c * WAVE + lane();
+            if (j < call.head_dim) x[c] = fused(weight, load(values + j), x[c]);
+        }
+    }
+}
+
 // Merges the states of a query into its output, one wave per query. Blocks: x = MERGE_WAVES queries (head, token), z =
 // sequence.
 SPARK_FN void merge_states(const SparkCall& call) {
@@ -64,13 +78,15 @@ SPARK_FN void merge_states(const SparkCall& call) {
     sum = sum_over(sum, WAVE);
     const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
     const i64 at = token_at(call.output, call.first_sequence + block_z(), head, i);
-    for (u32 j = lane(); j < call.head_dim; j += WAVE) {
-        float x = 0.0f;
-        for (u32 n = 0; n < call.splits; ++n) {
-            const float weight = rescale(load(scalars + 2 * n), max);
-            x = fused(weight, load(state_values(call, first + n) + j), x);
-        }
-        write_one(call.scalar, (void*)call.output.data, at + j, x * factor);
+    float x[CHUNKS] = {};
+    const u32 rotated = call.value_rotated ? call.splits - 1 : 0;
+    add_states(call, first, 0, rotated, max, x);
+    if (rotated > 0) rotate_back(call.head_dim, x);
+    add_states(call, first, rotated, call.splits, max, x);
+    SPARK_UNROLL
+    for (u32 c = 0; c < CHUNKS; ++c) {
+        const u32 j = c * WAVE + lane();
+        if (j < call.head_dim) write_one(call.scalar, (void*)call.output.data, at + j, x[c] * factor);
     }
 }
 

@@ -3,8 +3,7 @@
 #ifndef SPARK_TAIL_H
 #define SPARK_TAIL_H
 
-#include "numbers.h"
-#include "format/v1.h"
+#include "rows.h"
 #include "tokens.h"
 
 // Where a slot lies: the bytes from its begin to the end of a (sequence, KV head)'s region of a buffer, a multiple of

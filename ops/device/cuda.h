@@ -4,6 +4,8 @@
 
 #define SPARK_FN __device__ __forceinline__
 #define SPARK_CONSTANT static constexpr
+// Numbers in memory that kernels may index.
+#define SPARK_TABLE(type, name, size) static __device__ const type name[size]
 // A multiprocessor, like a compute unit, has four SIMDs of 512 registers per lane, and allocates registers in
 // multiples of eight, up to 255. The maximum number of threads is set so that the registers suffice.
 #define SPARK_KERNEL(name, threads, waves)                                                                             \
@@ -67,6 +69,17 @@ SPARK_FN u32 popcount(u32 x) { return __popc(x); }
 SPARK_FN u32 popcount(u64 x) { return __popcll(x); }
 // The low word of (high:low) >> shift, shift below 32.
 SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return __funnelshift_r(low, high, shift); }
+
+// Of four nibbles, those of the low half.
+SPARK_FN u32 look_up_half(u32 nibbles, const u32 (&table)[4]) {
+    // Three bits of a nibble pick one of eight bytes; the fourth picks of two such.
+    const u32 at = nibbles & 0x7777, which = (nibbles >> 1 & 0x4444) | 0x3210;
+    return __byte_perm(__byte_perm(table[0], table[1], at), __byte_perm(table[2], table[3], at), which);
+}
+SPARK_FN void look_up(u32 nibbles, const u32 (&table)[4], u32& low, u32& high) {
+    low = look_up_half(nibbles, table);
+    high = look_up_half(nibbles >> 16, table);
+}
 
 SPARK_FN float half_to_float(u16 h) {
     float x;

@@ -5,6 +5,7 @@
 
 #define SPARK_FN inline
 #define SPARK_CONSTANT static constexpr
+#define SPARK_TABLE(type, name, size) static constexpr type name[size]
 #define SPARK_KERNEL(name, threads, waves)                                                                             \
     static void name(const SparkCall& call);                                                                           \
     static const emulation::Registration registration_of_##name(#name, WAVE, threads, name);                           \
@@ -94,6 +95,14 @@ SPARK_FN void block_barrier() { emulation::meet(emulation::Collective::BlockBarr
 
 // The low word of (high:low) >> shift, shift below 32.
 SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return (u32)(((u64)high << 32 | low) >> shift); }
+
+SPARK_FN void look_up(u32 nibbles, const u32 (&table)[4], u32& low, u32& high) {
+    low = high = 0;
+    for (u32 n = 0; n < 8; ++n) {
+        const u32 at = nibbles >> 4 * n & 15, entry = table[at / 4] >> 8 * (at % 4) & 0xff;
+        (n < 4 ? low : high) |= entry << 8 * (n % 4);
+    }
+}
 
 SPARK_FN float half_to_float(u16 h) { return emulation::half_to_float(h); }
 SPARK_FN u16 float_to_half(float x) { return emulation::float_to_half(x); }

@@ -4,6 +4,8 @@
 
 #define SPARK_FN __attribute__((device)) inline __attribute__((always_inline))
 #define SPARK_CONSTANT static constexpr
+// Numbers in memory that kernels may index.
+#define SPARK_TABLE(type, name, size) static const __attribute__((constant)) type name[size]
 #define SPARK_KERNEL(name, threads, waves)                                                                             \
     extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(1, threads)))                       \
     __attribute__((amdgpu_waves_per_eu(waves))) void name(SparkCall call)
@@ -157,6 +159,19 @@ SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
 SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 // The low word of (high:low) >> shift, shift below 32.
 SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return __builtin_amdgcn_alignbit(high, low, shift); }
+
+// Of four nibbles, the low half of each byte.
+SPARK_FN u32 look_up_bytes(u32 bytes, const u32 (&table)[4]) {
+    // Three bits of a nibble pick one of eight bytes; the fourth picks of two such.
+    const u32 at = bytes & 0x07070707, which = (bytes >> 1 & 0x04040404) | 0x03020100;
+    const u32 first = __builtin_amdgcn_perm(table[1], table[0], at);
+    return __builtin_amdgcn_perm(__builtin_amdgcn_perm(table[3], table[2], at), first, which);
+}
+SPARK_FN void look_up(u32 nibbles, const u32 (&table)[4], u32& low, u32& high) {
+    const u32 even = look_up_bytes(nibbles, table), odd = look_up_bytes(nibbles >> 4, table);
+    low = __builtin_amdgcn_perm(odd, even, 0x05010400);
+    high = __builtin_amdgcn_perm(odd, even, 0x07030602);
+}
 
 SPARK_FN float half_to_float(u16 h) { return (float)__builtin_bit_cast(_Float16, h); }
 SPARK_FN u16 float_to_half(float x) { return __builtin_bit_cast(u16, (_Float16)x); }

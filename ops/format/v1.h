@@ -1,10 +1,10 @@
 // Row format 1, as defined in docs/format.md: positions of the fields, and decoding of eight channels of a row at a
-// time.
+// time. Format 2 is the same but for what the call says and format/v2.h has.
 #ifndef SPARK_FORMAT_V1_H
 #define SPARK_FORMAT_V1_H
 
-#ifndef SPARK_NUMBERS_H
-#error "include numbers.h before: compilers at run time know no parent folders"
+#ifndef SPARK_FORMAT_V2_H
+#error "include rows.h instead: compilers at run time know no parent folders"
 #endif
 
 SPARK_CONSTANT u32 VALUE_GROUP = 32;
@@ -28,9 +28,7 @@ struct ValueLayout {
     u32 words;
 
     SPARK_FN explicit ValueLayout(const SparkCall& call)
-        : codes_at(call.value_bits == 16  ? 0
-                   : call.value_bits == 8 ? 4
-                                          : 4 * (call.head_dim / VALUE_GROUP)),
+        : codes_at(call.value_bits == 16 ? 0 : 4 * call.value_groups),
           words((codes_at + code_bytes(call.value_bits, call.head_dim) + 3) / 4) {}
 };
 
@@ -59,9 +57,9 @@ struct KeyReader {
         return kept;
     }
 
-    SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, const Shared<float>& scales,
-                       float (&x)[8]) const {
-        const Shared<u32> words(row);
+    // The row of the key at `position`.
+    SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, u32 position,
+                       const Shared<float>& scales, float (&x)[8]) const {
         const Shared<u16> halves(row);
         const Shared<u8> bytes(row);
         u32 slot = kept_before(row);
@@ -92,18 +90,32 @@ struct KeyReader {
                 const float lost = float_of(bits_of(a * scales.load(8 * octet + k)) ^ (signs >> k) << 31);
                 x[k] = keep ? kept : lost;
             }
-            return;
+        } else {
+            read_codes(call, layout, row, slot, mask, signs, a, x);
         }
+        if (call.recover > SPARK_RECOVER_MEAN) draw_pruned(call, position, mask, x);
+    }
+
+  private:
+    // With the codes of the octet from `slot` on.
+    SPARK_FN void read_codes(const SparkCall& call, const KeyLayout& layout, u32 row, u32 slot, u32 mask, u32 signs,
+                             float a, float (&x)[8]) const {
+        const Shared<u32> words(row);
+        const Shared<u16> halves(row);
         SPARK_NOTE("quantised keys");
         const float m = finite_half(halves.load(layout.scalars_at / 2 + 1));
         const float step = finite_half(halves.load(layout.scalars_at / 2 + 2));
-        const u32 bits = call.key_bits, bit = 8 * layout.codes_at + bits * slot, word = bit / 32;
+        const u32 bit = 8 * layout.codes_at + call.key_bits * slot, word = bit / 32;
         // The next eight codes in (high:low).
         const u32 w0 = words.load(word), w1 = words.load(word + 1);
-        u32 low = funnel_right(w1, w0, bit % 32), high = 0;
+        u32 low = funnel_right(w1, w0, bit % 32), high = 0, bits = call.key_bits;
         if (bits == 8) {
             SPARK_NOTE("key8");
             high = funnel_right(words.load(word + 2), w1, bit % 32);
+        } else if (call.key_companded) {
+            SPARK_NOTE("companded");
+            expand_codes(low, low, high);
+            bits = 8;
         }
         const u32 code = (1u << bits) - 1;
         SPARK_UNROLL
@@ -114,6 +126,19 @@ struct KeyReader {
             low = funnel_right(high, low, shift);
             high >>= shift;
             x[k] = float_of(bits_of(keep ? kept : a) ^ (signs >> k) << 31);
+        }
+    }
+
+    // Replaces the mean magnitude of pruned channels by drawn ones. Rarely wanted, so a single copy in a loop through
+    // which channels rotate: registers cannot be indexed.
+    SPARK_FN void draw_pruned(const SparkCall& call, u32 position, u32 mask, float (&x)[8]) const {
+        SPARK_NOTE("rare");
+        SPARK_ROLLED
+        for (u32 k = 0; k < 8; ++k) {
+            const float own = x[0], factor = mask >> k & 1 ? 1.0f : drawn(call.recover, position, 8 * octet + k);
+            SPARK_UNROLL
+            for (u32 n = 1; n < 8; ++n) x[n - 1] = x[n];
+            x[7] = own * factor;
         }
     }
 };
@@ -146,7 +171,7 @@ struct ValueOctet {
         } else {
             SPARK_NOTE("value4");
             words[0] = load((const u32*)(codes + 4 * octet));
-            pair = load((const u32*)row + octet / 4);
+            pair = load((const u32*)row + (call.value_groups > 1 ? octet / (VALUE_GROUP / 8) : 0));
         }
     }
 

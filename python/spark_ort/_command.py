@@ -89,7 +89,7 @@ def rewrite(
         ratio: share of key channels to prune, 0 to below 1; fewer are pruned where padded rows have room for more.
         key_bits: bits of a kept key channel.
         value_bits: bits of a value channel.
-        row_format: how rows are laid out; 2 is more accurate at 4 bits, and runs on the CPU alone.
+        row_format: how rows are laid out; 2 is more accurate at 4 bits.
         recipe: a file in which `spark-ort tune` says these four for each layer; they keep their defaults then.
         recovery: what a pruned channel reads as: its sign times the mean of the pruned ones, or times a magnitude drawn
             from an exponential or half-normal distribution of theirs, or zero.

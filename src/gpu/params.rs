@@ -88,15 +88,18 @@ pub struct Call {
     pub splits: u32,
     pub split_keys: u32,
     pub tail_window: u32,
+    pub key_companded: u32,
+    pub value_groups: u32,
+    pub value_rotated: u32,
     pub sequence: [Sequence; MAX_SEQUENCES as usize],
 }
 
 const _: () = {
     use std::mem::{offset_of, size_of};
-    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 12 && size_of::<Call>() == 1144);
+    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 12 && size_of::<Call>() == 1160);
     assert!(offset_of!(Call, past_key) == 128 && offset_of!(Call, bias) == 216);
     assert!(offset_of!(Call, workspace) == 248 && offset_of!(Call, new_tokens) == 260);
-    assert!(offset_of!(Call, scale) == 344 && offset_of!(Call, sequence) == 376);
+    assert!(offset_of!(Call, scale) == 344 && offset_of!(Call, sequence) == 388);
 };
 
 impl Default for Call {
@@ -152,6 +155,9 @@ impl Default for Call {
             splits: 0,
             split_keys: 0,
             tail_window: 0,
+            key_companded: 0,
+            value_groups: 0,
+            value_rotated: 0,
             sequence: [Sequence::default(); MAX_SEQUENCES as usize],
         }
     }

@@ -30,8 +30,8 @@ pub(super) trait Place: Send + Sync + 'static {
 
 /// A place that computes O for tensors of T and caches of C.
 pub(super) trait Computes<O: Operation, T, C>: Place {
-    /// The device of a node with `settings`, or why there is none: found here, not in the first run.
-    fn device(settings: &O::Settings, context: &KernelContext<'_>) -> Result<Self::Device, Failure>;
+    /// The device of a node, or why there is none: found here, not in the first run.
+    fn device(context: &KernelContext<'_>) -> Result<Self::Device, Failure>;
 
     /// A call.
     fn compute(settings: &O::Settings, device: Self::Device, context: &ComputeContext) -> Result<(), Failure>;
@@ -97,7 +97,7 @@ where
         let node = Node::new(O::SPEC.name, context);
         let (settings, device) = node.guard(|| {
             let settings = O::settings(context)?;
-            let device = P::device(&settings, context)?;
+            let device = P::device(context)?;
             Ok((settings, device))
         })?;
         Ok(KernelAt { node, settings, device, types: PhantomData })

@@ -17,7 +17,7 @@ pub struct Options {
     pub key_bits: u8,
     /// Bits of a value channel: 16, 8 or 4.
     pub value_bits: u8,
-    /// Row format: 1, or 2, which only the CPU reads.
+    /// Row format, 1 or 2.
     pub row_format: u8,
     /// A file of a [`Recipe`](super::Recipe), which states these four and `uniform_rows` for each layer instead.
     pub recipe: Option<PathBuf>,

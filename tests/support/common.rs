@@ -81,11 +81,9 @@ fn settings(r: &mut Random, format: RowFormat, wanted: Option<(usize, Bits, Bits
     let padding = 4 * r.below(3);
     let key = KeyLayout::of(format, head_dim, kept_channels, key_bits, 0).unwrap();
     let value = ValueLayout::of(format, head_dim, value_bits, 0).unwrap();
-    // What the GPU kernels read: format 1, and no magnitudes that are drawn.
-    let recovery = match format {
-        RowFormat::V1 => r.pick(&[Recovery::Mean, Recovery::None]),
-        _ => r.pick(&[Recovery::Mean, Recovery::None, Recovery::Exponential, Recovery::Normal]),
-    };
+    // Kernels that read rows one by one serve drawn magnitudes, all others the rest.
+    let others = [Recovery::Mean, Recovery::None].repeat(3);
+    let recovery = r.pick(&[&others[..], &[Recovery::Exponential, Recovery::Normal]].concat());
     let settings = Settings {
         query_heads: kv_heads * group,
         kv_heads,

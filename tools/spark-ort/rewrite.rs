@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "BITS", default_value_t = 8)]
     value_bits: u8,
 
-    /// How rows are laid out: 1, or 2, which is more accurate at 4 bits and runs on the CPU alone
+    /// How rows are laid out: 1, or 2, which is more accurate at 4 bits
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     row_format: u8,
 
@@ -68,7 +68,7 @@ pub struct Args {
     recipe: Option<PathBuf>,
 
     /// What a pruned channel reads as: its sign times the mean of the pruned ones, times a magnitude drawn from their
-    /// distribution (slower, on the CPU alone), or zero
+    /// distribution (slower), or zero
     #[arg(long, value_enum, default_value_t = Recovery::Mean)]
     recovery: Recovery,
 

@@ -17,9 +17,7 @@ impl ValueLayout {
         let mut channels = [0.0; MAX_HEAD_DIM];
         let channels = &mut channels[..value.len()];
         channels.iter_mut().zip(value).for_each(|(to, &v)| *to = finite(v));
-        if self.is_rotated() {
-            rotate(channels);
-        }
+        self.rotate(channels);
         let (pairs, codes) = row.split_at_mut(self.codes_at());
         for (g, limited) in channels.chunks(self.group()).enumerate() {
             let (mut least, mut step) = (0.0, 0.0);
@@ -50,6 +48,20 @@ impl ValueLayout {
                 *v = least + step * read_code(codes, self.bits(), g * self.group() + i);
             }
         }
+        self.rotate_back(value);
+    }
+
+    /// Rotates `value`, `D` channels, if rows store it rotated.
+    #[inline(always)]
+    pub fn rotate(&self, value: &mut [f32]) {
+        if self.is_rotated() {
+            rotate(value);
+        }
+    }
+
+    /// Takes back what [`ValueLayout::rotate`] does.
+    #[inline(always)]
+    pub fn rotate_back(&self, value: &mut [f32]) {
         if self.is_rotated() {
             rotate_back(value);
         }

@@ -15,6 +15,9 @@
 //!   cost more than longer pieces. A piece costs a state of D + 2 floats per query, written and read once;
 //!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes. Keys in the tail of a buffer are not taken by
 //!   matrix cores, so the last piece, which has them, is to be shorter.
+//! - *Rotated values.* Sums of stored values are rotated back once for each query, when pieces are merged. So the new
+//!   keys, whose values are dense, are a piece of their own, and there is always a merge: a launch and a state more
+//!   than a short cache would need, and nothing for each row.
 //! - *Prefill* is bound by multiply-adds, on matrix cores if the device has them (`ops/prefill_matrix.h` has their cost
 //!   model). Where LDS has room, two blocks share a compute unit, so that one's matrix instructions hide the decoding
 //!   of the other. Keys are cut only if there are few blocks, that is for chunks of few tokens after a long cache.
@@ -25,6 +28,7 @@ use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launc
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
     BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, PREFILL_THREADS,
+    RECOVER_MEAN,
 };
 use crate::gpu::params::{Call, Tokens};
 
@@ -109,7 +113,9 @@ impl Attend {
     fn decode(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
         let (d, wave) = (call.head_dim, device.wave_size);
         let octets = (d / 8).next_power_of_two().max(8);
-        let matrix = device.matrix && call.key_bits < 16 && call.value_bits < 16 && octets <= 16;
+        let quantised = call.key_bits < 16 && call.value_bits < 16;
+        // Drawn magnitudes differ by position, so such rows are read one by one.
+        let matrix = device.matrix && quantised && call.recover <= RECOVER_MEAN && octets <= 16;
         let columns = match pairs {
             0..=1 => 1,
             // Registers have no room for more sums.
@@ -197,6 +203,8 @@ pub fn attention(
     let pairs = u64::from(call.group) * new as u64;
     for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
         let mut call = sequences(&call, lengths, &tails, first);
+        // Nothing is stored where nothing is past.
+        call.value_rotated &= u32::from(call.sequence[..call.sequences as usize].iter().any(|s| s.past > 0));
         let blocks = pairs.div_ceil(attend.columns.into()) * kv_heads as u64;
         (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
         let states = call.sequences as usize * query_heads * new * call.splits as usize;
@@ -215,15 +223,18 @@ pub fn attention(
 
 /// Pieces that the keys of a sequence are cut into, and keys of a piece, for a launch of `blocks` blocks a sequence.
 fn pieces(device: &Device, attend: &Attend, call: &Call, blocks: u64) -> (u32, u32) {
+    let rotated = call.value_rotated == 1;
     let keys = call.sequence[..call.sequences as usize].iter().filter(|s| s.valid > 0).map(|s| {
         let first = if call.window > 0 { (s.past + 1).saturating_sub(call.window) } else { 0 };
-        s.past + s.valid - first
+        s.past + if rotated { 0 } else { s.valid } - first
     });
     let keys = keys.max().unwrap_or(0).max(1);
     let tail = call.sequence[..call.sequences as usize].iter().map(|s| s.tail.min(s.past)).max().unwrap_or(0);
     let at_once = u64::from(device.compute_units.max(1)) * u64::from(attend.resident);
-    let wanted = at_once / (blocks * u64::from(call.sequences)).max(1);
+    // The new keys are a piece of their own where the values of stored ones are rotated.
+    let more = u32::from(rotated);
+    let wanted = (at_once / (blocks * u64::from(call.sequences)).max(1)).saturating_sub(more.into());
     let wanted = wanted.clamp(1, u64::from(keys.div_ceil(attend.min_keys))) as u32;
     let split_keys = (keys + (attend.tail_cost - 1) * tail).div_ceil(wanted).next_multiple_of(PIECE);
-    (keys.div_ceil(split_keys), split_keys)
+    (keys.div_ceil(split_keys) + more, split_keys)
 }

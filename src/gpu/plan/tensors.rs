@@ -5,7 +5,7 @@ use std::ptr::null;
 
 use super::{PlanError, narrow};
 use crate::call::{Geometry, Lengths, QueryLayout, Rotary, Settings};
-use crate::gpu::limits::{BFLOAT16, FLOAT16, FLOAT32};
+use crate::gpu::limits::{BFLOAT16, FLOAT16, FLOAT32, RECOVER_EXPONENTIAL, RECOVER_MEAN, RECOVER_NONE, RECOVER_NORMAL};
 use crate::gpu::params::{Call, Tokens};
 use crate::method::Recovery;
 
@@ -111,6 +111,25 @@ pub struct AttentionTensors {
     pub output: *mut c_void,
 }
 
+/// As `ops/limits.h` numbers them.
+fn recover(recovery: Recovery) -> u32 {
+    match recovery {
+        Recovery::None => RECOVER_NONE,
+        Recovery::Mean => RECOVER_MEAN,
+        Recovery::Exponential => RECOVER_EXPONENTIAL,
+        Recovery::Normal => RECOVER_NORMAL,
+    }
+}
+
+/// As `ops/call.h` numbers them.
+fn rotary(rotary: Option<Rotary>) -> u32 {
+    match rotary {
+        None => 0,
+        Some(Rotary::Halves) => 1,
+        Some(Rotary::Interleaved) => 2,
+    }
+}
+
 /// The arguments common to all launches of a call.
 pub(super) fn base(
     geometry: &Geometry,
@@ -179,15 +198,14 @@ pub(super) fn base(
         value_bits: value.bits().width(),
         key_row_bytes: narrow("key row bytes", key.row_bytes())?,
         value_row_bytes: narrow("value row bytes", value.row_bytes())?,
-        recover: (settings.recovery == Recovery::Mean).into(),
+        recover: recover(settings.recovery),
         recent_window: narrow("recent_window", settings.recent_window)?,
         past_recent_rows: narrow("past_key_recent rows", inputs.past_recent_rows)?,
-        rotary: match settings.rotary {
-            None => 0,
-            Some(Rotary::Halves) => 1,
-            Some(Rotary::Interleaved) => 2,
-        },
+        rotary: rotary(settings.rotary),
         positions: narrow("positions", inputs.positions)?,
+        key_companded: key.codebook().is_some().into(),
+        value_groups: value.groups() as u32,
+        value_rotated: value.is_rotated().into(),
         ..Call::default()
     })
 }

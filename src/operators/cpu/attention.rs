@@ -15,7 +15,7 @@ use crate::cpu::{Attention, InstructionSet, TailRows, attention};
 use crate::format::TailLayout;
 
 impl<T: Tensor, C: Container> Computes<SparkAttention, T, C> for Cpu {
-    fn device(_: &AttentionSettings, _: &KernelContext<'_>) -> Result<InstructionSet, Failure> {
+    fn device(_: &KernelContext<'_>) -> Result<InstructionSet, Failure> {
         InstructionSet::chosen().map_err(Failure::Process)
     }
 

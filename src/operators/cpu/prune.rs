@@ -16,7 +16,7 @@ use crate::cpu::{HeadRows, InstructionSet, Prune, grow, prune, recent_keys, writ
 use crate::format::TailLayout;
 
 impl<T: Tensor, C: Container> Computes<SparkPrune, T, C> for Cpu {
-    fn device(_: &PruneSettings, _: &KernelContext<'_>) -> Result<InstructionSet, Failure> {
+    fn device(_: &KernelContext<'_>) -> Result<InstructionSet, Failure> {
         InstructionSet::chosen().map_err(Failure::Process)
     }
 

@@ -8,13 +8,12 @@ use super::super::operation::SparkAttention;
 use super::super::operator::Computes;
 use super::super::output::attention_output;
 use super::super::tensors::Inputs;
-use super::{Call, Gpu, Provider, Tensor, check};
+use super::{Call, Gpu, Provider, Tensor};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
 use crate::gpu::{Device, plan};
 
 impl<P: Provider, T: Tensor, C: Container> Computes<SparkAttention, T, C> for Gpu<P> {
-    fn device(settings: &AttentionSettings, context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
-        check(&settings.common)?;
+    fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
         P::device(context)
     }
 

@@ -18,11 +18,9 @@ use ort::value::PrimitiveTensorElementType;
 use super::node::Failure;
 use super::operator::{Place, add};
 use super::tensors::Inputs;
-use crate::call::{CallError, Geometry, Input, Lengths, Settings, positions};
-use crate::format::RowFormat;
+use crate::call::{Geometry, Input, Lengths, Settings, positions};
 use crate::gpu::Device;
 use crate::gpu::plan::{self, Plan};
-use crate::spec;
 
 /// An execution provider whose nodes run on a GPU.
 trait Provider: Send + Sync + 'static {
@@ -83,19 +81,6 @@ pub(super) fn add_all(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
 
 fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
     add::<Gpu<P>, bf16>(add::<Gpu<P>, f16>(add::<Gpu<P>, f32>(domain)?)?)
-}
-
-/// Refuses what the kernels here do not read.
-fn check(settings: &Settings) -> Result<(), Failure> {
-    let refuse = |attribute: &spec::Attribute, what: &str| {
-        let problem = format!("{what} has no kernels on a GPU yet: leave it out, or run the node on the CPU");
-        Err(CallError::attribute(attribute.name, problem).into())
-    };
-    match settings.row_format {
-        _ if settings.recovery.is_sampled() => refuse(&spec::RECOVERY, "drawing from a distribution"),
-        RowFormat::V1 => Ok(()),
-        _ => refuse(&spec::ROW_FORMAT, "format 2"),
-    }
 }
 
 /// Sizes and lengths of a call, and where its inputs lie.

@@ -8,13 +8,12 @@ use super::super::operation::SparkPrune;
 use super::super::operator::Computes;
 use super::super::output::{Output, PruneOutputs};
 use super::super::tensors::Inputs;
-use super::{Call, Gpu, Provider, Tensor, check};
+use super::{Call, Gpu, Provider, Tensor};
 use crate::call::PruneSettings;
 use crate::gpu::{Device, plan};
 
 impl<P: Provider, T: Tensor, C: Container> Computes<SparkPrune, T, C> for Gpu<P> {
-    fn device(settings: &PruneSettings, context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
-        check(&settings.common)?;
+    fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
         P::device(context)
     }
 

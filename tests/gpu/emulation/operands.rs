@@ -2,6 +2,7 @@
 
 use half::f16;
 use ndarray::{Array4, s};
+use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::{Bits, ValueLayout};
 
 use crate::common::Case;
@@ -24,10 +25,22 @@ fn in_tail(case: &Case, (b, h, t): (usize, usize, usize), row: &[u8], key: &mut 
     recent && tail.slots(t).any(|slot| case.geometry.key.read_dense_key(slot, row, key))
 }
 
-/// `case` with rotated queries and keys, decoded keys and values, all rounded to float16. Its past keys are all dense,
-/// so that they are what this function says; attention to it, in float32, differs from the kernels' by sums and weights
-/// only.
-pub fn in_float16(case: &Case) -> Case {
+/// Attention in float32 to `case` with rotated queries and keys, decoded keys and values, all rounded to float16: it
+/// differs from the kernels' by sums and weights only.
+pub fn attend_in_float16(case: &Case) -> Array4<f32> {
+    let mut output = in_float16(case).attend(&Serial, InstructionSet::Scalar);
+    each_row(&mut output, |x| case.geometry.value.rotate_back(x));
+    output
+}
+
+fn each_row(x: &mut Array4<f32>, change: impl Fn(&mut [f32])) {
+    let d = x.dim().3;
+    x.as_slice_mut().expect("in order").chunks_exact_mut(d).for_each(change);
+}
+
+/// `case` of those numbers. Its past keys are all dense, so that they are what this function says; values, and so the
+/// output, are as rows store them, where these rotate them.
+fn in_float16(case: &Case) -> Case {
     let (g, past) = (&case.geometry, &case.lengths.past);
     let (tokens, d, heads) = (case.tokens(), g.head_dim(), g.kv_heads);
     let read = |shape: (usize, usize, usize, usize), one: Read<'_>| {
@@ -71,6 +84,7 @@ pub fn in_float16(case: &Case) -> Case {
         let mut row = vec![0; layout.row_bytes()];
         let all = rows.chunks_exact(g.value.row_bytes()).flat_map(|from| {
             g.value.decode(from, &mut value);
+            g.value.rotate(&mut value);
             layout.encode(&value, &mut row);
             row.clone()
         });
@@ -95,6 +109,7 @@ pub fn in_float16(case: &Case) -> Case {
         scale: case.scale.clone(),
         bias: case.bias.clone(),
     };
+    each_row(&mut operands.value, |x| g.value.rotate(x));
     operands.geometry.value = layout;
     for common in [&mut operands.attention.common, &mut operands.prune.common] {
         (common.value_bits, common.value_row_bytes) = (Bits::B16, layout.row_bytes());

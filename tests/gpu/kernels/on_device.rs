@@ -6,7 +6,7 @@ use std::ptr::{null, null_mut};
 use half::{bf16, f16};
 use ndarray::{Array4, ArrayD, Axis, concatenate};
 use spark_ort::call::{Geometry, QueryLayout};
-use spark_ort::format::Bits;
+use spark_ort::format::{Bits, RowFormat};
 use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Plan, Scalar};
 
 use crate::common::{Case, Random};
@@ -193,17 +193,23 @@ pub fn compare(scalar: Scalar, got: &Array4<f32>, expected: &Array4<f32>) -> Res
     Ok(())
 }
 
-/// A random case with these bits, head size and lengths.
-pub fn case(
+/// A random case with these bits, head size and lengths; every third one is of format 2.
+pub fn case(seed: u64, scalar: Scalar, d: usize, bits: (Bits, Bits), most_past: usize, most_new: usize) -> Case {
+    let format = Random(!seed).pick(&[RowFormat::V1, RowFormat::V1, RowFormat::V2]);
+    case_of(format, seed, scalar, (d, bits.0, bits.1), most_past, most_new)
+}
+
+/// The same, of `format`.
+pub fn case_of(
+    format: RowFormat,
     seed: u64,
     scalar: Scalar,
-    d: usize,
-    (key_bits, value_bits): (Bits, Bits),
+    (d, key_bits, value_bits): (usize, Bits, Bits),
     most_past: usize,
     most_new: usize,
 ) -> Case {
     // The settings of a random case, and then a head size of one's own: its tensors are made anew.
-    let mut case = Case::with(seed, most_past, most_new, Some((d, key_bits, value_bits)));
+    let mut case = Case::of(format, seed, most_past, most_new, Some((d, key_bits, value_bits)));
     round_tensors(&mut case, scalar);
     case
 }

@@ -3,10 +3,10 @@
 use std::ptr::{null, null_mut};
 
 use spark_ort::call::{Geometry, Lengths};
-use spark_ort::format::{Bits, KeyLayout};
+use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
 use spark_ort::gpu::plan::{self, AttentionTensors, Inputs, Scalar};
 
-use crate::on_device::{case, device};
+use crate::on_device::{case_of, device};
 
 /// LDS never allows fewer blocks of a compute unit than the cost model counts on, nor any head size or row a kernel
 /// that it has no room for.
@@ -15,7 +15,7 @@ fn every_row_fits_lds() {
     for (wave, d) in [(64, 32), (64, 64), (64, 128), (64, 136), (64, 256), (32, 64), (32, 128), (32, 256)] {
         for (group, new) in [(1, 1), (4, 1), (8, 1), (2, 8), (8, 64)] {
             for bits in [Bits::B16, Bits::B8] {
-                let mut case = case(1, Scalar::F16, d, (bits, bits), 8, 1);
+                let mut case = case_of(RowFormat::V1, 1, Scalar::F16, (d, bits, bits), 8, 1);
                 let mut settings = case.attention.clone();
                 (settings.common.query_heads, settings.common.kv_heads) = (2 * group, 2);
                 let key = KeyLayout::new(d, d, bits, 0).unwrap();
@@ -42,7 +42,7 @@ fn every_row_fits_lds() {
 /// A long cache keeps every compute unit busy, in one round.
 #[test]
 fn keys_are_cut_to_fill_the_device() {
-    let mut case = case(1, Scalar::F16, 128, (Bits::B8, Bits::B8), 8, 1);
+    let mut case = case_of(RowFormat::V1, 1, Scalar::F16, (128, Bits::B8, Bits::B8), 8, 1);
     (case.attention.common.query_heads, case.attention.common.kv_heads) = (32, 8);
     (case.attention.window, case.geometry.query_heads, case.geometry.kv_heads) = (None, 32, 8);
     for (batch, past, splits) in [(1, 32768, 76), (8, 32768, 9), (8, 200, 1), (64, 32768, 1), (1, 1000, 4)] {
@@ -58,10 +58,32 @@ fn keys_are_cut_to_fill_the_device() {
     }
 }
 
+/// Where rows of values are rotated, the new keys are a piece of their own, which is merged with the others.
+#[test]
+fn rotated_values_are_apart_from_new_ones() {
+    let mut case = case_of(RowFormat::V1, 1, Scalar::F16, (128, Bits::B8, Bits::B8), 8, 1);
+    case.attention.window = None;
+    case.geometry.value = ValueLayout::of(RowFormat::V2, 128, Bits::B8, 0).unwrap();
+    for (past, new, units, splits) in [(0, 64, 1, 1), (100, 1, 1, 2), (100, 64, 1, 2), (64 * 1024, 1, 1, 2)] {
+        let geometry = Geometry { batch: 2, new, past, ..case.geometry.clone() };
+        let lengths = Lengths { total: past + new, past: vec![0, past], new: vec![new; 2] };
+        let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+        let inputs = Inputs::none(Scalar::F16);
+        for wave in [64, 32] {
+            let device = device(wave, units);
+            let plan = plan::attention(&device, &geometry, &lengths, &case.attention, &inputs, &tensors).unwrap();
+            let call = &plan.launches[0].call;
+            assert_eq!((call.splits, call.value_rotated), (splits, u32::from(past > 0)), "{past} and {new}");
+            assert!(past == 0 || (call.splits - 1) * call.split_keys >= past as u32);
+            assert_eq!(plan.launches.len(), splits.min(2) as usize);
+        }
+    }
+}
+
 /// Keys in the tail of a buffer cost more than others, on matrix cores, and all are in the last piece.
 #[test]
 fn the_piece_with_the_tail_is_shorter() {
-    let mut case = case(1, Scalar::F16, 128, (Bits::B8, Bits::B8), 8, 1);
+    let mut case = case_of(RowFormat::V1, 1, Scalar::F16, (128, Bits::B8, Bits::B8), 8, 1);
     (case.attention.common.query_heads, case.attention.common.kv_heads) = (32, 8);
     (case.attention.window, case.geometry.query_heads, case.geometry.kv_heads) = (None, 32, 8);
     let keys = 76 * 448;

@@ -5,14 +5,14 @@ use std::ptr::{null, null_mut};
 use ndarray::Array4;
 use spark_ort::call::{Geometry, Lengths, QueryLayout};
 use spark_ort::cpu::{InstructionSet, Serial};
-use spark_ort::format::{Bits, KeyLayout, ValueLayout};
+use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
 use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::Emulation;
 use crate::emulation::gpu::gpu;
-use crate::emulation::operands::in_float16;
-use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, compare, device, round_tensors};
+use crate::emulation::operands::attend_in_float16;
+use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, case_of, compare, device, round_tensors};
 
 /// Whether the kernels multiply float16 on matrix cores.
 fn in_halves(case: &Case, scalar: Scalar, device: &Device) -> bool {
@@ -47,7 +47,7 @@ pub fn check(case: &Case, scalar: Scalar, device: &Device, on_device: &OnDevice)
     within(2e-3 * larger + output, 1.0, &got, &expected)?;
     // Of the same operands there remain the rounding of the weights, each by a 2048th at most, and of the output.
     let (tolerance, zero) = if scalar == Scalar::F16 { (1e-3, 0.5) } else { (8e-3, 0.05) };
-    within(tolerance, zero, &got, &in_float16(case).attend(&Serial, InstructionSet::Scalar))
+    within(tolerance, zero, &got, &attend_in_float16(case))
 }
 
 /// A call of one sequence with `past` and `new` tokens, each of one KV head.
@@ -181,7 +181,7 @@ fn banks_do_not_conflict() {
 #[test]
 fn two_blocks_share_lds() {
     needs!(crate::emulation::at_hand());
-    let case = case(1, Scalar::F16, 128, (Bits::B8, Bits::B8), 8, 1);
+    let case = case_of(RowFormat::V1, 1, Scalar::F16, (128, Bits::B8, Bits::B8), 8, 1);
     let plan_of = |scalar, d: usize, (kept, bits), past, new| {
         let mut settings = case.attention.clone();
         (settings.common.query_heads, settings.common.kv_heads, settings.window) = (8, 2, None);

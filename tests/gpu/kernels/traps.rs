@@ -3,16 +3,16 @@
 use std::ptr::null;
 
 use spark_ort::call::{Lengths, QueryLayout};
-use spark_ort::format::Bits;
+use spark_ort::format::{Bits, RowFormat};
 use spark_ort::gpu::params::Call;
 use spark_ort::gpu::plan::{self, AttentionTensors, Launch, Plan, Scalar};
 
 use crate::emulation::Emulation;
 use crate::emulation::gpu::{Gpu, Memory};
-use crate::on_device::{Layout, OnDevice, case, device};
+use crate::on_device::{Layout, OnDevice, case_of, device};
 
 fn spoilt(spoil: impl FnOnce(&mut Plan)) -> Result<(), String> {
-    let mut case = (5..).map(|s| case(s, Scalar::F16, 64, (Bits::B8, Bits::B8), 40, 1));
+    let mut case = (5..).map(|s| case_of(RowFormat::V1, s, Scalar::F16, (64, Bits::B8, Bits::B8), 40, 1));
     let mut case = case.find(|c| c.geometry.new == 1).unwrap();
     let batch = case.geometry.batch;
     (case.geometry.past, case.attention.window) = (40, None);
