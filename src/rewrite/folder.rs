@@ -28,11 +28,12 @@ pub struct GenAiFolder {
 }
 
 impl GenAiFolder {
-    /// Reads the configuration of the folder at `path`.
+    /// Reads the configuration of the folder at `path`, whose new configuration names `provider` after those that the
+    /// old one names.
     ///
     /// # Errors
     /// It is not a GenAI folder, or of a kind that cannot be rewritten.
-    pub fn open(path: &Path) -> Result<Self, RewriteError> {
+    pub fn open(path: &Path, provider: Option<&str>) -> Result<Self, RewriteError> {
         let file = path.join(CONFIG);
         let refuse = |expected: &str, found: String| Refusal::new(file.display().to_string(), expected, found);
         let config = read_config(path)?;
@@ -66,7 +67,9 @@ impl GenAiFolder {
             };
             return Err(refuse("no custom operators yet", found).into());
         }
-        Ok(Self { path: path.to_path_buf(), config, model })
+        let mut folder = Self { path: path.to_path_buf(), config, model };
+        provider.into_iter().for_each(|provider| providers::add(folder.session_options(), provider));
+        Ok(folder)
     }
 
     /// The decoder's file of the GenAI folder at `path`, rewritten or not, relative to the folder.
@@ -109,11 +112,6 @@ impl GenAiFolder {
     pub fn shares_buffer(&self) -> bool {
         let search = &self.config["search"];
         search["past_present_share_buffer"] == true && search["num_beams"].as_u64().is_none_or(|beams| beams <= 1)
-    }
-
-    /// Names `provider` in the new configuration, after those that the old one names.
-    pub fn name_provider(&mut self, provider: &str) {
-        providers::add(self.session_options(), provider);
     }
 
     /// Warns of what the execution providers of the configuration mean for the operators.

@@ -88,10 +88,9 @@ pub fn rewrite(
         true => None,
         false => Some(Stage::new(input, output, options.force)?),
     };
-    let mut folder = is_folder.then(|| GenAiFolder::open(input)).transpose()?;
-    if let Some(provider) = &options.provider {
-        let problem = || RewriteError::option("provider", "only a GenAI folder names providers");
-        folder.as_mut().ok_or_else(problem)?.name_provider(provider);
+    let folder = is_folder.then(|| GenAiFolder::open(input, options.provider.as_deref())).transpose()?;
+    if folder.is_none() && options.provider.is_some() {
+        return Err(RewriteError::option("provider", "only a GenAI folder names providers"));
     }
     let path = folder.as_ref().map_or_else(|| input.to_path_buf(), |folder| input.join(&folder.model));
     let mut model = onnx::read(&path)?;
