@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::error::{Refusal, RewriteError};
+use super::layer::Layer;
 use super::options::Options;
 use super::publish::contains;
 use crate::files;
@@ -82,6 +83,28 @@ impl GenAiFolder {
     /// The folder of the decoder's file, relative to this one.
     pub fn beside(&self) -> &Path {
         Path::new(&self.model).parent().unwrap_or(Path::new(""))
+    }
+
+    /// Checks that the configuration, by which GenAI allocates caches, is about a model with these `layers`.
+    ///
+    /// # Errors
+    /// It states another number of KV heads, or another head size.
+    pub fn check_sizes(&self, layers: &[Layer]) -> Result<(), RewriteError> {
+        let Some(first) = layers.first() else { return Ok(()) };
+        let uniform = |size: fn(&Layer) -> usize| layers.iter().all(|layer| size(layer) == size(first));
+        let sizes = [
+            ("num_key_value_heads", first.kv_heads, uniform(|layer| layer.kv_heads)),
+            ("head_size", first.head_dim, uniform(|layer| layer.head_dim)),
+        ];
+        for (name, size, known) in sizes {
+            let stated = &self.config["model"]["decoder"][name];
+            if known && !stated.is_null() && *stated != size {
+                let file = self.path.join(CONFIG).display().to_string();
+                let expected = format!("model.decoder.{name} {size}, as {} has it", self.model);
+                return Err(Refusal::new(file, &expected, brief(stated)).into());
+            }
+        }
+        Ok(())
     }
 
     /// Whether GenAI keeps past and present in one buffer, which it never does for several beams.
@@ -231,13 +254,15 @@ fn brief(value: &Value) -> String {
 
 /// model.decoder.filename: a path inside the folder.
 fn decoder_file(file: &Path, config: &Value) -> Result<String, RewriteError> {
-    let name = config["model"]["decoder"]["filename"].as_str().unwrap_or_default();
+    let stated = &config["model"]["decoder"]["filename"];
+    let name = stated.as_str().unwrap_or_default();
     let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
     match inside && !name.is_empty() && !name.contains('\0') {
         true => Ok(name.to_string()),
         false => {
             let expected = "model.decoder.filename, a file in this folder";
-            Err(Refusal::new(file.display().to_string(), expected, format!("'{name}'")).into())
+            let found = if stated.is_null() { "none".into() } else { brief(stated) };
+            Err(Refusal::new(file.display().to_string(), expected, found).into())
         }
     }
 }

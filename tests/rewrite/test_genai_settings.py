@@ -73,6 +73,16 @@ def test_window_that_the_host_moves(part, folder, tmp_path):
     assert done.returncode == 1 and f"sliding_window.{part}" in done.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["num_key_value_heads", "head_size"])
+def test_sizes_of_another_model(name, folder, tmp_path):
+    """By these GenAI allocates caches: it would fail at the first call."""
+    change(folder, lambda model: model["decoder"].update({name: 7}))
+    done = spark_ort("rewrite", folder, tmp_path / "out", *LOSSLESS, check=False)
+    right = {"num_key_value_heads": 2, "head_size": 64}[name]
+    assert done.returncode != 0 and not (tmp_path / "out").exists()
+    assert f"model.decoder.{name} {right}" in done.stderr and "genai_config.json" in done.stderr, done.stderr
+
+
 def test_subfolder(folder, tmp_path):
     """The decoder and its data may lie in a folder of their own."""
     expected = logits(folder / "model.onnx")
