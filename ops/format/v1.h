@@ -171,7 +171,12 @@ struct ValueOctet {
         } else {
             SPARK_NOTE("value4");
             words[0] = load((const u32*)(codes + 4 * octet));
-            pair = load((const u32*)row + (call.value_groups > 1 ? octet / (VALUE_GROUP / 8) : 0));
+            // A branch: nvcc has no register for the choice of an address.
+            if (call.value_groups > 1) {
+                pair = load((const u32*)row + octet / (VALUE_GROUP / 8));
+            } else {
+                pair = load((const u32*)row);
+            }
         }
     }
 

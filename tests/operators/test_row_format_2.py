@@ -7,8 +7,6 @@ from . import cases, models, reference, rows
 from .compare import check_attention, exact_rows
 from .reference import Settings
 
-pytestmark = pytest.mark.skipif(models.DEVICE != "cpu", reason="the GPU kernels read format 1 only")
-
 
 @pytest.mark.parametrize("L", [1, 24])
 @pytest.mark.parametrize("T", ["f32", "f16"])
