@@ -68,7 +68,8 @@ build_all() {
     # That the stand-in, and with it what calls it, is like NVIDIA's header.
     local header
     header=$(find "$(dirname "$(readlink -f "$nvcc")")/.." -name cuda.h -path '*include*' | head -n 1)
-    [[ -z $header ]] || g++ -std=c++17 -Werror -fsyntax-only -I "$(dirname "$header")" tests/gpu/cuda/stand_in.cpp
+    [[ -z $header ]] ||
+        g++ -std=c++17 -Werror -fsyntax-only -I "$(dirname "$header")" tests/gpu/cuda_sim/{driver,memory,streams}.cpp
     sources >"$built/made-from"
     du -sh "$built"
 }
@@ -129,14 +130,9 @@ rehearse() {
     need_python
     need_cxx "The stand-in for the driver"
     programs
-    local folder=$built/stand-in source
+    local folder=$built/stand-in
     say "$folder"
-    mkdir -p "$folder"
-    for source in ops/emulation/{fiber,machine,wave32}.cpp tests/gpu/cuda/stand_in.cpp; do
-        g++ -std=c++17 -O1 -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Werror -c \
-            -o "$folder/$(basename "$source" .cpp).o" "$source"
-    done
-    g++ -shared -Wl,-soname,libcuda.so.1 -o "$folder/libcuda.so.1" "$folder"/*.o -pthread
+    "$PYTHON" tests/gpu/cuda_sim/build.py none "$folder"
     # A fatbin with nothing in it: magic, version, bytes of the header, bytes after it.
     printf '\x50\xed\x55\xba\x01\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00' >"$folder/empty.fatbin"
     export SPARK_CUDA_CODE=$folder/empty.fatbin LD_LIBRARY_PATH=$PWD/$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}

@@ -21,15 +21,15 @@ part() {
 }
 
 rm -f "$out/parts.jsonl"
-part devices "$PYTHON" tests/gpu/rocm/scenarios.py devices
+part devices "$PYTHON" tests/gpu/providers/scenarios.py devices
 for types in "f32 f32" "f32 u8" "f16 f16" "f16 u8"; do
     read -r T C <<<"$types"
-    part "shared-$T-$C" env SCENARIO_FOLDER="$out" "$PYTHON" tests/gpu/rocm/scenarios.py shared "$T" "$C"
+    part "shared-$T-$C" env SCENARIO_FOLDER="$out" "$PYTHON" tests/gpu/providers/scenarios.py shared "$T" "$C"
 done
-part neighbours env SCENARIO_FOLDER="$out" "$PYTHON" tests/gpu/rocm/scenarios.py neighbours
-part threads "$PYTHON" tests/gpu/rocm/scenarios.py side_by_side
-part again "$PYTHON" tests/gpu/rocm/scenarios.py again
-part model "$PYTHON" tests/gpu/rocm/scenarios.py language
+part neighbours env SCENARIO_FOLDER="$out" "$PYTHON" tests/gpu/providers/scenarios.py neighbours
+part threads "$PYTHON" tests/gpu/providers/scenarios.py side_by_side
+part again "$PYTHON" tests/gpu/providers/scenarios.py again
+part model "$PYTHON" tests/gpu/providers/scenarios.py language
 part conformance "$PYTHON" -m pytest -q -p no:cacheprovider ${SPARK_GPU_TESTS:-tests/operators/test_golden.py
     tests/operators/test_splitting.py tests/operators/test_foreign_numbers.py}
 "$PYTHON" - "$out" <<'PY'

@@ -90,6 +90,30 @@ library_path() {
         "$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["target_directory"] + "/release/libspark_ort.so")'
 }
 
+# venv_or_skip FOLDER REQUIREMENTS: for packages that exist for some machines only. Without their dependencies: ONNX
+# Runtime's Python package imports only NumPy.
+venv_or_skip() {
+    local status
+    # Not `make_venv || skip`: bash ignores `set -e` within a condition.
+    set +e
+    (
+        set -e
+        make_venv "$@" --no-deps
+    )
+    status=$?
+    set -e
+    ((status == 0)) || skip "the packages of $2 cannot be installed here"
+}
+
+# need_library: sets and exports SPARK_ORT_LIBRARY, built where the environment names none.
+need_library() {
+    if [[ -z ${SPARK_ORT_LIBRARY:-} ]]; then
+        build
+        SPARK_ORT_LIBRARY=$(library_path)
+    fi
+    export SPARK_ORT_LIBRARY
+}
+
 build() {
     need_rust
     say "cargo build --release"

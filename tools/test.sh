@@ -146,7 +146,8 @@ for version in 1.18.1 1.22.2 1.24.4; do
     step "ONNX Runtime $version" tools/versions.sh "$version"
 done
 step "code for AMD GPUs: tests/gpu/device_code" .venv/bin/python -m pytest -q -rs tests/gpu/device_code
-step "ROCm execution provider: tests/gpu/rocm" tools/rocm.sh
+step "ROCm execution provider, on stand-ins: tools/rocm.sh" tools/rocm.sh
+step "CUDA execution provider, on stand-ins: tools/cuda_ep.sh" tools/cuda_ep.sh
 step "execution provider of our own, on stand-ins: tools/plugin.sh" tools/plugin.sh
 step "mutants of files, rows and calls: fuzz" env SECONDS_OF_FUZZING=90 tools/fuzz.sh
 step "memory: valgrind on hostile calls" memory

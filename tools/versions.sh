@@ -16,13 +16,9 @@ need_python
     skip "old ONNX Runtime packages exist for Python 3.11 and 3.12 only, this is $("$PYTHON" --version)"
 
 venv
-if [[ -z ${SPARK_ORT_LIBRARY:-} ]]; then
-    build
-    SPARK_ORT_LIBRARY=$(library_path)
-fi
+need_library
 cases=$(mktemp -d)
 trap 'rm -rf "$cases"' EXIT
-export SPARK_ORT_LIBRARY
 .venv/bin/python tests/onnxruntime/cases.py "$SPARK_ORT_LIBRARY" "$cases"
 PYTHONPATH=tests .venv/bin/python -m rewrite.prepare "$cases/exports"
 

@@ -76,6 +76,7 @@ def rewrite(
     tokenizer: str | os.PathLike[str] | None = None,
     data: Literal["copy", "link"] = "copy",
     library: str | os.PathLike[str] | None = None,
+    provider: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     no_trial: bool = False,
@@ -104,6 +105,8 @@ def rewrite(
         tokenizer: tokenizer.json for calibration; None: the one beside the model.
         data: how external data comes to another folder.
         library: the libspark_ort.so that a GenAI folder gets; None: library_path().
+        provider: name this execution provider in a GenAI folder too, after those that it names: "cuda", or
+            "SparkExecutionProvider".
         force: replace target if it exists.
         dry_run: only say whether the model can be rewritten and what would come out.
         no_trial: do not run one token through what was written.
@@ -126,6 +129,7 @@ def rewrite(
         "tokenizer": tokenizer and os.fspath(tokenizer),
         "data": data,
         "library": os.fspath(library or library_path()),
+        "provider": provider,
         "threads": threads,
     }
     if recipe is not None:

@@ -85,29 +85,25 @@ impl Device {
         self.properties.for_plan
     }
 
-    /// Queues all launches of `plan` on `stream`, a hipStream_t, a CUstream or null, and waits for none of them.
+    /// Refuses `stream`, a hipStream_t, a CUstream or null, while it is captured: the graph would keep the lengths of
+    /// one call.
     ///
     /// # Safety
-    /// As for [`Device::queue`].
+    /// `stream` belongs to this device.
     ///
     /// # Errors
-    /// If the stream is being captured, or as for [`Device::queue`].
-    pub unsafe fn run(&self, plan: &Plan, stream: Handle) -> Result<(), GpuError> {
-        if plan.launches.is_empty() {
-            return Ok(());
-        }
-        let current = Current::new(self.runtime, self.ordinal)?;
+    /// If it is captured, or the driver cannot tell.
+    pub unsafe fn check_stream(&self, stream: Handle) -> Result<(), GpuError> {
+        let _current = Current::new(self.runtime, self.ordinal)?;
         // SAFETY: by this function's contract.
-        if unsafe { self.runtime.is_capturing(stream)? } {
-            return Err(GpuError::Capturing);
+        match unsafe { self.runtime.is_capturing(stream)? } {
+            true => Err(GpuError::Capturing),
+            false => Ok(()),
         }
-        drop(current);
-        // SAFETY: by this function's contract.
-        unsafe { self.queue(plan, stream) }
     }
 
-    /// Like [`Device::run`], but also allowed while `stream` is being captured: the graph then keeps the lengths that
-    /// `plan` was made for.
+    /// Queues all launches of `plan` on `stream`, and waits for none of them. While `stream` is captured, the graph
+    /// keeps the lengths that `plan` was made for; see [`Device::check_stream`].
     ///
     /// # Safety
     /// The pointers in the plan's calls are device pointers to tensors of the sizes that the plan was made for, or

@@ -40,10 +40,13 @@ pub fn rounded(bytes: usize) -> usize {
 }
 
 impl State {
-    /// A free block from `stream`'s list, of at least `bytes` bytes and at most a quarter more.
+    /// The smallest free block from `stream`'s list that has `bytes` bytes, but not many more.
     fn take(&mut self, stream: StreamKey, bytes: usize) -> Option<usize> {
+        /// Up to this size any block serves, so that a first decoding step takes what the prompt has left.
+        const SMALL: usize = 256 << 10;
         let sizes = self.free.get_mut(&stream)?;
-        let (&size, blocks) = sizes.range_mut(bytes..=bytes + bytes / 4).find(|(_, blocks)| !blocks.is_empty())?;
+        let most = (bytes + bytes / 4).max(SMALL);
+        let (&size, blocks) = sizes.range_mut(bytes..=most).find(|(_, blocks)| !blocks.is_empty())?;
         let block = blocks.pop()?;
         if blocks.is_empty() {
             sizes.remove(&size);
@@ -137,5 +140,23 @@ mod tests {
             assert!(got <= bytes + (bytes / 8).max(256), "{bytes}: {got}");
         }
         assert_eq!(rounded(usize::MAX), usize::MAX);
+    }
+
+    #[test]
+    fn a_block_serves_smaller_requests_of_its_stream() {
+        let mut state = State::default();
+        let mut give = |stream, bytes: usize, block| {
+            state.free.entry(stream).or_default().entry(bytes).or_default().push(block);
+        };
+        give(7, 40 << 10, 1);
+        give(7, 2048, 2);
+        give(7, 1 << 20, 3);
+        give(8, 2048, 4);
+        assert_eq!(state.take(7, 1024), Some(2));
+        assert_eq!(state.take(7, 1024), Some(1));
+        // Not the largest, and no other stream's.
+        assert_eq!(state.take(7, 1024), None);
+        assert_eq!(state.take(7, 900 << 10), Some(3));
+        assert_eq!(state.take(8, 2048), Some(4));
     }
 }

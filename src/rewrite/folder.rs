@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::error::{Refusal, RewriteError};
 use super::layer::Layer;
 use super::options::Options;
+use super::providers;
 use super::publish::contains;
 use crate::files;
 use crate::onnx::{DataFile, FileError, Homes, Placement, place, write_text};
@@ -18,9 +19,6 @@ pub const CONFIG: &str = "genai_config.json";
 /// The operator library.
 pub const LIBRARY: &str = "libspark_ort.so";
 
-/// Execution providers, as GenAI names them, that the operators have kernels for.
-const KNOWN_PROVIDERS: [&str; 2] = ["cpu", "rocm"];
-
 /// A GenAI folder.
 pub struct GenAiFolder {
     path: PathBuf,
@@ -30,11 +28,12 @@ pub struct GenAiFolder {
 }
 
 impl GenAiFolder {
-    /// Reads the configuration of the folder at `path`.
+    /// Reads the configuration of the folder at `path`, whose new configuration names `provider` after those that the
+    /// old one names.
     ///
     /// # Errors
     /// It is not a GenAI folder, or of a kind that cannot be rewritten.
-    pub fn open(path: &Path) -> Result<Self, RewriteError> {
+    pub fn open(path: &Path, provider: Option<&str>) -> Result<Self, RewriteError> {
         let file = path.join(CONFIG);
         let refuse = |expected: &str, found: String| Refusal::new(file.display().to_string(), expected, found);
         let config = read_config(path)?;
@@ -68,7 +67,9 @@ impl GenAiFolder {
             };
             return Err(refuse("no custom operators yet", found).into());
         }
-        Ok(Self { path: path.to_path_buf(), config, model })
+        let mut folder = Self { path: path.to_path_buf(), config, model };
+        provider.into_iter().for_each(|provider| providers::add(folder.session_options(), provider));
+        Ok(folder)
     }
 
     /// The decoder's file of the GenAI folder at `path`, rewritten or not, relative to the folder.
@@ -113,20 +114,18 @@ impl GenAiFolder {
         search["past_present_share_buffer"] == true && search["num_beams"].as_u64().is_none_or(|beams| beams <= 1)
     }
 
-    /// Warns of execution providers that do not have the operators.
-    pub fn foreign_providers(&self) -> Option<String> {
-        let options = self.config["model"]["decoder"]["session_options"]["provider_options"].as_array()?;
-        let names = options.iter().filter_map(Value::as_object).flat_map(|option| option.keys());
-        let foreign: Vec<&str> = names.map(String::as_str).filter(|name| !KNOWN_PROVIDERS.contains(name)).collect();
-        if foreign.is_empty() {
-            return None;
+    /// Warns of what the execution providers of the configuration mean for the operators.
+    pub fn provider_warnings(&self) -> Vec<String> {
+        providers::warnings(&self.config["model"]["decoder"]["session_options"])
+    }
+
+    /// The decoder's session options, made if there are none.
+    fn session_options(&mut self) -> &mut Value {
+        let session = &mut self.config["model"]["decoder"]["session_options"];
+        if session.is_null() {
+            *session = Value::Object(Map::new());
         }
-        Some(format!(
-            "{CONFIG} asks for the execution provider {}, which these operators have no kernels for: ONNX \
-             Runtime runs them on the CPU, and copies queries, results and caches to and fro in every call. Without it \
-             in provider_options all runs on the CPU",
-            foreign.join(", ")
-        ))
+        session
     }
 
     /// Fills `folder` with all files of the model but its .onnx file (data, tokenizer, and so on), the operator
@@ -164,6 +163,7 @@ impl GenAiFolder {
             *session = Value::Object(Map::new());
         }
         session["custom_ops_library"] = LIBRARY.into();
+        providers::disable_graphs(session);
         let text = serde_json::to_string_pretty(&config).expect("it was read from JSON");
         Ok(write_text(&format!("{text}\n"), &folder.join(CONFIG))?)
     }

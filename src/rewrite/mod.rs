@@ -27,6 +27,7 @@ mod mask;
 mod operator;
 mod options;
 mod progress;
+mod providers;
 mod publish;
 mod recent;
 mod recipe;
@@ -87,7 +88,10 @@ pub fn rewrite(
         true => None,
         false => Some(Stage::new(input, output, options.force)?),
     };
-    let folder = is_folder.then(|| GenAiFolder::open(input)).transpose()?;
+    let folder = is_folder.then(|| GenAiFolder::open(input, options.provider.as_deref())).transpose()?;
+    if folder.is_none() && options.provider.is_some() {
+        return Err(RewriteError::option("provider", "only a GenAI folder names providers"));
+    }
     let path = folder.as_ref().map_or_else(|| input.to_path_buf(), |folder| input.join(&folder.model));
     let mut model = onnx::read(&path)?;
     let data = onnx::data_files(&model, &path)?;
@@ -125,7 +129,7 @@ pub fn rewrite(
     configure(&mut model, &layers, &names, &version);
     let inspection = Inspection::new(&model)?;
     let mut warnings = warnings::of_options(options, &rows, folder.as_ref(), saliency.is_some());
-    warnings.extend(folder.as_ref().and_then(GenAiFolder::foreign_providers));
+    warnings.extend(folder.iter().flat_map(GenAiFolder::provider_warnings));
     warnings.extend(warnings::whole_caches(&layers, &inspection));
     warnings.extend(noticed);
     warnings.extend(uncalibrated.map(|problem| format!("calibration failed: {problem}")));

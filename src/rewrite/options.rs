@@ -44,6 +44,8 @@ pub struct Options {
     pub data: Placement,
     /// The operator library that a GenAI folder gets; `None`: the one beside the program.
     pub library: Option<PathBuf>,
+    /// An execution provider that a GenAI folder names after those it names already.
+    pub provider: Option<String>,
     /// Where the caller writes the report; must not be a file of the model.
     pub report: Option<PathBuf>,
     /// Replace an existing output.
@@ -76,6 +78,7 @@ impl Default for Options {
             tokenizer: None,
             data: Placement::Copy,
             library: None,
+            provider: None,
             report: None,
             force: false,
             dry_run: false,

@@ -26,14 +26,14 @@ register()
 VENDOR = DEVICES[0].device.vendor_id if DEVICES else AMD
 
 _make = collection.OrtDevice.make
-_session = ort.InferenceSession
+PLAIN_SESSION = ort.InferenceSession
 
 
 def _device(name, id=0, vendor=-1):
     return _make("gpu", id, VENDOR) if name == "cuda" else _make(name, id, vendor)
 
 
-class Session(_session):
+class Session(PLAIN_SESSION):
     """A session whose providers may include this one."""
 
     def __init__(self, model, options=None, providers=None, **more):

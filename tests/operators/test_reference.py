@@ -335,7 +335,7 @@ def test_one_shared_cache_and_one_growing(name):
         assert (got[b, :, past + new :] == feeds[name][b, :, past + new :]).all()
 
 
-@pytest.mark.skipif(models.DEVICE != "cpu", reason="memory of a device is aligned to 4 bytes, see tests/gpu/rocm")
+@pytest.mark.skipif(models.DEVICE != "cpu", reason="memory of a device is aligned to 4 bytes, see tests/gpu/providers")
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_unaligned_container(offset):
     """A uint8 cache may start at any address, though its rows hold float16 fields."""

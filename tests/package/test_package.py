@@ -50,9 +50,10 @@ def test_library_path():
 
 def test_register():
     """Operators on the CPU; a GPU that is not there is named as such, as often as it is asked for."""
-    assert spark_ort.register(onnxruntime.SessionOptions()) == "CPUExecutionProvider"
+    for gpu in (False, "auto"):
+        assert spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu) == "CPUExecutionProvider"
     for gpu in (True, True, 3):
-        with pytest.raises(spark_ort.Error, match="no device here|1.24 or later"):
+        with pytest.raises(spark_ort.Error, match="no GPU can be used: .*SparkExecutionProvider"):
             spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu)
 
 
@@ -129,6 +130,8 @@ def test_doctor():
         "CPUExecutionProvider",
         spark_ort.library_path(),
         "went through both operators",
+        "runs on       CPUExecutionProvider",
+        "not on        SparkExecutionProvider: no GPU; HIP: none",
     ):
         assert text in done.stdout
     assert "PROBLEM" not in done.stdout

@@ -107,13 +107,45 @@ def test_models_beside_the_decoder(folder, tmp_path):
     assert {name for name in before if before[name] != after[name]} == {"decoder"} and before.keys() == after.keys()
 
 
-@pytest.mark.parametrize("provider", ["cuda", "dml"])
-def test_foreign_provider(provider, folder, tmp_path):
-    """A provider without our operators gets a warning that says what will happen."""
-
+def with_providers(folder, *options):
     def edit(model):
-        model["decoder"].setdefault("session_options", {})["provider_options"] = [{provider: {}}]
+        model["decoder"].setdefault("session_options", {})["provider_options"] = list(options)
 
     change(folder, edit)
+
+
+def providers(folder):
+    return settings(folder)["decoder"]["session_options"].get("provider_options")
+
+
+def test_foreign_provider(folder, tmp_path):
+    """A provider without our operators gets a warning that says what will happen."""
+    with_providers(folder, {"dml": {}})
     report = rewrite(folder, tmp_path / "out", *LOSSLESS)
-    assert any(f"execution provider {provider}" in w and "runs them on the CPU" in w for w in report["warnings"])
+    assert any("execution provider dml" in w and "runs them on the CPU" in w for w in report["warnings"])
+
+
+def test_graphs_are_switched_off(folder, tmp_path):
+    with_providers(folder, {"cuda": {"enable_cuda_graph": "1", "device_id": "1"}})
+    report = rewrite(folder, tmp_path / "out", *LOSSLESS)
+    assert providers(tmp_path / "out") == [{"cuda": {"enable_cuda_graph": "0", "device_id": "1"}}]
+    assert any("enable_cuda_graph" in w for w in report["warnings"])
+    assert not any("no kernels" in w for w in report["warnings"])
+
+
+def test_a_provider_is_named(folder, tmp_path):
+    """Once, after the others, and with what the host has to do."""
+    ours = {"SparkExecutionProvider": {}}
+    for given, named in ([], [ours]), ([{"AMDGPU": {}}], [{"AMDGPU": {}}, ours]), ([ours], [ours]):
+        with_providers(folder, *given)
+        out = tmp_path / f"out{len(given)}{len(named)}"
+        report = rewrite(folder, out, *LOSSLESS, "--provider", "SparkExecutionProvider")
+        assert providers(out) == named
+        assert any("register_execution_provider_library" in w for w in report["warnings"])
+        assert any("every step copies" in w for w in report["warnings"]) == (len(named) == 1)
+        assert not any("no kernels" in w for w in report["warnings"])
+
+
+def test_a_file_names_no_provider(folder, tmp_path):
+    done = spark_ort("rewrite", folder / "model.onnx", tmp_path / "out.onnx", "--provider", "cuda", check=False)
+    assert done.returncode != 0 and "provider" in done.stderr and "GenAI folder" in done.stderr

@@ -115,6 +115,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     library: Option<PathBuf>,
 
+    /// Name this execution provider in a GenAI folder too, after those that it names: cuda, or SparkExecutionProvider
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    provider: Option<String>,
+
     /// Replace OUT if it exists
     #[arg(long)]
     force: bool,
@@ -170,6 +174,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         tokenizer: args.tokenizer.clone(),
         data: args.data,
         library: args.library.clone(),
+        provider: args.provider.clone(),
         report: args.json.clone().filter(|path| path.as_os_str() != "-"),
         force: args.force,
         dry_run: args.dry_run,

@@ -23,6 +23,7 @@ functions! {
         hipModuleLaunchKernel: (
             Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void
         );
+        hipStreamIsCapturing: (Handle, *mut c_int);
         hipGetLastError: ();
     }
 }
@@ -227,9 +228,13 @@ impl Runtime for Hip {
 
     /// # Safety
     /// As in the trait.
-    unsafe fn is_capturing(&self, _stream: Handle) -> Result<bool, GpuError> {
-        // Graphs are an option of ONNX Runtime's ROCm provider that docs/rocm.md says to leave off.
-        Ok(false)
+    unsafe fn is_capturing(&self, stream: Handle) -> Result<bool, GpuError> {
+        let mut status = 0;
+        // SAFETY: by this function's contract; the out pointer is valid.
+        let code = unsafe { (self.functions.hipStreamIsCapturing)(stream, &mut status) };
+        self.check(code, || "hipStreamIsCapturing".into())?;
+        // hipStreamCaptureStatusNone
+        Ok(status != 0)
     }
 
     fn code(&self) -> &dyn CodeFormat {

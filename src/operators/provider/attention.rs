@@ -8,7 +8,7 @@ use super::super::operation::SparkAttention;
 use super::super::operator::Computes;
 use super::super::output::attention_output;
 use super::super::tensors::Inputs;
-use super::{Call, Gpu, Provider, Tensor};
+use super::{Call, Gpu, Provider, Tensor, stream};
 use crate::call::{AttentionSettings, Input, check_bias_columns};
 use crate::gpu::{Device, plan};
 
@@ -28,6 +28,7 @@ fn compute<P: Provider, T: Tensor>(
     container: usize,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
+    let stream = stream(context, device)?;
     let tensors = Inputs::new(context, Input::ALL.len())?;
     let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
     let mut bias_shape = [0; 4];
@@ -47,5 +48,5 @@ fn compute<P: Provider, T: Tensor>(
     let plan = plan::attention(&device.for_plan(), &geometry, &lengths, settings, &inputs, &attention)?;
     // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps
     // them until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
-    unsafe { P::run(context, device, output.memory_info(), plan) }
+    unsafe { P::run(context, (device, stream), output.memory_info(), plan) }
 }

@@ -3,12 +3,13 @@
 //! the device.
 
 mod attention;
+mod builtin;
 mod prune;
-mod rocm;
 mod spark;
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 
 use half::{bf16, f16};
 use ort::memory::{MemoryInfo, MemoryType};
@@ -19,8 +20,8 @@ use super::node::Failure;
 use super::operator::{Place, add};
 use super::tensors::Inputs;
 use crate::call::{Geometry, Input, Lengths, Settings, positions};
-use crate::gpu::Device;
 use crate::gpu::plan::{self, Plan};
+use crate::gpu::{Device, Handle};
 
 /// An execution provider whose nodes run on a GPU.
 trait Provider: Send + Sync + 'static {
@@ -31,13 +32,13 @@ trait Provider: Send + Sync + 'static {
     /// in the first run.
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure>;
 
-    /// Runs `plan` on the call's stream, with a workspace on the device of `memory`.
+    /// Queues `plan` on the call's stream, with a workspace on the device of `memory`.
     ///
     /// # Safety
-    /// As for [`Device::run`], the workspace aside.
+    /// As for [`Device::queue`], the workspace aside.
     unsafe fn run(
         context: &ComputeContext,
-        device: &Device,
+        on: (&Device, Handle),
         memory: &MemoryInfo<'_>,
         plan: Plan,
     ) -> Result<(), Failure>;
@@ -76,11 +77,20 @@ impl<P: Provider> Place for Gpu<P> {
 
 /// Adds the operators to `domain`, for every provider with a GPU. Hosts without one never look at them.
 pub(super) fn add_all(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
-    add_for::<spark::Spark>(add_for::<rocm::Rocm>(domain)?)
+    add_for::<spark::Spark>(add_for::<builtin::Cuda>(add_for::<builtin::Rocm>(domain)?)?)
 }
 
 fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
     add::<Gpu<P>, bf16>(add::<Gpu<P>, f16>(add::<Gpu<P>, f32>(domain)?)?)
+}
+
+/// The stream of a call, null for the default one. It is refused before memory is taken, which a driver may not have
+/// for a stream that is captured.
+fn stream(context: &ComputeContext, device: &Device) -> Result<Handle, Failure> {
+    let stream = context.stream()?.map_or(std::ptr::null_mut(), NonNull::as_ptr);
+    // SAFETY: ONNX Runtime runs the kernel on the stream of the device that it was made for.
+    unsafe { device.check_stream(stream) }?;
+    Ok(stream)
 }
 
 /// Sizes and lengths of a call, and where its inputs lie.

@@ -8,7 +8,7 @@ use super::super::operation::SparkPrune;
 use super::super::operator::Computes;
 use super::super::output::{Output, PruneOutputs};
 use super::super::tensors::Inputs;
-use super::{Call, Gpu, Provider, Tensor};
+use super::{Call, Gpu, Provider, Tensor, stream};
 use crate::call::PruneSettings;
 use crate::gpu::{Device, plan};
 
@@ -28,6 +28,7 @@ fn compute<P: Provider, T: Tensor>(
     container: usize,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
+    let stream = stream(context, device)?;
     let tensors = Inputs::new(context, SparkPrune::INPUTS)?;
     SparkPrune::check_after(&settings.common, context)?;
     let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
@@ -42,5 +43,5 @@ fn compute<P: Provider, T: Tensor>(
     let plan = plan::prune(&device.for_plan(), &geometry, &lengths, settings, &inputs, &outputs)?;
     // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps
     // them until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
-    unsafe { P::run(context, device, present.key.memory_info(), plan) }
+    unsafe { P::run(context, (device, stream), present.key.memory_info(), plan) }
 }

@@ -1,15 +1,13 @@
 //! The execution provider of this library, [`crate::plugin`].
 
-use std::ptr::NonNull;
-
 use ort::AsPointer;
 use ort::memory::{MemoryInfo, MemoryType};
 use ort::operator::{ComputeContext, KernelContext};
 
 use super::super::node::Failure;
 use super::Provider;
-use crate::gpu::Device;
 use crate::gpu::plan::Plan;
+use crate::gpu::{Device, Handle};
 use crate::plugin;
 
 pub(super) struct Spark;
@@ -26,22 +24,21 @@ impl Provider for Spark {
     /// # Safety
     /// As the trait says.
     unsafe fn run(
-        context: &ComputeContext,
-        device: &Device,
+        _context: &ComputeContext,
+        (device, stream): (&Device, Handle),
         memory: &MemoryInfo<'_>,
         mut plan: Plan,
     ) -> Result<(), Failure> {
-        let stream = context.stream()?.map_or(std::ptr::null_mut(), NonNull::as_ptr);
         let bytes = plan.workspace_bytes;
         if bytes == 0 {
             // SAFETY: by this function's contract.
-            return Ok(unsafe { device.run(&plan, stream) }?);
+            return Ok(unsafe { device.queue(&plan, stream) }?);
         }
         let launched = offered(memory)?.with_workspace(stream, bytes, |workspace| {
             plan.set_workspace(workspace);
             // SAFETY: by this function's contract; the workspace is the stream's until the launches are queued, and
             // what is queued there later comes after them.
-            unsafe { device.run(&plan, stream) }
+            unsafe { device.queue(&plan, stream) }
         });
         let none = |e| Failure::Plugin(format!("no device memory for a workspace of {bytes} bytes: {e}"));
         Ok(launched.map_err(none)??)

@@ -26,7 +26,7 @@ macro_rules! driver {
                 Ok(Self {
                     $(
                         // SAFETY: the signature is that of cuda.h in CUDA 11.4 to 13: a function whose signature
-                        // changes gets another name. tests/gpu/cuda/stand_in.cpp is checked against that header.
+                        // changes gets another name. tests/gpu/cuda_sim is checked against that header.
                         $name: unsafe {
                             *library.get(concat!(stringify!($name), "\0").as_bytes()).map_err(|e| e.to_string())?
                         },

@@ -14,14 +14,14 @@ static void* older(const char* name) {
     return function;
 }
 
-// Whether ROCM_SIM_FAIL asks for it, or ROCM_SIM_NO_RTC, beside another failure.
+// Whether GPU_SIM_FAIL asks for it, or GPU_SIM_NO_RTC, beside another failure.
 static bool fails(const char* name) {
-    const char* wish = getenv("ROCM_SIM_FAIL");
-    return getenv("ROCM_SIM_NO_RTC") || (wish && strncmp(wish, name, strlen(name)) == 0);
+    const char* wish = getenv("GPU_SIM_FAIL");
+    return getenv("GPU_SIM_NO_RTC") || (wish && strncmp(wish, name, strlen(name)) == 0);
 }
 
 static void note(const char* name) {
-    FILE* file = getenv("ROCM_SIM_TRACE") ? fopen(getenv("ROCM_SIM_TRACE"), "a") : nullptr;
+    FILE* file = getenv("GPU_SIM_TRACE") ? fopen(getenv("GPU_SIM_TRACE"), "a") : nullptr;
     if (file) fprintf(file, "%s\n", name), fclose(file);
 }
 

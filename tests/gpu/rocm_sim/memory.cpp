@@ -72,6 +72,7 @@ EXPORT Error hipMalloc(void** out, size_t bytes) {
     blocks()[uintptr_t(memory)] = {bytes, current_device()};
     allow(memory, bytes);
     *out = memory;
+    trace("hipMalloc %zu", bytes);
     return SUCCESS;
 }
 
@@ -81,6 +82,7 @@ EXPORT Error hipFree(void* memory) {
     Error error = drain_all();
     auto block = blocks().find(uintptr_t(memory));
     if (block == blocks().end()) return end(__func__, INVALID_VALUE);
+    trace("hipFree %zu", block->second.bytes);
     forbid(memory);
     munmap(memory, pages(block->second.bytes));
     blocks().erase(block);
@@ -96,6 +98,7 @@ EXPORT Error hipMemGetInfo(size_t* free, size_t* total) {
 
 EXPORT Error hipHostMalloc(void** out, size_t bytes, unsigned) {
     std::lock_guard<std::recursive_mutex> guard(lock());
+    trace("hipHostMalloc %zu", bytes);
     *out = aligned_alloc(4096, pages(bytes ? bytes : 1));
     if (!*out) return end(__func__, OUT_OF_MEMORY);
     pinned()[uintptr_t(*out)] = bytes;
@@ -105,6 +108,7 @@ EXPORT Error hipHostMalloc(void** out, size_t bytes, unsigned) {
 EXPORT Error hipHostFree(void* memory) {
     std::lock_guard<std::recursive_mutex> guard(lock());
     Error error = memory ? drain_all() : SUCCESS;
+    trace("hipHostFree");
     pinned().erase(uintptr_t(memory));
     free(memory);
     return end(__func__, error);

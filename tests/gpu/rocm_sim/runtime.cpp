@@ -7,18 +7,13 @@
 #include <cstring>
 #include <map>
 
-static std::string text(const char* name, const char* otherwise) {
-    const char* value = getenv(name);
-    return value && *value ? value : otherwise;
-}
-
 const Config& config() {
     static const Config config = {
-        text("ROCM_SIM_ARCH", "gfx90a:sramecc+:xnack-"),
-        text("SPARK_EMULATION", ""),
-        unsigned(strtoul(text("ROCM_SIM_WAVE", "64").c_str(), nullptr, 10)),
-        unsigned(strtoul(text("ROCM_SIM_DEVICES", "1").c_str(), nullptr, 10)),
-        size_t(strtoull(text("ROCM_SIM_MEMORY", "4294967296").c_str(), nullptr, 10)),
+        setting("GPU_SIM_ARCH", "gfx90a:sramecc+:xnack-"),
+        setting("SPARK_EMULATION", ""),
+        unsigned(std::stoul(setting("GPU_SIM_WAVE", "64"))),
+        simulated_devices(),
+        simulated_memory(),
     };
     return config;
 }
@@ -33,17 +28,6 @@ static thread_local int device = 0;
 
 int current_device() { return device; }
 
-void trace(const char* format, ...) {
-    static FILE* file = getenv("ROCM_SIM_TRACE") ? fopen(getenv("ROCM_SIM_TRACE"), "a") : nullptr;
-    if (!file) return;
-    va_list arguments;
-    va_start(arguments, format);
-    vfprintf(file, format, arguments);
-    va_end(arguments);
-    fputc('\n', file);
-    fflush(file);
-}
-
 void complain(const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
@@ -51,22 +35,6 @@ void complain(const char* format, ...) {
     vfprintf(stderr, format, arguments);
     va_end(arguments);
     fputc('\n', stderr);
-}
-
-Error injected(const char* function) {
-    static const std::string wish = text("ROCM_SIM_FAIL", "");
-    static unsigned calls = 0;
-    const size_t name = strlen(function);
-    if (wish.compare(0, name, function) != 0 || wish.size() <= name || wish[name] != ':') return SUCCESS;
-    std::lock_guard<std::recursive_mutex> guard(lock());
-    unsigned nth = 0;
-    int code = 0;
-    const bool all = sscanf(wish.c_str() + name, ":%u+:%d", &nth, &code) == 2;
-    if (!all && sscanf(wish.c_str() + name, ":%u:%d", &nth, &code) != 2) complain("ROCM_SIM_FAIL=%s", wish.c_str());
-    calls++;
-    if (all ? calls < nth : calls != nth) return SUCCESS;
-    trace("injected %s %d", function, code);
-    return code;
 }
 
 Error end(const char* function, Error error) {
@@ -109,6 +77,8 @@ EXPORT const char* hipGetErrorString(Error error) {
     auto known = names().find(error);
     return known == names().end() ? "unknown error" : known->second.second;
 }
+
+EXPORT Error hipInit(unsigned) { return end(__func__, config().devices ? SUCCESS : NO_DEVICE); }
 
 EXPORT Error hipRuntimeGetVersion(int* version) {
     *version = 70226015;

@@ -2,16 +2,10 @@
 // and kernels run in the emulation library. What a program must not do on a real GPU fails here too: device memory is
 // protected while nothing runs on the "device", and queued work runs as late as the rules of streams allow.
 //
-// Environment:
+// Environment, beside that of record.h:
 //   SPARK_EMULATION          library that executes kernels (ops/emulation); without it a launch fails
-//   ROCM_SIM_ARCH            gcnArchName of the devices, gfx90a:sramecc+:xnack- by default
-//   ROCM_SIM_WAVE            lanes of a wave, 64 by default
-//   ROCM_SIM_DEVICES         number of devices, 1 by default
-//   ROCM_SIM_MEMORY          bytes of memory of each device, 4 GiB by default
-//   ROCM_SIM_FAIL            FUNCTION:N:CODE, the N-th call (from 1) of a function returns this error; the N-th kernel
-//                            that runs where FUNCTION is "kernel". N+ for all calls from the N-th on
-//   ROCM_SIM_NO_RTC          hipRTC fails, whatever ROCM_SIM_FAIL says
-//   ROCM_SIM_TRACE           file that gets a line for every call that matters to the tests
+//   GPU_SIM_ARCH             gcnArchName of the devices, gfx90a:sramecc+:xnack- by default
+//   GPU_SIM_WAVE             lanes of a wave, 64 by default
 #pragma once
 
 #include <cstddef>
@@ -19,6 +13,8 @@
 #include <functional>
 #include <mutex>
 #include <string>
+
+#include "../record.h"
 
 using Error = int; // hipError_t
 enum : Error {
@@ -47,12 +43,8 @@ const Config& config();
 // One lock for everything: the stand-in is about order, not speed.
 std::recursive_mutex& lock();
 
-// Ends a function: `error`, or the one that ROCM_SIM_FAIL asks for, becomes the calling thread's last error.
+// Ends a function: `error`, or the one that GPU_SIM_FAIL asks for, becomes the calling thread's last error.
 Error end(const char* function, Error error);
-// Whether ROCM_SIM_FAIL asks this call of `function` to fail. Each call counts once.
-Error injected(const char* function);
-// Appends a line to ROCM_SIM_TRACE.
-void trace(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // Says on standard error what went wrong.
 void complain(const char* format, ...) __attribute__((format(printf, 1, 2)));
 

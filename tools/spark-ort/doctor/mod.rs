@@ -1,7 +1,9 @@
 //! `spark-ort doctor`: reports what is installed and whether it works, for bug reports.
 
-mod hip;
+mod driver;
+mod kfd;
 mod trial;
+mod ways;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,10 +14,14 @@ use spark_ort::cpu::{CPU_VARIABLE, InstructionSet};
 use spark_ort::rewrite::find_library;
 use spark_ort::runtime::load;
 
+use driver::Driver;
+use ways::Way;
+
 use crate::bench::machine::processor;
 use crate::terminal::{pass_on, show};
 
-/// Say what this machine has: ONNX Runtime, the processor's instructions, AMD GPUs, and whether the library works
+/// Say what this machine has: ONNX Runtime, the processor's instructions, GPUs, which execution provider takes the
+/// operators, and whether the library works
 ///
 /// Ends with an error status if there is no ONNX Runtime that can be used, or the library does not work in it.
 #[derive(clap::Args)]
@@ -41,7 +47,18 @@ struct Findings {
     cpu: Cpu,
     onnxruntime: Result<Runtime, String>,
     library: Result<Library, String>,
-    gpu: hip::Gpu,
+    gpus: Gpus,
+    /// Execution providers with the operators, in order of preference.
+    ways: Vec<Way>,
+}
+
+#[derive(Serialize)]
+struct Gpus {
+    /// Drivers, or why they were not found.
+    hip: Result<Driver, String>,
+    cuda: Result<Driver, String>,
+    /// Processors of AMD GPUs that the kernel's driver knows, such as gfx942.
+    kernel_driver: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -96,6 +113,12 @@ impl Findings {
             },
             file,
         });
+        let gpus = Gpus { hip: driver::hip(), cuda: driver::cuda(), kernel_driver: kfd::processors() };
+        let [amd, nvidia] = [&gpus.hip, &gpus.cuda].map(|driver| driver::devices_of(driver).map(|_| ()));
+        let ways = match &runtime {
+            Ok(runtime) => ways::ways(runtime.version(), &runtime.providers(), amd, nvidia),
+            Err(_) => Vec::new(),
+        };
         Self {
             version: env!("CARGO_PKG_VERSION"),
             system: System { target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS), glibc: glibc() },
@@ -111,7 +134,8 @@ impl Findings {
                 providers: runtime.providers(),
             }),
             library,
-            gpu: hip::look(),
+            gpus,
+            ways,
         }
     }
 
@@ -160,8 +184,24 @@ impl Findings {
             }
             Err(problem) => line("library", format!("PROBLEM: {problem}")),
         }
-        line("HIP", self.gpu.runtime_line());
-        line("AMD GPUs", self.gpu.devices_line());
+        line("HIP", driver::line(&self.gpus.hip));
+        let known = match self.gpus.kernel_driver.is_empty() {
+            true => "none known to the kernel driver".to_string(),
+            false => format!("kernel driver: {}", self.gpus.kernel_driver.join(", ")),
+        };
+        let devices = |driver| driver::devices_of(driver).map_or_else(|why| why, |names| names.join(", "));
+        line("AMD GPUs", format!("{}; {known}", devices(&self.gpus.hip)));
+        line("CUDA driver", driver::line(&self.gpus.cuda));
+        line("NVIDIA GPUs", devices(&self.gpus.cuda));
+        let mut taken = false;
+        for Way { provider, problem } in &self.ways {
+            match problem {
+                Some(problem) => line("not on", format!("{provider}: {problem}")),
+                None if !taken => line("runs on", provider.to_string()),
+                None => line("or on", provider.to_string()),
+            }
+            taken |= problem.is_none();
+        }
         lines.into_iter().map(|(name, text)| format!("{name:<14}{text}\n")).collect()
     }
 }

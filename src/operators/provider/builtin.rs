@@ -1,4 +1,5 @@
-//! ONNX Runtime's own provider for AMD GPUs, up to version 1.22. Workspaces come from ONNX Runtime's arena.
+//! ONNX Runtime's own providers with a GPU: ROCm's, up to version 1.22, and CUDA's, built in or as a plugin. Workspaces
+//! come from ONNX Runtime's arena.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -10,27 +11,44 @@ use ort::{AsPointer, Error};
 use super::super::node::Failure;
 use super::Provider;
 use crate::gpu::plan::Plan;
-use crate::gpu::{Device, Vendor};
+use crate::gpu::{Device, Handle, Vendor};
+
+/// A provider that is ONNX Runtime's: its name, and whose GPUs it is for.
+pub(super) trait BuiltIn: Send + Sync + 'static {
+    const NAME: &'static str;
+    const VENDOR: Vendor;
+}
 
 pub(super) struct Rocm;
 
-impl Provider for Rocm {
+impl BuiltIn for Rocm {
     const NAME: &'static str = "ROCMExecutionProvider";
+    const VENDOR: Vendor = Vendor::Amd;
+}
+
+pub(super) struct Cuda;
+
+impl BuiltIn for Cuda {
+    const NAME: &'static str = "CUDAExecutionProvider";
+    const VENDOR: Vendor = Vendor::Nvidia;
+}
+
+impl<B: BuiltIn> Provider for B {
+    const NAME: &'static str = B::NAME;
 
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
         let ordinal = context.allocator(MemoryType::Default)?.memory_info().device_id();
-        Ok(Device::get(Vendor::Amd, ordinal)?)
+        Ok(Device::get(B::VENDOR, ordinal)?)
     }
 
     /// # Safety
     /// As the trait says.
     unsafe fn run(
         context: &ComputeContext,
-        device: &Device,
+        (device, stream): (&Device, Handle),
         memory: &MemoryInfo<'_>,
         mut plan: Plan,
     ) -> Result<(), Failure> {
-        let stream = context.stream()?;
         let workspace = match plan.workspace_bytes {
             0 => None,
             bytes => Some(Workspace::new(context, memory, stream, bytes)?),
@@ -38,10 +56,9 @@ impl Provider for Rocm {
         if let Some(workspace) = &workspace {
             plan.set_workspace(workspace.address.as_ptr());
         }
-        let stream = stream.map_or(std::ptr::null_mut(), NonNull::as_ptr);
         // SAFETY: by this function's contract. The workspace goes back to the arena when this function ends, before
         // kernels ran; the arena gives it to work that is queued later on the same stream only.
-        unsafe { device.run(&plan, stream) }?;
+        unsafe { device.queue(&plan, stream) }?;
         Ok(())
     }
 }
@@ -53,16 +70,11 @@ struct Workspace {
 }
 
 impl Workspace {
-    fn new(
-        context: &ComputeContext,
-        memory: &MemoryInfo<'_>,
-        stream: Option<NonNull<c_void>>,
-        bytes: usize,
-    ) -> Result<Self, Failure> {
+    fn new(context: &ComputeContext, memory: &MemoryInfo<'_>, stream: Handle, bytes: usize) -> Result<Self, Failure> {
         let none = |why: &str| Error::new(format!("no device memory for a workspace of {bytes} bytes{why}"));
         let allocator = context.allocator(memory)?;
         let plain = allocator.alloc::<u8>(bytes).map_err(|e| none(&format!(": {e}")))?;
-        if stream.is_none() {
+        if stream.is_null() {
             let address = NonNull::new(plain.into_raw()).ok_or_else(|| none(""))?;
             return Ok(Self { allocator, address });
         }

@@ -29,8 +29,8 @@ PAST = {"present_key": "past_key", "present_value": "past_value"}
 
 def note(text):
     """A line among those that the stand-ins write."""
-    if os.environ.get("ROCM_SIM_TRACE"):
-        with open(os.environ["ROCM_SIM_TRACE"], "a") as trace:
+    if os.environ.get("GPU_SIM_TRACE"):
+        with open(os.environ["GPU_SIM_TRACE"], "a") as trace:
             trace.write(f"-- {text}\n")
 
 
@@ -112,14 +112,12 @@ def shared(T="f32", C="u8", device="0", batch="2"):
     profile = os.path.join(os.environ["SCENARIO_FOLDER"], "profile")
     sess = session(model, profile=profile, device_id=device)
     got, rows = decode(sess, s, T, C, fixed, device, batch=batch)
-    with open(sess.end_profiling()) as file:
-        events = [e for e in json.load(file) if e.get("cat") == "Node"]
+    on = placed(sess)
     want, expected = decode(session(model, "CPUExecutionProvider"), s, T, C, fixed, None, batch=batch)
     return {
         "difference": worst(got, want),
         "rows": [bool((rows[n].view(np.uint8) == expected[n].view(np.uint8)).all()) for n in rows],
-        "placed": sorted({(e["args"]["op_name"], e["args"]["provider"]) for e in events
-                          if e["name"].endswith("_kernel_time")}),
+        "placed": on,
     }
 
 
@@ -194,6 +192,11 @@ def plain(runs="2", **options):
     return {"session": None, "runs": messages}
 
 
+def captured():
+    """A run of which ONNX Runtime makes a CUDA graph."""
+    return plain("1", enable_cuda_graph="1")
+
+
 def exact(runs="1"):
     """The same with every piece of device memory taken by itself, not from a larger one."""
     return plain(runs, arena_extend_strategy="kSameAsRequested")
@@ -225,7 +228,7 @@ def load(path):
 
 
 def unchecked():
-    """Whether numbers on the device that the CPU provider refuses do what docs/rocm.md says."""
+    """Whether numbers on the device that the CPU provider refuses do what docs/gpu.md says."""
     s = Settings(4, 2, 64, 20, key_bits=8, value_bits=8, do_rotary=1)
     feeds = cases.call(0, s, "f32", "u8", B=2, L=3, P=9, mode="step", positions=True, saliency=True)
     sess = session(models.spark(s, list(feeds), "f32", "u8"))
@@ -287,16 +290,28 @@ def addresses():
     }
 
 
+def around(model, operator):
+    """Puts nodes of an operator of ONNX before and after ours."""
+    for node in model.graph.node:
+        node.input[:] = ["before" if name == "query" else name for name in node.input]
+        node.output[:] = ["after" if name == "output" else name for name in node.output]
+    nodes = [helper.make_node(operator, ["query"], ["before"], name="first"), *model.graph.node,
+             helper.make_node(operator, ["after"], ["output"], name="last")]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def placed(sess):
+    """Operators, and the providers that ran them, of ONNX Runtime's profile."""
+    with open(sess.end_profiling()) as file:
+        events = [e for e in json.load(file) if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    return sorted({(e["args"]["op_name"], e["args"]["provider"]) for e in events})
+
+
 def neighbours():
     """A node of ONNX before and one after the operators, on the CPU."""
     s, model, fixed = layer()
-    for node in model.graph.node:
-        node.input[:] = ["negated" if name == "query" else name for name in node.input]
-        node.output[:] = ["last" if name == "output" else name for name in node.output]
-    nodes = [helper.make_node("Neg", ["query"], ["negated"], name="before"), *model.graph.node,
-             helper.make_node("Neg", ["last"], ["output"], name="after")]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    around(model, "Neg")
     options = ort.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = os.path.join(os.environ["SCENARIO_FOLDER"], "profile")
@@ -304,11 +319,35 @@ def neighbours():
     sess = ort.InferenceSession(model.SerializeToString(), options, providers=[PROVIDER, "CPUExecutionProvider"])
     feeds = {**fixed, **next(steps(s, "f32")), **models.empty_cache(s, 2, "u8", 64)}
     got = models.run(sess, feeds)
-    with open(sess.end_profiling()) as file:
-        events = [e for e in json.load(file) if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     want = models.run(session(model, "CPUExecutionProvider"), feeds)
-    return {"difference": worst([got["output"]], [want["output"]]),
-            "placed": sorted({(e["args"]["op_name"], e["args"]["provider"]) for e in events})}
+    return {"difference": worst([got["output"]], [want["output"]]), "placed": placed(sess)}
+
+
+def beside(order="first"):
+    """Between nodes of another provider on the same device, which comes first or last in the session."""
+    from operators import plugin
+
+    folder = os.environ["LD_LIBRARY_PATH"].split(":")[0]
+    ort.register_execution_provider_library("neighbour", os.path.join(folder, "libneighbour.so"))
+    [other] = [d for d in ort.get_ep_devices() if d.ep_name == "NeighbourExecutionProvider"]
+    s, model, fixed = layer()
+    around(model, "Identity")
+    options = ort.SessionOptions()
+    # ONNX Runtime would remove the nodes.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.enable_profiling = True
+    options.profile_file_prefix = os.path.join(os.environ["SCENARIO_FOLDER"], "profile")
+    options.register_custom_ops_library(models.library_path())
+    for device in [other, plugin.DEVICES[0]][:: 1 if order == "first" else -1]:
+        options.add_provider_for_devices([device], {})
+    sess = plugin.PLAIN_SESSION(model.SerializeToString(), options)
+    feeds = {**fixed, **next(steps(s, "f32")), **models.empty_cache(s, 2, "u8", 64)}
+    note("run 0")
+    got = models.run(sess, feeds)
+    note("done")
+    want = models.run(session(model, "CPUExecutionProvider"), feeds)
+    return {"difference": worst([got["output"]], [want["output"]]), "placed": placed(sess)}
 
 
 def language():
@@ -429,6 +468,32 @@ def again():
             ort.unregister_execution_provider_library("spark")
             plugin.register()
     return results
+
+
+def chosen(gpu="True"):
+    """What `spark_ort.register` of the source folder chooses, which operators then run where, and what is wrong."""
+    import types
+
+    package = types.ModuleType("spark_ort")
+    package.__path__ = [str(pathlib.Path(__file__).parents[3] / "python/spark_ort")]
+    sys.modules["spark_ort"] = package
+    from spark_ort import _register
+
+    _register.library_path = models.library_path
+    if PROVIDER == "SparkExecutionProvider":
+        ort.unregister_execution_provider_library("spark")
+    s, model, fixed = layer()
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = os.path.join(os.environ["SCENARIO_FOLDER"], "profile")
+    try:
+        name = _register.register(options, gpu={"True": True, "False": False}.get(gpu, gpu))
+    except _register.Error as error:
+        return {"error": str(error)}
+    older = {} if hasattr(options, "add_provider") else {"providers": [name]}
+    sess = ort.InferenceSession(model.SerializeToString(), options, **older)
+    models.run(sess, {**fixed, **next(steps(s, "f32")), **models.empty_cache(s, 2, "u8", 64)})
+    return {"name": name, "placed": placed(sess)}
 
 
 def devices():

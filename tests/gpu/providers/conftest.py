@@ -31,7 +31,7 @@ def scenario(tmp_path):
         trace.unlink(missing_ok=True)
         # Nothing is left in, or taken from, the user's own cache of kernels.
         own = {
-            "ROCM_SIM_TRACE": str(trace),
+            "GPU_SIM_TRACE": str(trace),
             "SCENARIO_FOLDER": str(tmp_path),
             "XDG_CACHE_HOME": str(tmp_path / "cache"),
         }

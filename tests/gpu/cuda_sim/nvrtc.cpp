@@ -1,7 +1,6 @@
 // A stand-in for libnvrtc.so.13 beside the one for libcuda: "compiles" the kernels to a file that only begins as code
 // for NVIDIA GPUs does. The stand-in for libcuda runs kernels by emulation, whatever code it was given.
-#include <cstddef>
-#include <cstring>
+#include "../record.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -16,6 +15,9 @@ EXPORT int nvrtcCreateProgram(void** out, const char* source, const char*, int, 
     return source && std::strlen(source) > 0 ? 0 : 3;
 }
 EXPORT int nvrtcCompileProgram(void*, int count, const char* const* options) {
+    trace("nvrtcCompileProgram");
+    if (int error = injected(__func__)) return error;
+    if (getenv("GPU_SIM_NO_RTC")) return 11;
     for (int i = 0; i < count; ++i) {
         if (std::strcmp(options[i], "--gpu-architecture=sm_90") == 0) return 0;
     }
