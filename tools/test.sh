@@ -149,5 +149,5 @@ step "code for AMD GPUs: tests/gpu/device_code" .venv/bin/python -m pytest -q -r
 step "ROCm execution provider, on stand-ins: tools/rocm.sh" tools/rocm.sh
 step "CUDA execution provider, on stand-ins: tools/cuda_ep.sh" tools/cuda_ep.sh
 step "execution provider of our own, on stand-ins: tools/plugin.sh" tools/plugin.sh
-step "mutants of files, rows and calls: fuzz" env SECONDS_OF_FUZZING=90 tools/fuzz.sh
+step "mutants of files, rows and calls: fuzz" env SECONDS_OF_FUZZING=45 tools/fuzz.sh
 step "memory: valgrind on hostile calls" memory
