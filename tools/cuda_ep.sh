@@ -13,10 +13,7 @@ python=$PWD/.venv-cuda-ep/bin/python
 
 need_library
 simulated=$(dirname "$SPARK_ORT_LIBRARY")/cuda_sim
-provider=$("$python" -c '
-import importlib.util, pathlib
-folder = pathlib.Path(importlib.util.find_spec("onnxruntime").origin).parent
-print(folder / "capi/libonnxruntime_providers_cuda.so")')
+provider=$(provider_library "$python" cuda)
 "$python" tests/gpu/cuda_sim/build.py "$provider" "$simulated"
 
 # Kernels that are compiled are not looked for in, or left in, the user's own cache.

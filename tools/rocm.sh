@@ -20,10 +20,7 @@ grep -q 'amdgcn-amd-amdhsa--gfx90a' "$SPARK_ORT_LIBRARY" ||
     skip "$SPARK_ORT_LIBRARY carries no kernels for gfx90a: it was built without hipcc"
 
 simulated=$(dirname "$SPARK_ORT_LIBRARY")/rocm_sim
-provider=$("$python" -c '
-import importlib.util, pathlib
-folder = pathlib.Path(importlib.util.find_spec("onnxruntime").origin).parent
-print(folder / "capi/libonnxruntime_providers_rocm.so")')
+provider=$(provider_library "$python" rocm)
 "$python" tests/gpu/rocm_sim/build.py "$provider" "$simulated"
 
 venv

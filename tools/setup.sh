@@ -105,6 +105,14 @@ venv_or_skip() {
     ((status == 0)) || skip "the packages of $2 cannot be installed here"
 }
 
+# provider_library PYTHON NAME: the path of an execution provider in that Python's ONNX Runtime.
+provider_library() {
+    "$1" -c '
+import importlib.util, pathlib, sys
+folder = pathlib.Path(importlib.util.find_spec("onnxruntime").origin).parent
+print(folder / f"capi/libonnxruntime_providers_{sys.argv[1]}.so")' "$2"
+}
+
 # need_library: sets and exports SPARK_ORT_LIBRARY, built where the environment names none.
 need_library() {
     if [[ -z ${SPARK_ORT_LIBRARY:-} ]]; then

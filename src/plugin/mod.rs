@@ -29,6 +29,14 @@ use host::Host;
 /// The provider's name in sessions.
 pub const NAME: &CStr = c"SparkExecutionProvider";
 
+/// [`NAME`] as text.
+pub const fn name() -> &'static str {
+    match NAME.to_str() {
+        Ok(name) => name,
+        Err(_) => panic!("a name of ASCII"),
+    }
+}
+
 /// Makes the provider's factory. ONNX Runtime calls this after it has loaded the library for
 /// `RegisterExecutionProviderLibrary`; see `onnxruntime_ep_c_api.h`.
 ///

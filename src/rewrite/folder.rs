@@ -36,7 +36,7 @@ impl GenAiFolder {
     pub fn open(path: &Path, provider: Option<&str>) -> Result<Self, RewriteError> {
         let file = path.join(CONFIG);
         let refuse = |expected: &str, found: String| Refusal::new(file.display().to_string(), expected, found);
-        let config = read_config(path)?;
+        let mut config = read_config(path)?;
         if !config["model"]["encoder"].is_null() {
             let found = "model.encoder: the decoder also attends to what an encoder made";
             return Err(refuse("a decoder that attends to its own tokens only", found.into()).into());
@@ -67,9 +67,10 @@ impl GenAiFolder {
             };
             return Err(refuse("no custom operators yet", found).into());
         }
-        let mut folder = Self { path: path.to_path_buf(), config, model };
-        provider.into_iter().for_each(|provider| providers::add(folder.session_options(), provider));
-        Ok(folder)
+        if let Some(provider) = provider {
+            providers::add(session_options(&mut config), provider);
+        }
+        Ok(Self { path: path.to_path_buf(), config, model })
     }
 
     /// The decoder's file of the GenAI folder at `path`, rewritten or not, relative to the folder.
@@ -119,15 +120,6 @@ impl GenAiFolder {
         providers::warnings(&self.config["model"]["decoder"]["session_options"])
     }
 
-    /// The decoder's session options, made if there are none.
-    fn session_options(&mut self) -> &mut Value {
-        let session = &mut self.config["model"]["decoder"]["session_options"];
-        if session.is_null() {
-            *session = Value::Object(Map::new());
-        }
-        session
-    }
-
     /// Fills `folder` with all files of the model but its .onnx file (data, tokenizer, and so on), the operator
     /// library, and a configuration that names the library and sets the width of a cache row to `row_width` elements.
     ///
@@ -158,10 +150,7 @@ impl GenAiFolder {
         decoder["head_size"] = row_width.into();
         // Attention itself applies the window; the caches hold all tokens.
         decoder.as_object_mut().map(|decoder| decoder.remove("sliding_window"));
-        let session = &mut decoder["session_options"];
-        if session.is_null() {
-            *session = Value::Object(Map::new());
-        }
+        let session = session_options(&mut config);
         session["custom_ops_library"] = LIBRARY.into();
         providers::disable_graphs(session);
         let text = serde_json::to_string_pretty(&config).expect("it was read from JSON");
@@ -250,6 +239,15 @@ fn read_config(path: &Path) -> Result<Value, RewriteError> {
 fn brief(value: &Value) -> String {
     let text = value.to_string();
     text.char_indices().nth(80).map_or(text.clone(), |(end, _)| format!("{} ...", &text[..end]))
+}
+
+/// The decoder's session options, made if there are none.
+fn session_options(config: &mut Value) -> &mut Value {
+    let session = &mut config["model"]["decoder"]["session_options"];
+    if session.is_null() {
+        *session = Value::Object(Map::new());
+    }
+    session
 }
 
 /// model.decoder.filename: a path inside the folder.

@@ -98,7 +98,7 @@ pub fn rewrite(
     check_report(&path, output, &data, options)?;
     let roundings = prepare(&mut model)?;
     let layers = find_layers(&model)?;
-    folder.as_ref().map_or(Ok(()), |folder| folder.check_sizes(&layers))?;
+    folder.iter().try_for_each(|folder| folder.check_sizes(&layers))?;
     let noticed = warnings::of_model(&model, &layers, roundings);
     let (rows, recent) = layer_rows(options, &model, &layers, folder.is_some())?;
     let tokens = calibrate::tokens(&path, options)?;

@@ -11,9 +11,7 @@ const KNOWN: [&str; 3] = ["cpu", "cuda", "rocm"];
 const GRAPHS: [&str; 2] = ["enable_cuda_graph", "enable_hip_graph"];
 
 /// This library's own provider.
-fn ours() -> &'static str {
-    plugin::NAME.to_str().unwrap_or_default()
-}
+const OURS: &str = plugin::name();
 
 /// Names `provider` after those that these session options name, unless they name it.
 pub fn add(session: &mut Value, provider: &str) {
@@ -40,19 +38,19 @@ pub fn disable_graphs(session: &mut Value) {
 /// Warns of what these session options ask for and the operators do not do.
 pub fn warnings(session: &Value) -> Vec<String> {
     let names = names(session);
-    let foreign: Vec<&str> = names.iter().copied().filter(|name| !KNOWN.contains(name) && *name != ours()).collect();
+    let foreign: Vec<&str> = names.iter().copied().filter(|name| !KNOWN.contains(name) && *name != OURS).collect();
     let mut warnings = Vec::new();
-    if names.contains(&ours()) {
+    if names.contains(&OURS) {
         warnings.push(format!(
             "the host must register {} with ONNX Runtime before it loads the folder: \
              onnxruntime_genai.register_execution_provider_library",
-            ours()
+            OURS
         ));
-        if names.iter().all(|name| *name == ours() || *name == "cpu") {
+        if names.iter().all(|name| *name == OURS || *name == "cpu") {
             warnings.push(format!(
                 "the folder names {} alone: GenAI then keeps the cache in host memory, and every step copies all of it \
                  to the GPU and back",
-                ours()
+                OURS
             ));
         }
     } else if !foreign.is_empty() {

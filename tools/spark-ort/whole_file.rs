@@ -21,7 +21,7 @@ fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         return std::fs::write(path, bytes);
     }
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(&target);
     // Less what the user's mask takes away.
     let permissions = present.map_or(PermissionsExt::from_mode(0o666), |present| present.permissions());
     let mut file = tempfile::Builder::new().prefix(".spark-ort-").permissions(permissions).tempfile_in(folder)?;
@@ -29,6 +29,11 @@ fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(&target)?;
     Ok(())
+}
+
+/// The folder of the file `path`.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]

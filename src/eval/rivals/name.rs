@@ -103,19 +103,15 @@ impl Rival {
             let scales = width.div_ceil(group(bits, width)) * 4;
             (width * bits as usize) as f64 / 8.0 + scales as f64
         };
-        let [key, value] = [false, true].map(|values| {
-            move |width: usize| match self.method {
-                _ if !self.compresses(values) => dense(width),
-                Method::ThinK { ratio } => dense(width - dropped(ratio, width)),
-                Method::SnapKv { ratio } => dense(width) * (1.0 - ratio),
-                Method::Prune { ratio } => width as f64 / 8.0 + quantised(8, width) - dropped(ratio, width) as f64,
-                Method::PerToken { bits } | Method::Hadamard { bits } | Method::Oscar { bits } => {
-                    quantised(bits, width)
-                }
-                Method::OnnxRuntime { bits } => (width * bits as usize) as f64 / 8.0,
-            }
-        });
-        let layer = |width: usize| key(width) + value(width);
+        let row = |values: bool, width: usize| match self.method {
+            _ if !self.compresses(values) => dense(width),
+            Method::ThinK { ratio } => dense(width - dropped(ratio, width)),
+            Method::SnapKv { ratio } => dense(width) * (1.0 - ratio),
+            Method::Prune { ratio } => width as f64 / 8.0 + quantised(8, width) - dropped(ratio, width) as f64,
+            Method::PerToken { bits } | Method::Hadamard { bits } | Method::Oscar { bits } => quantised(bits, width),
+            Method::OnnxRuntime { bits } => (width * bits as usize) as f64 / 8.0,
+        };
+        let layer = |width: usize| row(false, width) + row(true, width);
         interface.layers.iter().map(|l| l.kv_heads as f64 * layer(l.head_dim)).sum()
     }
 

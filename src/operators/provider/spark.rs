@@ -13,7 +13,7 @@ use crate::plugin;
 pub(super) struct Spark;
 
 impl Provider for Spark {
-    const NAME: &'static str = "SparkExecutionProvider";
+    const NAME: &'static str = plugin::name();
 
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
         let allocator = context.allocator(MemoryType::Default)?;

@@ -34,7 +34,7 @@ pub fn ways(version: &str, built_in: &[String], amd: Result<(), String>, nvidia:
     vec![
         of_onnxruntime("CUDAExecutionProvider", "the package onnxruntime-gpu", &nvidia, "NVIDIA"),
         of_onnxruntime("ROCMExecutionProvider", "onnxruntime-rocm, up to 1.22,", &amd, "AMD"),
-        Way { provider: "SparkExecutionProvider", problem: ours },
+        Way { provider: spark_ort::plugin::name(), problem: ours },
         Way { provider: "CPUExecutionProvider", problem: None },
     ]
 }

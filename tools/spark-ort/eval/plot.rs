@@ -40,7 +40,7 @@ impl Format {
 /// Refuses a file to which no plot can be written, before anything is measured.
 pub fn check(path: &Path) -> Result<()> {
     Format::of(path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = whole_file::folder_of(path);
     match folder.is_dir() {
         true => Ok(()),
         false => bail!("--plot {}: there is no folder {}", path.display(), folder.display()),

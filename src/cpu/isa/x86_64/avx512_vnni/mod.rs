@@ -45,7 +45,7 @@ unsafe impl Isa for Avx512Vnni {
         self.0
     }
     fn most_decode_queries(bits: Bits) -> usize {
-        if bits.is_quantised() { 64 } else { 24 }
+        if bits.is_quantised() { 64 } else { Avx512::most_decode_queries(bits) }
     }
     #[inline(always)]
     fn run<W: Work>(self, work: W) -> W::Output {
