@@ -68,6 +68,9 @@ pub enum PlanError {
     /// Waves of this size are not supported.
     #[error("the device has waves of {0} lanes; the kernels are for 64 and 32")]
     WaveSize(u32),
+    /// Kernels do not read these rows.
+    #[error("rows of format 3 are read and written by the CPU only")]
+    Planes,
     /// The call does not fit 32-bit sizes or a launch.
     #[error("{what} of {size} is more than a kernel can take; make the batch or the prompt smaller")]
     TooLarge {
