@@ -273,9 +273,7 @@ impl Settings {
     pub fn key_layout(&self, head_dim: usize) -> Result<KeyLayout, LayoutError> {
         match self.planes {
             Some(planes) => KeyLayout::of_planes(head_dim, planes, self.key_row_bytes),
-            None => {
-                KeyLayout::of(self.row_format, head_dim, self.kept_channels, self.key_bits, self.key_row_bytes)
-            }
+            None => KeyLayout::of(self.row_format, head_dim, self.kept_channels, self.key_bits, self.key_row_bytes),
         }
     }
 }

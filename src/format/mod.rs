@@ -13,11 +13,11 @@ pub(crate) mod v1;
 pub(crate) mod v2;
 pub(crate) mod v3;
 
+pub use limits::{MAX_HEAD_DIM, MIN_HEAD_DIM};
 pub use row_format::RowFormat;
+pub use slot::write_dense_key;
 pub use stored_bits::Bits;
 pub use tail::{Slot, Tail, TailBuffer, TailLayout, TailSize};
-pub use limits::{MAX_HEAD_DIM, MIN_HEAD_DIM};
-pub use slot::write_dense_key;
 pub use v1::key::{KeyRow, PrunedKey};
 pub use v1::layout::{KeyLayout, LayoutError, ValueLayout};
 pub use v3::Planes;

@@ -87,7 +87,9 @@ mod tests {
             assert!(LEVELS_4.iter().all(|&other| off(LEVELS_4[usize::from(four)]) <= off(other)), "{x}");
             assert!(LEVELS_2.iter().all(|&other| off(LEVELS_2[usize::from(two)]) <= off(other)), "{x}");
             assert!((1..=255).all(|other| off(eight) <= off(other)), "{x}: {eight}");
-            for (plane, byte) in [eight, LEVELS_4[usize::from(four)], LEVELS_2[usize::from(two)]].into_iter().enumerate() {
+            for (plane, byte) in
+                [eight, LEVELS_4[usize::from(four)], LEVELS_2[usize::from(two)]].into_iter().enumerate()
+            {
                 assert_eq!(level(plane, x), f32::from(byte) - f32::from(OFFSET), "{plane}: {x}");
             }
         }
