@@ -336,7 +336,10 @@ mod tests {
             Type::Int64 => "int64",
             Type::Float32 => "float32",
         };
-        let all = ATTENTION.inputs.iter().chain(PRUNE.inputs.last());
+        // What has the same place in both, as `after` and attention_bias, is listed one after the other.
+        let own = SHARED_INPUTS.len();
+        let (before, behind) = ATTENTION.inputs.split_at(own + 1);
+        let all = before.iter().chain([&PRUNE.inputs[own]]).chain(behind);
         let expected: Vec<_> = all.map(|i| (i.name.to_owned(), name(i.element).to_owned(), i.required)).collect();
         assert_eq!(listed, expected);
     }

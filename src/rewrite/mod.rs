@@ -7,6 +7,7 @@
 //! again and again. Knows graphs and the row format's sizes, but no kernels.
 
 mod apply;
+mod basis;
 mod bias;
 mod build;
 mod cache;
@@ -102,6 +103,7 @@ pub fn rewrite(
     let noticed = warnings::of_model(&model, &layers, roundings);
     let (rows, recent) = layer_rows(options, &model, &layers, folder.is_some())?;
     let tokens = calibrate::tokens(&path, options)?;
+    calibrate::check_basis(&layers, &rows, tokens.as_ref())?;
     let positions = calibrate::positions(&model, &layers);
     let names = apply::apply(&mut model, &layers, recent, operator_version(&rows))?;
     let mut graph = Rewritten { model, layers, names, rows };
@@ -125,7 +127,13 @@ pub fn rewrite(
         None => (None, None),
     };
     let Rewritten { mut model, layers, names, rows } = graph;
-    let version = Version { rows: &rows, static_rows: folder.is_some(), saliency: saliency.as_ref(), observe: None };
+    let version = Version {
+        rows: &rows,
+        static_rows: folder.is_some(),
+        saliency: saliency.as_ref(),
+        observe: None,
+        covariance: false,
+    };
     configure(&mut model, &layers, &names, &version);
     let inspection = Inspection::new(&model)?;
     let mut warnings = warnings::of_options(options, &rows, folder.as_ref(), saliency.is_some());

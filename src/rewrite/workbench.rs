@@ -80,6 +80,7 @@ impl Workbench {
         let numbers = layer_rows::numbers(&model, &layers);
         let (rows, recent) = layer_rows(options, &model, &layers, false)?;
         let tokens = calibrate::tokens(input, options)?;
+        calibrate::check_basis(&layers, &rows, tokens.as_ref())?;
         let positions = calibrate::positions(&model, &layers);
         let names = apply::apply(&mut model, &layers, recent, *spec::VERSIONS.end())?;
         let mut rewritten = Rewritten { model, layers, names, rows };
@@ -148,7 +149,8 @@ impl Workbench {
         observe: Option<usize>,
     ) -> Result<(PathBuf, Inspection), RewriteError> {
         let Rewritten { model, layers, names, .. } = &mut self.rewritten;
-        let version = Version { rows, static_rows: false, saliency: self.saliency.as_ref(), observe };
+        let version =
+            Version { rows, static_rows: false, saliency: self.saliency.as_ref(), observe, covariance: false };
         configure(model, layers, names, &version);
         let file = self.folder.join(name);
         onnx::write(model, &file)?;

@@ -52,8 +52,37 @@ def check_masks(s, keep, k, n, delta):
     return differing.mean() if differing.size else 0.0
 
 
+def check_plane_rows(s, got, k, n):
+    """Rows of format 3 of keys k in the basis: with their own scales codes are the nearest, and no other scale is better."""
+    kept = rows.in_slot(k)[..., : s.kept]
+    n = np.broadcast_to(n, k.shape)[..., : s.kept]
+    scale = np.ascontiguousarray(got[..., :2]).view("<f2").astype(np.float64)
+    read = rows.decode_planes(got, s.D, s.kept, s.planes)[..., : s.kept]
+
+    def error(rows_):
+        other = rows.decode_planes(rows_, s.D, s.kept, s.planes)[..., : s.kept]
+        return (n**2 * (kept - other) ** 2).sum(-1)
+
+    nearest = rows.planes_row(scale, rows.plane_codes(kept, s.kept, s.planes, scale), s.key_bytes)
+    best = rows.encode_planes(k, pad(n, s.D), s.kept, s.planes, s.key_bytes)
+    # Keys come of float32 sums over the channels, and float16 of them.
+    slack = 1e-3 * np.abs(kept).max(initial=0) * scale + 2e-3 * np.abs(kept)
+    other = rows.decode_planes(nearest, s.D, s.kept, s.planes)[..., : s.kept]
+    assert (np.abs(np.abs(read - kept) - np.abs(other - kept)) <= slack + 1e-6).all(), "codes are not the nearest"
+    assert (error(got) <= error(best) * 1.02 + 1e-6).all(), "another scale is better"
+    used = rows.key_row_bytes(s.D, s.kept, 8, s.planes)
+    assert (got[..., used:] == 0).all(), "padding of a key row is not zero"
+
+
+def pad(n, D):
+    """n `[..., kept]` as `[..., D]`."""
+    return np.concatenate([n, np.ones((*n.shape[:-1], D - n.shape[-1]))], -1)
+
+
 def check_key_rows(s, got, k, n, c):
     """Key rows uint8 `[...,bytes]` of rotated keys k with saliency n and channel scale c, all broadcastable."""
+    if s.row_format == 3:
+        return check_plane_rows(s, got, k, 1 / np.asarray(c) ** 2)
     k, n, c = np.broadcast_arrays(k, n, c)
     delta = rotation_error(s, k)
     f = rows.key_fields(got, s.D, s.kept, s.key_bits)

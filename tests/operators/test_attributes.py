@@ -18,7 +18,7 @@ def attempt(op, s, feeds, attributes, T="f32", C="u8", version=1):
     """Loads one node with these attributes and runs it on feeds."""
     outputs = ["output"] if op == "SparkAttention" else ["present_key", "present_value"]
     made = models.node(op, s, feeds, outputs, attributes, name="the_node")
-    order = models.ATTENTION_INPUTS if op == "SparkAttention" else models.SHARED_INPUTS
+    order = models.ATTENTION_INPUTS if op == "SparkAttention" else models.PRUNE_INPUTS
     model = models.graph([made], [n for n in order if n in feeds], outputs, T, C, version=version)
     return models.run(models.session(model), feeds)
 
