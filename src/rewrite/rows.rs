@@ -45,6 +45,9 @@ pub struct Rows {
 /// Fewest bytes of a key row in a basis.
 const LEAST_KEY_BYTES: usize = 8;
 
+/// Bytes of its scale.
+const SCALE_BYTES: usize = 2;
+
 /// The format of metadata written before there was a second one.
 fn first_format() -> u8 {
     1
@@ -112,7 +115,7 @@ impl Rows {
     /// Rows in a basis that is still to be calibrated.
     fn in_basis(options: &Options, head_dim: usize, row_bytes: usize) -> Result<Self, RewriteError> {
         let of_key = |problem: String| RewriteError::option("key_bytes", problem);
-        let most = (LEAST_KEY_BYTES + head_dim).next_multiple_of(4);
+        let most = (SCALE_BYTES + head_dim).next_multiple_of(4);
         let key = options.key_bytes.unwrap_or(head_dim.div_ceil(2).next_multiple_of(4));
         if !(LEAST_KEY_BYTES..=most).contains(&key) || !key.is_multiple_of(4) {
             return Err(of_key(format!("{key} is not a multiple of 4 from {LEAST_KEY_BYTES} to {most}")));
