@@ -31,10 +31,7 @@ pub const PRUNE: Operator = Operator {
 /// `SparkAttention`, the read path.
 pub const ATTENTION: Operator = Operator {
     name: "SparkAttention",
-    inputs: &with_own::<2, 15>(
-        Tensor::optional("attention_bias", Type::T),
-        &[KEY_BASIS, Tensor::optional("query_basis", Type::Float32)],
-    ),
+    inputs: &with_own::<2, 15>(Tensor::optional("attention_bias", Type::T), &[KEY_BASIS, QUERY_BASIS]),
     outputs: &[Tensor::required("output", Type::T)],
     own_attributes: &[SCALE, SOFTCAP, LOCAL_WINDOW_SIZE, CAUSAL],
 };
@@ -115,15 +112,14 @@ pub const SHARED_INPUTS: [Tensor; 12] = [
     Tensor::optional("query_saliency", Type::Float32),
 ];
 
-/// The basis of keys, behind each operator's own input.
 const KEY_BASIS: Tensor = Tensor::optional("key_basis", Type::Float32);
+const QUERY_BASIS: Tensor = Tensor::optional("query_basis", Type::Float32);
 
 /// The shared inputs, an operator's own, and those of a basis.
 const fn with_own<const N: usize, const ALL: usize>(own: Tensor, basis: &[Tensor; N]) -> [Tensor; ALL] {
     let mut all = [own; ALL];
-    let (shared, rest) = all.split_at_mut(SHARED_INPUTS.len());
-    shared.copy_from_slice(&SHARED_INPUTS);
-    rest.split_at_mut(1).1.copy_from_slice(basis);
+    all.split_at_mut(SHARED_INPUTS.len()).0.copy_from_slice(&SHARED_INPUTS);
+    all.split_at_mut(ALL - N).1.copy_from_slice(basis);
     all
 }
 
@@ -209,10 +205,6 @@ const fn bits(name: &'static str) -> Attribute {
     int(name, Some(16), Range::OneOf(&[16, 8, 4]), "16, 8 or 4")
 }
 
-const fn directions(name: &'static str) -> Attribute {
-    Attribute { since: 2, ..int(name, Some(0), Range::AtLeast(0), "a number of directions") }
-}
-
 const fn row_bytes(name: &'static str) -> Attribute {
     int(name, Some(0), Range::MultipleOf(4), "0 or a positive multiple of 4")
 }
@@ -255,9 +247,10 @@ pub const ROTARY_INTERLEAVED: Attribute = flag("rotary_interleaved", 0);
 pub const ROW_FORMAT: Attribute =
     Attribute { since: 2, ..int("row_format", Some(1), Range::OneOf(ROW_FORMATS), "a row format") };
 /// Of the kept directions of row format 3, the first ones, which have 8 bits.
-pub const KEY_DIRECTIONS_8: Attribute = directions("key_directions_8");
+pub const KEY_DIRECTIONS_8: Attribute =
+    Attribute { since: 2, ..int("key_directions_8", Some(0), Range::AtLeast(0), "a number of directions") };
 /// The next ones, which have 4 bits; what follows has 2.
-pub const KEY_DIRECTIONS_4: Attribute = directions("key_directions_4");
+pub const KEY_DIRECTIONS_4: Attribute = Attribute { name: "key_directions_4", ..KEY_DIRECTIONS_8 };
 /// W, queries that saliency looks at.
 pub const OBSERVATION_WINDOW: Attribute =
     int("observation_window", Some(32), Range::AtLeast(1), "a positive number of queries");
@@ -336,10 +329,9 @@ mod tests {
             Type::Int64 => "int64",
             Type::Float32 => "float32",
         };
-        // What has the same place in both, as `after` and attention_bias, is listed one after the other.
-        let own = SHARED_INPUTS.len();
-        let (before, behind) = ATTENTION.inputs.split_at(own + 1);
-        let all = before.iter().chain([&PRUNE.inputs[own]]).chain(behind);
+        // What has the same place in both is listed one after the other.
+        let (before, behind) = ATTENTION.inputs.split_at(SHARED_INPUTS.len() + 1);
+        let all = before.iter().chain([&PRUNE.inputs[SHARED_INPUTS.len()]]).chain(behind);
         let expected: Vec<_> = all.map(|i| (i.name.to_owned(), name(i.element).to_owned(), i.required)).collect();
         assert_eq!(listed, expected);
     }

@@ -17,7 +17,6 @@ use super::schedule::{Attend, run};
 use super::softmax::SoftmaxState;
 use super::{decode, prefill};
 use crate::element::Element;
-use crate::format::Bits;
 
 /// See [`super::attention`].
 pub(super) fn attention<T: Element>(
@@ -61,9 +60,7 @@ struct OnIsa<'a, 'c, T, I> {
 impl<T: Element, I: Isa> Attend for OnIsa<'_, '_, T, I> {
     fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
         let block = QueryBlock::new(self.source.call, queries);
-        let layout = &self.source.call.geometry.key;
-        // Planes are read as float32, like 16 bits.
-        let few = I::most_decode_queries(if layout.planes().is_some() { Bits::B16 } else { layout.bits() });
+        let few = I::most_decode_queries(&self.source.call.geometry.key);
         match block.items.len() <= few {
             true => decode::driver::attend(self.isa, &self.source, &block, keys),
             false => prefill::driver::attend(self.isa, &self.source, &self.scratch, &block, keys),

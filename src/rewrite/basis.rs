@@ -3,7 +3,6 @@
 
 use nalgebra::{DMatrix, SymmetricEigen};
 
-use super::calibrate::Covariance;
 use crate::format::Planes;
 
 /// Least eigenvalue of the queries' covariance, as a share of the greatest: what no query ever asks for would otherwise
@@ -16,6 +15,15 @@ const LEAST_KEY: f64 = 1e-8;
 
 /// Mean squared error of a normal variable of variance 1 with 0, 2, 4 and 8 bits of row format 3.
 const ERRORS: [f64; 4] = [1.0, 0.1175, 0.0096, 0.0001];
+
+/// How the channels of a layer's keys, and of its queries, depend on each other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Covariance {
+    /// Sums of `k k^T` and of `q q^T`, `[Hk, 2, D, D]`.
+    pub sums: Vec<f64>,
+    /// Number of tokens.
+    pub tokens: usize,
+}
 
 /// The basis of a layer.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,6 +6,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::apply::Names;
+use super::basis::Covariance;
 use super::error::{Refusal, RewriteError};
 use super::inspect::Inspection;
 use super::layer::Layer;
@@ -31,15 +32,6 @@ const SAMPLE: &str = include_str!("calibration.txt");
 /// Tokens a channel that a basis is calibrated on, at least.
 const TOKENS_A_CHANNEL: usize = 8;
 
-/// How the channels of a layer's keys, and of its queries, depend on each other.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Covariance {
-    /// Sums of `k k^T` and of `q q^T`, `[Hk, 2, D, D]`.
-    pub sums: Vec<f64>,
-    /// Number of tokens.
-    pub tokens: usize,
-}
-
 /// What was measured.
 pub struct Measured {
     /// What on.
@@ -58,11 +50,22 @@ pub enum Tokens {
     Random(usize),
 }
 
-/// The tokens that `options` ask for, for the model at `model`. `None`: no calibration.
+/// The tokens that `options` ask for, for the model at `model` with these `layers` and their `rows`. `None`: no
+/// calibration.
 ///
 /// # Errors
-/// There is no tokenizer for a text, or too little text.
-pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, RewriteError> {
+/// There is no tokenizer for a text, or too little text, or a basis cannot be calibrated on it.
+pub fn tokens(
+    model: &Path,
+    options: &Options,
+    (layers, rows): (&[Layer], &[Rows]),
+) -> Result<Option<Tokens>, RewriteError> {
+    let tokens = tokens_of(model, options)?;
+    check_basis(layers, rows, tokens.as_ref())?;
+    Ok(tokens)
+}
+
+fn tokens_of(model: &Path, options: &Options) -> Result<Option<Tokens>, RewriteError> {
     let tokenizer = || match &options.tokenizer {
         Some(path) => Tokenizer::open(path),
         None => Tokenizer::beside(model),
@@ -103,7 +106,7 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
 ///
 /// # Errors
 /// Attention does not rotate its keys, or there is too little text, or none.
-pub fn check_basis(layers: &[Layer], rows: &[Rows], tokens: Option<&Tokens>) -> Result<(), RewriteError> {
+fn check_basis(layers: &[Layer], rows: &[Rows], tokens: Option<&Tokens>) -> Result<(), RewriteError> {
     let Some((layer, rows)) = layers.iter().zip(rows).find(|(_, rows)| rows.have_basis()) else { return Ok(()) };
     if let Some(other) = layers.iter().find(|layer| layer.rotary_inside().is_none()) {
         let found = "its keys are rotated elsewhere, or not in all their channels, so that a basis would be calibrated \

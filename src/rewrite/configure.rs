@@ -49,9 +49,16 @@ pub struct Version<'v> {
     pub static_rows: bool,
     /// Saliency, where measured.
     pub saliency: Option<&'v Saliency>,
-    /// Measure saliency over this many tokens, as outputs of the model.
-    pub observe: Option<usize>,
-    /// Also measure what bases follow from.
+    /// What the model measures, as outputs.
+    pub observe: Option<Observe>,
+}
+
+/// What a version of a model measures.
+#[derive(Clone, Copy)]
+pub struct Observe {
+    /// Saliency over this many tokens.
+    pub window: usize,
+    /// Also what bases follow from.
     pub covariance: bool,
 }
 
@@ -89,7 +96,7 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
         if version.observe.is_some() {
             observed(graph, &places, layer, &names.observed_saliency, &[heads, d]);
         }
-        if version.covariance {
+        if version.observe.is_some_and(|observe| observe.covariance) {
             observed(graph, &places, layer, &names.observed_covariance, &[heads, 2, d, d]);
         }
     }
@@ -173,11 +180,19 @@ fn set_node(node: &mut NodeProto, names: &Names, rows: &Rows, version: &Version<
     }
     node.input[11] = if saliency { names.query_saliency.clone() } else { String::new() };
     if node.op_type() == "SparkPrune" {
-        set_attribute(node, "observation_window", Attribute::Int(version.observe.unwrap_or(OBSERVED) as i64));
+        set_attribute(
+            node,
+            "observation_window",
+            Attribute::Int(version.observe.map_or(OBSERVED, |observe| observe.window) as i64),
+        );
         node.output.truncate(2);
         node.output.push(if recent { names.key_recent[1].clone() } else { String::new() });
         node.output.push(if version.observe.is_some() { names.observed_saliency.clone() } else { String::new() });
-        node.output.push(if version.covariance { names.observed_covariance.clone() } else { String::new() });
+        node.output.push(if version.observe.is_some_and(|observe| observe.covariance) {
+            names.observed_covariance.clone()
+        } else {
+            String::new()
+        });
         while node.output.last().is_some_and(String::is_empty) {
             node.output.pop();
         }

@@ -102,8 +102,7 @@ pub fn rewrite(
     folder.iter().try_for_each(|folder| folder.check_sizes(&layers))?;
     let noticed = warnings::of_model(&model, &layers, roundings);
     let (rows, recent) = layer_rows(options, &model, &layers, folder.is_some())?;
-    let tokens = calibrate::tokens(&path, options)?;
-    calibrate::check_basis(&layers, &rows, tokens.as_ref())?;
+    let tokens = calibrate::tokens(&path, options, (&layers, &rows))?;
     let positions = calibrate::positions(&model, &layers);
     let names = apply::apply(&mut model, &layers, recent, operator_version(&rows))?;
     let mut graph = Rewritten { model, layers, names, rows };
@@ -127,13 +126,7 @@ pub fn rewrite(
         None => (None, None),
     };
     let Rewritten { mut model, layers, names, rows } = graph;
-    let version = Version {
-        rows: &rows,
-        static_rows: folder.is_some(),
-        saliency: saliency.as_ref(),
-        observe: None,
-        covariance: false,
-    };
+    let version = Version { rows: &rows, static_rows: folder.is_some(), saliency: saliency.as_ref(), observe: None };
     configure(&mut model, &layers, &names, &version);
     let inspection = Inspection::new(&model)?;
     let mut warnings = warnings::of_options(options, &rows, folder.as_ref(), saliency.is_some());

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::apply::Names;
 use super::basis::Basis;
 use super::calibrate;
-use super::configure::{Saliency, Version, configure};
+use super::configure::{Observe, Saliency, Version, configure};
 use super::error::RewriteError;
 use super::inspect::Inspection;
 use super::layer::Layer;
@@ -36,8 +36,8 @@ impl Rewritten {
     ) -> Result<(Option<Saliency>, Option<String>), RewriteError> {
         let lossless = self.rows.iter().map(Rows::lossless).collect::<Result<Vec<_>, _>>()?;
         let covariance = self.rows.iter().any(Rows::have_basis);
-        let observe = Some(calibrate::CHUNK);
-        let observe = Version { rows: &lossless, static_rows: false, saliency: None, observe, covariance };
+        let observe = Some(Observe { window: calibrate::CHUNK, covariance });
+        let observe = Version { rows: &lossless, static_rows: false, saliency: None, observe };
         configure(&mut self.model, &self.layers, &self.names, &observe);
         onnx::write(&self.model, copy)?;
         let inspection = Inspection::new(&self.model)?;

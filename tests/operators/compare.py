@@ -53,7 +53,7 @@ def check_masks(s, keep, k, n, delta):
 
 
 def check_plane_rows(s, got, k, n):
-    """Rows of format 3 of keys k in the basis: with their own scales codes are the nearest, and no other scale is better."""
+    """Rows of format 3 of keys k in the basis: with their scales codes are the nearest, and no scale is better."""
     kept = rows.in_slot(k)[..., : s.kept]
     n = np.broadcast_to(n, k.shape)[..., : s.kept]
     scale = np.ascontiguousarray(got[..., :2]).view("<f2").astype(np.float64)

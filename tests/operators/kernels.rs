@@ -216,35 +216,20 @@ proptest! {
         check_attention(&case)?;
     }
 
-    /// Rows of format 2, as the oracle of the format decodes them.
+    /// Rows of later formats, as the oracle of the format decodes them; with planes of any number of directions, and
+    /// recent keys and new ones in the basis.
     #[test]
-    fn attention_over_format_2_is_its_formula(
-        seed: u64,
+    fn attention_over_later_formats_is_its_formula(
+        seed: u64, format in prop::sample::select(vec![RowFormat::V2, RowFormat::V3]),
         head_dim in prop::sample::select(vec![32, 64, 80, 96, 128, 192, 256]),
         bits in prop::sample::select(vec![
             (Bits::B16, Bits::B8), (Bits::B8, Bits::B8), (Bits::B4, Bits::B4), (Bits::B4, Bits::B8),
         ]),
-        new in prop::sample::select(vec![3, 30]),
-    ) {
-        prop_assume!(bits.1 != Bits::B4 || head_dim % 32 == 0);
-        let mut case = Case::of(RowFormat::V2, seed, 400, new, Some((head_dim, bits.0, bits.1)));
-        case.fill_cache(seed);
-        check_attention(&case)?;
-    }
-
-    /// Rows in planes of 8, 4 and 2 bits, of any number of directions each; recent keys and new ones in the basis.
-    #[test]
-    fn attention_over_format_3_is_its_formula(
-        seed: u64, random: bool,
-        head_dim in prop::sample::select(vec![40, 48, 64, 96, 128, 256]),
-        value_bits in prop::sample::select(vec![Bits::B16, Bits::B8, Bits::B4]),
         new in prop::sample::select(vec![1, 3, 30]),
     ) {
-        prop_assume!(value_bits != Bits::B4 || head_dim % 32 == 0);
-        let mut case = Case::of(RowFormat::V3, seed, 400, new, Some((head_dim, Bits::B8, value_bits)));
-        if !random {
-            case.fill_cache(seed);
-        }
+        prop_assume!(bits.1 != Bits::B4 || head_dim % 32 == 0);
+        let mut case = Case::of(format, seed, 400, new, Some((head_dim, bits.0, bits.1)));
+        case.fill_cache(seed);
         check_attention(&case)?;
     }
 

@@ -112,7 +112,7 @@ def _rotate(s, feeds, sp, x):
 
 
 def tokens(s, feeds, sp):
-    """Rotated query, rotated key and value of the call, float64 `[B,H,L,D]`; key and query in the bases that are given."""
+    """Rotated query, rotated key and value of the call, float64 `[B,H,L,D]`; key and query in a given basis."""
     query, key, value = feeds["query"], given(feeds, "key"), given(feeds, "value")
     if key is None and query.ndim == 3 and query.shape[2] == (s.Hq + 2 * s.Hk) * s.D:
         query, key, value = np.split(query, [s.Hq * s.D, (s.Hq + s.Hk) * s.D], 2)

@@ -118,7 +118,9 @@ def test_planes_of_other_formats_are_refused(op):
     rejected(op, BASE, feeds, attributes, "(key_basis): belongs to row_format 3")
 
 
-@pytest.mark.parametrize("op,name", [("SparkPrune", "key_basis"), ("SparkAttention", "key_basis"), ("SparkAttention", "query_basis")])
+@pytest.mark.parametrize(
+    "op,name", [("SparkPrune", "key_basis"), ("SparkAttention", "key_basis"), ("SparkAttention", "query_basis")]
+)
 @pytest.mark.parametrize("shape", [None, (64, 64), (2, 64, 32), (6, 64, 64)])
 def test_bases_that_cannot_be_are_refused(op, name, shape):
     feeds = cases.call(0, BASE, "f32", "u8", L=3, P=5)

@@ -281,7 +281,9 @@ mod tests {
         }
 
         #[test]
-        fn a_slot_is_recognised_and_another_is_not((d, planes, key, saliency) in case(), at in any::<prop::sample::Index>()) {
+        fn a_slot_is_recognised_and_another_is_not(
+            (d, planes, key, saliency) in case(), at in any::<prop::sample::Index>(),
+        ) {
             let mut row = vec![0; planes.bytes()];
             planes.encode(&key, &saliency, &mut row);
             let mut slot = vec![0; 2 * d];

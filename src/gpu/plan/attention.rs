@@ -24,7 +24,7 @@
 
 use super::tail::tails;
 use super::tensors::base;
-use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launch, narrow, row_words, sequences};
+use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check, launch, narrow, row_words, sequences};
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
     BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, PREFILL_THREADS,
@@ -166,7 +166,7 @@ pub fn attention(
     inputs: &Inputs,
     tensors: &AttentionTensors,
 ) -> Result<Plan, PlanError> {
-    let wave = check_wave(device)?;
+    let wave = check(device, geometry)?;
     let &Geometry { batch, new, query_heads, kv_heads, layout, .. } = geometry;
     let d = geometry.head_dim();
     let mut call = base(geometry, lengths, &settings.common, inputs)?;

@@ -139,8 +139,10 @@ fn launch(
     }
 }
 
-fn check_wave(device: &Device) -> Result<u32, PlanError> {
+/// Lanes of a wave of `device`, if kernels are for them and for the rows of `geometry`.
+fn check(device: &Device, geometry: &Geometry) -> Result<u32, PlanError> {
     match device.wave_size {
+        _ if geometry.key.planes().is_some() => Err(PlanError::Planes),
         wave @ (32 | 64) => Ok(wave),
         other => Err(PlanError::WaveSize(other)),
     }

@@ -139,9 +139,6 @@ pub(super) fn base(
 ) -> Result<Call, PlanError> {
     let &Geometry { batch, new, past, query_heads, kv_heads, layout, key, value } = geometry;
     let d = geometry.head_dim();
-    if key.planes().is_some() {
-        return Err(PlanError::Planes);
-    }
     let size = match inputs.scalar {
         Scalar::F32 => 4,
         Scalar::F16 | Scalar::Bf16 => 2,

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use spark_ort::rewrite::{LayerSetting, Options, Recovery};
 
-/// `RATIO/KEY_BITS/VALUE_BITS`, or `basisBYTES/VALUE_BITS` for key rows of so many bytes in a calibrated basis, `+RECENT` if the last keys are kept dense, and then `:v2` for row format 2, `:` with a
-/// recovery.
+/// `RATIO/KEY_BITS/VALUE_BITS`, or `basisBYTES/VALUE_BITS` for keys of so many bytes in a calibrated basis, `+RECENT`
+/// if the last keys are kept dense, and then `:v2` for row format 2, `:` with a recovery.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     pub rows: LayerSetting,
