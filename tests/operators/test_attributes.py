@@ -224,4 +224,7 @@ def test_settings_have_the_defaults_of_the_schema():
     assert {name: settings[name] for name in given if name in settings} == {
         name: default for name, default in given.items() if name in settings
     }
-    assert {name for name in given if name not in settings} == {"num_heads", "kv_num_heads", "kept_channels", "version"}
+    assert {name for name in given if name not in settings} == {
+        *("num_heads", "kv_num_heads", "kept_channels", "version"),
+        *("key_directions_8", "key_directions_4"),
+    }

@@ -61,7 +61,9 @@ def test_recent_keys_are_exact_in_any_basis():
 
 
 def covariance(s, feeds):
-    model = models.spark(s, feeds, "f32", "u8", attention=False, prune_outputs=("present_key", "observed_covariance"))
+    made = models.node("SparkPrune", s, feeds, ["present_key", "present_value", "", "", "observed_covariance"])
+    names = [n for n in models.PRUNE_INPUTS if n in feeds]
+    model = models.graph([made], names, [n for n in made.output if n], "f32", "u8")
     return models.run(models.session(model), feeds)["observed_covariance"]
 
 
