@@ -3,8 +3,8 @@
     python variant.py FOLDER OUT POSITIONS [int8|int4]
 
 The tables of the rotation get at least POSITIONS rows. int8 and int4 make the cache what GenAI's builder makes of it
-with `kv_cache_quant_scheme=int8_per_channel` and `int4_per_channel`. A channel's scale is from its largest magnitude, here
-for random tokens. Past and present share a buffer where FOLDER has it so; the builder leaves that off on CPUs.
+with `kv_cache_quant_scheme=int8_per_channel` and `int4_per_channel`. A channel's scale is from its largest magnitude,
+here for random tokens. Past and present share a buffer where FOLDER has it so; the builder leaves that off on CPUs.
 """
 
 import json
