@@ -20,7 +20,8 @@ def main(program, model, context, new, threads, cache):
     command = [
         program, "-m", model, "-pg", f"{context},{new}", "-p", "0", "-n", "0", "-r", "1", "--no-warmup", "-t", threads,
         # Quantised values need the attention kernel that keeps no scores; for others the usual one is faster.
-        "-fa", "0" if cache == "f16" else "1", "-ctk", cache, "-ctv", cache, "-ngl", "0", "-o", "jsonl", "--progress", "-v",
+        "-fa", "0" if cache == "f16" else "1", "-ctk", cache, "-ctv", cache, "-ngl", "0",
+        "-o", "jsonl", "--progress", "-v",
     ]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log, at = [], {}
