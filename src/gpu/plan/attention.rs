@@ -24,18 +24,36 @@
 
 use super::tail::tails;
 use super::tensors::base;
-use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check_wave, launch, narrow, row_words, sequences};
+use super::{
+    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, check_wave, launch, narrow, row_words, sequences,
+};
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
-    BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, PREFILL_THREADS,
-    RECOVER_MEAN,
+    BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, MMA_SLACK_BYTES,
+    PREFILL_THREADS, RECOVER_MEAN,
 };
 use crate::gpu::params::{Call, Tokens};
 
 /// Blocks of a decoding kernel that a compute unit holds at once: the number of waves that a SIMD has registers for,
 /// since each block has one wave on every SIMD.
-fn decode_blocks(octets: u32, columns: u32, matrix: bool) -> u32 {
-    if columns > 4 || matrix && octets > 8 { 2 } else { 3 }
+fn decode_blocks(octets: u32, columns: u32, matrix: MatrixCores) -> u32 {
+    match matrix {
+        MatrixCores::Mma => {
+            if columns > 4 {
+                2
+            } else {
+                4
+            }
+        }
+        MatrixCores::Mfma if octets > 8 => 2,
+        _ => {
+            if columns > 4 {
+                2
+            } else {
+                3
+            }
+        }
+    }
 }
 /// The same for prefill kernels: without matrix cores LDS holds one block, with them registers allow two.
 const PREFILL_BLOCKS: u32 = 1;
@@ -67,10 +85,10 @@ struct Attend {
 impl Attend {
     fn new(device: &Device, call: &Call, key_words: u32) -> Self {
         let pairs = u64::from(call.group) * u64::from(call.new_tokens);
-        match (pairs > MOST_DECODE_COLUMNS.into(), device.matrix) {
-            (false, _) => Self::decode(device, call, key_words, pairs),
-            (true, false) => Self::prefill(call, key_words),
-            (true, true) => Self::matrix_prefill(device, call, key_words),
+        match device.matrix {
+            _ if pairs <= MOST_DECODE_COLUMNS.into() => Self::decode(device, call, key_words, pairs),
+            MatrixCores::Mfma => Self::matrix_prefill(device, call, key_words),
+            MatrixCores::None | MatrixCores::Mma => Self::prefill(call, key_words),
         }
     }
 
@@ -109,44 +127,62 @@ impl Attend {
         }
     }
 
-    /// `decode` of `ops/decode.h`, and `decode_quantised` of `ops/decode_matrix.h` for quantised rows on matrix cores.
+    /// `decode_quantised` of `ops/decode_matrix.h` where it can, else `decode` of `ops/decode.h`.
     fn decode(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
         let (d, wave) = (call.head_dim, device.wave_size);
         let octets = (d / 8).next_power_of_two().max(8);
         let quantised = call.key_bits < 16 && call.value_bits < 16;
         // Drawn magnitudes differ by position, so such rows are read one by one.
-        let matrix = device.matrix && quantised && call.recover <= RECOVER_MEAN && octets <= 16;
-        let columns = match pairs {
-            0..=1 => 1,
-            // Registers have no room for more sums.
-            _ if matrix && octets == 16 && call.value_bits == 4 => 4,
-            2..=4 => 4,
-            _ => 8,
+        let can = quantised && call.recover <= RECOVER_MEAN && octets <= 16;
+        let of = |matrix| {
+            let columns = match pairs {
+                0..=1 => 1,
+                // Registers have no room for more sums.
+                _ if matrix == MatrixCores::Mfma && octets == 16 && call.value_bits == 4 => 4,
+                2..=4 => 4,
+                _ => 8,
+            };
+            let shared_bytes = decode_shared_bytes(call, wave, key_words, columns, matrix);
+            let name = if matrix == MatrixCores::None { "" } else { "quantised_" };
+            Self {
+                kernel: format!("spark_decode_{name}{octets}x{columns}"),
+                columns,
+                threads: BLOCK_WAVES * wave,
+                shared_bytes,
+                resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
+                min_keys: MIN_DECODE_KEYS,
+                tail_cost: if matrix == MatrixCores::None { 1 } else { MATRIX_TAIL_COST },
+            }
         };
-        let states = BLOCK_WAVES / 2 * columns * (d + 2);
-        let tile = wave / octets * if columns > 1 { 2 } else { 4 };
-        let staged = BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS);
-        let words = if matrix {
-            let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
-            let tiles = MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS);
-            // After the queries: the tables and the waves' rows, whose memory the states of all waves reuse; and after
-            // these the rows of keys that are in the tail.
-            columns * d + tiles.max(2 * states) + if call.tail_window > 0 { staged } else { 0 }
-        } else {
-            let setup = (columns + 1) * d;
-            setup.max(staged).max(states)
-        };
-        let shared_bytes = 4 * (d + words);
-        Self {
-            kernel: format!("spark_decode_{}{octets}x{columns}", if matrix { "quantised_" } else { "" }),
-            columns,
-            threads: BLOCK_WAVES * wave,
-            shared_bytes,
-            resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
-            min_keys: MIN_DECODE_KEYS,
-            tail_cost: if matrix { MATRIX_TAIL_COST } else { 1 },
-        }
+        let matrix = of(if can { device.matrix } else { MatrixCores::None });
+        // Rows may be longer than their fields, and whole ones come to LDS on NVIDIA GPUs.
+        if matrix.shared_bytes > device.shared_bytes { of(MatrixCores::None) } else { matrix }
     }
+}
+
+/// Bytes of LDS of a decoding kernel for blocks of `columns` queries.
+fn decode_shared_bytes(call: &Call, wave: u32, key_words: u32, columns: u32, matrix: MatrixCores) -> u32 {
+    let d = call.head_dim;
+    let octets = (d / 8).next_power_of_two().max(8);
+    let states = BLOCK_WAVES / 2 * columns * (d + 2);
+    let tile = wave / octets * if columns > 1 { 2 } else { 4 };
+    let staged = BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS);
+    // After the queries: the waves' rows, whose memory the states of all waves reuse; and after these the rows of keys
+    // that are in the tail.
+    let with_tiles = |tiles: u32| columns * d + tiles.max(2 * states) + if call.tail_window > 0 { staged } else { 0 };
+    let words = match matrix {
+        MatrixCores::None => ((columns + 1) * d).max(staged).max(states),
+        MatrixCores::Mfma => {
+            let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
+            with_tiles(MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS))
+        }
+        MatrixCores::Mma => {
+            // Two buffers of key and value rows, and factors of keys.
+            let rows = (call.key_row_bytes + call.value_row_bytes) / 4;
+            with_tiles(BLOCK_WAVES * (2 * (MATRIX_KEYS * rows + 2 * MMA_SLACK_BYTES / 4) + 4 * MATRIX_KEYS))
+        }
+    };
+    4 * (d + words)
 }
 
 /// Words of LDS that `Source` of `ops/source.h` takes for tiles of `keys` keys.

@@ -6,7 +6,7 @@ use ndarray::Array4;
 use spark_ort::call::{Geometry, Lengths, QueryLayout};
 use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
-use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, MatrixCores, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::Emulation;
@@ -17,7 +17,7 @@ use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, case_of
 /// Whether the kernels multiply float16 on matrix cores.
 fn in_halves(case: &Case, scalar: Scalar, device: &Device) -> bool {
     let (_, heads, new, _) = case.query.dim();
-    device.matrix && scalar != Scalar::F32 && heads / case.geometry.kv_heads * new > 16
+    device.matrix == MatrixCores::Mfma && scalar != Scalar::F32 && heads / case.geometry.kv_heads * new > 16
 }
 
 /// Every element within `tolerance` of the expected one, relative to it and to values of size `zero`.
@@ -90,8 +90,8 @@ fn prompts_are_the_cpus() {
         let on_device = OnDevice::new(&case, scalar, Layout::random(r), true);
         let units = r.pick(&[1, 304]);
         // Waves of 64 without matrix cores too, such as those of gfx906.
-        for device in [device(64, units), Device { matrix: false, ..device(64, units) }] {
-            matrix += u32::from(device.matrix && case.geometry.new > 16);
+        for device in [device(64, units), Device { matrix: MatrixCores::None, ..device(64, units) }] {
+            matrix += u32::from(device.matrix != MatrixCores::None && case.geometry.new > 16);
             check(&case, scalar, &device, &on_device)
                 .unwrap_or_else(|e| panic!("seed {seed}, {scalar:?}, D {d}, {device:?}, {:?}: {e}", case.attention));
         }
