@@ -63,6 +63,7 @@ struct DecodeMatrix {
     SPARK_FN void tiles(u32 start, u32 end) {
         const u32 stride = DECODE_WAVES * MATRIX_KEYS;
         u32 t = start + wave() * MATRIX_KEYS, buffer = 0;
+        rows.begin(t);
         rows.request(buffer, t, end);
         for (; t < end; t += stride) {
             rows.request(buffer ^ 1, t + stride, end);

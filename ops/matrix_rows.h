@@ -60,6 +60,7 @@ struct MatrixRows {
           factors(staged + 4 * (wave_words(layout) - 4 * MATRIX_KEYS)), first(0), count(0) {}
 
     // Rows are not asked for ahead: other waves of the compute unit work meanwhile.
+    SPARK_FN void begin(u32) {}
     SPARK_FN void request(u32, u32, u32) {}
 
     // The tile from `t` on, at most MATRIX_KEYS keys and below `end`, is the current one.

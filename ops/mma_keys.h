@@ -1,5 +1,14 @@
 // Products of quantised keys with queries on tensor cores, 16 keys and blocks of four queries at a time: what
-// matrix_keys.h is for AMD's matrix cores, with the same formulas, for waves of 32 lanes and the registers of mma.
+// matrix_keys.h is for AMD's matrix cores, for waves of 32 lanes and the registers of mma.
+//
+// A score is step * sum(s u b) + m * sum over kept(s b) + a * sum over pruned(s b), summed over digits, with u the
+// codes, spread over the channels and 0 for pruned ones, s the signs and b a digit of the query. All three are derived
+// from products of unsigned bytes with signed ones. With n = 255 for negative channels and 0 for others, k likewise for
+// kept ones:
+//
+//   F1 = sum((u xor n) b), F2 = sum(n b), F3 = sum((k xor n) b), B = sum(b)
+//
+// Then sum(s u b) = F1 - F2, sum over kept(s b) = (F3 - F2) / 255, and over pruned = B - (F2 + F3) / 255.
 //
 // Queries are the rows of a product and keys its columns, eight at a time. Lane l has a fourth of a key, fourth l % 4 of
 // column l / 4, as OWN octets; and of the products those of rows l / 4 and l / 4 + 8 with two columns. Row l / 4 belongs
@@ -24,7 +33,7 @@ struct MatrixKeys {
     const Shared<Quad> factors; // of each key, as bits
 
     u32 digits[BLOCKS][OWN][4];
-    int digit_sum[BLOCKS];
+    int digit_sum[BLOCKS]; // 255 B
     float unit[BLOCKS]; // of the lane's digits, times scale, to base 2
     u32 existing;       // bits of the lane's channels that the head has
 
@@ -35,6 +44,7 @@ struct MatrixKeys {
         for (u32 n = 0; n < OWN; ++n) {
             if (8 * (OWN * group + n) < call.head_dim) existing |= 0xffu << 8 * n;
         }
+        existing = anew(existing);
     }
 
     // Sets the query of block `b` for the lane's row: D numbers in LDS from `first` on, zeros unless it `exists`.
@@ -75,7 +85,7 @@ struct MatrixKeys {
         }
         total += shuffle_xor(total, 1);
         total += shuffle_xor(total, 2);
-        digit_sum[b] = (int)total;
+        digit_sum[b] = 255 * (int)total;
         unit[b] = (part == 0 ? 256.0f : 1.0f) * (most / steps) * (call.scale * LOG2_E);
     }
 
@@ -111,7 +121,7 @@ struct MatrixKeys {
     // All ones in the bytes of a word whose bit of `nibble`, below 16, is set.
     SPARK_FN static u32 widened(u32 nibble) { return permute_bytes(nibble * 0x10204080, 0, 0xba98); }
 
-    // Adds the products of key `row` of the tile and the queries' digits: F1 to F3 of matrix_keys.h.
+    // Adds the products of key `row` of the tile and the queries' digits: F1 to F3.
     SPARK_FN void multiply(const MatrixRows& rows, u32 row, MatrixCounts (&f)[BLOCKS][3]) const {
         const u32 begin = rows.key(row);
         u32 mask = plane(begin) & existing;
@@ -129,7 +139,7 @@ struct MatrixKeys {
         const Shared<u32> words(0);
         SPARK_UNROLL
         for (u32 n = 0; n < OWN; ++n) {
-            const u32 word = at * KEY_BITS / 32, shift = at * KEY_BITS % 32;
+            const u32 word = at * KEY_BITS / 32, shift = at * KEY_BITS;
             const u32 w0 = words.load(word), w1 = words.load(word + 1);
             u32 low = funnel_right(w1, w0, shift), high;
             if constexpr (KEY_BITS == 8) {
@@ -146,11 +156,11 @@ struct MatrixKeys {
             const u32 byte = mask >> 8 * n & 0xff;
             u32 bits = byte * 0x1001 & 0x000f000f;
             bits = bits * 0x41 & 0x03030303;
-            bits = bits * 0x9 & 0x11111111;
+            bits = anew(bits * 0x9 & 0x11111111);
             const u32 counts = bits * 0x11111111, before = counts - bits;
             at += counts >> 28;
             const u32 signs = sign_bits >> 8 * n & 0xff;
-            const u32 g[2] = {widened(signs & 15) ^ 0x80808080, widened(signs >> 4) ^ 0x80808080};
+            const u32 g[2] = {widened(signs & 15), widened(signs >> 4)};
             const u32 k[2] = {permute_bytes(bits << 3, bits << 7, 0x9d8c), permute_bytes(bits << 3, bits << 7, 0xbfae)};
             const u32 codes[2] = {(permute_bytes(low, high, before) & k[0]) ^ g[0],
                                   (permute_bytes(low, high, before >> 16) & k[1]) ^ g[1]};
@@ -164,14 +174,14 @@ struct MatrixKeys {
         }
     }
 
-    // Writes each key's step, m / 255 and a / -255, a lane each.
+    // Writes each key's step, m / 255 and a / 255, a lane each.
     SPARK_FN void share_factors(const MatrixRows& rows) const {
-        const float a = call.recover ? -1.0f / 255.0f : 0.0f;
-        if (lane() < MATRIX_KEYS) {
-            const Shared<u16> halves(rows.key(lane()) + layout.scalars_at);
-            const float step = finite_half(halves.load(2)), m = finite_half(halves.load(1)) * (1.0f / 255.0f);
-            factors.store(lane(), Quad{bits_of(step), bits_of(m), bits_of(finite_half(halves.load(0)) * a), 0});
-        }
+        const float a = call.recover ? 1.0f / 255.0f : 0.0f;
+        const u32 row = lane() % MATRIX_KEYS;
+        const Shared<u16> halves(rows.key(row) + layout.scalars_at);
+        const float step = finite_half(halves.load(2)), m = finite_half(halves.load(1)) * (1.0f / 255.0f);
+        const Quad own = {bits_of(step), bits_of(m), bits_of(finite_half(halves.load(0)) * a), 0};
+        if (lane() < MATRIX_KEYS) factors.store(row, own);
     }
 
     // Scores to base 2 of the tile, for the lane's query and keys 4 group to 4 group + 3.
@@ -195,7 +205,7 @@ struct MatrixKeys {
                 for (u32 b = 0; b < BLOCKS; ++b) {
                     const int f1 = 256 * f[b][0][e] + f[b][0][2 + e], f2 = 256 * f[b][1][e] + f[b][1][2 + e];
                     const int f3 = 256 * f[b][2][e] + f[b][2][2 + e];
-                    const float pruned = a * (float)(f2 + f3 + digit_sum[b]);
+                    const float pruned = a * (float)(digit_sum[b] - f2 - f3);
                     const float dot = fused(step, (float)(f1 - f2), fused(m, (float)(f3 - f2), pruned)) * unit[b];
                     const float both = dot + shuffle_xor(dot, 16);
                     scores[b][2 * half + e] = least(greatest(both, -FLOAT_MAX), FLOAT_MAX);

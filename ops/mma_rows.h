@@ -35,74 +35,124 @@ struct MatrixLanes {
     }
 };
 
-// A wave's memory: factors of 16 keys, and two buffers of rows. A buffer has the key rows, from one of its first 16
-// bytes on, so that it is aligned as the rows are in global memory, and then the value rows likewise.
+// Where the rows of one kind lie, keys or values, and how those of a tile come to LDS. Tiles of a wave are a multiple of
+// 16 bytes apart, so all begin at the same byte of 16, `shift`, in global memory and in LDS.
+struct MmaCopies {
+    const u32 row_bytes;
+    const u8* next; // the first row of the tile that is asked for next
+    u32 shift;
+    // Bytes from the first row on to what the lane copies of whole tiles: to the first of its aligned 16, and to a
+    // single word, if below NO_WORD.
+    u32 own, word;
+    SPARK_CONSTANT u32 NO_WORD = 1u << 31;
+
+    SPARK_FN MmaCopies(const void* rows, i64 first, u32 row_bytes)
+        : row_bytes(row_bytes), next((const u8*)rows + first * row_bytes), shift(0), own(0), word(0) {}
+
+    // Goes to row `t`, where the wave's first tile begins.
+    SPARK_FN void begin(u32 t) {
+        next += (i64)t * row_bytes;
+        shift = anew((u32)(u64)next % COPY_BYTES);
+        own = anew((COPY_BYTES - shift) % COPY_BYTES + COPY_BYTES * lane());
+        word = anew(own_word(MATRIX_KEYS * row_bytes));
+    }
+
+    // The word of `bytes` bytes that is in none of their aligned 16, and no other lane's.
+    SPARK_FN u32 own_word(u32 bytes) const {
+        const u32 before = (COPY_BYTES - shift) % COPY_BYTES, head = before < bytes ? before : bytes;
+        const u32 tail = (bytes - head) % COPY_BYTES, at = 4 * (lane() % 4);
+        if (lane() < 4) return at < head ? at : NO_WORD;
+        return lane() < 8 && at < tail ? bytes - tail + at : NO_WORD;
+    }
+
+    // Asks for the next `count` rows, which come to LDS from byte `to` + `shift` on; `to` is a multiple of 16.
+    SPARK_FN void request(u32 to, u32 count) {
+        const u32 bytes = count * row_bytes;
+        u32 single = word;
+        if (count < MATRIX_KEYS) single = own_word(bytes);
+        const u32 begin = copies_to(to + shift);
+        if (single < NO_WORD) copy_async<4>(begin + single, next + single);
+        const u8* from = next + own;
+        const u32 at = anew(begin + own);
+        // Of the last aligned 16.
+        const u32 end = (begin + bytes) / COPY_BYTES * COPY_BYTES;
+        SPARK_UNROLL
+        for (u32 n = 0; n < 5; ++n) {
+            const u32 further = n * COPY_BYTES * WAVE;
+            if (at + further < end) copy_async<COPY_BYTES>(at + further, from + further);
+        }
+        if (bytes > 5 * COPY_BYTES * WAVE) {
+            for (u32 n = 5 * COPY_BYTES * WAVE; at + n < end; n += COPY_BYTES * WAVE) {
+                copy_async<COPY_BYTES>(at + n, from + n);
+            }
+        }
+        next += DECODE_WAVES * MATRIX_KEYS * row_bytes;
+    }
+};
+
+// A wave's memory: factors of 16 keys, and two buffers of rows. A buffer has the key rows of a tile, from one of its
+// first 16 bytes on, and then the value rows likewise.
 struct MatrixRows {
     const SparkCall& call;
-    const u8 *keys, *values; // of the sequence and KV head
+    MmaCopies keys, values;  // of the sequence and KV head
     const u32 at, value_at;  // bytes of LDS: of the wave; from a buffer's begin to its values
     u32 key_begin, value_begin, last;
 
     // Bytes of LDS, multiples of 16.
-    SPARK_FN static u32 wave_bytes(const SparkCall& call) {
-        return MATRIX_KEYS * (u32)sizeof(Quad) + 2 * buffer_bytes(call);
-    }
     SPARK_FN static u32 buffer_bytes(const SparkCall& call) {
         return MATRIX_KEYS * (call.key_row_bytes + call.value_row_bytes) + 2 * MMA_SLACK;
+    }
+    SPARK_FN static u32 wave_bytes(const SparkCall& call) {
+        return MATRIX_KEYS * (u32)sizeof(Quad) + 2 * buffer_bytes(call);
     }
     SPARK_FN static u32 block_bytes(const SparkCall& call) { return DECODE_WAVES * wave_bytes(call); }
 
     // LDS from byte `region` on, a multiple of 16.
     SPARK_FN MatrixRows(const SparkCall& call, const Sequence& s, u32 kv_head, u32 region)
-        : call(call), at(region + wave() * wave_bytes(call)),
-          value_at(MATRIX_KEYS * call.key_row_bytes + MMA_SLACK) {
-        const i64 first = ((i64)s.index * call.kv_heads + kv_head) * call.past_rows;
-        keys = (const u8*)call.past_key + first * call.key_row_bytes;
-        values = (const u8*)call.past_value + first * call.value_row_bytes;
-        key_begin = value_begin = last = 0;
+        : call(call), keys(call.past_key, first_row(call, s, kv_head), call.key_row_bytes),
+          values(call.past_value, first_row(call, s, kv_head), call.value_row_bytes),
+          at(region + wave() * wave_bytes(call)), value_at(MATRIX_KEYS * call.key_row_bytes + MMA_SLACK),
+          key_begin(0), value_begin(0), last(0) {
         // Bytes beside rows are read, but not used.
         clear_row(at, wave_bytes(call) / 4);
     }
 
+    SPARK_FN static i64 first_row(const SparkCall& call, const Sequence& s, u32 kv_head) {
+        return ((i64)s.index * call.kv_heads + kv_head) * call.past_rows;
+    }
+
     SPARK_FN u32 factors() const { return at; }
+    SPARK_FN u32 begin_of(u32 buffer) const {
+        return at + MATRIX_KEYS * (u32)sizeof(Quad) + (buffer ? buffer_bytes(call) : 0);
+    }
 
     // Bytes of LDS of a row of the current tile; those beyond the last one are the last one.
     SPARK_FN u32 key(u32 row) const { return key_begin + (row < last ? row : last) * call.key_row_bytes; }
     SPARK_FN u32 value(u32 row) const { return value_begin + (row < last ? row : last) * call.value_row_bytes; }
 
-    // Asks for `bytes` bytes, a multiple of four, which come to LDS to one of the 16 bytes from `to`, a multiple of 16, on.
-    SPARK_FN static void copy(u32 to, const u8* from, u32 bytes) {
-        const u32 shift = (u32)(u64)from % COPY_BYTES, begin = to + shift, before = (COPY_BYTES - shift) % COPY_BYTES;
-        const u32 head = before < bytes ? before : bytes, whole = (bytes - head) / COPY_BYTES * COPY_BYTES;
-        for (u32 i = COPY_BYTES * lane(); i < whole; i += COPY_BYTES * WAVE) {
-            copy_async<COPY_BYTES>(begin + head + i, from + head + i);
-        }
-        // Single words: at most three before and three after.
-        const u32 word = 4 * (lane() % 4), end = bytes - head - whole;
-        if (lane() < 4 && word < head) copy_async<4>(begin + word, from + word);
-        const u32 rest = head + whole + word;
-        if (lane() >= 4 && lane() < 8 && word < end) copy_async<4>(begin + rest, from + rest);
+    // The wave's first tile is that from `t` on; the others follow it at the distance that a block's waves take at once.
+    SPARK_FN void begin(u32 t) {
+        keys.begin(t);
+        values.begin(t);
     }
 
-    // Asks for the rows from `t` on, at most MATRIX_KEYS and below `end`, for buffer `buffer`.
+    // Asks for the wave's next tile, from `t` on, at most MATRIX_KEYS rows and below `end`, for buffer `buffer`.
     SPARK_FN void request(u32 buffer, u32 t, u32 end) {
         // The wave has read what the buffer had.
         wave_barrier();
         if (t < end) {
             const u32 count = end - t < MATRIX_KEYS ? end - t : MATRIX_KEYS;
-            const u32 begin = at + MATRIX_KEYS * (u32)sizeof(Quad) + buffer * buffer_bytes(call);
-            copy(begin, keys + (i64)t * call.key_row_bytes, count * call.key_row_bytes);
-            copy(begin + value_at, values + (i64)t * call.value_row_bytes, count * call.value_row_bytes);
+            keys.request(begin_of(buffer), count);
+            values.request(begin_of(buffer) + value_at, count);
         }
         end_copies();
     }
 
     // Waits for the tile from `t` on, which was asked for, for this buffer, before the last one that was.
     SPARK_FN void await(u32 buffer, u32 t, u32 end) {
-        const u32 begin = at + MATRIX_KEYS * (u32)sizeof(Quad) + buffer * buffer_bytes(call);
         last = (end - t < MATRIX_KEYS ? end - t : MATRIX_KEYS) - 1;
-        key_begin = begin + (u32)(u64)(keys + (i64)t * call.key_row_bytes) % COPY_BYTES;
-        value_begin = begin + value_at + (u32)(u64)(values + (i64)t * call.value_row_bytes) % COPY_BYTES;
+        key_begin = begin_of(buffer) + keys.shift;
+        value_begin = begin_of(buffer) + value_at + values.shift;
         await_copies<1>();
         wave_barrier();
     }

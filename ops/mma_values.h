@@ -46,7 +46,22 @@ struct MatrixValues {
         }
     }
 
+    // Whether rows have several scales, one for each unit; else the first one serves for all.
     SPARK_FN bool grouped() const { return SETS > 1 && call.value_groups > 1; }
+
+    // Calls `change(set, r)` for all scales that there are.
+    template <class F>
+    SPARK_FN void each_pair(F change) const {
+        SPARK_UNROLL
+        for (u32 r = 0; r < 4; ++r) change(0u, r);
+        if (grouped()) {
+            SPARK_UNROLL
+            for (u32 set = 1; set < SETS; ++set) {
+                SPARK_UNROLL
+                for (u32 r = 0; r < 4; ++r) change(set, r);
+            }
+        }
+    }
 
     // Rows come to LDS without registers.
     SPARK_FN void fetch(const MatrixRows&) {}
@@ -54,35 +69,24 @@ struct MatrixValues {
     // Loads scales and minima of the tile.
     SPARK_FN void arrive(const MatrixRows& rows) {
         SPARK_UNROLL
-        for (u32 r = 0; r < 4; ++r) {
-            row[r] = rows.value(4 * group + r);
-            SPARK_UNROLL
-            for (u32 set = 0; set < SETS; ++set) {
-                pairs[set][r] = Shared<u32>(row[r]).load(set < call.value_groups ? set : 0);
-            }
-        }
+        for (u32 r = 0; r < 4; ++r) row[r] = rows.value(4 * group + r);
+        // Heads may have fewer units.
+        each_pair([this](u32 set, u32 r) {
+            pairs[set][r] = Shared<u32>(row[r]).load(set < call.value_groups ? set : 0);
+        });
         limit();
     }
 
     // Replaces scales and minima that are not finite, which hosts may pass, as `finite` does.
     SPARK_FN void limit() {
         u32 odd = 0;
-        SPARK_UNROLL
-        for (u32 set = 0; set < SETS; ++set) {
-            SPARK_UNROLL
-            for (u32 r = 0; r < 4; ++r) odd |= (pairs[set][r] & 0x7c007c00) + 0x04000400;
-        }
+        each_pair([this, &odd](u32 set, u32 r) { odd |= (pairs[set][r] & 0x7c007c00) + 0x04000400; });
         if (vote(odd & 0x80008000)) {
             SPARK_NOTE("rare");
-            SPARK_UNROLL
-            for (u32 set = 0; set < SETS; ++set) {
-                SPARK_UNROLL
-                for (u32 r = 0; r < 4; ++r) {
-                    const u32 pair = pairs[set][r];
-                    const u32 scale = to_finite_half(half_to_float((u16)pair));
-                    pairs[set][r] = scale | to_finite_half(half_to_float(pair >> 16)) << 16;
-                }
-            }
+            each_pair([this](u32 set, u32 r) {
+                const u32 pair = pairs[set][r], scale = to_finite_half(half_to_float((u16)pair));
+                pairs[set][r] = scale | to_finite_half(half_to_float(pair >> 16)) << 16;
+            });
         }
     }
 
@@ -91,10 +95,16 @@ struct MatrixValues {
     // Approximate base-2 logarithm of the greatest scale of key `r`, too small by at most 0.09; at least -24, the
     // limit of float16.
     SPARK_FN float size(u32 r) const {
-        float most = 0x1p-24f;
-        SPARK_UNROLL
-        for (u32 set = 0; set < SETS; ++set) most = greatest(most, magnitude(scale(set, r)));
-        return fused((float)bits_of(most), 0x1p-23f, -127.0f);
+        // Magnitudes of float16 are in the order of their bits; 1 is the least.
+        u32 most = pairs[0][r] & 0x7fff;
+        if (grouped()) {
+            SPARK_UNROLL
+            for (u32 set = 1; set < SETS; ++set) {
+                const u32 other = pairs[set][r] & 0x7fff;
+                most = most > other ? most : other;
+            }
+        }
+        return fused((float)bits_of(half_to_float((u16)(most > 1 ? most : 1))), 0x1p-23f, -127.0f);
     }
 
     // Codes of four keys and the four channels of unit `u`: of each channel as float16, two keys a word.

@@ -36,12 +36,14 @@
 //
 // SPARK_MMA is defined where kernels for NVIDIA's tensor cores are wanted. With them, waves have 32 lanes, and all take
 // part in
-//   mma_i8(a, b, c), mma_f16(a, b, c)   C (16 by 8) += A * B, as mma.m16n8k32 of signed bytes and mma.m16n8k16 of float16
+//   mma_i8(a, b, c), mma_f16(a, b, c)   C (16 by 8) += A * B, as mma.m16n8k32 of signed by unsigned bytes and
+//                                mma.m16n8k16 of float16
 //   from_lane(v, lane)           v of that lane
 // and each for itself in Quad, add_halves, truncate_halves as above and
 //   permute_bytes(low, high, s)  byte n is the byte of (high:low) that nibble n of s says: 0 to 7; 8 more: its sign bit,
 //                                eight times. Upper nibbles of s are ignored.
-//   copy_async<BYTES>(to, from)  4 or 16 bytes of global memory to byte `to` of LDS, both aligned to as many, later
+//   copies_to(byte)              what copies call that byte of LDS; a multiple of 16 where the byte is
+//   copy_async<BYTES>(at, from)  4 or 16 bytes of global memory to LDS, both aligned to as many, later
 //   end_copies()                 ends a group of such copies
 //   await_copies<LEFT>()         waits for the lane's own groups but the last LEFT
 //

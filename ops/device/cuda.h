@@ -67,10 +67,13 @@ SPARK_FN float shuffle_xor(float v, u32 mask) { return __shfl_xor_sync(0xfffffff
 SPARK_FN void wave_barrier() { __syncwarp(); }
 SPARK_FN void block_barrier() { __syncthreads(); }
 
-SPARK_FN u32 anew(u32 x) { return x; }
+SPARK_FN u32 anew(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 SPARK_FN u32 popcount(u32 x) { return __popc(x); }
 SPARK_FN u32 popcount(u64 x) { return __popcll(x); }
-// The low word of (high:low) >> shift, shift below 32.
+// The low word of (high:low) >> shift % 32.
 SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return __funnelshift_r(low, high, shift); }
 
 // Of four nibbles, those of the low half.
@@ -128,7 +131,7 @@ typedef MatrixPart<float> MatrixSums;
 typedef MatrixPart<int> MatrixCounts;
 
 SPARK_FN void mma_i8(const u32 (&a)[4], const u32 (&b)[2], MatrixCounts& c) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -138,9 +141,9 @@ SPARK_FN void mma_f16(const u32 (&a)[4], const u32 (&b)[2], MatrixSums& c) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+SPARK_FN u32 copies_to(u32 byte) { return (u32)__cvta_generic_to_shared((const u8*)spark_shared + byte); }
 template <u32 BYTES>
-SPARK_FN void copy_async(u32 to, const void* from) {
-    const u32 at = (u32)__cvta_generic_to_shared((const u8*)spark_shared + to);
+SPARK_FN void copy_async(u32 at, const void* from) {
     if constexpr (BYTES == 16) {
         // Past the L1 cache: nothing is read again.
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(at), "l"(from) : "memory");
@@ -155,7 +158,12 @@ SPARK_FN void await_copies() {
 }
 
 SPARK_FN float from_lane(float v, u32 lane) { return __shfl_sync(0xffffffffu, v, (int)lane); }
-SPARK_FN u32 permute_bytes(u32 low, u32 high, u32 selectors) { return __byte_perm(low, high, selectors); }
+// __byte_perm ignores the highest bit of a selector.
+SPARK_FN u32 permute_bytes(u32 low, u32 high, u32 selectors) {
+    u32 picked;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(low), "r"(high), "r"(selectors));
+    return picked;
+}
 SPARK_FN u32 add_halves(u32 a, u32 b) {
     u32 sum;
     asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));

@@ -95,8 +95,8 @@ SPARK_FN float shuffle_xor(float v, u32 mask) { return float_of(shuffle_xor(bits
 SPARK_FN void wave_barrier() { emulation::meet(emulation::Collective::WaveBarrier, 0, 0); }
 SPARK_FN void block_barrier() { emulation::meet(emulation::Collective::BlockBarrier, 0, 0); }
 
-// The low word of (high:low) >> shift, shift below 32.
-SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return (u32)(((u64)high << 32 | low) >> shift); }
+// The low word of (high:low) >> shift % 32.
+SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return (u32)(((u64)high << 32 | low) >> shift % 32); }
 
 SPARK_FN void look_up(u32 nibbles, const u32 (&table)[4], u32& low, u32& high) {
     low = high = 0;
@@ -181,6 +181,7 @@ SPARK_FN void mma_i8(const u32 (&a)[4], const u32 (&b)[2], MatrixCounts& c) {
     emulation::MatrixLane own = {a, b, c.numbers};
     emulation::meet(emulation::Collective::MmaI8, (u64)&own, 0);
 }
+SPARK_FN u32 copies_to(u32 byte) { return byte; }
 template <u32 BYTES>
 SPARK_FN void copy_async(u32 to, const void* from) {
     emulation::copy_later(to, from, BYTES);

@@ -65,14 +65,16 @@ void multiply(const MatrixLane* const (&lanes)[64]) {
 struct MmaF16 {
     using Sum = float;
     static constexpr unsigned DEPTH = 16, ELEMENTS = 2;
-    static float element(uint32_t word, unsigned n) { return half_to_float(static_cast<uint16_t>(word >> 16 * n)); }
+    static float of_a(uint32_t word, unsigned n) { return half_to_float(static_cast<uint16_t>(word >> 16 * n)); }
+    static float of_b(uint32_t word, unsigned n) { return of_a(word, n); }
 };
 
-// mma.m16n8k32 of signed bytes: word 2 * (k / 16) + row / 8 of A and word k / 16 of B, there byte k % 4.
+// mma.m16n8k32 of signed by unsigned bytes: word 2 * (k / 16) + row / 8 of A and word k / 16 of B, there byte k % 4.
 struct MmaI8 {
     using Sum = int;
     static constexpr unsigned DEPTH = 32, ELEMENTS = 4;
-    static int element(uint32_t word, unsigned n) { return static_cast<int8_t>(word >> 8 * n & 0xff); }
+    static int of_a(uint32_t word, unsigned n) { return static_cast<int8_t>(word >> 8 * n & 0xff); }
+    static int of_b(uint32_t word, unsigned n) { return static_cast<uint8_t>(word >> 8 * n & 0xff); }
 };
 
 // C += A * B, 16 by 8. Row i of A and column j of B are in lanes 4 * (i % 8) + n and 4 * j + n, n the element within half
@@ -87,7 +89,7 @@ void multiply_rows(const MatrixLane* const (&lanes)[32]) {
                 const unsigned lane = k % HALF / ELEMENTS, element = k % ELEMENTS;
                 const uint32_t a = lanes[4 * (i % 8) + lane]->a[2 * (k / HALF) + i / 8];
                 const uint32_t b = lanes[4 * j + lane]->b[k / HALF];
-                c += Registers::element(a, element) * Registers::element(b, element);
+                c += Registers::of_a(a, element) * Registers::of_b(b, element);
             }
         }
     }
