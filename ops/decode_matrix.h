@@ -88,7 +88,7 @@ struct DecodeMatrix {
             SPARK_UNROLL
             for (u32 r = 0; r < 4; ++r) score[b][r] = from + r < count ? score[b][r] : NO_SCORE;
         }
-        if (has_more(call)) add_more(score, t);
+        if (SPARK_UNLIKELY(has_more(call))) add_more(score, t);
         values.arrive(rows);
         weigh(score, p);
         values.add(p);
@@ -126,7 +126,7 @@ struct DecodeMatrix {
             float most = NO_SCORE;
             SPARK_UNROLL
             for (u32 r = 0; r < 4; ++r) most = greatest(most, score[b][r] + size[r]);
-            if (vote(most > reference[b] + (HEADROOM + SLACK))) {
+            if (SPARK_UNLIKELY(vote(most > reference[b] + (HEADROOM + SLACK)))) {
                 SPARK_NOTE("rare");
                 refer(b, most);
             }

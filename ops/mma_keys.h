@@ -129,7 +129,7 @@ struct MatrixKeys {
         const u32 kept = popcount(mask);
         const u32 neighbour = shuffle_xor(kept, 1), half = kept + neighbour, other = shuffle_xor(half, 2);
         u32 slot = (group & 1 ? neighbour : 0) + (group & 2 ? other : 0);
-        if (vote(half + other > call.kept)) {
+        if (SPARK_UNLIKELY(vote(half + other > call.kept))) {
             SPARK_NOTE("rare");
             mask = limited(mask, slot);
             slot = slot < call.kept ? slot : call.kept;

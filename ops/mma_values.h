@@ -19,6 +19,7 @@ struct MatrixValues {
     const u32 group, part;
     u32 own[UNITS]; // the lane's codes in a row, bytes
     u32 row[4];     // of the tile: bytes of LDS
+    const u32 kilo; // 1024 twice, where compilers take it for a number that is not known
 
     float minimum[BLOCKS][SETS]; // for the lane's query: what minima add to the output
     MatrixSums weighted[BLOCKS][UNITS][2];
@@ -26,7 +27,7 @@ struct MatrixValues {
     u32 pairs[SETS][4]; // of four keys: scales and minima
 
     SPARK_FN explicit MatrixValues(const SparkCall& call)
-        : call(call), group(MatrixLanes::group()), part(MatrixLanes::part()) {
+        : call(call), group(MatrixLanes::group()), part(MatrixLanes::part()), kilo(anew(0x64006400)) {
         const u32 codes_at = ValueLayout(call).codes_at;
         SPARK_UNROLL
         for (u32 u = 0; u < UNITS; ++u) {
@@ -81,7 +82,7 @@ struct MatrixValues {
     SPARK_FN void limit() {
         u32 odd = 0;
         each_pair([this, &odd](u32 set, u32 r) { odd |= (pairs[set][r] & 0x7c007c00) + 0x04000400; });
-        if (vote(odd & 0x80008000)) {
+        if (SPARK_UNLIKELY(vote(odd & 0x80008000))) {
             SPARK_NOTE("rare");
             each_pair([this](u32 set, u32 r) {
                 const u32 pair = pairs[set][r], scale = to_finite_half(half_to_float((u16)pair));
@@ -124,8 +125,11 @@ struct MatrixValues {
             } else {
                 const u32 w0 = Shared<u16>(first).load(0), w1 = Shared<u16>(second).load(0), x = w0 | w1 << 16;
                 SPARK_UNROLL
-                for (u32 k = 0; k < 4; ++k) {
-                    halves[k][pair] = add_halves((x >> 4 * k & 0x000f000f) | 0x64006400, 0xe400e400);
+                for (u32 k = 0; k < 4; k += 2) {
+                    // Of the higher nibble: 1024 + 16 u, a sixteenth of which is 64 + u.
+                    const u32 low = (x >> 4 * k & 0x000f000f) | kilo, high = (x >> 4 * k & 0x00f000f0) | kilo;
+                    halves[k][pair] = add_halves(low, 0xe400e400);
+                    halves[k + 1][pair] = fused_halves(high, 0x2c002c00, 0xd400d400);
                 }
             }
         }

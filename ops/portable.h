@@ -40,6 +40,7 @@
 //                                mma.m16n8k16 of float16
 //   from_lane(v, lane)           v of that lane
 // and each for itself in Quad, add_halves, truncate_halves as above and
+//   fused_halves(a, b, c)        a * b + c of two float16
 //   permute_bytes(low, high, s)  byte n is the byte of (high:low) that nibble n of s says: 0 to 7; 8 more: its sign bit,
 //                                eight times. Upper nibbles of s are ignored.
 //   copies_to(byte)              what copies call that byte of LDS; a multiple of 16 where the byte is
@@ -59,6 +60,9 @@
 #define SPARK_PORTABLE_H
 
 #include "call.h"
+
+// A condition that is seldom true, whose code is to lie apart.
+#define SPARK_UNLIKELY(condition) __builtin_expect((condition) != 0, 0)
 
 typedef unsigned char u8;
 typedef unsigned short u16;

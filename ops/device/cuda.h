@@ -169,6 +169,11 @@ SPARK_FN u32 add_halves(u32 a, u32 b) {
     asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
     return sum;
 }
+SPARK_FN u32 fused_halves(u32 a, u32 b, u32 c) {
+    u32 sum;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
 SPARK_FN u32 truncate_halves(float a, float b) {
     u32 both;
     asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));

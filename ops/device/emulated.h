@@ -191,6 +191,13 @@ template <u32 LEFT>
 SPARK_FN void await_copies() {
     emulation::await_copies(LEFT);
 }
+// Rounds twice: the products of codes are exact.
+SPARK_FN u32 fused_halves(u32 a, u32 b, u32 c) {
+    const auto one = [](u32 x, u32 y, u32 z) -> u32 {
+        return float_to_half(half_to_float((u16)x) * half_to_float((u16)y) + half_to_float((u16)z));
+    };
+    return one(a, b, c) | one(a >> 16, b >> 16, c >> 16) << 16;
+}
 SPARK_FN float from_lane(float v, u32 lane) {
     return float_of((u32)emulation::meet(emulation::Collective::FromLane, bits_of(v), lane));
 }
