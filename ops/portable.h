@@ -41,6 +41,7 @@
 //   from_lane(v, lane)           v of that lane
 // and each for itself in Quad, add_halves, truncate_halves as above and
 //   fused_halves(a, b, c)        a * b + c of two float16
+//   halves_of(a, b)              a and b as float16, to nearest even
 //   permute_bytes(low, high, s)  byte n is the byte of (high:low) that nibble n of s says: 0 to 7; 8 more: its sign bit,
 //                                eight times. Upper nibbles of s are ignored.
 //   copies_to(byte)              what copies call that byte of LDS; a multiple of 16 where the byte is

@@ -174,6 +174,11 @@ SPARK_FN u32 fused_halves(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
     return sum;
 }
+SPARK_FN u32 halves_of(float low, float high) {
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
 SPARK_FN u32 truncate_halves(float a, float b) {
     u32 both;
     asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));

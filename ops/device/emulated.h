@@ -191,6 +191,7 @@ template <u32 LEFT>
 SPARK_FN void await_copies() {
     emulation::await_copies(LEFT);
 }
+SPARK_FN u32 halves_of(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
 // Rounds twice: the products of codes are exact.
 SPARK_FN u32 fused_halves(u32 a, u32 b, u32 c) {
     const auto one = [](u32 x, u32 y, u32 z) -> u32 {

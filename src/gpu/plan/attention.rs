@@ -55,7 +55,7 @@ fn decode_blocks(octets: u32, columns: u32, matrix: MatrixCores) -> u32 {
         }
     }
 }
-/// The same for prefill kernels: without matrix cores LDS holds one block, with them registers allow two.
+/// The same for prefill kernels: without AMD's matrix cores LDS or registers hold one block, with them two.
 const PREFILL_BLOCKS: u32 = 1;
 const MATRIX_BLOCKS: u32 = 2;
 /// Fewest keys of a piece.
@@ -88,6 +88,7 @@ impl Attend {
         match device.matrix {
             _ if pairs <= MOST_DECODE_COLUMNS.into() => Self::decode(device, call, key_words, pairs),
             MatrixCores::Mfma => Self::matrix_prefill(device, call, key_words),
+            MatrixCores::Mma if call.scalar != FLOAT32 && call.head_dim <= 128 => Self::mma_prefill(call, key_words),
             MatrixCores::None | MatrixCores::Mma => Self::prefill(call, key_words),
         }
     }
@@ -122,6 +123,21 @@ impl Attend {
             threads: PREFILL_THREADS,
             shared_bytes,
             resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
+            min_keys: MIN_PREFILL_KEYS,
+            tail_cost: 1,
+        }
+    }
+
+    /// `MmaPrefill` of `ops/mma_prefill.h`.
+    fn mma_prefill(call: &Call, key_words: u32) -> Self {
+        let channels = call.head_dim.next_power_of_two().max(64);
+        let keys = 64;
+        Self {
+            kernel: format!("spark_prefill_mma_{channels}"),
+            columns: 128,
+            threads: PREFILL_THREADS,
+            shared_bytes: 2 * 2 * keys * channels + 4 * source_words(call, keys, key_words),
+            resident: PREFILL_BLOCKS,
             min_keys: MIN_PREFILL_KEYS,
             tail_cost: 1,
         }
