@@ -21,6 +21,7 @@
 // Threads per block of other kernels.
 #define SPARK_GROW_THREADS 256
 #define SPARK_RECENT_THREADS 256
+#define SPARK_ROUND_THREADS 256
 #define SPARK_SALIENCY_THREADS 512
 #define SPARK_PREFILL_THREADS 256
 // Words that a thread of the copy of a growing cache handles side by side.

@@ -212,7 +212,8 @@ struct MatrixValues {
                     const float x = second ? high : low;
                     const float both = x + shuffle_xor(x, 1) + least;
                     const u32 channel = UNIT * (4 * group + r) + offset(w, k);
-                    if (column < columns && part == own_part && channel < call.head_dim) states.store(first + channel, both);
+                    const bool own = column < columns && part == own_part && channel < call.head_dim;
+                    if (own) states.store(first + channel, both);
                 }
             }
         }

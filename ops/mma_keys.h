@@ -10,11 +10,11 @@
 //
 // Then sum(s u b) = F1 - F2, sum over kept(s b) = (F3 - F2) / 255, and over pruned = B - (F2 + F3) / 255.
 //
-// Queries are the rows of a product and keys its columns, eight at a time. Lane l has a fourth of a key, fourth l % 4 of
-// column l / 4, as OWN octets; and of the products those of rows l / 4 and l / 4 + 8 with two columns. Row l / 4 belongs
-// to query l / 4 % 4. Of its three digits, part l / 16 = 0 has the highest in row l / 4 and the next in row l / 4 + 8,
-// part 1 the lowest in row l / 4 + 8, and zeros in the other. So a lane's two rows make 256 * first + second, exactly,
-// and two lanes a score.
+// Queries are the rows of a product and keys its columns, eight at a time. Lane l has a fourth of a key, fourth l % 4
+// of column l / 4, as OWN octets; and of the products those of rows l / 4 and l / 4 + 8 with two columns. Row l / 4
+// belongs to query l / 4 % 4. Of its three digits, part l / 16 = 0 has the highest in row l / 4 and the next in row
+// l / 4 + 8, part 1 the lowest in row l / 4 + 8, and zeros in the other. So a lane's two rows make 256 * first +
+// second, exactly, and two lanes a score.
 //
 // Columns are keys in an order in which lane l has the products of keys 4 * (l % 4) to 4 * (l % 4) + 3, as weights of
 // values need them.

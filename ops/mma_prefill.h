@@ -1,15 +1,16 @@
-// Attention for many queries on tensor cores, of T float16 or bfloat16: what prefill_matrix.h is for AMD's matrix cores,
-// with operands rounded to float16 as there. A block of eight waves takes QUERIES columns, (new token, query head) pairs
-// of one KV head with adjacent tokens, and a piece of their keys; a wave has 16 of the columns, as rows of the products.
+// Attention for many queries on tensor cores, of T float16 or bfloat16: what prefill_matrix.h is for AMD's matrix
+// cores, with operands rounded to float16 as there. A block of eight waves takes QUERIES columns, (new token, query
+// head) pairs of one KV head with adjacent tokens, and a piece of their keys; a wave has 16 of the columns, as rows of
+// the products.
 //
 // Keys and values are decoded once per tile, to float16 in LDS. Scores are in the layout of the weights in the second
-// product, operand A, so weights never leave the lane, which has two of the queries. The order of channels within 32, and
-// of keys within 64, is that in which a lane finds its operands of two or four instructions side by side.
+// product, operand A, so weights never leave the lane, which has two of the queries. The order of channels within 32,
+// and of keys within 64, is that in which a lane finds its operands of two or four instructions side by side.
 #ifndef SPARK_MMA_PREFILL_H
 #define SPARK_MMA_PREFILL_H
 
+#include "rounded.h"
 #include "source.h"
-#include "states.h"
 
 // For head sizes up to CHANNELS, padded with zeros. LDS: a tile of keys and one of values; then the memory of `Source`.
 // src/gpu/plan computes the same total.
@@ -63,11 +64,23 @@ struct MmaPrefill {
     // The lane's columns, `h` 0 and 1.
     SPARK_FN u32 column(u32 h) const { return first_column + WAVE_QUERIES * wave() + 8 * h + across; }
 
-    // Where in its tile an octet of a key lies, and quad `i` of a channel of all values, so that eight lanes side by side
-    // use all banks.
+    // Where in its tile an octet of a key lies, and quad `i` of a channel of all values, so that eight lanes side by
+    // side use all banks.
     SPARK_FN static u32 key_quad(u32 row, u32 octet) { return row * OCTETS + (octet ^ 4 * (row % 2)); }
     SPARK_FN static u32 value_quad(u32 channel, u32 i) {
         return channel * (KEYS / 8) + (i ^ (channel % 2 + channel / 8 % 4 * 2));
+    }
+
+    // The lane's fourth of 32 channels from 32 * step on, of 8 keys from `row` on, and its quad `i` of 8 channels from
+    // `channel` on. Same positions as above, with the terms that do not depend on the lane apart: constants become part
+    // of the instruction.
+    SPARK_FN Quad key_operand(u32 row, u32 step) const {
+        const u32 lanes = across * OCTETS + along + (4 * (across % 2) ^ 4 * (step % 2));
+        return keys.load(lanes + step / 2 * 8 + row * OCTETS);
+    }
+    SPARK_FN Quad value_operand(u32 channel, u32 i) const {
+        const u32 lanes = across * (KEYS / 8) + 2 * (along ^ channel / 8 % 4) + (i ^ across % 2);
+        return values.load(lanes + channel * (KEYS / 8));
     }
 
     SPARK_FN void put_key(u32 row, u32 octet, const float (&x)[8]) const {
@@ -90,8 +103,7 @@ struct MmaPrefill {
             if (own / KEYS * KEYS == part) {
                 SPARK_UNROLL
                 for (u32 step = 0; step < STEPS; ++step) {
-                    const Quad low = keys.load(key_quad(own - part + across, 4 * step + along));
-                    const Quad high = keys.load(key_quad(own - part + 8 + across, 4 * step + along));
+                    const Quad low = key_operand(own - part, step), high = key_operand(own - part + 8, step);
                     SPARK_UNROLL
                     for (u32 i = 0; i < 2; ++i) {
                         query[step][i][0] = low[2 * i];
@@ -105,6 +117,7 @@ struct MmaPrefill {
     }
 
     SPARK_FN void load_keys(u32 t, u32 end) const {
+        if (t >= s.past) return load_new_keys(t, end);
         for (u32 n = anew(thread()); n < KEYS * OCTETS; n += PREFILL_THREADS) {
             const u32 row = n / OCTETS, octet = n % OCTETS;
             float key[8] = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -113,19 +126,64 @@ struct MmaPrefill {
         }
     }
 
-    // A thread transposes an octet of two neighbouring keys at a time. Of 16 keys, those of fourth `along` of the weights
-    // are 2 * along, the next one, and those eight further on. Eight neighbouring lanes take eight such pairs, which lie
-    // side by side, and the next ones other octets.
+    // Of new tokens alone, which are rotated and rounded already.
+    SPARK_FN void load_new_keys(u32 t, u32 end) const {
+        const u32 octets = call.head_dim / 8;
+        const u8* from = rounded_keys(call, block_z(), source.kv_head) + 16 * (i64)(t - s.past) * octets;
+        SPARK_UNROLL
+        for (u32 part = 0; part < KEYS * OCTETS; part += PREFILL_THREADS) {
+            const u32 n = part + thread(), row = n / OCTETS, octet = n % OCTETS;
+            Quad key = {0, 0, 0, 0};
+            if (octet < octets && t + row < end) key = load((const Quad*)from + (row * octets + octet));
+            keys.store(key_quad(row, octet), key);
+        }
+    }
+
+    // A thread transposes an octet of two neighbouring keys at a time. Of 16 keys, those of fourth `along` of the
+    // weights are 2 * along, the next one, and those eight further on. Eight neighbouring lanes take eight such pairs,
+    // which lie side by side, and the next ones other octets.
     SPARK_FN void load_values(u32 t, u32 end) const {
         const Shared<u32> words(values.at);
         for (u32 n = anew(thread()); n < KEYS / 2 * OCTETS; n += PREFILL_THREADS) {
             const u32 half = n % 2, step = n / 2 % 4, fourth = n / 32 % 4, octet = n / 8 % 4 + n / 128 * 4;
-            float v[2][8] = {};
-            if (8 * octet < call.head_dim) source.value(t + 16 * step + 8 * half + 2 * fourth, end, octet, v);
+            const u32 at = t + 16 * step + 8 * half + 2 * fourth;
+            u32 pairs[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            if (8 * octet < call.head_dim && at < end) {
+                if (at >= s.past && call.scalar == SPARK_FLOAT16) {
+                    new_values(at, end, octet, pairs);
+                } else {
+                    float v[2][8];
+                    source.value(at, end, octet, v);
+                    SPARK_UNROLL
+                    for (u32 k = 0; k < 8; ++k) pairs[k] = halves_of(v[0][k], v[1][k]);
+                }
+            }
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) {
                 const u32 quad = value_quad(8 * octet + k, 2 * fourth + step / 2);
-                words.store(4 * quad + 2 * (step % 2) + half, halves_of(v[0][k], v[1][k]));
+                words.store(4 * quad + 2 * (step % 2) + half, pairs[k]);
+            }
+        }
+    }
+
+    // An octet of the values of the keys at position `at` and the next one, each channel of both, of new tokens of
+    // float16.
+    SPARK_FN void new_values(u32 at, u32 end, u32 octet, u32 (&pairs)[8]) const {
+        const u32 i = at - s.past, next = at + 1 < end ? i + 1 : i;
+        const u16* data = (const u16*)call.value.data;
+        u32 first[4], second[4];
+        load_words(data + token_at(call.value, s.index, source.kv_head, i) + 8 * octet, first);
+        load_words(data + token_at(call.value, s.index, source.kv_head, next) + 8 * octet, second);
+        u32 odd = 0;
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) {
+            pairs[k] = permute_bytes(first[k / 2], second[k / 2], k % 2 ? 0x7632 : 0x5410);
+            odd |= (pairs[k] & 0x7c007c00) + 0x04000400;
+        }
+        if (SPARK_UNLIKELY(odd & 0x80008000)) {
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) {
+                pairs[k] = halves_of(finite_half(pairs[k] & 0xffff), finite_half(pairs[k] >> 16));
             }
         }
     }
@@ -141,7 +199,7 @@ struct MmaPrefill {
         for (u32 step = 0; step < STEPS; ++step) {
             SPARK_UNROLL
             for (u32 n = 0; n < ROWS; ++n) {
-                const Quad key = keys.load(key_quad(8 * n + across, 4 * step + along));
+                const Quad key = key_operand(8 * n, step);
                 mma_f16(query[step][0], {key[0], key[1]}, score[n]);
                 mma_f16(query[step][1], {key[2], key[3]}, score[n]);
             }
@@ -236,7 +294,7 @@ struct MmaPrefill {
         for (u32 n = 0; n < OCTETS; ++n) {
             SPARK_UNROLL
             for (u32 i = 0; i < 2; ++i) {
-                const Quad value = values.load(value_quad(8 * n + across, 2 * along + i));
+                const Quad value = value_operand(8 * n, i);
                 mma_f16(weights[2 * i], {value[0], value[1]}, weighted[n]);
                 mma_f16(weights[2 * i + 1], {value[2], value[3]}, weighted[n]);
             }

@@ -35,8 +35,8 @@ struct MatrixLanes {
     }
 };
 
-// Where the rows of one kind lie, keys or values, and how those of a tile come to LDS. Tiles of a wave are a multiple of
-// 16 bytes apart, so all begin at the same byte of 16, `shift`, in global memory and in LDS.
+// Where the rows of one kind lie, keys or values, and how those of a tile come to LDS. Tiles of a wave are a multiple
+// of 16 bytes apart, so all begin at the same byte of 16, `shift`, in global memory and in LDS.
 struct MmaCopies {
     const u32 row_bytes;
     const u8* next; // the first row of the tile that is asked for next
@@ -130,7 +130,7 @@ struct MatrixRows {
     SPARK_FN u32 key(u32 row) const { return key_begin + (row < last ? row : last) * call.key_row_bytes; }
     SPARK_FN u32 value(u32 row) const { return value_begin + (row < last ? row : last) * call.value_row_bytes; }
 
-    // The wave's first tile is that from `t` on; the others follow it at the distance that a block's waves take at once.
+    // The wave's first tile is that from `t` on; the others follow at the distance that a block's waves take at once.
     SPARK_FN void begin(u32 t) {
         keys.begin(t);
         values.begin(t);

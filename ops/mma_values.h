@@ -2,8 +2,8 @@
 // matrix_values.h is for AMD's matrix cores.
 //
 // Channels are the rows of a product and queries its columns. Lane l has, of keys 4 * (l % 4) to 4 * (l % 4) + 3, in
-// each 32 channels those from 4 * (l / 4) on, as many; and the weights of column l / 4, which are those of query l / 4 %
-// 4 that it has from the scores. Weight times scale is the sum of two float16 numbers, in columns l / 4 below 4 and
+// each 32 channels the four from 4 * (l / 4) on; and the weights of column l / 4, which are those of query l / 4 % 4
+// that it has from the scores. Weight times scale is the sum of two float16 numbers, in columns l / 4 below 4 and
 // above. Four-bit values may have a scale for each 32 channels.
 #ifndef SPARK_MMA_VALUES_H
 #define SPARK_MMA_VALUES_H

@@ -42,17 +42,17 @@
 // and each for itself in Quad, add_halves, truncate_halves as above and
 //   fused_halves(a, b, c)        a * b + c of two float16
 //   halves_of(a, b)              a and b as float16, to nearest even
-//   permute_bytes(low, high, s)  byte n is the byte of (high:low) that nibble n of s says: 0 to 7; 8 more: its sign bit,
-//                                eight times. Upper nibbles of s are ignored.
+//   permute_bytes(low, high, s)  byte n is the byte of (high:low) that nibble n of s says: 0 to 7; 8 more: its sign
+//                                bit, eight times. Upper nibbles of s are ignored.
 //   copies_to(byte)              what copies call that byte of LDS; a multiple of 16 where the byte is
 //   copy_async<BYTES>(at, from)  4 or 16 bytes of global memory to LDS, both aligned to as many, later
 //   end_copies()                 ends a group of such copies
 //   await_copies<LEFT>()         waits for the lane's own groups but the last LEFT
 //
-// Of C, lane l has columns 2 * (l % 4) and the next of row l / 4, and then of row l / 4 + 8. mma_i8: A is 16 by 32 and B
-// 32 by 8; lane l has of A, in this order, elements 4 * (l % 4) to 4 * (l % 4) + 3 of row l / 4 and of row l / 4 + 8, and
-// the same 16 elements further on of both; of B the same elements of column l / 4. mma_f16 likewise, with A 16 by 16, B 16
-// by 8, two elements a word from 2 * (l % 4) on, and then 8 elements further on. (NVIDIA's "PTX ISA", "Matrix
+// Of C, lane l has columns 2 * (l % 4) and the next of row l / 4, and then of row l / 4 + 8. mma_i8: A is 16 by 32 and
+// B 32 by 8; lane l has of A, in this order, elements 4 * (l % 4) to 4 * (l % 4) + 3 of row l / 4 and of row l / 4 + 8,
+// and the same 16 elements further on of both; of B the same elements of column l / 4. mma_f16 likewise, with A 16 by
+// 16, B 16 by 8, two elements a word from 2 * (l % 4) on, and then 8 elements further on. (NVIDIA's "PTX ISA", "Matrix
 // multiply-accumulate operation using mma instruction".)
 //
 // The control flow around a primitive in which all lanes take part is uniform in the wave (in the block for

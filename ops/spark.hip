@@ -46,6 +46,7 @@ SPARK_KERNEL(spark_decode_quantised_8x8, 128, 2) { decode_quantised<8, 8>(call);
 SPARK_KERNEL(spark_decode_quantised_16x1, 128, 4) { decode_quantised<16, 1>(call); }
 SPARK_KERNEL(spark_decode_quantised_16x4, 128, 4) { decode_quantised<16, 4>(call); }
 SPARK_KERNEL(spark_decode_quantised_16x8, 128, 2) { decode_quantised<16, 8>(call); }
+SPARK_KERNEL(spark_round_keys, 256, 4) { round_keys(call); }
 SPARK_KERNEL(spark_prefill_mma_64, 256, 2) { mma_prefill<64>(call); }
 SPARK_KERNEL(spark_prefill_mma_128, 256, 2) { mma_prefill<128>(call); }
 #endif

@@ -52,8 +52,9 @@ SPARK_FN void write_pair(const SparkCall& call, u32 head, u32 i, u32 split, u32 
         const float factor = sum > 0.0f ? 1.0f / sum : 0.0f, low = weighted[0] * factor, high = weighted[1] * factor;
         const i64 at = token_at(call.output, call.first_sequence + block_z(), head, i) + first;
         const bool halves = call.scalar == SPARK_FLOAT16;
-        const u32 pair[2] = {halves ? to_finite_half(low) : to_brain(low), halves ? to_finite_half(high) : to_brain(high)};
-        store((u32*)((u16*)call.output.data + at), pair[0] | pair[1] << 16);
+        const u32 first_bits = halves ? to_finite_half(low) : to_brain(low);
+        const u32 second_bits = halves ? to_finite_half(high) : to_brain(high);
+        store((u32*)((u16*)call.output.data + at), first_bits | second_bits << 16);
         return;
     }
     const i64 state = state_index(call, block_z(), head, i, split);

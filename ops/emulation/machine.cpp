@@ -267,7 +267,7 @@ void Machine::shared_access(uint32_t at, uint32_t bytes, bool write) {
 
 void Machine::copy_later(const Copy& copy) {
     check_global(copy.from, copy.bytes, "copy");
-    if (copy.to % copy.bytes != 0 || reinterpret_cast<uintptr_t>(copy.from) % copy.bytes != 0) trap("copies unaligned bytes");
+    if ((copy.to | reinterpret_cast<uintptr_t>(copy.from)) % copy.bytes != 0) trap("copies unaligned bytes");
     auto& copies = threads[now.thread].copies;
     if (copies.empty()) copies.emplace_back();
     copies.back().push_back(copy);

@@ -77,8 +77,8 @@ struct MmaI8 {
     static int of_b(uint32_t word, unsigned n) { return static_cast<uint8_t>(word >> 8 * n & 0xff); }
 };
 
-// C += A * B, 16 by 8. Row i of A and column j of B are in lanes 4 * (i % 8) + n and 4 * j + n, n the element within half
-// a depth, by words. C[i][j] is in lane 4 * (i % 8) + j / 2, there element 2 * (i / 8) + j % 2.
+// C += A * B, 16 by 8. Row i of A and column j of B are in lanes 4 * (i % 8) + n and 4 * j + n, n the element within
+// half a depth, by words. C[i][j] is in lane 4 * (i % 8) + j / 2, there element 2 * (i / 8) + j % 2.
 template <class Registers>
 void multiply_rows(const MatrixLane* const (&lanes)[32]) {
     constexpr unsigned HALF = Registers::DEPTH / 2, ELEMENTS = Registers::ELEMENTS;

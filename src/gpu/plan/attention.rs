@@ -30,7 +30,7 @@ use super::{
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
     BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, MMA_SLACK_BYTES,
-    PREFILL_THREADS, RECOVER_MEAN,
+    PREFILL_THREADS, RECOVER_MEAN, ROUND_THREADS,
 };
 use crate::gpu::params::{Call, Tokens};
 
@@ -80,6 +80,8 @@ struct Attend {
     min_keys: u32,
     /// Stored keys that take as long as one in the tail.
     tail_cost: u32,
+    /// Whether it reads new keys that are rotated and rounded before.
+    rounds_keys: bool,
 }
 
 impl Attend {
@@ -106,6 +108,7 @@ impl Attend {
             resident: PREFILL_BLOCKS,
             min_keys: MIN_PREFILL_KEYS,
             tail_cost: 1,
+            rounds_keys: false,
         }
     }
 
@@ -125,6 +128,7 @@ impl Attend {
             resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
             min_keys: MIN_PREFILL_KEYS,
             tail_cost: 1,
+            rounds_keys: false,
         }
     }
 
@@ -140,6 +144,7 @@ impl Attend {
             resident: PREFILL_BLOCKS,
             min_keys: MIN_PREFILL_KEYS,
             tail_cost: 1,
+            rounds_keys: true,
         }
     }
 
@@ -168,6 +173,7 @@ impl Attend {
                 resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
                 min_keys: MIN_DECODE_KEYS,
                 tail_cost: if matrix == MatrixCores::None { 1 } else { MATRIX_TAIL_COST },
+                rounds_keys: false,
             }
         };
         let matrix = of(if can { device.matrix } else { MatrixCores::None });
@@ -261,10 +267,19 @@ pub fn attention(
         (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
         let states = call.sequences as usize * query_heads * new * call.splits as usize;
         let splits = u64::from(call.splits);
+        let state_bytes = if call.splits > 1 { states * (d + 2) * 4 } else { 0 };
+        let mut workspace_bytes = state_bytes;
+        if attend.rounds_keys {
+            call.rounded_keys = 1;
+            let octets = (kv_heads * new * d / 8) as u64;
+            let blocks = octets.div_ceil(ROUND_THREADS.into());
+            plan.launches.push(launch(device, "spark_round_keys".into(), blocks, ROUND_THREADS, 0, call)?);
+            workspace_bytes = state_bytes.next_multiple_of(16) + call.sequences as usize * kv_heads * new * d * 2;
+        }
+        plan.workspace_bytes = plan.workspace_bytes.max(workspace_bytes);
         let Attend { kernel, threads, shared_bytes, .. } = &attend;
         plan.launches.push(launch(device, kernel.clone(), blocks * splits, *threads, *shared_bytes, call)?);
         if call.splits > 1 {
-            plan.workspace_bytes = plan.workspace_bytes.max(states * (d + 2) * 4);
             let queries = (query_heads * new) as u64;
             let blocks = queries.div_ceil(BLOCK_WAVES.into());
             plan.launches.push(launch(device, "spark_merge".into(), blocks, BLOCK_WAVES * wave, 0, call)?);

@@ -150,8 +150,9 @@ impl<'a> OnDevice<'a> {
     }
 
     pub fn run(&self, mut plan: Plan, wave: u32) -> Result<(), String> {
-        let workspace = (plan.workspace_bytes > 0).then(|| Memory::new(&vec![0xFF; plan.workspace_bytes]));
-        plan.set_workspace(workspace.as_ref().map_or(null_mut(), |w| w.at()));
+        // Aligned to 16 bytes, as plans ask for.
+        let workspace = (plan.workspace_bytes > 0).then(|| Memory::new(&vec![0xFF; plan.workspace_bytes + 15]));
+        plan.set_workspace(workspace.as_ref().map_or(null_mut(), |w| w.at().map_addr(|at| at.next_multiple_of(16))));
         gpu().run(&plan, wave)
     }
 

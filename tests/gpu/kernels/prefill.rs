@@ -95,7 +95,8 @@ fn prompts_are_the_cpus() {
         let on_device = OnDevice::new(&case, scalar, Layout::random(r), true);
         let units = r.pick(&[1, 304]);
         // Waves of 64 without matrix cores too, such as those of gfx906.
-        for device in [device(64, units), device(32, units), Device { matrix: MatrixCores::None, ..device(64, units) }] {
+        for device in [device(64, units), device(32, units), Device { matrix: MatrixCores::None, ..device(64, units) }]
+        {
             matrix += u32::from(device.matrix == MatrixCores::Mfma && case.geometry.new > 16);
             check(&case, scalar, &device, &on_device)
                 .unwrap_or_else(|e| panic!("seed {seed}, {scalar:?}, D {d}, {device:?}, {:?}: {e}", case.attention));
@@ -110,9 +111,12 @@ fn prompts_are_the_cpus() {
 fn tiles_may_be_ragged() {
     needs!(crate::emulation::at_hand());
     for (n, new) in [17, 31, 32, 33, 63, 64, 65, 127, 128, 129].into_iter().enumerate() {
-        for (past, scalar, d, wave) in
-            [(0, Scalar::F16, 64, 64), (63, Scalar::F32, 128, 64), (65, Scalar::F16, 256, 64), (65, Scalar::F16, 80, 32)]
-        {
+        for (past, scalar, d, wave) in [
+            (0, Scalar::F16, 64, 64),
+            (63, Scalar::F32, 128, 64),
+            (65, Scalar::F16, 256, 64),
+            (65, Scalar::F16, 80, 32),
+        ] {
             let seed = 6000 + n as u64;
             let mut case = chunk(seed, scalar, d, (Bits::B8, Bits::B8), 1, past, new);
             for window in [None, Some(33)] {
