@@ -15,6 +15,9 @@
 //!   cost more than longer pieces. A piece costs a state of D + 2 floats per query, written and read once;
 //!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes. Keys in the tail of a buffer are not taken by
 //!   matrix cores, so the last piece, which has them, is to be shorter.
+//! - *NVIDIA GPUs.* A multiprocessor is a compute unit with four SIMDs of 512 registers per lane. Four blocks fit
+//!   where registers are limited to 128; each wave has two tiles of 16 rows in LDS, one of which is on its way: 16
+//!   waves have 60 KB in flight, twice what 4.8 TB/s and 0.8 us ask for. So instructions are the limit.
 //! - *Rotated values.* Sums of stored values are rotated back once for each query, when pieces are merged. So the new
 //!   keys, whose values are dense, are a piece of their own, and there is always a merge: a launch and a state more
 //!   than a short cache would need, and nothing for each row.
