@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # tools/gpu.sh FOLDER: the operators on SparkExecutionProvider in genuine ONNX Runtime on an NVIDIA GPU: the conformance
-# tests, decoding in shared buffers of device memory, whole rewritten models: bundled ones, and two layers of Llama 3 8B's
-# shape with random weights. Writes FOLDER/gpu.json. Needs no network: Python ($PYTHON) with onnxruntime 1.24 or later,
-# onnx, numpy and pytest; and libspark_ort.so ($SPARK_ORT_LIBRARY, else that of target/release), built with nvcc, with
-# the program spark-ort beside it, here or where they were carried from.
+# tests, decoding in shared buffers of device memory, whole rewritten models: bundled ones, and two layers of Llama 3
+# 8B's shape with random weights. Writes FOLDER/gpu.json. Needs no network: Python ($PYTHON) with onnxruntime 1.24 or
+# later, onnx, numpy and pytest; and libspark_ort.so ($SPARK_ORT_LIBRARY, else that of target/release), built with nvcc,
+# with the program spark-ort beside it, here or where they were carried from.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:?"usage: tools/gpu.sh FOLDER"}

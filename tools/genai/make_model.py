@@ -2,10 +2,10 @@
 
     python make_model.py OUT [CONTEXT [SIZES]]
 
-The graph is the bundled one, as GenAI's model builder wrote it for CPUs, with other layers and sizes: SIZES is 1b, Llama
-3.2 1B (1.2 B parameters, if not given), or 8b, two of the layers of Llama 3 8B. Small models hide the cache behind
-everything else; what the weights are has no influence on speed and memory. CONTEXT is how many positions the tables of
-the rotation have, 16384 if not given.
+The graph is the bundled one, as GenAI's model builder wrote it for CPUs, with other layers and sizes: SIZES is 1b,
+Llama 3.2 1B (1.2 B parameters, if not given), or 8b, two of the layers of Llama 3 8B. Small models hide the cache
+behind everything else; what the weights are has no influence on speed and memory. CONTEXT is how many positions the
+tables of the rotation have, 16384 if not given.
 """
 
 import json
