@@ -11,7 +11,7 @@ help:
 	@echo 'make test-cuda      the operators on the CUDA execution provider, by emulation: no GPU is needed'
 	@echo 'make cuda           the kernels on an NVIDIA GPU: checked against the CPU, timed'
 	@echo 'make test-hosts     the package in GenAI, plain loops, Optimum (torch: several GB) and all ONNX Runtime versions'
-	@echo 'make bench-genai    a LLaMA of 1.2 B parameters in ONNX Runtime GenAI, original and rewritten, at 2k and 8k tokens'
+	@echo 'make bench-genai    models in ONNX Runtime GenAI, original and rewritten, and in llama.cpp where that is built'
 	@echo 'make eval           what compressed caches cost a real model, beside rivals (PyTorch to build it: several GB)'
 	@echo 'make eval-genai     the same in ONNX Runtime GenAI, by the logits that it hands out'
 	@echo 'make zoo            models of many families by the stock exporters, rewritten and compared (torch: several GB)'
@@ -71,6 +71,7 @@ zoo:
 
 bench-genai:
 	@tools/genai.sh
+	@tools/peers.sh
 
 fuzz:
 	@tools/fuzz.sh

@@ -92,6 +92,7 @@ struct SparkCall {
 
     unsigned key_companded; // 1: codes of keys, of 4 bits, are those of format 2
     unsigned value_groups;  // pairs of scale and minimum in a value row; of groups of VALUE_GROUP channels, if several
+    unsigned rounded_keys;  // 1: the workspace has the new keys in float16, see rounded.h
     unsigned value_rotated; // 1: value rows are rotated as in format 2. Attention: of a launch that has past tokens
 
     SparkSequence sequence[SPARK_MAX_SEQUENCES]; // of the launch
@@ -106,6 +107,6 @@ static_assert(__builtin_offsetof(SparkCall, bias) == 216, "offset");
 static_assert(__builtin_offsetof(SparkCall, workspace) == 248, "offset");
 static_assert(__builtin_offsetof(SparkCall, new_tokens) == 260, "offset");
 static_assert(__builtin_offsetof(SparkCall, scale) == 344, "offset");
-static_assert(__builtin_offsetof(SparkCall, sequence) == 388, "offset");
+static_assert(__builtin_offsetof(SparkCall, sequence) == 392, "offset");
 
 #endif

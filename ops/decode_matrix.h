@@ -1,12 +1,18 @@
-// Decoding of quantised rows on matrix cores: like decode.h, with stored keys taken 16 at a time.
+// Decoding of quantised rows on matrix cores: like decode.h, with stored keys taken 16 at a time. AMD's and NVIDIA's
+// differ in how rows come to the wave, in which lane has what, and in the products: MatrixRows, MatrixLanes, MatrixKeys
+// and MatrixValues.
 #ifndef SPARK_DECODE_MATRIX_H
 #define SPARK_DECODE_MATRIX_H
 
-#include "decode.h"
+#ifdef SPARK_MMA
+#include "mma_keys.h"
+#include "mma_values.h"
+#else
 #include "matrix_keys.h"
 #include "matrix_values.h"
+#endif
 
-// One wave's stored keys. A lane has a column and four keys of the scores, as matrix_keys.h leaves them.
+// One wave's stored keys. A lane has the scores of a query and four keys in each block of queries.
 template <u32 OCTETS, u32 COLUMNS, u32 KEY_BITS, u32 VALUE_BITS>
 struct DecodeMatrix {
     SPARK_CONSTANT u32 BLOCKS = (COLUMNS + 3) / 4; // of four queries
@@ -17,16 +23,18 @@ struct DecodeMatrix {
     const SparkCall& call;
     const Sequence& s;
     const u32 kv_head, first_column;
+    MatrixRows rows;
     MatrixKeys<OCTETS, BLOCKS, KEY_BITS> keys;
     MatrixValues<OCTETS, BLOCKS, VALUE_BITS> values;
     Keys seen[BLOCKS];
-    // To base 2, for the lane's column: the reference of the weights, which is the greatest sum of a score and the
+    // To base 2, for the lane's query: the reference of the weights, which is the greatest sum of a score and the
     // logarithm of its value's scale, less HEADROOM; and the sum of weights.
     float reference[BLOCKS], sum[BLOCKS];
 
-    // LDS: as left by queries_to_shared; after it the memory of MatrixKeys, which the waves' states reuse.
+    // LDS: as left by queries_to_shared; after it the memory of MatrixRows, which the waves' states reuse.
     SPARK_FN DecodeMatrix(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column)
-        : call(call), s(s), kv_head(kv_head), first_column(first_column), keys(call, region(call)), values(call) {
+        : call(call), s(s), kv_head(kv_head), first_column(first_column), rows(call, s, kv_head, region(call)),
+          keys(call, rows), values(call) {
         SPARK_UNROLL
         for (u32 b = 0; b < BLOCKS; ++b) {
             const bool exists = column(b) < COLUMNS;
@@ -41,31 +49,37 @@ struct DecodeMatrix {
     // Byte of LDS after units and queries, a multiple of 32.
     SPARK_FN static u32 region(const SparkCall& call) { return 4 * (1 + COLUMNS) * call.head_dim; }
 
-    // The first byte of LDS that neither the memory of MatrixKeys nor the waves' states take.
-    SPARK_FN static u32 end(const SparkCall& call, const KeyLayout& layout) {
-        const u32 words = MATRIX_TABLE_WORDS + DECODE_WAVES * decltype(keys)::wave_words(layout);
-        const u32 states = DECODE_WAVES * COLUMNS * (call.head_dim + 2);
-        return region(call) + 4 * (words > states ? words : states);
+    // The first byte of LDS that neither the memory of MatrixRows nor the waves' states take.
+    SPARK_FN static u32 end(const SparkCall& call) {
+        const u32 bytes = MatrixRows::block_bytes(call), states = 4 * DECODE_WAVES * COLUMNS * (call.head_dim + 2);
+        return region(call) + (bytes > states ? bytes : states);
     }
 
-    // Of the lane's column in block `b`.
-    SPARK_FN u32 column(u32 b) const { return 4 * b + lane() % 16 / 4; }
+    // Of the lane's query in block `b`.
+    SPARK_FN u32 column(u32 b) const { return 4 * b + MatrixLanes::query(); }
     SPARK_FN u32 token(u32 b) const { return (first_column + column(b)) / call.group; }
     SPARK_FN u32 head(u32 b) const { return kv_head * call.group + (first_column + column(b)) % call.group; }
 
     SPARK_FN void tiles(u32 start, u32 end) {
-        for (u32 t = start + wave() * MATRIX_KEYS; t < end; t += DECODE_WAVES * MATRIX_KEYS) tile(same(t), end);
+        const u32 stride = DECODE_WAVES * MATRIX_KEYS;
+        u32 t = start + wave() * MATRIX_KEYS, buffer = 0;
+        rows.begin(t);
+        rows.request(buffer, t, end);
+        for (; t < end; t += stride) {
+            rows.request(buffer ^ 1, t + stride, end);
+            rows.await(buffer, same(t), end);
+            tile(same(t), end);
+            buffer ^= 1;
+        }
     }
 
     // Adds the stored keys and values from `t` on, at most MATRIX_KEYS and below `end`.
     SPARK_FN void tile(u32 t, u32 end) {
         SPARK_NOTE_ROWS(MATRIX_KEYS, KEY_BITS, VALUE_BITS);
-        const u32 count = end - t < MATRIX_KEYS ? end - t : MATRIX_KEYS;
-        const i64 at = ((i64)s.index * call.kv_heads + kv_head) * call.past_rows + t;
-        values.fetch((const u8*)call.past_value + at * call.value_row_bytes, count);
-        stage_keys(call, keys.layout, s, kv_head, t, count, keys.staged);
+        values.fetch(rows);
+        rows.stage();
         float score[BLOCKS][4], p[BLOCKS][4];
-        keys.score(score);
+        keys.score(rows, score);
         SPARK_UNROLL
         for (u32 b = 0; b < BLOCKS; ++b) {
             const u32 stop = seen[b].end < end ? seen[b].end : end;
@@ -74,8 +88,8 @@ struct DecodeMatrix {
             SPARK_UNROLL
             for (u32 r = 0; r < 4; ++r) score[b][r] = from + r < count ? score[b][r] : NO_SCORE;
         }
-        if (has_more(call)) add_more(score, t);
-        values.limit();
+        if (SPARK_UNLIKELY(has_more(call))) add_more(score, t);
+        values.arrive(rows);
         weigh(score, p);
         values.add(p);
     }
@@ -112,7 +126,7 @@ struct DecodeMatrix {
             float most = NO_SCORE;
             SPARK_UNROLL
             for (u32 r = 0; r < 4; ++r) most = greatest(most, score[b][r] + size[r]);
-            if (vote(most > reference[b] + (HEADROOM + SLACK))) {
+            if (SPARK_UNLIKELY(vote(most > reference[b] + (HEADROOM + SLACK)))) {
                 SPARK_NOTE("rare");
                 refer(b, most);
             }
@@ -127,16 +141,14 @@ struct DecodeMatrix {
 
     // Raises the reference to `most` less HEADROOM if that is greater; all lanes of a query then agree on it.
     SPARK_FN void refer(u32 b, float most) {
-        most = greatest(most, shuffle_xor(most, 2));
-        most = greatest(most, shuffle_xor(most, 16));
-        most = greatest(most, shuffle_xor(most, 32));
-        most -= HEADROOM;
+        most = MatrixLanes::greatest_of_query(most) - HEADROOM;
+        float factor = 1.0f;
         if (most > reference[b]) {
-            const float factor = exp2_of(reference[b] > NO_SCORE ? reference[b] - most : -1000.0f);
+            factor = exp2_of(reference[b] > NO_SCORE ? reference[b] - most : -1000.0f);
             reference[b] = most;
             sum[b] *= factor;
-            values.rescale_sums(b, factor);
         }
+        values.rescale_sums(b, factor);
     }
 
     // Writes the wave's states to LDS: for each query D weighted sums, the greatest score, the sum of weights.
@@ -146,15 +158,13 @@ struct DecodeMatrix {
         block_barrier();
         SPARK_UNROLL
         for (u32 b = 0; b < BLOCKS; ++b) {
-            sum[b] += shuffle_xor(sum[b], 16);
-            sum[b] += shuffle_xor(sum[b], 32);
-            const bool exists = column(b) < COLUMNS;
+            sum[b] = MatrixLanes::sum_of_query(sum[b]);
             const u32 first = column(b) * (d + 2);
-            if (exists && keys.group == 0 && keys.part == 0) {
+            if (column(b) < COLUMNS && keys.group == 0 && keys.part == 0) {
                 states.store(first + d, reference[b] > NO_SCORE ? reference[b] * LN_2 : NO_SCORE);
                 states.store(first + d + 1, sum[b]);
             }
-            values.write(b, states, first, exists);
+            values.write(b, states, COLUMNS);
         }
         wave_barrier();
         return states;
@@ -164,7 +174,11 @@ struct DecodeMatrix {
 // Whether registers have room for the sums: src/gpu/plan chooses no other sizes.
 template <u32 OCTETS, u32 COLUMNS, u32 VALUE_BITS>
 SPARK_FN constexpr bool has_room() {
+#ifdef SPARK_MMA
+    return true;
+#else
     return OCTETS < 16 || COLUMNS <= 4 || VALUE_BITS == 8;
+#endif
 }
 
 // Computes the waves' states of the stored keys from `start` to below `end`, in LDS.
@@ -204,10 +218,11 @@ SPARK_FN void decode_quantised(const SparkCall& call) {
     if (in_tail < dense) {
         // LDS: for each wave the fields of TILE rows and KEY_SLACK_WORDS.
         const u32 staged_words = Dense::TILE * layout.words + KEY_SLACK_WORDS;
-        const u32 staged = DecodeMatrix<OCTETS, COLUMNS, 8, 8>::end(call, layout) + 4 * staged_words * wave();
+        const u32 staged = DecodeMatrix<OCTETS, COLUMNS, 8, 8>::end(call) + 4 * staged_words * wave();
         clear_row(staged, staged_words);
-        own.template tiles<IN_TAIL, Dense::STEPS>(layout, values, staged, keys.start > in_tail ? keys.start : in_tail,
-                                                  keys.end < dense ? keys.end : dense);
+        own.template tiles<IN_TAIL, TailSteps<Dense>::STEPS>(layout, values, staged,
+                                                             keys.start > in_tail ? keys.start : in_tail,
+                                                             keys.end < dense ? keys.end : dense);
     }
     own.template tiles<DENSE, 1>(layout, values, 0, keys.start > dense ? keys.start : dense, keys.end);
     own.merge_rows();

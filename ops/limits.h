@@ -21,6 +21,7 @@
 // Threads per block of other kernels.
 #define SPARK_GROW_THREADS 256
 #define SPARK_RECENT_THREADS 256
+#define SPARK_ROUND_THREADS 256
 #define SPARK_SALIENCY_THREADS 512
 #define SPARK_PREFILL_THREADS 256
 // Words that a thread of the copy of a growing cache handles side by side.
@@ -31,5 +32,8 @@
 // Keys of a tile for matrix cores, and words of the tables that unpack their codes (ops/matrix_keys.h).
 #define SPARK_MATRIX_KEYS 16
 #define SPARK_MATRIX_TABLE_WORDS 1536
+// Bytes beside the key rows and beside the value rows of a tile in LDS (ops/mma_rows.h): up to 12 before, and after key
+// rows what is read beyond the last one.
+#define SPARK_MMA_SLACK_BYTES 32
 
 #endif

@@ -13,13 +13,7 @@
 #ifndef SPARK_MATRIX_KEYS_H
 #define SPARK_MATRIX_KEYS_H
 
-#include "decode.h"
-
-// Keys of a product.
-SPARK_CONSTANT u32 MATRIX_KEYS = SPARK_MATRIX_KEYS;
-// LDS of a block, in words: for each byte of a mask, a quad of code selectors and bytes of kept channels; for each
-// byte of a sign plane, two words of signs.
-SPARK_CONSTANT u32 MATRIX_TABLE_WORDS = SPARK_MATRIX_TABLE_WORDS;
+#include "matrix_rows.h"
 
 template <u32 OCTETS, u32 BLOCKS, u32 KEY_BITS>
 struct MatrixKeys {
@@ -28,25 +22,19 @@ struct MatrixKeys {
     const SparkCall& call;
     const KeyLayout layout;
     const u32 row, group, part; // key and fourth of it; digit of the lane's column
+    // LDS, see MatrixRows.
     const Shared<Quad> masks;
     const Shared<u64> signs;
-    const u32 staged;           // bytes of LDS: the keys' fields, KEY_SLACK_WORDS
+    const u32 staged;
     const Shared<Quad> factors; // of each key, as bits
 
     u32 digits[BLOCKS][OWN][2];
     int digit_sum[BLOCKS];
     float unit[BLOCKS]; // of a digit, times scale, to base 2
 
-    // Words of LDS for each wave, a multiple of four.
-    SPARK_FN static u32 wave_words(const KeyLayout& layout) {
-        return (MATRIX_KEYS * layout.words + KEY_SLACK_WORDS + 3) / 4 * 4 + 4 * MATRIX_KEYS;
-    }
-
-    // The table is in LDS from byte `region` on, a multiple of 16, and each wave's words follow it.
-    SPARK_FN MatrixKeys(const SparkCall& call, u32 region)
-        : call(call), layout(call), row(lane() % 16), group(lane() / 16), part(lane() % 4), masks(region),
-          signs(region + 4 * 1024), staged(region + 4 * (MATRIX_TABLE_WORDS + wave_words(layout) * wave())),
-          factors(staged + 4 * (wave_words(layout) - 4 * MATRIX_KEYS)) {
+    SPARK_FN MatrixKeys(const SparkCall& call, const MatrixRows& rows)
+        : call(call), layout(call), row(lane() % 16), group(lane() / 16), part(lane() % 4), masks(rows.region),
+          signs(rows.region + 4 * 1024), staged(rows.staged), factors(rows.factors) {
         fill_tables();
         clear_row(staged, MATRIX_KEYS * layout.words + KEY_SLACK_WORDS);
         block_barrier();
@@ -195,7 +183,7 @@ struct MatrixKeys {
     }
 
     // Scores to base 2 of the staged keys, for the lane's column and keys 4 group to 4 group + 3.
-    SPARK_FN void score(float (&scores)[BLOCKS][4]) const {
+    SPARK_FN void score(const MatrixRows&, float (&scores)[BLOCKS][4]) const {
         share_factors();
         MatrixCounts f[BLOCKS][3];
         multiply(f);

@@ -7,7 +7,7 @@
 #ifndef SPARK_MATRIX_VALUES_H
 #define SPARK_MATRIX_VALUES_H
 
-#include "decode.h"
+#include "matrix_rows.h"
 
 template <u32 OCTETS, u32 BLOCKS, u32 BITS>
 struct MatrixValues {
@@ -55,9 +55,10 @@ struct MatrixValues {
         }
     }
 
-    // Loads `count` rows from `rows` on; those beyond repeat the last one.
-    SPARK_FN void fetch(const u8* rows, u32 count) {
-        const u32 last = (count - 1) * call.value_row_bytes;
+    // Loads the rows of the tile; those beyond repeat the last one.
+    SPARK_FN void fetch(const MatrixRows& tile) {
+        const u8* rows = tile.values();
+        const u32 last = (tile.count - 1) * call.value_row_bytes;
         SPARK_UNROLL
         for (u32 r = 0; r < 4; ++r) {
             const u32 at = begin[r] < last ? begin[r] : last;
@@ -78,7 +79,7 @@ struct MatrixValues {
 
     // After the rows have arrived: replaces scales and minima that are not finite, which hosts may pass, as `finite`
     // does.
-    SPARK_FN void limit() {
+    SPARK_FN void arrive(const MatrixRows&) {
         u32 odd = 0;
         SPARK_UNROLL
         for (u32 set = 0; set < SETS; ++set) {
@@ -184,8 +185,10 @@ struct MatrixValues {
         });
     }
 
-    // Writes the D sums of the block's column to LDS from `first` on, if it `exists`.
-    SPARK_FN void write(u32 b, const Shared<float>& states, u32 first, bool exists) {
+    // Writes the D sums of each of the block's queries to LDS, those of query c from c * (D + 2) on, if it is below
+    // `columns`.
+    SPARK_FN void write(u32 b, const Shared<float>& states, u32 columns) {
+        const u32 column = 4 * b + MatrixLanes::query(), first = column * (call.head_dim + 2);
         SPARK_UNROLL
         for (u32 set = 0; set < SETS; ++set) {
             minimum[b][set] += shuffle_xor(minimum[b][set], 16);
@@ -209,7 +212,8 @@ struct MatrixValues {
                     const float x = second ? high : low;
                     const float both = x + shuffle_xor(x, 1) + least;
                     const u32 channel = UNIT * (4 * group + r) + offset(w, k);
-                    if (exists && part == own_part && channel < call.head_dim) states.store(first + channel, both);
+                    const bool own = column < columns && part == own_part && channel < call.head_dim;
+                    if (own) states.store(first + channel, both);
                 }
             }
         }

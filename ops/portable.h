@@ -34,12 +34,36 @@
 // V_MFMA_I32_16X16X16I8 (AMD's "Instinct MI200" and "MI300" ISA guides; the formulas are those of its matrix
 // instruction calculator, github.com/ROCm/amd_matrix_instruction_calculator).
 //
+// SPARK_MMA is defined where kernels for NVIDIA's tensor cores are wanted. With them, waves have 32 lanes, and all take
+// part in
+//   mma_i8(a, b, c), mma_f16(a, b, c)   C (16 by 8) += A * B, as mma.m16n8k32 of signed by unsigned bytes and
+//                                mma.m16n8k16 of float16
+//   from_lane(v, lane)           v of that lane
+// and each for itself in Quad, add_halves, truncate_halves as above and
+//   fused_halves(a, b, c)        a * b + c of two float16
+//   halves_of(a, b)              a and b as float16, to nearest even
+//   permute_bytes(low, high, s)  byte n is the byte of (high:low) that nibble n of s says: 0 to 7; 8 more: its sign
+//                                bit, eight times. Upper nibbles of s are ignored.
+//   copies_to(byte)              what copies call that byte of LDS; a multiple of 16 where the byte is
+//   copy_async<BYTES>(at, from)  4 or 16 bytes of global memory to LDS, both aligned to as many, later
+//   end_copies()                 ends a group of such copies
+//   await_copies<LEFT>()         waits for the lane's own groups but the last LEFT
+//
+// Of C, lane l has columns 2 * (l % 4) and the next of row l / 4, and then of row l / 4 + 8. mma_i8: A is 16 by 32 and
+// B 32 by 8; lane l has of A, in this order, elements 4 * (l % 4) to 4 * (l % 4) + 3 of row l / 4 and of row l / 4 + 8,
+// and the same 16 elements further on of both; of B the same elements of column l / 4. mma_f16 likewise, with A 16 by
+// 16, B 16 by 8, two elements a word from 2 * (l % 4) on, and then 8 elements further on. (NVIDIA's "PTX ISA", "Matrix
+// multiply-accumulate operation using mma instruction".)
+//
 // The control flow around a primitive in which all lanes take part is uniform in the wave (in the block for
 // block_barrier).
 #ifndef SPARK_PORTABLE_H
 #define SPARK_PORTABLE_H
 
 #include "call.h"
+
+// A condition that is seldom true, whose code is to lie apart.
+#define SPARK_UNLIKELY(condition) __builtin_expect((condition) != 0, 0)
 
 typedef unsigned char u8;
 typedef unsigned short u16;

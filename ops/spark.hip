@@ -3,9 +3,14 @@
 // and the waves per SIMD for which registers are allocated (src/gpu/plan relies on them).
 #include "decode.h"
 #include "grow.h"
-#ifdef SPARK_MATRIX
+#if defined(SPARK_MATRIX) || defined(SPARK_MMA)
 #include "decode_matrix.h"
+#endif
+#ifdef SPARK_MATRIX
 #include "prefill_matrix.h"
+#endif
+#ifdef SPARK_MMA
+#include "mma_prefill.h"
 #endif
 #ifdef SPARK_NO_MATRIX
 #include "prefill.h"
@@ -33,6 +38,17 @@ SPARK_KERNEL(spark_prefill_matrix_f16_256, 256, 2) { matrix_prefill<u16, 256>(ca
 SPARK_KERNEL(spark_prefill_matrix_f32_64, 256, 2) { matrix_prefill<float, 64>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f32_128, 256, 2) { matrix_prefill<float, 128>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f32_256, 256, 2) { matrix_prefill<float, 256>(call); }
+#endif
+#ifdef SPARK_MMA
+SPARK_KERNEL(spark_decode_quantised_8x1, 128, 4) { decode_quantised<8, 1>(call); }
+SPARK_KERNEL(spark_decode_quantised_8x4, 128, 4) { decode_quantised<8, 4>(call); }
+SPARK_KERNEL(spark_decode_quantised_8x8, 128, 2) { decode_quantised<8, 8>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x1, 128, 4) { decode_quantised<16, 1>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x4, 128, 4) { decode_quantised<16, 4>(call); }
+SPARK_KERNEL(spark_decode_quantised_16x8, 128, 2) { decode_quantised<16, 8>(call); }
+SPARK_KERNEL(spark_round_keys, 256, 4) { round_keys(call); }
+SPARK_KERNEL(spark_prefill_mma_64, 256, 2) { mma_prefill<64>(call); }
+SPARK_KERNEL(spark_prefill_mma_128, 256, 2) { mma_prefill<128>(call); }
 #endif
 #ifdef SPARK_NO_MATRIX
 SPARK_KERNEL(spark_prefill_128, 256, 2) { prefill<128>(call); }

@@ -45,6 +45,27 @@ SPARK_FN void write_result(const SparkCall& call, u32 head, u32 i, u32 split, u3
     }
 }
 
+// The same for two channels from an even one on, of T float16 or bfloat16.
+SPARK_FN void write_pair(const SparkCall& call, u32 head, u32 i, u32 split, u32 first, float max, float sum,
+                         const float (&weighted)[2]) {
+    if (call.splits == 1) {
+        const float factor = sum > 0.0f ? 1.0f / sum : 0.0f, low = weighted[0] * factor, high = weighted[1] * factor;
+        const i64 at = token_at(call.output, call.first_sequence + block_z(), head, i) + first;
+        const bool halves = call.scalar == SPARK_FLOAT16;
+        const u32 first_bits = halves ? to_finite_half(low) : to_brain(low);
+        const u32 second_bits = halves ? to_finite_half(high) : to_brain(high);
+        store((u32*)((u16*)call.output.data + at), first_bits | second_bits << 16);
+        return;
+    }
+    const i64 state = state_index(call, block_z(), head, i, split);
+    store(state_values(call, state) + first, weighted[0]);
+    store(state_values(call, state) + first + 1, weighted[1]);
+    if (first == 0) {
+        store(state_scalars(call, state), max);
+        store(state_scalars(call, state) + 1, sum);
+    }
+}
+
 SPARK_CONSTANT u32 MERGE_WAVES = SPARK_BLOCK_WAVES;
 
 // Adds the weighted sums of pieces `from` to below `to`, from state `first` on, to channels that a wave shares.

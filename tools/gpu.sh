@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # tools/gpu.sh FOLDER: the operators on SparkExecutionProvider in genuine ONNX Runtime on an NVIDIA GPU: the conformance
-# tests, decoding in shared buffers of device memory, a whole rewritten model. Writes FOLDER/gpu.json. Needs no network:
-# Python ($PYTHON) with onnxruntime 1.24 or later, onnx, numpy and pytest; and target/release/libspark_ort.so, built
-# with nvcc, here or where it was carried from.
+# tests, decoding in shared buffers of device memory, whole rewritten models: bundled ones, and two layers of Llama 3
+# 8B's shape with random weights. Writes FOLDER/gpu.json. Needs no network: Python ($PYTHON) with onnxruntime 1.24 or
+# later, onnx, numpy and pytest; and libspark_ort.so ($SPARK_ORT_LIBRARY, else that of target/release), built with nvcc,
+# with the program spark-ort beside it, here or where they were carried from.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:?"usage: tools/gpu.sh FOLDER"}
 PYTHON=${PYTHON:-python3}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 export SPARK_ORT_LIBRARY=${SPARK_ORT_LIBRARY:-$PWD/target/release/libspark_ort.so}
 export SPARK_TEST_PROVIDER=SparkExecutionProvider SPARK_ORT_CPU=portable PYTHONDONTWRITEBYTECODE=1
 # part NAME COMMAND...: a part that fails does not keep the others from running.
@@ -30,6 +33,8 @@ part neighbours env SCENARIO_FOLDER="$out" "$PYTHON" tests/gpu/providers/scenari
 part threads "$PYTHON" tests/gpu/providers/scenarios.py side_by_side
 part again "$PYTHON" tests/gpu/providers/scenarios.py again
 part model "$PYTHON" tests/gpu/providers/scenarios.py language
+part folder env SCENARIO_FOLDER="$scratch" "$PYTHON" tests/gpu/providers/scenarios.py folder
+part large env SCENARIO_FOLDER="$scratch" "$PYTHON" tests/gpu/providers/scenarios.py large
 part conformance "$PYTHON" -m pytest -q -p no:cacheprovider ${SPARK_GPU_TESTS:-tests/operators/test_golden.py
     tests/operators/test_splitting.py tests/operators/test_foreign_numbers.py}
 "$PYTHON" - "$out" <<'PY'

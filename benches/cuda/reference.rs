@@ -17,6 +17,8 @@ use crate::shape::{Operators, Shape};
 const ZERO: f32 = 0.05;
 /// That difference may be this much, as in tests/gpu/kernels.
 pub const TOLERANCE: f32 = 1e-3;
+/// The same where tensor cores multiply operands that are rounded to float16, which those of prompts are.
+pub const ROUNDED_TOLERANCE: f32 = 2e-3 / ZERO;
 
 /// As many threads as the processor has.
 struct Threads;

@@ -15,8 +15,11 @@
 #define SPARK_ROLLED _Pragma("unroll 1")
 
 SPARK_CONSTANT u32 WAVE = 32;
-// Tensor cores use a different register layout.
 #define SPARK_NO_MATRIX
+// Those of compute capability 8.0 and later. `has_tensor_cores` of src/gpu/cuda/driver.rs asks the same.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#define SPARK_MMA
+#endif
 
 SPARK_FN u32 thread() { return threadIdx.x; }
 SPARK_FN u32 block_x() { return blockIdx.x; }
@@ -64,10 +67,13 @@ SPARK_FN float shuffle_xor(float v, u32 mask) { return __shfl_xor_sync(0xfffffff
 SPARK_FN void wave_barrier() { __syncwarp(); }
 SPARK_FN void block_barrier() { __syncthreads(); }
 
-SPARK_FN u32 anew(u32 x) { return x; }
+SPARK_FN u32 anew(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 SPARK_FN u32 popcount(u32 x) { return __popc(x); }
 SPARK_FN u32 popcount(u64 x) { return __popcll(x); }
-// The low word of (high:low) >> shift, shift below 32.
+// The low word of (high:low) >> shift % 32.
 SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return __funnelshift_r(low, high, shift); }
 
 // Of four nibbles, those of the low half.
@@ -100,8 +106,84 @@ SPARK_FN float product(const float (&a)[8], const float (&b)[8]) {
     for (u32 k = 0; k < 8; ++k) sum = fused(a[k], b[k], sum);
     return sum;
 }
-SPARK_FN float exp2_of(float x) { return exp2f(x); }
+// Subnormal results may become zero.
+SPARK_FN float exp2_of(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 SPARK_FN float round_even(float x) { return rintf(x); }
 SPARK_FN float sqrt_of(float x) { return __fsqrt_rn(x); }
+
+#ifdef SPARK_MMA
+struct alignas(16) Quad {
+    u32 words[4];
+    SPARK_FN u32 operator[](u32 i) const { return words[i]; }
+};
+
+template <class N>
+struct MatrixPart {
+    N numbers[4];
+    SPARK_FN N& operator[](u32 r) { return numbers[r]; }
+    SPARK_FN N operator[](u32 r) const { return numbers[r]; }
+};
+typedef MatrixPart<float> MatrixSums;
+typedef MatrixPart<int> MatrixCounts;
+
+SPARK_FN void mma_i8(const u32 (&a)[4], const u32 (&b)[2], MatrixCounts& c) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+SPARK_FN void mma_f16(const u32 (&a)[4], const u32 (&b)[2], MatrixSums& c) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+SPARK_FN u32 copies_to(u32 byte) { return (u32)__cvta_generic_to_shared((const u8*)spark_shared + byte); }
+template <u32 BYTES>
+SPARK_FN void copy_async(u32 at, const void* from) {
+    if constexpr (BYTES == 16) {
+        // Past the L1 cache: nothing is read again.
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(at), "l"(from) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" : : "r"(at), "l"(from) : "memory");
+    }
+}
+SPARK_FN void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <u32 LEFT>
+SPARK_FN void await_copies() {
+    asm volatile("cp.async.wait_group %0;" : : "n"(LEFT) : "memory");
+}
+
+SPARK_FN float from_lane(float v, u32 lane) { return __shfl_sync(0xffffffffu, v, (int)lane); }
+// __byte_perm ignores the highest bit of a selector.
+SPARK_FN u32 permute_bytes(u32 low, u32 high, u32 selectors) {
+    u32 picked;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(low), "r"(high), "r"(selectors));
+    return picked;
+}
+SPARK_FN u32 add_halves(u32 a, u32 b) {
+    u32 sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+SPARK_FN u32 fused_halves(u32 a, u32 b, u32 c) {
+    u32 sum;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+SPARK_FN u32 halves_of(float low, float high) {
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+SPARK_FN u32 truncate_halves(float a, float b) {
+    u32 both;
+    asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
+    return both;
+}
+#endif
 
 #endif

@@ -18,6 +18,8 @@ SPARK_CONSTANT u32 WAVE = SPARK_EMULATION;
 #define SPARK_NO_MATRIX
 #if SPARK_EMULATION == 64
 #define SPARK_MATRIX
+#else
+#define SPARK_MMA
 #endif
 
 SPARK_FN u32 thread() { return emulation::now.thread; }
@@ -93,8 +95,8 @@ SPARK_FN float shuffle_xor(float v, u32 mask) { return float_of(shuffle_xor(bits
 SPARK_FN void wave_barrier() { emulation::meet(emulation::Collective::WaveBarrier, 0, 0); }
 SPARK_FN void block_barrier() { emulation::meet(emulation::Collective::BlockBarrier, 0, 0); }
 
-// The low word of (high:low) >> shift, shift below 32.
-SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return (u32)(((u64)high << 32 | low) >> shift); }
+// The low word of (high:low) >> shift % 32.
+SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return (u32)(((u64)high << 32 | low) >> shift % 32); }
 
 SPARK_FN void look_up(u32 nibbles, const u32 (&table)[4], u32& low, u32& high) {
     low = high = 0;
@@ -120,7 +122,6 @@ SPARK_FN float exp2_of(float x) { return std::exp2(x); }
 SPARK_FN float round_even(float x) { return std::nearbyint(x); }
 SPARK_FN float sqrt_of(float x) { return std::sqrt(x); }
 
-#ifdef SPARK_MATRIX
 template <class N>
 struct MatrixPart {
     N numbers[4];
@@ -130,6 +131,20 @@ struct MatrixPart {
 typedef MatrixPart<float> MatrixSums;
 typedef MatrixPart<int> MatrixCounts;
 
+SPARK_FN u32 add_halves(u32 a, u32 b) {
+    const auto add = [](u32 x, u32 y) -> u32 { return float_to_half(half_to_float((u16)x) + half_to_float((u16)y)); };
+    return add(a & 0xffff, b & 0xffff) | add(a >> 16, b >> 16) << 16;
+}
+SPARK_FN u32 truncate_halves(float a, float b) {
+    const auto truncate = [](float x) -> u32 {
+        const u16 nearest = float_to_half(x);
+        // Of two neighbours, the one nearer to zero has the lower bits.
+        return nearest - (std::fabs(half_to_float(nearest)) > std::fabs(x));
+    };
+    return truncate(a) | truncate(b) << 16;
+}
+
+#ifdef SPARK_MATRIX
 SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
     emulation::MatrixLane own = {a, b, c.numbers};
     emulation::meet(emulation::Collective::MatrixF16, (u64)&own, 0);
@@ -155,16 +170,45 @@ SPARK_FN u32 pick_bytes(u32 high, u32 low, u32 selectors) {
     }
     return picked;
 }
-SPARK_FN u32 add_halves(u32 a, u32 b) {
-    const auto add = [](u32 x, u32 y) -> u32 { return float_to_half(half_to_float((u16)x) + half_to_float((u16)y)); };
-    return add(a & 0xffff, b & 0xffff) | add(a >> 16, b >> 16) << 16;
+#endif
+
+#ifdef SPARK_MMA
+SPARK_FN void mma_f16(const u32 (&a)[4], const u32 (&b)[2], MatrixSums& c) {
+    emulation::MatrixLane own = {a, b, c.numbers};
+    emulation::meet(emulation::Collective::MmaF16, (u64)&own, 0);
 }
-SPARK_FN u32 truncate_halves(float a, float b) {
-    const auto truncate = [](float x) -> u32 {
-        const u16 nearest = float_to_half(x);
-        // Of two neighbours, the one nearer to zero has the lower bits.
-        return nearest - (std::fabs(half_to_float(nearest)) > std::fabs(x));
+SPARK_FN void mma_i8(const u32 (&a)[4], const u32 (&b)[2], MatrixCounts& c) {
+    emulation::MatrixLane own = {a, b, c.numbers};
+    emulation::meet(emulation::Collective::MmaI8, (u64)&own, 0);
+}
+SPARK_FN u32 copies_to(u32 byte) { return byte; }
+template <u32 BYTES>
+SPARK_FN void copy_async(u32 to, const void* from) {
+    emulation::copy_later(to, from, BYTES);
+}
+SPARK_FN void end_copies() { emulation::end_copies(); }
+template <u32 LEFT>
+SPARK_FN void await_copies() {
+    emulation::await_copies(LEFT);
+}
+SPARK_FN u32 halves_of(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
+// Rounds twice: the products of codes are exact.
+SPARK_FN u32 fused_halves(u32 a, u32 b, u32 c) {
+    const auto one = [](u32 x, u32 y, u32 z) -> u32 {
+        return float_to_half(half_to_float((u16)x) * half_to_float((u16)y) + half_to_float((u16)z));
     };
-    return truncate(a) | truncate(b) << 16;
+    return one(a, b, c) | one(a >> 16, b >> 16, c >> 16) << 16;
+}
+SPARK_FN float from_lane(float v, u32 lane) {
+    return float_of((u32)emulation::meet(emulation::Collective::FromLane, bits_of(v), lane));
+}
+SPARK_FN u32 permute_bytes(u32 low, u32 high, u32 selectors) {
+    const u64 bytes = (u64)high << 32 | low;
+    u32 picked = 0;
+    for (u32 n = 0; n < 4; ++n) {
+        const u32 selector = selectors >> 4 * n & 15, byte = (u32)(bytes >> 8 * (selector & 7) & 0xff);
+        picked |= (selector < 8 ? byte : byte >> 7 ? 0xffu : 0u) << 8 * n;
+    }
+    return picked;
 }
 #endif

@@ -157,7 +157,7 @@ SPARK_FN u32 anew(u32 x) {
 
 SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
 SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
-// The low word of (high:low) >> shift, shift below 32.
+// The low word of (high:low) >> shift % 32.
 SPARK_FN u32 funnel_right(u32 high, u32 low, u32 shift) { return __builtin_amdgcn_alignbit(high, low, shift); }
 
 // Of four nibbles, the low half of each byte.

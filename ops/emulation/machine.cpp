@@ -32,12 +32,20 @@ std::map<uintptr_t, size_t> allowed;
 
 constexpr unsigned MOST_THREADS = 1024;
 
+// To LDS.
+struct Copy {
+    uint32_t to;
+    const void* from;
+    uint32_t bytes;
+};
+
 struct Thread {
     Context context;
     bool done = false, waits = false;
     Collective kind{};
     uint64_t value = 0;
     unsigned argument = 0;
+    std::vector<std::vector<Copy>> copies; // by groups, the last of which is not ended
 };
 
 class Machine {
@@ -48,6 +56,9 @@ class Machine {
     uint64_t meet(Collective kind, uint64_t value, unsigned argument);
     void check_global(const void* p, size_t bytes, const char* access);
     void shared_access(uint32_t at, uint32_t bytes, bool write);
+    void copy_later(const Copy& copy);
+    void end_copies();
+    void await_copies(unsigned left);
     [[noreturn]] static void run_thread();
 
   private:
@@ -138,7 +149,8 @@ bool Machine::run_wave(unsigned w) {
     const Thread& one = threads[first];
     for (unsigned t = first; t < first + wave; ++t) {
         const Thread& other = threads[t];
-        const bool same_wait = other.kind == one.kind && other.argument == one.argument;
+        const bool alike_argument = other.argument == one.argument || one.kind == Collective::FromLane;
+        const bool same_wait = other.kind == one.kind && alike_argument;
         const bool alike = other.done == one.done && (one.done || same_wait);
         if (!alike) {
             char text[160];
@@ -165,6 +177,14 @@ void Machine::answer(unsigned first) {
         if (kind == Collective::MatrixI8) return multiply<MatrixI8>(lanes);
         return kind == Collective::MatrixF16 ? multiply<MatrixF16>(lanes) : multiply<MatrixF32>(lanes);
     }
+    if (kind == Collective::MmaF16 || kind == Collective::MmaI8) {
+        const MatrixLane* lanes[32];
+        for (unsigned l = 0; l < 32; ++l) {
+            lanes[l] = reinterpret_cast<const MatrixLane*>(threads[first + l].value);
+            threads[first + l].waits = false;
+        }
+        return kind == Collective::MmaF16 ? multiply_rows<MmaF16>(lanes) : multiply_rows<MmaI8>(lanes);
+    }
     uint64_t values[64];
     uint64_t mask = 0;
     for (unsigned l = 0; l < wave; ++l) {
@@ -174,7 +194,8 @@ void Machine::answer(unsigned first) {
     for (unsigned l = 0; l < wave; ++l) {
         Thread& t = threads[first + l];
         t.waits = false;
-        t.value = t.kind == Collective::Vote ? mask : values[(l ^ t.argument) % wave];
+        const unsigned from = kind == Collective::FromLane ? t.argument : l ^ t.argument;
+        t.value = kind == Collective::Vote ? mask : values[from % wave];
     }
 }
 
@@ -244,6 +265,32 @@ void Machine::shared_access(uint32_t at, uint32_t bytes, bool write) {
     }
 }
 
+void Machine::copy_later(const Copy& copy) {
+    check_global(copy.from, copy.bytes, "copy");
+    if ((copy.to | reinterpret_cast<uintptr_t>(copy.from)) % copy.bytes != 0) trap("copies unaligned bytes");
+    auto& copies = threads[now.thread].copies;
+    if (copies.empty()) copies.emplace_back();
+    copies.back().push_back(copy);
+}
+
+void Machine::end_copies() {
+    auto& copies = threads[now.thread].copies;
+    if (copies.empty()) copies.emplace_back();
+    copies.emplace_back();
+}
+
+void Machine::await_copies(unsigned left) {
+    auto& copies = threads[now.thread].copies;
+    // The last group is not ended.
+    while (copies.size() > left + 1) {
+        for (const Copy& copy : copies.front()) {
+            shared_access(copy.to, copy.bytes, true);
+            std::memcpy(shared.data() + copy.to, copy.from, copy.bytes);
+        }
+        copies.erase(copies.begin());
+    }
+}
+
 } // namespace
 
 thread_local Now now;
@@ -257,6 +304,9 @@ void shared_read(uint32_t at, uint32_t bytes) { machine->shared_access(at, bytes
 void shared_write(uint32_t at, uint32_t bytes) { machine->shared_access(at, bytes, true); }
 uint64_t meet(Collective kind, uint64_t value, unsigned argument) { return machine->meet(kind, value, argument); }
 void trap(const char* what) { machine->trap(what); }
+void copy_later(uint32_t to, const void* from, uint32_t bytes) { machine->copy_later({to, from, bytes}); }
+void end_copies() { machine->end_copies(); }
+void await_copies(unsigned left) { machine->await_copies(left); }
 
 float half_to_float(uint16_t h) {
     const uint32_t sign = uint32_t{h & 0x8000u} << 16, magnitude = h & 0x7fffu;

@@ -24,7 +24,18 @@ struct Registration {
     Registration(const char* name, unsigned wave, unsigned threads, Kernel kernel);
 };
 
-enum class Collective : unsigned { Vote, Shuffle, MatrixF16, MatrixF32, MatrixI8, WaveBarrier, BlockBarrier };
+enum class Collective : unsigned {
+    Vote,
+    Shuffle,
+    FromLane,
+    MatrixF16,
+    MatrixF32,
+    MatrixI8,
+    MmaF16,
+    MmaI8,
+    WaveBarrier,
+    BlockBarrier
+};
 
 // The memory that the current thread may access without another check, and its position.
 struct Now {
@@ -40,6 +51,10 @@ void shared_write(uint32_t at, uint32_t bytes);
 // Waits for all lanes of the wave (all threads of the block for BlockBarrier), and returns the exchanged value.
 uint64_t meet(Collective kind, uint64_t value, unsigned argument);
 [[noreturn]] void trap(const char* what);
+// Copies to LDS by the current thread, which happen when they are waited for.
+void copy_later(uint32_t to, const void* from, uint32_t bytes);
+void end_copies();
+void await_copies(unsigned left);
 
 // A lane's registers for a matrix instruction; its address is the value that lanes exchange.
 struct MatrixLane {

@@ -1,4 +1,4 @@
-// Matrix instructions of a wave of 64 lanes, with the registers of CDNA.
+// Matrix instructions: of a wave of 64 lanes with the registers of CDNA, of one of 32 lanes with those of NVIDIA's mma.
 #ifndef SPARK_EMULATION_MATRIX_H
 #define SPARK_EMULATION_MATRIX_H
 
@@ -57,6 +57,40 @@ void multiply(const MatrixLane* const (&lanes)[64]) {
         for (unsigned j = 0; j < 16; ++j) {
             Sum& c = static_cast<Sum*>(lanes[j + 16 * (i / 4)]->c)[i % 4];
             for (unsigned k = 0; k < Registers::DEPTH; ++k) c += a[i][k] * b[k][j];
+        }
+    }
+}
+
+// mma.m16n8k16 of float16: word 2 * (k / 8) + row / 8 of A and word k / 8 of B, there element k % 2.
+struct MmaF16 {
+    using Sum = float;
+    static constexpr unsigned DEPTH = 16, ELEMENTS = 2;
+    static float of_a(uint32_t word, unsigned n) { return half_to_float(static_cast<uint16_t>(word >> 16 * n)); }
+    static float of_b(uint32_t word, unsigned n) { return of_a(word, n); }
+};
+
+// mma.m16n8k32 of signed by unsigned bytes: word 2 * (k / 16) + row / 8 of A and word k / 16 of B, there byte k % 4.
+struct MmaI8 {
+    using Sum = int;
+    static constexpr unsigned DEPTH = 32, ELEMENTS = 4;
+    static int of_a(uint32_t word, unsigned n) { return static_cast<int8_t>(word >> 8 * n & 0xff); }
+    static int of_b(uint32_t word, unsigned n) { return static_cast<uint8_t>(word >> 8 * n & 0xff); }
+};
+
+// C += A * B, 16 by 8. Row i of A and column j of B are in lanes 4 * (i % 8) + n and 4 * j + n, n the element within
+// half a depth, by words. C[i][j] is in lane 4 * (i % 8) + j / 2, there element 2 * (i / 8) + j % 2.
+template <class Registers>
+void multiply_rows(const MatrixLane* const (&lanes)[32]) {
+    constexpr unsigned HALF = Registers::DEPTH / 2, ELEMENTS = Registers::ELEMENTS;
+    for (unsigned i = 0; i < 16; ++i) {
+        for (unsigned j = 0; j < 8; ++j) {
+            auto& c = static_cast<typename Registers::Sum*>(lanes[4 * (i % 8) + j / 2]->c)[2 * (i / 8) + j % 2];
+            for (unsigned k = 0; k < Registers::DEPTH; ++k) {
+                const unsigned lane = k % HALF / ELEMENTS, element = k % ELEMENTS;
+                const uint32_t a = lanes[4 * (i % 8) + lane]->a[2 * (k / HALF) + i / 8];
+                const uint32_t b = lanes[4 * j + lane]->b[k / HALF];
+                c += Registers::of_a(a, element) * Registers::of_b(b, element);
+            }
         }
     }
 }

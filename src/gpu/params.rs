@@ -90,6 +90,7 @@ pub struct Call {
     pub tail_window: u32,
     pub key_companded: u32,
     pub value_groups: u32,
+    pub rounded_keys: u32,
     pub value_rotated: u32,
     pub sequence: [Sequence; MAX_SEQUENCES as usize],
 }
@@ -99,7 +100,7 @@ const _: () = {
     assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 12 && size_of::<Call>() == 1160);
     assert!(offset_of!(Call, past_key) == 128 && offset_of!(Call, bias) == 216);
     assert!(offset_of!(Call, workspace) == 248 && offset_of!(Call, new_tokens) == 260);
-    assert!(offset_of!(Call, scale) == 344 && offset_of!(Call, sequence) == 388);
+    assert!(offset_of!(Call, scale) == 344 && offset_of!(Call, sequence) == 392);
 };
 
 impl Default for Call {
@@ -157,6 +158,7 @@ impl Default for Call {
             tail_window: 0,
             key_companded: 0,
             value_groups: 0,
+            rounded_keys: 0,
             value_rotated: 0,
             sequence: [Sequence::default(); MAX_SEQUENCES as usize],
         }

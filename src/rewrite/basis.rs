@@ -63,21 +63,23 @@ impl Basis {
         let planes = |[two, four, eight]: [usize; 3]| Planes { eight, four: four - eight, two: two - four };
         loop {
             let room = [self.costs.len(), counts[0], counts[1]];
-            let mut best: Option<(f64, usize)> = None;
-            for level in 0..3 {
+            let raised = |(level, by): (usize, usize)| {
                 let mut more = counts;
-                more[level] += 1;
-                if more[level] > room[level] || planes(more).bytes() > bytes {
-                    continue;
-                }
+                more[level] += by;
+                more
+            };
+            let fits = |&step: &(usize, usize)| {
+                let more = raised(step);
+                more[step.0] <= room[step.0] && planes(more).bytes() <= bytes
+            };
+            // Planes are whole bytes, so that several directions may fit where one does not.
+            let steps = (0..3).filter_map(|level| (1..=4).map(|by| (level, by)).find(fits));
+            let gain = |&(level, _): &(usize, usize)| {
                 let bits = if level == 2 { 4.0 } else { 2.0 };
-                let gain = self.costs[counts[level]] * (ERRORS[level] - ERRORS[level + 1]) / bits;
-                if best.is_none_or(|(most, _)| gain > most) {
-                    best = Some((gain, level));
-                }
-            }
-            match best {
-                Some((_, level)) => counts[level] += 1,
+                self.costs[counts[level]] * (ERRORS[level] - ERRORS[level + 1]) / bits
+            };
+            match steps.max_by(|a, b| gain(a).total_cmp(&gain(b))) {
+                Some(step) => counts = raised(step),
                 None => return planes(counts),
             }
         }

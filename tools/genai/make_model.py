@@ -1,10 +1,11 @@
-"""Writes a LLaMA of about 1.2 B parameters with random int4 weights as an ONNX Runtime GenAI folder.
+"""Writes a large LLaMA with random int4 weights as an ONNX Runtime GenAI folder.
 
-    python make_model.py OUT [CONTEXT]
+    python make_model.py OUT [CONTEXT [SIZES]]
 
-The graph is the bundled one, as GenAI's model builder wrote it for CPUs, with more layers and the sizes of Llama 3.2
-1B. Small models hide the cache behind everything else; what the weights are has no influence on speed and memory.
-CONTEXT is how many positions the tables of the rotation have, 16384 if not given.
+The graph is the bundled one, as GenAI's model builder wrote it for CPUs, with other layers and sizes: SIZES is 1b,
+Llama 3.2 1B (1.2 B parameters, if not given), or 8b, two of the layers of Llama 3 8B. Small models hide the cache
+behind everything else; what the weights are has no influence on speed and memory. CONTEXT is how many positions the
+tables of the rotation have, 16384 if not given.
 """
 
 import json
@@ -18,7 +19,8 @@ import onnx
 from onnx import TensorProto, helper
 
 BUNDLED = Path(__file__).parents[2] / "graphs/genai-cpu-int4"
-LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, VOCABULARY = 16, 2048, 32, 8, 64, 8192, 128256
+SIZES = {"1b": (16, 2048, 32, 8, 64, 8192, 128256), "8b": (2, 4096, 32, 8, 128, 14336, 128256)}
+LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, VOCABULARY = SIZES[(sys.argv[3:] or ["1b"])[0]]
 ROPE_THETA = 500_000.0
 # Weights of one scale.
 BLOCK = 32
@@ -161,7 +163,7 @@ def configure(out, context):
         shutil.copy(BUNDLED / name, out)
 
 
-def main(out, context=16384):
+def main(out, context=16384, _sizes=None):
     out = Path(out)
     if (out / "genai_config.json").exists():
         return

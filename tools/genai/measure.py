@@ -1,9 +1,9 @@
 """Measures a model folder in ONNX Runtime GenAI, in a process of its own: prints one line of JSON.
 
-    python measure.py FOLDER CONTEXT NEW [CHUNK]
+    python measure.py FOLDER CONTEXT NEW [CHUNK [THREADS]]
 
-CONTEXT tokens are the prompt, read at once or in chunks of CHUNK tokens, NEW more are generated one by one. Past and
-present share a buffer for all, as genai_config.json has it.
+CONTEXT tokens are the prompt, read at once (CHUNK 0) or in chunks of CHUNK tokens, NEW more are generated one by one.
+Past and present share a buffer for all, as genai_config.json has it.
 """
 
 import json
@@ -21,11 +21,14 @@ def memory(field):
     return int(line.split()[1]) * 1024
 
 
-def main(folder, context, new, chunk=0):
-    context, new, chunk = int(context), int(new), int(chunk)
+def main(folder, context, new, chunk=0, threads=0):
+    context, new, chunk, threads = int(context), int(new), int(chunk), int(threads)
     config = og.Config(folder)
     if chunk:
         config.overlay(json.dumps({"search": {"chunk_size": chunk}}))
+    if threads:
+        options = {"intra_op_num_threads": threads}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     model = og.Model(config)
     loaded, load_peak = memory("VmRSS"), memory("VmHWM")
     # From here on, what loading took at most is forgotten.

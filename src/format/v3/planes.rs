@@ -255,13 +255,17 @@ mod tests {
             let error = |row: &[u8]| -> f64 {
                 let mut read = vec![0.0; d];
                 planes.decode(row, &mut read);
-                let off = |j: usize| f64::from(saliency[j] * (f16::from_f32(key[j]).to_f32() - read[j]));
+                let off = |j: usize| f64::from(saliency[j]) * f64::from(f16::from_f32(key[j]).to_f32() - read[j]);
                 (0..planes.kept()).map(|j| off(j).powi(2)).sum()
             };
             let mut row = vec![0; planes.bytes()];
             planes.encode(&key, &saliency, &mut row);
-            let kept = &key[..planes.kept()];
-            let size = (kept.iter().map(|x| x * x).sum::<f32>() / kept.len() as f32).sqrt();
+            let mut rounded = vec![0.0; d];
+            let mut slot = vec![0; 2 * d];
+            write_dense_key(&key, &mut slot);
+            read_slot(&slot, &mut rounded);
+            let kept = &rounded[..planes.kept()];
+            let size = (sum(kept, |x| x * x) / kept.len() as f32).sqrt();
             for factor in SCALES {
                 let scale = finite_f16(factor * size);
                 let mut other = scale.to_le_bytes().to_vec();

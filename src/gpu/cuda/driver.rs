@@ -7,7 +7,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use libloading::os::unix::{Library, RTLD_NOW};
 
 use crate::gpu::error::GpuError;
-use crate::gpu::plan;
+use crate::gpu::plan::{self, MatrixCores};
 use crate::gpu::runtime::{
     CodeFormat, Current, Handle, KernelLaunch, Previous, Properties, Runtime, functions, reason, text,
 };
@@ -44,6 +44,12 @@ functions! {
         cuGetErrorName: (c_int, *mut *const c_char);
         cuGetErrorString: (c_int, *mut *const c_char);
     }
+}
+
+/// Whether the code for devices of compute capability `major` and later has the kernels for tensor cores, as
+/// `ops/device/cuda.h` decides.
+fn has_tensor_cores(major: u32) -> bool {
+    major >= 8
 }
 
 /// The CUDA driver.
@@ -171,7 +177,7 @@ impl Runtime for Cuda {
             wave_size: attribute(WARP_SIZE)?,
             compute_units: attribute(MULTIPROCESSOR_COUNT)?,
             shared_bytes: attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            matrix: false,
+            matrix: if has_tensor_cores(major) { MatrixCores::Mma } else { MatrixCores::None },
         };
         Ok(Properties { arch: format!("sm_{major}{minor}"), for_plan })
     }
@@ -239,5 +245,19 @@ impl Runtime for Cuda {
 
     fn code(&self) -> &dyn CodeFormat {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::sources::SOURCES;
+
+    #[test]
+    fn tensor_cores_are_those_of_the_kernels() {
+        let (_, header) = SOURCES.iter().find(|(name, _)| *name == "device/cuda.h").unwrap();
+        let (condition, _) = header.split_once("\n#define SPARK_MMA").unwrap();
+        let least = condition.rsplit_once(" >= ").unwrap().1.parse::<u32>().unwrap() / 10;
+        assert!(!has_tensor_cores(least / 10 - 1) && has_tensor_cores(least / 10) && least % 10 == 0);
     }
 }

@@ -7,7 +7,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use super::arch::{has_matrix_cores, processor};
 use crate::gpu::error::GpuError;
-use crate::gpu::plan;
+use crate::gpu::plan::{self, MatrixCores};
 use crate::gpu::runtime::{
     CodeFormat, Current, Handle, KernelLaunch, Previous, Properties, Runtime, functions, reason, text,
 };
@@ -257,7 +257,7 @@ fn read_properties(bytes: &[u8], layout: PropertiesLayout) -> Result<Properties,
         compute_units: int(layout.compute_units),
         // A size_t whose high half is zero.
         shared_bytes: int(layout.shared_bytes),
-        matrix: has_matrix_cores(processor(&arch)),
+        matrix: if has_matrix_cores(processor(&arch)) { MatrixCores::Mfma } else { MatrixCores::None },
     };
     let name = |c: char| c.is_ascii_alphanumeric() || ":+-_".contains(c);
     if !arch.starts_with("gfx") || !arch.chars().all(name) || for_plan.compute_units == 0 {
@@ -278,7 +278,8 @@ mod tests {
             bytes[layout.wave_size] = 64;
             bytes[layout.compute_units] = 104;
             bytes[layout.shared_bytes + 2] = 1;
-            let for_plan = plan::Device { wave_size: 64, compute_units: 104, shared_bytes: 65536, matrix: true };
+            let for_plan =
+                plan::Device { wave_size: 64, compute_units: 104, shared_bytes: 65536, matrix: MatrixCores::Mfma };
             let expected = Properties { arch: "gfx90a:xnack-".into(), for_plan };
             assert_eq!(read_properties(&bytes, layout), Ok(expected));
             assert!(read_properties(&bytes, other).is_err());

@@ -15,6 +15,9 @@
 //!   cost more than longer pieces. A piece costs a state of D + 2 floats per query, written and read once;
 //!   [`MIN_DECODE_KEYS`] keys keep that below a tenth of the rows' bytes. Keys in the tail of a buffer are not taken by
 //!   matrix cores, so the last piece, which has them, is to be shorter.
+//! - *NVIDIA GPUs.* A multiprocessor is a compute unit with four SIMDs of 512 registers per lane. Four blocks fit
+//!   where registers are limited to 128; each wave has two tiles of 16 rows in LDS, one of which is on its way: 16
+//!   waves have 60 KB in flight, twice what 4.8 TB/s and 0.8 us ask for. So instructions are the limit.
 //! - *Rotated values.* Sums of stored values are rotated back once for each query, when pieces are merged. So the new
 //!   keys, whose values are dense, are a piece of their own, and there is always a merge: a launch and a state more
 //!   than a short cache would need, and nothing for each row.
@@ -24,20 +27,38 @@
 
 use super::tail::tails;
 use super::tensors::base;
-use super::{AttentionTensors, Device, Inputs, Plan, PlanError, check, launch, narrow, row_words, sequences};
+use super::{
+    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, check, launch, narrow, row_words, sequences,
+};
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
-    BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, PREFILL_THREADS,
-    RECOVER_MEAN,
+    BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, MMA_SLACK_BYTES,
+    PREFILL_THREADS, RECOVER_MEAN, ROUND_THREADS,
 };
 use crate::gpu::params::{Call, Tokens};
 
 /// Blocks of a decoding kernel that a compute unit holds at once: the number of waves that a SIMD has registers for,
 /// since each block has one wave on every SIMD.
-fn decode_blocks(octets: u32, columns: u32, matrix: bool) -> u32 {
-    if columns > 4 || matrix && octets > 8 { 2 } else { 3 }
+fn decode_blocks(octets: u32, columns: u32, matrix: MatrixCores) -> u32 {
+    match matrix {
+        MatrixCores::Mma => {
+            if columns > 4 {
+                2
+            } else {
+                4
+            }
+        }
+        MatrixCores::Mfma if octets > 8 => 2,
+        _ => {
+            if columns > 4 {
+                2
+            } else {
+                3
+            }
+        }
+    }
 }
-/// The same for prefill kernels: without matrix cores LDS holds one block, with them registers allow two.
+/// The same for prefill kernels: without AMD's matrix cores LDS or registers hold one block, with them two.
 const PREFILL_BLOCKS: u32 = 1;
 const MATRIX_BLOCKS: u32 = 2;
 /// Fewest keys of a piece.
@@ -62,15 +83,18 @@ struct Attend {
     min_keys: u32,
     /// Stored keys that take as long as one in the tail.
     tail_cost: u32,
+    /// Whether it reads new keys that are rotated and rounded before.
+    rounds_keys: bool,
 }
 
 impl Attend {
     fn new(device: &Device, call: &Call, key_words: u32) -> Self {
         let pairs = u64::from(call.group) * u64::from(call.new_tokens);
-        match (pairs > MOST_DECODE_COLUMNS.into(), device.matrix) {
-            (false, _) => Self::decode(device, call, key_words, pairs),
-            (true, false) => Self::prefill(call, key_words),
-            (true, true) => Self::matrix_prefill(device, call, key_words),
+        match device.matrix {
+            _ if pairs <= MOST_DECODE_COLUMNS.into() => Self::decode(device, call, key_words, pairs),
+            MatrixCores::Mfma => Self::matrix_prefill(device, call, key_words),
+            MatrixCores::Mma if call.scalar != FLOAT32 && call.head_dim <= 128 => Self::mma_prefill(call, key_words),
+            MatrixCores::None | MatrixCores::Mma => Self::prefill(call, key_words),
         }
     }
 
@@ -87,6 +111,7 @@ impl Attend {
             resident: PREFILL_BLOCKS,
             min_keys: MIN_PREFILL_KEYS,
             tail_cost: 1,
+            rounds_keys: false,
         }
     }
 
@@ -106,47 +131,83 @@ impl Attend {
             resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
             min_keys: MIN_PREFILL_KEYS,
             tail_cost: 1,
+            rounds_keys: false,
         }
     }
 
-    /// `decode` of `ops/decode.h`, and `decode_quantised` of `ops/decode_matrix.h` for quantised rows on matrix cores.
+    /// `MmaPrefill` of `ops/mma_prefill.h`.
+    fn mma_prefill(call: &Call, key_words: u32) -> Self {
+        let channels = call.head_dim.next_power_of_two().max(64);
+        let keys = 64;
+        Self {
+            kernel: format!("spark_prefill_mma_{channels}"),
+            columns: 128,
+            threads: PREFILL_THREADS,
+            shared_bytes: 2 * 2 * keys * channels + 4 * source_words(call, keys, key_words),
+            resident: PREFILL_BLOCKS,
+            min_keys: MIN_PREFILL_KEYS,
+            tail_cost: 1,
+            rounds_keys: true,
+        }
+    }
+
+    /// `decode_quantised` of `ops/decode_matrix.h` where it can, else `decode` of `ops/decode.h`.
     fn decode(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
         let (d, wave) = (call.head_dim, device.wave_size);
         let octets = (d / 8).next_power_of_two().max(8);
         let quantised = call.key_bits < 16 && call.value_bits < 16;
         // Drawn magnitudes differ by position, so such rows are read one by one.
-        let matrix = device.matrix && quantised && call.recover <= RECOVER_MEAN && octets <= 16;
-        let columns = match pairs {
-            0..=1 => 1,
-            // Registers have no room for more sums.
-            _ if matrix && octets == 16 && call.value_bits == 4 => 4,
-            2..=4 => 4,
-            _ => 8,
+        let can = quantised && call.recover <= RECOVER_MEAN && octets <= 16;
+        let of = |matrix| {
+            let columns = match pairs {
+                0..=1 => 1,
+                // Registers have no room for more sums.
+                _ if matrix == MatrixCores::Mfma && octets == 16 && call.value_bits == 4 => 4,
+                2..=4 => 4,
+                _ => 8,
+            };
+            let shared_bytes = decode_shared_bytes(call, wave, key_words, columns, matrix);
+            let name = if matrix == MatrixCores::None { "" } else { "quantised_" };
+            Self {
+                kernel: format!("spark_decode_{name}{octets}x{columns}"),
+                columns,
+                threads: BLOCK_WAVES * wave,
+                shared_bytes,
+                resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
+                min_keys: MIN_DECODE_KEYS,
+                tail_cost: if matrix == MatrixCores::None { 1 } else { MATRIX_TAIL_COST },
+                rounds_keys: false,
+            }
         };
-        let states = BLOCK_WAVES / 2 * columns * (d + 2);
-        let tile = wave / octets * if columns > 1 { 2 } else { 4 };
-        let staged = BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS);
-        let words = if matrix {
-            let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
-            let tiles = MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS);
-            // After the queries: the tables and the waves' rows, whose memory the states of all waves reuse; and after
-            // these the rows of keys that are in the tail.
-            columns * d + tiles.max(2 * states) + if call.tail_window > 0 { staged } else { 0 }
-        } else {
-            let setup = (columns + 1) * d;
-            setup.max(staged).max(states)
-        };
-        let shared_bytes = 4 * (d + words);
-        Self {
-            kernel: format!("spark_decode_{}{octets}x{columns}", if matrix { "quantised_" } else { "" }),
-            columns,
-            threads: BLOCK_WAVES * wave,
-            shared_bytes,
-            resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
-            min_keys: MIN_DECODE_KEYS,
-            tail_cost: if matrix { MATRIX_TAIL_COST } else { 1 },
-        }
+        let matrix = of(if can { device.matrix } else { MatrixCores::None });
+        // Rows may be longer than their fields, and whole ones come to LDS on NVIDIA GPUs.
+        if matrix.shared_bytes > device.shared_bytes { of(MatrixCores::None) } else { matrix }
     }
+}
+
+/// Bytes of LDS of a decoding kernel for blocks of `columns` queries.
+fn decode_shared_bytes(call: &Call, wave: u32, key_words: u32, columns: u32, matrix: MatrixCores) -> u32 {
+    let d = call.head_dim;
+    let octets = (d / 8).next_power_of_two().max(8);
+    let states = BLOCK_WAVES / 2 * columns * (d + 2);
+    let tile = wave / octets * if columns > 1 { 2 } else { 4 };
+    let staged = BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS);
+    // After the queries: the waves' rows, whose memory the states of all waves reuse; and after these the rows of keys
+    // that are in the tail.
+    let with_tiles = |tiles: u32| columns * d + tiles.max(2 * states) + if call.tail_window > 0 { staged } else { 0 };
+    let words = match matrix {
+        MatrixCores::None => ((columns + 1) * d).max(staged).max(states),
+        MatrixCores::Mfma => {
+            let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
+            with_tiles(MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS))
+        }
+        MatrixCores::Mma => {
+            // Two buffers of key and value rows, and factors of keys.
+            let rows = (call.key_row_bytes + call.value_row_bytes) / 4;
+            with_tiles(BLOCK_WAVES * (2 * (MATRIX_KEYS * rows + 2 * MMA_SLACK_BYTES / 4) + 4 * MATRIX_KEYS))
+        }
+    };
+    4 * (d + words)
 }
 
 /// Words of LDS that `Source` of `ops/source.h` takes for tiles of `keys` keys.
@@ -209,10 +270,19 @@ pub fn attention(
         (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
         let states = call.sequences as usize * query_heads * new * call.splits as usize;
         let splits = u64::from(call.splits);
+        let state_bytes = if call.splits > 1 { states * (d + 2) * 4 } else { 0 };
+        let mut workspace_bytes = state_bytes;
+        if attend.rounds_keys {
+            call.rounded_keys = 1;
+            let octets = (kv_heads * new * d / 8) as u64;
+            let blocks = octets.div_ceil(ROUND_THREADS.into());
+            plan.launches.push(launch(device, "spark_round_keys".into(), blocks, ROUND_THREADS, 0, call)?);
+            workspace_bytes = state_bytes.next_multiple_of(16) + call.sequences as usize * kv_heads * new * d * 2;
+        }
+        plan.workspace_bytes = plan.workspace_bytes.max(workspace_bytes);
         let Attend { kernel, threads, shared_bytes, .. } = &attend;
         plan.launches.push(launch(device, kernel.clone(), blocks * splits, *threads, *shared_bytes, call)?);
         if call.splits > 1 {
-            plan.workspace_bytes = plan.workspace_bytes.max(states * (d + 2) * 4);
             let queries = (query_heads * new) as u64;
             let blocks = queries.div_ceil(BLOCK_WAVES.into());
             plan.launches.push(launch(device, "spark_merge".into(), blocks, BLOCK_WAVES * wave, 0, call)?);

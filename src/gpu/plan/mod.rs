@@ -26,8 +26,19 @@ pub struct Device {
     pub compute_units: u32,
     /// Bytes of LDS that a block may use.
     pub shared_bytes: u32,
-    /// Whether its code has the kernels with matrix cores instead of those without.
-    pub matrix: bool,
+    /// Those that its code has kernels for.
+    pub matrix: MatrixCores,
+}
+
+/// What multiplies matrices, and what it is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatrixCores {
+    /// Nothing does.
+    None,
+    /// AMD's: quantised rows in decoding, and prompts.
+    Mfma,
+    /// NVIDIA's tensor cores: quantised rows in decoding.
+    Mma,
 }
 
 /// One launch of a kernel.

@@ -12,13 +12,19 @@ from .code_object import Kernel, instruction_words, kernels
 from .loops import assembly, blocks, kinds, turn
 
 SOURCES = Path(__file__).parents[3] / "ops"
-# Name, most threads, waves a SIMD that the cost model of src/gpu/plan counts on.
-DECLARED = {
-    name: (int(threads), int(waves))
-    for name, threads, waves in re.findall(
-        r"^SPARK_KERNEL\((\w+), (\d+), (\d+)\)", (SOURCES / "spark.hip").read_text(), re.MULTILINE
-    )
-}
+# Kernels of AMD GPUs, and of NVIDIA's tensor cores, some of which have the same names.
+ALL = (SOURCES / "spark.hip").read_text()
+[OF_TENSOR_CORES] = re.findall(r"^#ifdef SPARK_MMA\n(SPARK_KERNEL.*?)^#endif", ALL, re.MULTILINE | re.DOTALL)
+OF_AMD = ALL.replace(OF_TENSOR_CORES, "")
+
+
+def kernels_in(text: str) -> dict[str, tuple[int, int]]:
+    """Name, most threads, waves a SIMD that the cost model of src/gpu/plan counts on."""
+    found = re.findall(r"^SPARK_KERNEL\((\w+), (\d+), (\d+)\)", text, re.MULTILINE)
+    return {name: (int(threads), int(waves)) for name, threads, waves in found}
+
+
+DECLARED = kernels_in(OF_AMD)
 SIZE_OF_CALL = int(re.search(r"sizeof\(SparkCall\) == (\d+)", (SOURCES / "call.h").read_text())[1])
 # Registers of a lane on one SIMD, and how many a wave takes at least at a time (LLVM AMDGPU usage, and the compiler's
 # own occupancy tables).
@@ -98,6 +104,9 @@ def test_a_plan_counts_on_what_is_declared() -> None:
             assert waves == (2 if columns > 4 or decode[1] and octets > 8 else 3), name
         if "_matrix_" in name:
             assert waves == 2, f"{name}: MATRIX_BLOCKS of src/gpu/plan"
+    for name, (_, waves) in kernels_in(OF_TENSOR_CORES).items():
+        if decode := re.fullmatch(r"spark_decode_quantised_\d+x(\d+)", name):
+            assert waves == (2 if int(decode[1]) > 4 else 4), name
 
 
 # Vector instructions and products of a row pair, rounded up, that docs/performance.md derives the kernels' speed from.

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use ndarray::{Array4, ArrayD, Axis, concatenate};
 use spark_ort::call::{Geometry, QueryLayout};
 use spark_ort::format::{Bits, RowFormat};
-use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Plan, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, MatrixCores, Plan, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::gpu::{Memory, gpu};
@@ -15,7 +15,12 @@ use crate::emulation::gpu::{Memory, gpu};
 pub const SCALARS: [Scalar; 3] = [Scalar::F16, Scalar::F32, Scalar::Bf16];
 
 pub fn device(wave: u32, compute_units: u32) -> Device {
-    Device { wave_size: wave, compute_units, shared_bytes: 65536, matrix: wave == 64 }
+    Device {
+        wave_size: wave,
+        compute_units,
+        shared_bytes: 65536,
+        matrix: if wave == 64 { MatrixCores::Mfma } else { MatrixCores::Mma },
+    }
 }
 
 /// `x` as T holds it.
@@ -145,8 +150,9 @@ impl<'a> OnDevice<'a> {
     }
 
     pub fn run(&self, mut plan: Plan, wave: u32) -> Result<(), String> {
-        let workspace = (plan.workspace_bytes > 0).then(|| Memory::new(&vec![0xFF; plan.workspace_bytes]));
-        plan.set_workspace(workspace.as_ref().map_or(null_mut(), |w| w.at()));
+        // Aligned to 16 bytes, as plans ask for.
+        let workspace = (plan.workspace_bytes > 0).then(|| Memory::new(&vec![0xFF; plan.workspace_bytes + 15]));
+        plan.set_workspace(workspace.as_ref().map_or(null_mut(), |w| w.at().map_addr(|at| at.next_multiple_of(16))));
         gpu().run(&plan, wave)
     }
 

@@ -4,7 +4,7 @@ use std::ptr::{null, null_mut};
 
 use spark_ort::call::{Geometry, Lengths};
 use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
-use spark_ort::gpu::plan::{self, AttentionTensors, Inputs, PlanError, PruneOutputs, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, MatrixCores, PlanError, PruneOutputs, Scalar};
 
 use crate::on_device::{case_of, device};
 
@@ -27,7 +27,9 @@ fn every_row_fits_lds() {
                 let plan = plan::attention(&device(wave, 304), &case.geometry, &lengths, &settings, &inputs, &tensors);
                 let launch = &plan.unwrap().launches[0];
                 let few = group * new > 4 || bits == Bits::B8 && wave == 64 && (72..=128).contains(&d);
-                let blocks = if launch.kernel.contains("prefill") { 1 } else { if few { 2 } else { 3 } };
+                // NVIDIA GPUs have more than these 64 KiB.
+                let one = launch.kernel.contains("prefill") || launch.kernel.contains("quantised") && wave == 32;
+                let blocks = if one { 1 } else { if few { 2 } else { 3 } };
                 assert!(
                     launch.shared_bytes * blocks <= 65536,
                     "{}: {} bytes, D {d}",
@@ -94,7 +96,8 @@ fn rotated_values_are_apart_from_new_ones() {
             let call = &plan.launches[0].call;
             assert_eq!((call.splits, call.value_rotated), (splits, u32::from(past > 0)), "{past} and {new}");
             assert!(past == 0 || (call.splits - 1) * call.split_keys >= past as u32);
-            assert_eq!(plan.launches.len(), splits.min(2) as usize);
+            let before = plan.launches.iter().filter(|launch| launch.kernel == "spark_round_keys").count();
+            assert_eq!(plan.launches.len() - before, splits.min(2) as usize);
         }
     }
 }
@@ -106,19 +109,22 @@ fn the_piece_with_the_tail_is_shorter() {
     (case.attention.common.query_heads, case.attention.common.kv_heads) = (32, 8);
     (case.attention.window, case.geometry.query_heads, case.geometry.kv_heads) = (None, 32, 8);
     let keys = 76 * 448;
-    let last_piece = |window: usize, wave: u32| {
+    let last_piece = |window: usize, device: Device| {
         let mut settings = case.attention.clone();
         settings.common.tail_window = window;
         let geometry = Geometry { batch: 1, new: 1, past: keys + 100, ..case.geometry.clone() };
         let lengths = Lengths { total: keys, past: vec![keys - 1], new: vec![1] };
         let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
         let inputs = Inputs::none(Scalar::F16);
-        let plan = plan::attention(&device(wave, 304), &geometry, &lengths, &settings, &inputs, &tensors).unwrap();
+        let plan = plan::attention(&device, &geometry, &lengths, &settings, &inputs, &tensors).unwrap();
         let call = &plan.launches[0].call;
         (call.split_keys, keys as u32 - (call.splits - 1) * call.split_keys)
     };
-    assert_eq!(last_piece(0, 64), (448, 448));
-    let (piece, last) = last_piece(64, 64);
-    assert!(last + 3 * 64 <= piece, "{last} keys after pieces of {piece}");
-    assert_eq!(last_piece(64, 32), last_piece(0, 32));
+    assert_eq!(last_piece(0, device(64, 304)), (448, 448));
+    for device in [device(64, 304), device(32, 304)] {
+        let (piece, last) = last_piece(64, device);
+        assert!(last + 3 * 64 <= piece, "{last} keys after pieces of {piece}");
+        let without = Device { matrix: MatrixCores::None, ..device };
+        assert_eq!(last_piece(64, without), last_piece(0, without));
+    }
 }

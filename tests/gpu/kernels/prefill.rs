@@ -6,7 +6,7 @@ use ndarray::Array4;
 use spark_ort::call::{Geometry, Lengths, QueryLayout};
 use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
-use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, MatrixCores, Scalar};
 
 use crate::common::{Case, Random};
 use crate::emulation::Emulation;
@@ -16,8 +16,13 @@ use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, case_of
 
 /// Whether the kernels multiply float16 on matrix cores.
 fn in_halves(case: &Case, scalar: Scalar, device: &Device) -> bool {
-    let (_, heads, new, _) = case.query.dim();
-    device.matrix && scalar != Scalar::F32 && heads / case.geometry.kv_heads * new > 16
+    let (_, heads, new, d) = case.query.dim();
+    let can = match device.matrix {
+        MatrixCores::None => false,
+        MatrixCores::Mfma => true,
+        MatrixCores::Mma => d <= 128,
+    };
+    can && scalar != Scalar::F32 && heads / case.geometry.kv_heads * new > 16
 }
 
 /// Every element within `tolerance` of the expected one, relative to it and to values of size `zero`.
@@ -90,8 +95,9 @@ fn prompts_are_the_cpus() {
         let on_device = OnDevice::new(&case, scalar, Layout::random(r), true);
         let units = r.pick(&[1, 304]);
         // Waves of 64 without matrix cores too, such as those of gfx906.
-        for device in [device(64, units), Device { matrix: false, ..device(64, units) }] {
-            matrix += u32::from(device.matrix && case.geometry.new > 16);
+        for device in [device(64, units), device(32, units), Device { matrix: MatrixCores::None, ..device(64, units) }]
+        {
+            matrix += u32::from(device.matrix == MatrixCores::Mfma && case.geometry.new > 16);
             check(&case, scalar, &device, &on_device)
                 .unwrap_or_else(|e| panic!("seed {seed}, {scalar:?}, D {d}, {device:?}, {:?}: {e}", case.attention));
         }
@@ -105,13 +111,18 @@ fn prompts_are_the_cpus() {
 fn tiles_may_be_ragged() {
     needs!(crate::emulation::at_hand());
     for (n, new) in [17, 31, 32, 33, 63, 64, 65, 127, 128, 129].into_iter().enumerate() {
-        for (past, scalar, d) in [(0, Scalar::F16, 64), (63, Scalar::F32, 128), (65, Scalar::F16, 256)] {
+        for (past, scalar, d, wave) in [
+            (0, Scalar::F16, 64, 64),
+            (63, Scalar::F32, 128, 64),
+            (65, Scalar::F16, 256, 64),
+            (65, Scalar::F16, 80, 32),
+        ] {
             let seed = 6000 + n as u64;
             let mut case = chunk(seed, scalar, d, (Bits::B8, Bits::B8), 1, past, new);
             for window in [None, Some(33)] {
                 case.attention.window = window;
                 let on_device = OnDevice::new(&case, scalar, HEADS_FIRST, true);
-                check(&case, scalar, &device(64, 1), &on_device)
+                check(&case, scalar, &device(wave, 1), &on_device)
                     .unwrap_or_else(|e| panic!("{new} after {past}, window {window:?}, {scalar:?}, D {d}: {e}"));
             }
         }
@@ -125,8 +136,9 @@ fn a_chunk_after_a_long_cache() {
     for (scalar, group, new) in [(Scalar::F16, 4, 8), (Scalar::F32, 2, 20), (Scalar::Bf16, 1, 40)] {
         let case = chunk(7, scalar, 128, (Bits::B8, Bits::B8), group, 1700, new);
         let on_device = OnDevice::new(&case, scalar, HEADS_FIRST, true);
-        for units in [1, 304] {
-            check(&case, scalar, &device(64, units), &on_device).unwrap_or_else(|e| panic!("{scalar:?}, {units}: {e}"));
+        for (wave, units) in [(64, 1), (64, 304), (32, 1), (32, 304)] {
+            check(&case, scalar, &device(wave, units), &on_device)
+                .unwrap_or_else(|e| panic!("{scalar:?}, wave {wave}, {units}: {e}"));
         }
     }
 }
@@ -164,10 +176,12 @@ fn small_weights_count() {
     case.query.slice_mut(ndarray::s![.., .., .., 0]).fill(1.0);
     (case.key, case.value) = (Array4::zeros([1, 1, new, d]), Array4::ones([1, 1, new, d]));
     let on_device = OnDevice::new(&case, Scalar::F16, HEADS_FIRST, true);
-    let got = on_device.attend(&device(64, 1)).unwrap();
-    let others = (past - 1) as f32 * (-10.5f32).exp();
-    assert!((got[[0, 0, 0, 0]] - others / (1.0 + others)).abs() < 1e-3, "{}", got[[0, 0, 0, 0]]);
-    check(&case, Scalar::F16, &device(64, 1), &on_device).unwrap();
+    for wave in [64, 32] {
+        let got = on_device.attend(&device(wave, 1)).unwrap();
+        let others = (past - 1) as f32 * (-10.5f32).exp();
+        assert!((got[[0, 0, 0, 0]] - others / (1.0 + others)).abs() < 1e-3, "{}", got[[0, 0, 0, 0]]);
+        check(&case, Scalar::F16, &device(wave, 1), &on_device).unwrap();
+    }
 }
 
 /// Lanes find their operands in LDS, and put keys and values there, without waiting for each other.

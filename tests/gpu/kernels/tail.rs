@@ -6,7 +6,7 @@ use spark_ort::bits::bit;
 use spark_ort::call::Lengths;
 use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::Bits;
-use spark_ort::gpu::plan::{Device, Scalar};
+use spark_ort::gpu::plan::{Device, MatrixCores, Scalar};
 
 use crate::common::{Case, Random};
 use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, grid, round_tensors};
@@ -112,7 +112,7 @@ fn outputs_are_the_cpus() {
         let layout = Layout::random(r);
         let device = device(wave, r.pick(&[1, 304]));
         let on_device = OnDevice::new(&case, scalar, layout, true);
-        for device in [device, Device { matrix: false, ..device }] {
+        for device in [device, Device { matrix: MatrixCores::None, ..device }] {
             prefill::check(&case, scalar, &device, &on_device).unwrap_or_else(|e| {
                 panic!("seed {seed}, {scalar:?}, D {d}, {bits:?}, {device:?}, {layout:?}, {:?}: {e}", case.attention)
             });

@@ -10,6 +10,7 @@ It prints one line of JSON. Settings and random calls come from tests/operators.
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -284,12 +285,20 @@ def language():
     return {"difference": max(differences)}
 
 
-def folder(capacity="160"):
+def large(capacity="400"):
+    """The same as `folder` for two layers of Llama 3 8B's shape, with random weights."""
+    source = pathlib.Path(os.environ["SCENARIO_FOLDER"], "large")
+    script = pathlib.Path(__file__).parents[3] / "tools/genai/make_model.py"
+    subprocess.run([sys.executable, script, source, "16384", "8b"], check=True)
+    return folder(capacity, source)
+
+
+def folder(capacity="160", source=pathlib.Path(__file__).parents[3] / "graphs/genai-cpu-int4"):
     """A GenAI folder as `spark-ort rewrite` makes it, in one buffer for past and present: greatest difference of its
     logits from the CPU's, whether the first layer's buffers are the CPU's, and how many numbers of their free rows are
     written."""
     target = pathlib.Path(os.environ["SCENARIO_FOLDER"], "folder")
-    source = pathlib.Path(__file__).parents[3] / "graphs/genai-cpu-int4"
+    shutil.rmtree(target, ignore_errors=True)
     program = pathlib.Path(models.library_path()).with_name("spark-ort")
     package = pathlib.Path(ort.__file__).parent
     variables = {**os.environ, "ORT_DYLIB_PATH": str(next(package.glob("capi/libonnxruntime.so.*")))}

@@ -1,0 +1,360 @@
+// Attention for many queries on tensor cores, of T float16 or bfloat16: what prefill_matrix.h is for AMD's matrix
+// cores, with operands rounded to float16 as there. A block of eight waves takes QUERIES columns, (new token, query
+// head) pairs of one KV head with adjacent tokens, and a piece of their keys; a wave has 16 of the columns, as rows of
+// the products.
+//
+// Keys and values are decoded once per tile, to float16 in LDS. Scores are in the layout of the weights in the second
+// product, operand A, so weights never leave the lane, which has two of the queries. The order of channels within 32,
+// and of keys within 64, is that in which a lane finds its operands of two or four instructions side by side.
+#ifndef SPARK_MMA_PREFILL_H
+#define SPARK_MMA_PREFILL_H
+
+#include "rounded.h"
+#include "source.h"
+
+// For head sizes up to CHANNELS, padded with zeros. LDS: a tile of keys and one of values; then the memory of `Source`.
+// src/gpu/plan computes the same total.
+template <u32 CHANNELS>
+struct MmaPrefill {
+    SPARK_CONSTANT u32 WAVE_QUERIES = 16;
+    SPARK_CONSTANT u32 QUERIES = WAVE_QUERIES * PREFILL_THREADS / WAVE;
+    SPARK_CONSTANT u32 KEYS = 64;
+    SPARK_CONSTANT u32 OCTETS = CHANNELS / 8;
+    SPARK_CONSTANT u32 STEPS = CHANNELS / 32; // of 32 channels, two instructions each
+    SPARK_CONSTANT u32 ROWS = KEYS / 8;       // tiles of 8 keys
+    SPARK_CONSTANT u32 TILE_BYTES = 2 * KEYS * CHANNELS;
+    // As in prefill_matrix.h: weights are at most 2^15.
+    static constexpr float EXPONENT = 15.0f, UNIT = 1.0f / 32768.0f;
+
+    const SparkCall& call;
+    const Sequence& s;
+    const u32 first_column, columns;
+    const Source<OCTETS, KEYS> source;
+    const Shared<Quad> keys, values;
+    const u32 across, along; // of the lane, in operands: row or column, and which fourth of the elements
+
+    Keys seen[2], some, every; // by the lane's queries; by any and by each of the wave's
+    u32 query[STEPS][2][4], weights[KEYS / 16][4];
+    float max[2], sum[2];
+    MatrixSums weighted[OCTETS];
+
+    SPARK_FN MmaPrefill(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column, u32 columns)
+        : call(call), s(s), first_column(first_column), columns(columns), source(call, s, kv_head, 2 * TILE_BYTES),
+          keys(0), values(TILE_BYTES), across(lane() / 4), along(lane() % 4) {
+        SPARK_UNROLL
+        for (u32 h = 0; h < 2; ++h) {
+            seen[h] = seen_by(call, s, source.token(column(h)));
+            max[h] = NO_SCORE;
+            sum[h] = 0.0f;
+        }
+        SPARK_UNROLL
+        for (u32 n = 0; n < OCTETS; ++n) weighted[n] = MatrixSums{0.0f, 0.0f, 0.0f, 0.0f};
+        // The first of adjacent tokens sees the earliest keys, the last one the latest. Unused columns may see
+        // anything: they are not written.
+        const u32 first = first_column + WAVE_QUERIES * wave();
+        const u32 end = first + WAVE_QUERIES < columns ? first + WAVE_QUERIES : columns;
+        const u32 from = source.token(first), to = first < columns ? source.token(end - 1) : from;
+        const Keys a = seen_by(call, s, from), b = seen_by(call, s, to);
+        some.start = a.start;
+        some.end = from < s.valid ? seen_by(call, s, to < s.valid ? to : s.valid - 1).end : 0;
+        every.start = b.start;
+        every.end = to < s.valid ? a.end : 0;
+    }
+
+    // The lane's columns, `h` 0 and 1.
+    SPARK_FN u32 column(u32 h) const { return first_column + WAVE_QUERIES * wave() + 8 * h + across; }
+
+    // Where in its tile an octet of a key lies, and quad `i` of a channel of all values, so that eight lanes side by
+    // side use all banks.
+    SPARK_FN static u32 key_quad(u32 row, u32 octet) { return row * OCTETS + (octet ^ 4 * (row % 2)); }
+    SPARK_FN static u32 value_quad(u32 channel, u32 i) {
+        return channel * (KEYS / 8) + (i ^ (channel % 2 + channel / 8 % 4 * 2));
+    }
+
+    // The lane's fourth of 32 channels from 32 * step on, of 8 keys from `row` on, and its quad `i` of 8 channels from
+    // `channel` on. Same positions as above, with the terms that do not depend on the lane apart: constants become part
+    // of the instruction.
+    SPARK_FN Quad key_operand(u32 row, u32 step) const {
+        const u32 lanes = across * OCTETS + along + (4 * (across % 2) ^ 4 * (step % 2));
+        return keys.load(lanes + step / 2 * 8 + row * OCTETS);
+    }
+    SPARK_FN Quad value_operand(u32 channel, u32 i) const {
+        const u32 lanes = across * (KEYS / 8) + 2 * (along ^ channel / 8 % 4) + (i ^ across % 2);
+        return values.load(lanes + channel * (KEYS / 8));
+    }
+
+    SPARK_FN void put_key(u32 row, u32 octet, const float (&x)[8]) const {
+        keys.store(key_quad(row, octet), Quad{halves_of(x[0], x[1]), halves_of(x[2], x[3]), halves_of(x[4], x[5]),
+                                              halves_of(x[6], x[7])});
+    }
+
+    // Through LDS, so that each is read once; as many at a time as a tile has keys.
+    SPARK_FN void load_queries() {
+        for (u32 part = 0; part < QUERIES; part += KEYS) {
+            block_barrier();
+            for (u32 n = thread(); n < KEYS * OCTETS; n += PREFILL_THREADS) {
+                const u32 row = n / OCTETS, octet = n % OCTETS;
+                float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+                if (8 * octet < call.head_dim) source.query(first_column + part + row, octet, q);
+                put_key(row, octet, q);
+            }
+            block_barrier();
+            const u32 own = WAVE_QUERIES * wave();
+            if (own / KEYS * KEYS == part) {
+                SPARK_UNROLL
+                for (u32 step = 0; step < STEPS; ++step) {
+                    const Quad low = key_operand(own - part, step), high = key_operand(own - part + 8, step);
+                    SPARK_UNROLL
+                    for (u32 i = 0; i < 2; ++i) {
+                        query[step][i][0] = low[2 * i];
+                        query[step][i][1] = high[2 * i];
+                        query[step][i][2] = low[2 * i + 1];
+                        query[step][i][3] = high[2 * i + 1];
+                    }
+                }
+            }
+        }
+    }
+
+    SPARK_FN void load_keys(u32 t, u32 end) const {
+        if (t >= s.past) return load_new_keys(t, end);
+        for (u32 n = anew(thread()); n < KEYS * OCTETS; n += PREFILL_THREADS) {
+            const u32 row = n / OCTETS, octet = n % OCTETS;
+            float key[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            if (8 * octet < call.head_dim) source.key(t, row, end, octet, key);
+            put_key(row, octet, key);
+        }
+    }
+
+    // Of new tokens alone, which are rotated and rounded already.
+    SPARK_FN void load_new_keys(u32 t, u32 end) const {
+        const u32 octets = call.head_dim / 8;
+        const u8* from = rounded_keys(call, block_z(), source.kv_head) + 16 * (i64)(t - s.past) * octets;
+        SPARK_UNROLL
+        for (u32 part = 0; part < KEYS * OCTETS; part += PREFILL_THREADS) {
+            const u32 n = part + thread(), row = n / OCTETS, octet = n % OCTETS;
+            Quad key = {0, 0, 0, 0};
+            if (octet < octets && t + row < end) key = load((const Quad*)from + (row * octets + octet));
+            keys.store(key_quad(row, octet), key);
+        }
+    }
+
+    // A thread transposes an octet of two neighbouring keys at a time. Of 16 keys, those of fourth `along` of the
+    // weights are 2 * along, the next one, and those eight further on. Eight neighbouring lanes take eight such pairs,
+    // which lie side by side, and the next ones other octets.
+    SPARK_FN void load_values(u32 t, u32 end) const {
+        const Shared<u32> words(values.at);
+        for (u32 n = anew(thread()); n < KEYS / 2 * OCTETS; n += PREFILL_THREADS) {
+            const u32 half = n % 2, step = n / 2 % 4, fourth = n / 32 % 4, octet = n / 8 % 4 + n / 128 * 4;
+            const u32 at = t + 16 * step + 8 * half + 2 * fourth;
+            u32 pairs[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            if (8 * octet < call.head_dim && at < end) {
+                if (at >= s.past && call.scalar == SPARK_FLOAT16) {
+                    new_values(at, end, octet, pairs);
+                } else {
+                    float v[2][8];
+                    source.value(at, end, octet, v);
+                    SPARK_UNROLL
+                    for (u32 k = 0; k < 8; ++k) pairs[k] = halves_of(v[0][k], v[1][k]);
+                }
+            }
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) {
+                const u32 quad = value_quad(8 * octet + k, 2 * fourth + step / 2);
+                words.store(4 * quad + 2 * (step % 2) + half, pairs[k]);
+            }
+        }
+    }
+
+    // An octet of the values of the keys at position `at` and the next one, each channel of both, of new tokens of
+    // float16.
+    SPARK_FN void new_values(u32 at, u32 end, u32 octet, u32 (&pairs)[8]) const {
+        const u32 i = at - s.past, next = at + 1 < end ? i + 1 : i;
+        const u16* data = (const u16*)call.value.data;
+        u32 first[4], second[4];
+        load_words(data + token_at(call.value, s.index, source.kv_head, i) + 8 * octet, first);
+        load_words(data + token_at(call.value, s.index, source.kv_head, next) + 8 * octet, second);
+        u32 odd = 0;
+        SPARK_UNROLL
+        for (u32 k = 0; k < 8; ++k) {
+            pairs[k] = permute_bytes(first[k / 2], second[k / 2], k % 2 ? 0x7632 : 0x5410);
+            odd |= (pairs[k] & 0x7c007c00) + 0x04000400;
+        }
+        if (SPARK_UNLIKELY(odd & 0x80008000)) {
+            SPARK_UNROLL
+            for (u32 k = 0; k < 8; ++k) {
+                pairs[k] = halves_of(finite_half(pairs[k] & 0xffff), finite_half(pairs[k] >> 16));
+            }
+        }
+    }
+
+    typedef MatrixSums Scores[ROWS];
+
+    // Computes the scores of the tile's keys, the softmax step, and the keys' weights.
+    SPARK_FN void score_keys(u32 t, u32 end) {
+        Scores score;
+        SPARK_UNROLL
+        for (u32 n = 0; n < ROWS; ++n) score[n] = MatrixSums{0.0f, 0.0f, 0.0f, 0.0f};
+        SPARK_UNROLL
+        for (u32 step = 0; step < STEPS; ++step) {
+            SPARK_UNROLL
+            for (u32 n = 0; n < ROWS; ++n) {
+                const Quad key = key_operand(8 * n, step);
+                mma_f16(query[step][0], {key[0], key[1]}, score[n]);
+                mma_f16(query[step][1], {key[2], key[3]}, score[n]);
+            }
+        }
+        SPARK_UNROLL
+        for (u32 n = 0; n < ROWS; ++n) {
+            SPARK_UNROLL
+            for (u32 r = 0; r < 4; ++r) score[n][r] = scaled(call, score[n][r]);
+        }
+        if (t < every.start || t + KEYS > (end < every.end ? end : every.end)) mask(score, t, end);
+        if (SPARK_UNLIKELY(has_more(call))) add_more(score, t);
+        float most[2];
+        bool grows = false;
+        SPARK_UNROLL
+        for (u32 h = 0; h < 2; ++h) {
+            most[h] = max[h];
+            SPARK_UNROLL
+            for (u32 n = 0; n < ROWS; ++n) most[h] = greatest(most[h], greatest(score[n][2 * h], score[n][2 * h + 1]));
+            most[h] = greatest(most[h], shuffle_xor(most[h], 1));
+            most[h] = greatest(most[h], shuffle_xor(most[h], 2));
+            grows = grows || most[h] > max[h];
+        }
+        // Rarely after the first tiles.
+        if (vote(grows)) {
+            SPARK_UNROLL
+            for (u32 h = 0; h < 2; ++h) {
+                const float factor = rescale(max[h], most[h]);
+                max[h] = most[h];
+                sum[h] *= factor;
+                SPARK_UNROLL
+                for (u32 n = 0; n < OCTETS; ++n) {
+                    weighted[n][2 * h] *= factor;
+                    weighted[n][2 * h + 1] *= factor;
+                }
+            }
+        }
+        SPARK_UNROLL
+        for (u32 h = 0; h < 2; ++h) {
+            // A column without visible keys gets no weights.
+            const float base = max[h] > NO_SCORE ? max[h] : 0.0f;
+            SPARK_UNROLL
+            for (u32 n = 0; n < ROWS; ++n) {
+                float p[2];
+                SPARK_UNROLL
+                for (u32 e = 0; e < 2; ++e) {
+                    p[e] = exp2_of(fused(score[n][2 * h + e] - base, LOG2_E, EXPONENT));
+                    sum[h] += p[e];
+                }
+                weights[n / 2][2 * (n % 2) + h] = halves_of(p[0], p[1]);
+            }
+        }
+    }
+
+    // Position of the lane's score `r` of tile `n` of 8 keys.
+    SPARK_FN u32 position_of(u32 t, u32 n, u32 r) const { return t + 8 * n + 2 * along + r % 2; }
+
+    // Masks keys that a query does not see.
+    SPARK_FN void mask(Scores& score, u32 t, u32 end) const {
+        SPARK_UNROLL
+        for (u32 h = 0; h < 2; ++h) {
+            const u32 last = end < seen[h].end ? end : seen[h].end;
+            const u32 count = last > seen[h].start ? last - seen[h].start : 0;
+            SPARK_UNROLL
+            for (u32 n = 0; n < ROWS; ++n) {
+                SPARK_UNROLL
+                for (u32 e = 0; e < 2; ++e) {
+                    // Wraps for keys before the first.
+                    const bool sees = position_of(t, n, e) - seen[h].start < count;
+                    score[n][2 * h + e] = sees ? score[n][2 * h + e] : NO_SCORE;
+                }
+            }
+        }
+    }
+
+    // Applies softcap and attention_bias to the scores. Long, so a single copy in a loop through which scores rotate:
+    // registers cannot be indexed.
+    SPARK_FN void add_more(Scores& score, u32 t) const {
+        for (u32 at = 0; at < 4 * ROWS; ++at) {
+            float x = score[0][0];
+            SPARK_UNROLL
+            for (u32 n = 1; n < 4 * ROWS; ++n) score[(n - 1) / 4][(n - 1) % 4] = score[n / 4][n % 4];
+            // Unused columns have no bias.
+            const u32 own = anew(column(0)) + 8 * (at % 4 / 2), column = own < columns ? own : columns - 1;
+            const u32 position = position_of(t, at / 4, at % 4);
+            if (x > NO_SCORE) x = with_more(call, s, x, source.head(column), source.token(column), position);
+            score[ROWS - 1][3] = x;
+        }
+    }
+
+    SPARK_FN void add_values() {
+        SPARK_UNROLL
+        for (u32 n = 0; n < OCTETS; ++n) {
+            SPARK_UNROLL
+            for (u32 i = 0; i < 2; ++i) {
+                const Quad value = value_operand(8 * n, i);
+                mma_f16(weights[2 * i], {value[0], value[1]}, weighted[n]);
+                mma_f16(weights[2 * i + 1], {value[2], value[3]}, weighted[n]);
+            }
+        }
+    }
+
+    SPARK_FN void attend(const Keys& all) {
+        load_queries();
+        source.prepare();
+        block_barrier();
+        source.stage(all.start, tile_end(all, all.start));
+        for (u32 t = all.start; t < all.end; t += KEYS) {
+            const u32 end = tile_end(all, t);
+            block_barrier();
+            if (source.has_tail(t, end)) {
+                source.find_dense(t, end);
+                block_barrier();
+            }
+            load_keys(t, end);
+            load_values(t, end);
+            block_barrier();
+            // Keys that the next tile reads through LDS.
+            if (t + KEYS < all.end) source.stage(t + KEYS, tile_end(all, t + KEYS));
+            if (t < some.end && end > some.start) {
+                score_keys(t, end);
+                add_values();
+            }
+        }
+    }
+
+    SPARK_FN u32 tile_end(const Keys& all, u32 t) const { return all.end - t < KEYS ? all.end : t + KEYS; }
+
+    // Writes two neighbouring channels of each octet, of each of the lane's queries.
+    SPARK_FN void write(u32 split) const {
+        SPARK_UNROLL
+        for (u32 h = 0; h < 2; ++h) {
+            float total = sum[h] * UNIT;
+            total += shuffle_xor(total, 1);
+            total += shuffle_xor(total, 2);
+            if (column(h) >= columns) continue;
+            const u32 head = source.head(column(h)), i = source.token(column(h));
+            SPARK_UNROLL
+            for (u32 n = 0; n < OCTETS; ++n) {
+                const float x[2] = {weighted[n][2 * h] * UNIT, weighted[n][2 * h + 1] * UNIT};
+                if (8 * n < call.head_dim) write_pair(call, head, i, split, 8 * n + 2 * along, max[h], total, x);
+            }
+        }
+    }
+};
+
+// Blocks: as for `prefill`.
+template <u32 CHANNELS>
+SPARK_FN void mma_prefill(const SparkCall& call) {
+    typedef MmaPrefill<CHANNELS> Own;
+    // Lets the compiler omit the other type.
+    if (call.scalar == SPARK_FLOAT32) __builtin_unreachable();
+    const Part part(call, Own::QUERIES);
+    Own own(call, part.s, part.kv_head, part.first_column, part.columns);
+    own.attend(part.keys);
+    own.write(part.split);
+}
+
+#endif
