@@ -11,6 +11,9 @@ from .reference import Settings
 from .test_attributes import attributes_of, rejected
 
 
+pytestmark = pytest.mark.skipif(models.DEVICE != "cpu", reason="providers with a GPU refuse row format 3")
+
+
 def settings(D, kept, planes, **more):
     return Settings(6, 2, D, kept, recovery="none", row_format=3, planes=planes, **{"value_bits": 8, **more})
 
