@@ -134,7 +134,7 @@ def test_instructions_of_a_row(
 
 @pytest.mark.parametrize(("compiler", "arch", "cycles"), [("clang-15", "gfx90a", 8), ("clang-19", "gfx942", 4)])
 def test_products_take_what_is_counted(compiler: str, arch: str, cycles: int) -> None:
-    """LLVM's model of the processor says of matrix instructions what docs/performance.md takes from AMD's peak rates."""
+    """LLVM's model of a processor says of matrix instructions what docs/performance.md takes from AMD's peak rates."""
     model = next(filter(shutil.which, (f"llvm-mca-{version}" for version in range(22, 18, -1))), None)
     if model is None or not shutil.which(compiler):
         pytest.skip(f"no {compiler}, or no llvm-mca of LLVM 19 or newer (Debian package llvm-19), on this machine")
