@@ -33,14 +33,16 @@ struct MmaPrefill {
     const Shared<Quad> keys, values;
     const u32 across, along; // of the lane, in operands: row or column, and which fourth of the elements
 
-    Keys seen[2], some, every; // by the lane's queries; by any and by each of the wave's
+    Keys seen[2]; // by the lane's queries
+    SeenByWave wave_sees;
     u32 query[STEPS][2][4], weights[KEYS / 16][4];
     float max[2], sum[2];
     MatrixSums weighted[OCTETS];
 
     SPARK_FN MmaPrefill(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column, u32 columns)
         : call(call), s(s), first_column(first_column), columns(columns), source(call, s, kv_head, 2 * TILE_BYTES),
-          keys(0), values(TILE_BYTES), across(lane() / 4), along(lane() % 4) {
+          keys(0), values(TILE_BYTES), across(lane() / 4), along(lane() % 4),
+          wave_sees(call, s, first_column + WAVE_QUERIES * wave(), WAVE_QUERIES, columns) {
         SPARK_UNROLL
         for (u32 h = 0; h < 2; ++h) {
             seen[h] = seen_by(call, s, source.token(column(h)));
@@ -49,16 +51,6 @@ struct MmaPrefill {
         }
         SPARK_UNROLL
         for (u32 n = 0; n < OCTETS; ++n) weighted[n] = MatrixSums{0.0f, 0.0f, 0.0f, 0.0f};
-        // The first of adjacent tokens sees the earliest keys, the last one the latest. Unused columns may see
-        // anything: they are not written.
-        const u32 first = first_column + WAVE_QUERIES * wave();
-        const u32 end = first + WAVE_QUERIES < columns ? first + WAVE_QUERIES : columns;
-        const u32 from = source.token(first), to = first < columns ? source.token(end - 1) : from;
-        const Keys a = seen_by(call, s, from), b = seen_by(call, s, to);
-        some.start = a.start;
-        some.end = from < s.valid ? seen_by(call, s, to < s.valid ? to : s.valid - 1).end : 0;
-        every.start = b.start;
-        every.end = to < s.valid ? a.end : 0;
     }
 
     // The lane's columns, `h` 0 and 1.
@@ -92,12 +84,9 @@ struct MmaPrefill {
     SPARK_FN void load_queries() {
         for (u32 part = 0; part < QUERIES; part += KEYS) {
             block_barrier();
-            for (u32 n = thread(); n < KEYS * OCTETS; n += PREFILL_THREADS) {
-                const u32 row = n / OCTETS, octet = n % OCTETS;
-                float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-                if (8 * octet < call.head_dim) source.query(first_column + part + row, octet, q);
+            source.queries(first_column + part, [this](u32 row, u32 octet, const float (&q)[8]) {
                 put_key(row, octet, q);
-            }
+            });
             block_barrier();
             const u32 own = WAVE_QUERIES * wave();
             if (own / KEYS * KEYS == part) {
@@ -118,12 +107,7 @@ struct MmaPrefill {
 
     SPARK_FN void load_keys(u32 t, u32 end) const {
         if (t >= s.past) return load_new_keys(t, end);
-        for (u32 n = anew(thread()); n < KEYS * OCTETS; n += PREFILL_THREADS) {
-            const u32 row = n / OCTETS, octet = n % OCTETS;
-            float key[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-            if (8 * octet < call.head_dim) source.key(t, row, end, octet, key);
-            put_key(row, octet, key);
-        }
+        source.keys(t, end, [this](u32 row, u32 octet, const float (&key)[8]) { put_key(row, octet, key); });
     }
 
     // Of new tokens alone, which are rotated and rounded already.
@@ -209,7 +193,7 @@ struct MmaPrefill {
             SPARK_UNROLL
             for (u32 r = 0; r < 4; ++r) score[n][r] = scaled(call, score[n][r]);
         }
-        if (t < every.start || t + KEYS > (end < every.end ? end : every.end)) mask(score, t, end);
+        if (!wave_sees.all(t, end, KEYS)) mask(score, t, end);
         if (SPARK_UNLIKELY(has_more(call))) add_more(score, t);
         float most[2];
         bool grows = false;
@@ -318,7 +302,7 @@ struct MmaPrefill {
             block_barrier();
             // Keys that the next tile reads through LDS.
             if (t + KEYS < all.end) source.stage(t + KEYS, tile_end(all, t + KEYS));
-            if (t < some.end && end > some.start) {
+            if (wave_sees.any(t, end)) {
                 score_keys(t, end);
                 add_values();
             }

@@ -56,14 +56,16 @@ struct MatrixPrefill {
     const Shared<E> tile;
     const u32 across, along; // of the lane, in operands: row or column, and which eight elements
 
-    Keys seen[FRAGMENTS], some, every; // by the lane's queries; by any and by each of the wave's
+    Keys seen[FRAGMENTS]; // by the lane's queries
+    SeenByWave wave_sees;
     Operand<E> query[STEPS][FRAGMENTS], weights[KEYS / 32][FRAGMENTS];
     float max[FRAGMENTS], sum[FRAGMENTS];
     MatrixSums weighted[FRAGMENTS][OUTPUTS];
 
     SPARK_FN MatrixPrefill(const SparkCall& call, const Sequence& s, u32 kv_head, u32 first_column, u32 columns)
         : call(call), s(s), first_column(first_column), columns(columns),
-          source(call, s, kv_head, KEYS * CHANNELS * sizeof(E)), tile(0), across(lane() % 16), along(lane() / 16) {
+          source(call, s, kv_head, KEYS * CHANNELS * sizeof(E)), tile(0), across(lane() % 16), along(lane() / 16),
+          wave_sees(call, s, first_column + WAVE_QUERIES * wave(), WAVE_QUERIES, columns) {
         SPARK_UNROLL
         for (u32 f = 0; f < FRAGMENTS; ++f) {
             seen[f] = seen_by(call, s, source.token(column(f)));
@@ -72,16 +74,6 @@ struct MatrixPrefill {
             SPARK_UNROLL
             for (u32 n = 0; n < OUTPUTS; ++n) weighted[f][n] = MatrixSums{0.0f, 0.0f, 0.0f, 0.0f};
         }
-        // The first of adjacent tokens sees the earliest keys, the last one the latest. Unused columns may see
-        // anything: they are not written.
-        const u32 first = first_column + WAVE_QUERIES * wave();
-        const u32 end = first + WAVE_QUERIES < columns ? first + WAVE_QUERIES : columns;
-        const u32 from = source.token(first), to = first < columns ? source.token(end - 1) : from;
-        const Keys a = seen_by(call, s, from), b = seen_by(call, s, to);
-        some.start = a.start;
-        some.end = from < s.valid ? seen_by(call, s, to < s.valid ? to : s.valid - 1).end : 0;
-        every.start = b.start;
-        every.end = to < s.valid ? a.end : 0;
     }
 
     // Of the lane in fragment `f`.
@@ -137,12 +129,9 @@ struct MatrixPrefill {
     SPARK_FN void load_queries() {
         for (u32 part = 0; part < QUERIES; part += KEYS) {
             block_barrier();
-            for (u32 n = thread(); n < KEYS * OCTETS; n += PREFILL_THREADS) {
-                const u32 row = n / OCTETS, octet = n % OCTETS;
-                float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-                if (8 * octet < call.head_dim) source.query(first_column + part + row, octet, q);
+            source.queries(first_column + part, [this](u32 row, u32 octet, const float (&q)[8]) {
                 put_key(row, octet, q);
-            }
+            });
             block_barrier();
             const u32 own = WAVE_QUERIES * wave();
             if (own / KEYS * KEYS == part) {
@@ -156,12 +145,7 @@ struct MatrixPrefill {
     }
 
     SPARK_FN void load_keys(u32 t, u32 end) const {
-        for (u32 n = anew(thread()); n < KEYS * OCTETS; n += PREFILL_THREADS) {
-            const u32 row = n / OCTETS, octet = n % OCTETS;
-            float key[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-            if (8 * octet < call.head_dim) source.key(t, row, end, octet, key);
-            put_key(row, octet, key);
-        }
+        source.keys(t, end, [this](u32 row, u32 octet, const float (&key)[8]) { put_key(row, octet, key); });
     }
 
     // What a thread transposes at a time: an octet of two neighbouring keys. Of 32 keys, key 16 * half + 4 * group + r
@@ -220,7 +204,7 @@ struct MatrixPrefill {
                 for (u32 r = 0; r < 4; ++r) score[n][f][r] = scaled(call, score[n][f][r]);
             }
         }
-        if (t < every.start || t + KEYS > (end < every.end ? end : every.end)) mask(score, t, end);
+        if (!wave_sees.all(t, end, KEYS)) mask(score, t, end);
         if (has_more(call)) add_more(score, t);
         bool grows = false;
         SPARK_UNROLL
@@ -325,7 +309,7 @@ struct MatrixPrefill {
         source.stage(keys.start, tile_end(keys, keys.start));
         for (u32 t = keys.start; t < keys.end; t += KEYS) {
             const u32 end = tile_end(keys, t);
-            const bool sees = t < some.end && end > some.start;
+            const bool sees = wave_sees.any(t, end);
             block_barrier();
             if (source.has_tail(t, end)) {
                 source.find_dense(t, end);

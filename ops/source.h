@@ -31,6 +31,29 @@ struct Part {
     }
 };
 
+// Keys that any and that each of a wave's queries sees: `count` columns of `columns` from `first` on. Unused columns
+// may see anything: they are not written.
+struct SeenByWave {
+    Keys some, every;
+
+    SPARK_FN SeenByWave(const SparkCall& call, const Sequence& s, u32 first, u32 count, u32 columns) {
+        // The first of adjacent tokens sees the earliest keys, the last one the latest.
+        const u32 end = first + count < columns ? first + count : columns;
+        const u32 from = first / call.group, to = first < columns ? (end - 1) / call.group : from;
+        const Keys a = seen_by(call, s, from), b = seen_by(call, s, to);
+        some.start = a.start;
+        some.end = from < s.valid ? seen_by(call, s, to < s.valid ? to : s.valid - 1).end : 0;
+        every.start = b.start;
+        every.end = to < s.valid ? a.end : 0;
+    }
+
+    // Whether any query sees a key of the tile from `t` on, below `end`; whether all queries see all its `keys` keys.
+    SPARK_FN bool any(u32 t, u32 end) const { return t < some.end && end > some.start; }
+    SPARK_FN bool all(u32 t, u32 end, u32 keys) const {
+        return t >= every.start && t + keys <= (end < every.end ? end : every.end);
+    }
+};
+
 // For one KV head of a sequence, head sizes up to 8 * OCTETS and tiles of KEYS keys.
 template <u32 OCTETS, u32 KEYS>
 struct Source {
@@ -71,6 +94,29 @@ struct Source {
         SPARK_UNROLL
         for (u32 k = 0; k < 8; ++k) q[k] = 0.0f;
         if (token(column) < s.valid) token_octet(call, call.query, s, head(column), token(column), octet, true, q);
+    }
+
+    // Calls `put(row, octet, numbers)` for the queries of columns `first` and on, as many as a tile has keys, by all
+    // threads of the block.
+    template <class Put>
+    SPARK_FN void queries(u32 first, Put put) const {
+        for (u32 n = thread(); n < KEYS * OCTETS; n += PREFILL_THREADS) {
+            const u32 row = n / OCTETS, octet = n % OCTETS;
+            float q[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            if (8 * octet < call.head_dim) query(first + row, octet, q);
+            put(row, octet, q);
+        }
+    }
+
+    // The same for the keys of the tile from `t` on, below `end`.
+    template <class Put>
+    SPARK_FN void keys(u32 t, u32 end, Put put) const {
+        for (u32 n = anew(thread()); n < KEYS * OCTETS; n += PREFILL_THREADS) {
+            const u32 row = n / OCTETS, octet = n % OCTETS;
+            float k[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            if (8 * octet < call.head_dim) key(t, row, end, octet, k);
+            put(row, octet, k);
+        }
     }
 
     // Copies the fields of the key rows from `t` to below `end` to LDS, as far as keys are stored in rows.

@@ -130,3 +130,20 @@ def test_instructions_of_a_row(
     counted = kinds(opcodes)
     assert counted.get("matrix", 0) / rows == matrix
     assert vector - 5 < counted["vector"] / rows <= vector, "docs/performance.md says otherwise"
+
+
+@pytest.mark.parametrize(("compiler", "arch", "cycles"), [("clang-15", "gfx90a", 8), ("clang-19", "gfx942", 4)])
+def test_products_take_what_is_counted(compiler: str, arch: str, cycles: int) -> None:
+    """LLVM's model of a processor says of matrix instructions what docs/performance.md takes from AMD's peak rates."""
+    model = next(filter(shutil.which, (f"llvm-mca-{version}" for version in range(22, 18, -1))), None)
+    if model is None or not shutil.which(compiler):
+        pytest.skip(f"no {compiler}, or no llvm-mca of LLVM 19 or newer (Debian package llvm-19), on this machine")
+    text = assembly(compiler, arch, "spark_decode_quantised_16x4")
+    products = {line.split()[0]: line for line in text.splitlines() if line.lstrip().startswith("v_mfma")}
+    command = [model, "-mtriple=amdgcn-amd-amdhsa", f"-mcpu={arch}", "-iterations=1"]
+    lines = "".join(f"{line}\n" for line in products.values())
+    run = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
+    # Micro-operations, latency, reciprocal throughput.
+    said = re.findall(r"^ *\d+ +\d+ +([\d.]+) .*(v_mfma\w+)", run.stdout, re.MULTILINE)
+    assert {(opcode, float(each)) for each, opcode in said} == {(opcode, cycles) for opcode in products}
+    assert len(products) > 1
