@@ -70,6 +70,7 @@ impl Lab {
             kept_channels,
             row_format: format,
             key_bits,
+            planes: None,
             value_bits,
             key_row_bytes: key.row_bytes(),
             value_row_bytes: value.row_bytes(),
@@ -144,7 +145,7 @@ impl Lab {
 
     fn tokens(&self) -> Tokens<'_, f32> {
         let [query, key, value] = &self.token;
-        Tokens { query: query.view(), key: key.view(), value: value.view(), rotation: None }
+        Tokens { query: query.view(), key: key.view(), value: value.view(), rotation: None, basis: None }
     }
 
     /// Key and value rows of the new tokens, head by head.

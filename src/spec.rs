@@ -12,17 +12,18 @@ pub const DOMAIN: &str = "ai.spark";
 pub const VERSIONS: RangeInclusive<i64> = 1..=2;
 
 /// Formats of cache rows that this library reads and writes: values of the attribute `row_format`.
-pub const ROW_FORMATS: &[i64] = &[1, 2];
+pub const ROW_FORMATS: &[i64] = &[1, 2, 3];
 
 /// `SparkPrune`, the write path.
 pub const PRUNE: Operator = Operator {
     name: "SparkPrune",
-    inputs: &with_last(Tensor::optional("after", Type::T)),
+    inputs: &with_own::<1, 14>(Tensor::optional("after", Type::T), &[KEY_BASIS]),
     outputs: &[
         Tensor::required("present_key", Type::C),
         Tensor::required("present_value", Type::C),
         Tensor::optional("present_key_recent", Type::T),
         Tensor::optional("observed_saliency", Type::Float32),
+        Tensor::optional("observed_covariance", Type::Float32),
     ],
     own_attributes: &[OBSERVATION_WINDOW],
 };
@@ -30,7 +31,7 @@ pub const PRUNE: Operator = Operator {
 /// `SparkAttention`, the read path.
 pub const ATTENTION: Operator = Operator {
     name: "SparkAttention",
-    inputs: &with_last(Tensor::optional("attention_bias", Type::T)),
+    inputs: &with_own::<2, 15>(Tensor::optional("attention_bias", Type::T), &[KEY_BASIS, QUERY_BASIS]),
     outputs: &[Tensor::required("output", Type::T)],
     own_attributes: &[SCALE, SOFTCAP, LOCAL_WINDOW_SIZE, CAUSAL],
 };
@@ -111,10 +112,14 @@ pub const SHARED_INPUTS: [Tensor; 12] = [
     Tensor::optional("query_saliency", Type::Float32),
 ];
 
-/// The shared inputs and an operator's own.
-const fn with_last(own: Tensor) -> [Tensor; SHARED_INPUTS.len() + 1] {
-    let mut all = [own; SHARED_INPUTS.len() + 1];
+const KEY_BASIS: Tensor = Tensor::optional("key_basis", Type::Float32);
+const QUERY_BASIS: Tensor = Tensor::optional("query_basis", Type::Float32);
+
+/// The shared inputs, an operator's own, and those of a basis.
+const fn with_own<const N: usize, const ALL: usize>(own: Tensor, basis: &[Tensor; N]) -> [Tensor; ALL] {
+    let mut all = [own; ALL];
     all.split_at_mut(SHARED_INPUTS.len()).0.copy_from_slice(&SHARED_INPUTS);
+    all.split_at_mut(ALL - N).1.copy_from_slice(basis);
     all
 }
 
@@ -241,6 +246,11 @@ pub const ROTARY_INTERLEAVED: Attribute = flag("rotary_interleaved", 0);
 /// The format of cache rows.
 pub const ROW_FORMAT: Attribute =
     Attribute { since: 2, ..int("row_format", Some(1), Range::OneOf(ROW_FORMATS), "a row format") };
+/// Of the kept directions of row format 3, the first ones, which have 8 bits.
+pub const KEY_DIRECTIONS_8: Attribute =
+    Attribute { since: 2, ..int("key_directions_8", Some(0), Range::AtLeast(0), "a number of directions") };
+/// The next ones, which have 4 bits; what follows has 2.
+pub const KEY_DIRECTIONS_4: Attribute = Attribute { name: "key_directions_4", ..KEY_DIRECTIONS_8 };
 /// W, queries that saliency looks at.
 pub const OBSERVATION_WINDOW: Attribute =
     int("observation_window", Some(32), Range::AtLeast(1), "a positive number of queries");
@@ -269,6 +279,8 @@ pub const SHARED_ATTRIBUTES: &[Attribute] = &[
     ROTARY_INTERLEAVED,
     ROW_FORMAT,
     TAIL_WINDOW,
+    KEY_DIRECTIONS_8,
+    KEY_DIRECTIONS_4,
 ];
 
 /// What to do about a model that this library is too old for.
@@ -317,7 +329,9 @@ mod tests {
             Type::Int64 => "int64",
             Type::Float32 => "float32",
         };
-        let all = ATTENTION.inputs.iter().chain(PRUNE.inputs.last());
+        // What has the same place in both is listed one after the other.
+        let (before, behind) = ATTENTION.inputs.split_at(SHARED_INPUTS.len() + 1);
+        let all = before.iter().chain([&PRUNE.inputs[SHARED_INPUTS.len()]]).chain(behind);
         let expected: Vec<_> = all.map(|i| (i.name.to_owned(), name(i.element).to_owned(), i.required)).collect();
         assert_eq!(listed, expected);
     }

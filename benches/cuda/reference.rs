@@ -76,7 +76,13 @@ impl Call {
     fn tokens(&self) -> Tokens<'_, f32> {
         let rotation =
             Rotation { style: Rotary::Halves, cos: self.cos.view(), sin: self.sin.view(), positions: &self.positions };
-        Tokens { query: self.query.view(), key: self.key.view(), value: self.value.view(), rotation: Some(rotation) }
+        Tokens {
+            query: self.query.view(),
+            key: self.key.view(),
+            value: self.value.view(),
+            rotation: Some(rotation),
+            basis: None,
+        }
     }
 }
 

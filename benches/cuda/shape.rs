@@ -95,6 +95,7 @@ impl Operators {
             kv_heads,
             kept_channels,
             key_bits: setting.key_bits,
+            planes: None,
             value_bits: setting.value_bits,
             key_row_bytes: key.row_bytes(),
             value_row_bytes: value.row_bytes(),

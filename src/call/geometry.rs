@@ -155,14 +155,7 @@ impl Geometry {
                 return Err(Input::Query.error(format!("shape {query:?}, expected rank {ranks}")));
             }
         };
-        let key = KeyLayout::of(
-            settings.row_format,
-            head_dim,
-            settings.kept_channels,
-            settings.key_bits,
-            settings.key_row_bytes,
-        )
-        .map_err(|e| layout_error(e, "key_row_bytes"))?;
+        let key = settings.key_layout(head_dim).map_err(|e| layout_error(e, "key_row_bytes"))?;
         let value = ValueLayout::of(settings.row_format, head_dim, settings.value_bits, settings.value_row_bytes)
             .map_err(|e| layout_error(e, "value_row_bytes"))?;
         let past = match *shapes.required(Input::PastKey)? {
@@ -211,6 +204,15 @@ impl Geometry {
         shapes.expect(Input::PositionIds, &[&[b, l]], "batch, tokens of the query")?;
         shapes.expect(Input::PastKeyRecent, &[&[b, hk, None, d]], "batch, kv_num_heads, recent keys, head size")?;
         shapes.expect(Input::QuerySaliency, &[&[hk, d]], "kv_num_heads, head size")?;
+        for input in [Input::KeyBasis, Input::QueryBasis] {
+            shapes.expect(input, &[&[hk, d, d]], "kv_num_heads, head size, head size")?;
+            if settings.planes.is_none() && shapes.get(input).is_some() {
+                return Err(input.error("belongs to row_format 3; leave it out"));
+            }
+        }
+        if settings.planes.is_some() {
+            shapes.required(Input::KeyBasis)?;
+        }
         if let Some(shape) = shapes.get(Input::AttentionBias) {
             let one_or = |i: usize, n: usize| if shape.get(i) == Some(&1) { Some(1) } else { Some(n) };
             let expected = [one_or(0, self.batch), one_or(1, self.query_heads), l, None];

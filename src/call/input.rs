@@ -21,11 +21,13 @@ pub enum Input {
     PastKeyRecent,
     QuerySaliency,
     AttentionBias,
+    KeyBasis,
+    QueryBasis,
 }
 
 impl Input {
-    /// All inputs; the last one is `SparkAttention`'s only.
-    pub const ALL: [Self; 13] = [
+    /// All inputs. AttentionBias and QueryBasis are `SparkAttention`'s only.
+    pub const ALL: [Self; 15] = [
         Self::Query,
         Self::Key,
         Self::Value,
@@ -39,6 +41,8 @@ impl Input {
         Self::PastKeyRecent,
         Self::QuerySaliency,
         Self::AttentionBias,
+        Self::KeyBasis,
+        Self::QueryBasis,
     ];
 
     /// Position among a node's inputs.

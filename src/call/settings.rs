@@ -1,7 +1,7 @@
 //! Attributes of the operators, validated as far as they can be without shapes.
 
 use super::CallError;
-use crate::format::{Bits, LayoutError, RowFormat};
+use crate::format::{Bits, KeyLayout, LayoutError, Planes, RowFormat};
 use crate::method::Recovery;
 use crate::spec;
 
@@ -48,8 +48,10 @@ pub struct Settings {
     pub kept_channels: usize,
     /// How rows are laid out.
     pub row_format: RowFormat,
-    /// Bits of a kept key channel.
+    /// Bits of a kept key channel; without meaning where there are planes.
     pub key_bits: Bits,
+    /// The planes of key rows of format 3.
+    pub planes: Option<Planes>,
     /// Bits of a value channel.
     pub value_bits: Bits,
     /// Bytes of a key row, 0: as needed.
@@ -196,6 +198,34 @@ impl<'s, S: Attributes> Node<'s, S> {
     }
 }
 
+impl<S: Attributes> Node<'_, S> {
+    /// The planes of key rows of `format`, if these have any.
+    fn planes(&self, format: RowFormat, kept: usize, recovery: Recovery) -> Result<Option<Planes>, CallError> {
+        let attributes = [&spec::KEY_DIRECTIONS_8, &spec::KEY_DIRECTIONS_4];
+        if format != RowFormat::V3 {
+            for attribute in attributes {
+                if self.get(attribute)?.is_some() {
+                    return Err(CallError::attribute(attribute.name, "belongs to row_format 3; leave it out"));
+                }
+            }
+            return Ok(None);
+        }
+        if recovery != Recovery::None {
+            let problem = format!("{:?}: row_format 3 has nothing to recover by; say \"none\"", recovery.name());
+            return Err(CallError::attribute(spec::RECOVERY.name, problem));
+        }
+        let [eight, four] = [self.size(attributes[0])?, self.size(attributes[1])?];
+        // Both are below 2^31.
+        match kept.checked_sub(eight + four) {
+            Some(two) => Ok(Some(Planes { eight, four, two })),
+            None => {
+                let problem = format!("{eight} of 8 bits and {four} of 4 are more than kept_channels = {kept}");
+                Err(CallError::attribute(spec::KEY_DIRECTIONS_8.name, problem))
+            }
+        }
+    }
+}
+
 /// The values of a string attribute, for errors: "mean" or "none" or so.
 fn quoted(values: &[&str]) -> String {
     values.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>().join(" or ")
@@ -216,16 +246,18 @@ impl Settings {
         }
         let interleaved = node.flag(&spec::ROTARY_INTERLEAVED)?;
         let style = if interleaved { Rotary::Interleaved } else { Rotary::Halves };
+        let (kept_channels, recovery) = (node.size(&spec::KEPT_CHANNELS)?, node.recovery()?);
         Ok(Self {
             query_heads,
             kv_heads,
-            kept_channels: node.size(&spec::KEPT_CHANNELS)?,
+            kept_channels,
             row_format,
             key_bits: node.bits(&spec::KEY_BITS)?,
+            planes: node.planes(row_format, kept_channels, recovery)?,
             value_bits: node.bits(&spec::VALUE_BITS)?,
             key_row_bytes: node.size(&spec::KEY_ROW_BYTES)?,
             value_row_bytes: node.size(&spec::VALUE_ROW_BYTES)?,
-            recovery: node.recovery()?,
+            recovery,
             recent_window: node.size(&spec::RECENT_WINDOW)?,
             tail_window: node.size(&spec::TAIL_WINDOW)?,
             rotary: node.flag(&spec::DO_ROTARY)?.then_some(style),
@@ -233,10 +265,24 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The layout of key rows, of heads of `head_dim` channels.
+    ///
+    /// # Errors
+    /// There is none with these attributes.
+    pub fn key_layout(&self, head_dim: usize) -> Result<KeyLayout, LayoutError> {
+        match self.planes {
+            Some(planes) => KeyLayout::of_planes(head_dim, planes, self.key_row_bytes),
+            None => KeyLayout::of(self.row_format, head_dim, self.kept_channels, self.key_bits, self.key_row_bytes),
+        }
+    }
+}
+
 /// `error` as an error about the attribute it speaks of; `row_bytes` names the attribute with the row size at hand.
 pub(super) fn layout_error(error: LayoutError, row_bytes: &'static str) -> CallError {
     match error {
         LayoutError::HeadDim(_) => super::Input::Query.error(error.to_string()),
+        LayoutError::Planes => CallError::attribute("row_format", error.to_string()),
         LayoutError::KeptChannels { .. } => CallError::attribute("kept_channels", error.to_string()),
         LayoutError::ValueGroup(_) => CallError::attribute("value_bits", error.to_string()),
         LayoutError::RowBytes { .. } => CallError::attribute(row_bytes, error.to_string()),

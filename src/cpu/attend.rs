@@ -60,7 +60,7 @@ struct OnIsa<'a, 'c, T, I> {
 impl<T: Element, I: Isa> Attend for OnIsa<'_, '_, T, I> {
     fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
         let block = QueryBlock::new(self.source.call, queries);
-        let few = I::most_decode_queries(self.source.call.geometry.key.bits());
+        let few = I::most_decode_queries(&self.source.call.geometry.key);
         match block.items.len() <= few {
             true => decode::driver::attend(self.isa, &self.source, &block, keys),
             false => prefill::driver::attend(self.isa, &self.source, &self.scratch, &block, keys),

@@ -48,11 +48,15 @@ pub struct TailRows<'a> {
 
 impl<T: Element> Attention<'_, T> {
     /// Reads the key row at `position` of the (sequence, KV head) number `head` to `key`, `[D]`.
+    #[inline(always)]
     pub(super) fn read_row(&self, head: usize, position: usize, key: &mut [f32]) {
         let (layout, h) = (&self.geometry.key, head % self.geometry.kv_heads);
         let (d, bytes) = (layout.head_dim(), layout.row_bytes());
-        let recovery = self.settings.common.recovery;
-        let row = layout.row(&self.past_key[head][position * bytes..(position + 1) * bytes]);
+        let row = &self.past_key[head][position * bytes..(position + 1) * bytes];
+        if let Some(planes) = layout.planes() {
+            return planes.decode(row, key);
+        }
+        let (row, recovery) = (layout.row(row), self.settings.common.recovery);
         row.decode(&self.scale[h * d..(h + 1) * d], |channel| recovery.factor(position, channel), key);
     }
 

@@ -7,6 +7,7 @@
 mod attend;
 mod attention;
 mod cache;
+mod covariance;
 mod decode;
 mod entry;
 mod isa;
@@ -25,10 +26,11 @@ mod tokens;
 
 pub use attention::{Attention, TailRows};
 pub use cache::grow;
+pub use covariance::covariances;
 pub use entry::{KernelElement, attention, prune};
 pub use isa::{CPU_VARIABLE, InstructionSet};
 pub use pool::{Pool, Serial};
 pub use prune::{HeadRows, Prune, encode_key, recent_keys};
 pub use softmax::SoftmaxState;
 pub use tail::write_tail;
-pub use tokens::{Rotation, Tokens};
+pub use tokens::{Basis, Rotation, Tokens};

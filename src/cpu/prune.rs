@@ -109,7 +109,7 @@ impl<T: Element> Work for Encode<'_, '_, '_, T> {
     }
 }
 
-/// n by which each (sequence, KV head) is pruned: its own, or the model's when it has few new tokens.
+/// n by which each (sequence, KV head) is pruned: its own, or the model's when it has few new tokens, and in a basis.
 fn saliencies<T: Element>(
     pool: &dyn Pool,
     call: &Prune<'_, T>,
@@ -117,7 +117,8 @@ fn saliencies<T: Element>(
 ) -> Vec<Vec<f32>> {
     let Geometry { batch, kv_heads, .. } = *call.geometry;
     let d = call.geometry.head_dim();
-    let too_few = |b: usize| call.lengths.new[b] < MIN_OBSERVED;
+    let in_basis = call.geometry.key.planes().is_some();
+    let too_few = |b: usize| in_basis || call.lengths.new[b] < MIN_OBSERVED;
     let wanted = observed.is_some();
     let own: Vec<_> = (0..batch * kv_heads).map(|_| Mutex::new(Vec::new())).collect();
     if wanted || !(0..batch).all(too_few) {
@@ -143,11 +144,12 @@ fn saliencies<T: Element>(
 fn observe<T: Element>(call: &Prune<'_, T>, b: usize, h: usize) -> Vec<f32> {
     let group = call.geometry.group();
     let new = call.lengths.new[b];
+    let tokens = call.tokens.without_basis();
     let mut query = vec![0.0; call.geometry.head_dim()];
     let mut saliency = Saliency::new(query.len());
     for w in new.saturating_sub(call.settings.observation_window)..new {
         for g in 0..group {
-            call.tokens.query(b, h * group + g, w, &mut query);
+            tokens.query(b, h * group + g, w, &mut query);
             saliency.add_head(&query);
         }
         saliency.end_token(group);
@@ -155,8 +157,8 @@ fn observe<T: Element>(call: &Prune<'_, T>, b: usize, h: usize) -> Vec<f32> {
     saliency.finish()
 }
 
-/// Chooses the channels of `key` by `saliency` and encodes them into `row`. All but `row` have one number a channel,
-/// `scale` is c.
+/// Encodes `key` into `row`, with the channels that `saliency` chooses, or in planes with the scale that it does. All
+/// but `row` have one number a channel, `scale` is c.
 ///
 /// # Panics
 /// If a length is not what the layout says.
@@ -169,6 +171,10 @@ pub fn encode_key(
     scale: &[f32],
     row: &mut [u8],
 ) {
+    if let Some(planes) = layout.planes() {
+        assert_eq!((key.len(), row.len()), (layout.head_dim(), layout.row_bytes()));
+        return planes.encode(key, saliency, row);
+    }
     let mut mask = [0; MAX_HEAD_DIM / 8];
     let mask = &mut mask[..key.len() / 8];
     select(key, saliency, layout.kept(), mask);

@@ -93,7 +93,11 @@ impl<T: Element> Attention<'_, T> {
             let row = &self.past_key[head][position * bytes..(position + 1) * bytes];
             let mut found = false;
             for slot in tail.slots(position) {
-                found = found || reader.read(layout, slot, row, key);
+                found = found
+                    || match layout.planes() {
+                        Some(planes) => planes.read_dense_key(slot, row, key),
+                        None => reader.read(layout, slot, row, key),
+                    };
             }
             if !found {
                 self.read_row(head, position, key);

@@ -21,6 +21,37 @@ pub struct Rotation<'a, T> {
     pub positions: &'a [usize],
 }
 
+/// A change of basis of queries and keys, after their rotation: rows are multiplied by the matrix of their KV head, and
+/// products of the two stay what they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Basis<'a> {
+    /// For keys, `[Hk, D, D]`.
+    pub key: &'a [f32],
+    /// For queries, `[Hk, D, D]`; queries stay as they are without it.
+    pub query: Option<&'a [f32]>,
+}
+
+/// Directions that are found at once.
+const DIRECTIONS: usize = 32;
+
+/// Replaces `x` by `x M`, finite, M being the matrix of KV head `h` of `matrices`.
+#[inline(always)]
+fn change_basis(matrices: &[f32], h: usize, x: &mut [f32]) {
+    let d = x.len();
+    let matrix = &matrices[h * d * d..(h + 1) * d * d];
+    let mut from = [0.0; MAX_HEAD_DIM];
+    from[..d].copy_from_slice(x);
+    for (n, out) in x.chunks_mut(DIRECTIONS).enumerate() {
+        // The last matrix ends with its last row.
+        let mut sums = [0.0; DIRECTIONS];
+        let (first, sums) = (n * DIRECTIONS, &mut sums[..out.len()]);
+        for (row, x) in matrix.chunks_exact(d).zip(&from) {
+            sums.iter_mut().zip(&row[first..]).for_each(|(sum, m)| *sum += x * m);
+        }
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = finite(*sum));
+    }
+}
+
 /// Writes the elements of `row`, finite, to `out`.
 #[inline(always)]
 fn read<T: Element>(row: ArrayView1<'_, T>, out: &mut [f32]) {
@@ -67,6 +98,8 @@ pub struct Tokens<'a, T> {
     pub value: ArrayView4<'a, T>,
     /// Rotation of query and key, if any.
     pub rotation: Option<Rotation<'a, T>>,
+    /// The basis that queries and keys are changed to behind it, if any.
+    pub basis: Option<Basis<'a>>,
 }
 
 impl<T: Element> Tokens<'_, T> {
@@ -80,14 +113,23 @@ impl<T: Element> Tokens<'_, T> {
         }
     }
 
-    /// Query head `h` of new token `i` of sequence `b`, rotated.
+    /// The same tokens in the basis of the model's own channels.
+    pub fn without_basis(&self) -> Self {
+        Self { basis: None, ..*self }
+    }
+
+    /// Query head `h` of new token `i` of sequence `b`, rotated and in the basis.
     #[inline(always)]
     pub fn query(&self, b: usize, h: usize, i: usize, out: &mut [f32]) {
         read(self.query.slice(s![b, h, i, ..]), out);
         self.rotate((b, i), out);
+        if let Some(matrices) = self.basis.and_then(|basis| basis.query) {
+            let group = self.query.dim().1 / self.key.dim().1;
+            change_basis(matrices, h / group, out);
+        }
     }
 
-    /// Key of KV head `h` of new token `i` of sequence `b`, rotated.
+    /// Key of KV head `h` of new token `i` of sequence `b`, rotated and in the basis.
     #[inline(always)]
     pub fn key(&self, b: usize, h: usize, i: usize, out: &mut [f32]) {
         self.keys(b, h, i..i + 1, out);
@@ -99,13 +141,16 @@ impl<T: Element> Tokens<'_, T> {
         self.values(b, h, i..i + 1, out);
     }
 
-    /// Keys of KV head `h` of new `tokens` of sequence `b`, rotated, one after the other.
+    /// Keys of KV head `h` of new `tokens` of sequence `b`, rotated and in the basis, one after the other.
     #[inline(always)]
     pub fn keys(&self, b: usize, h: usize, tokens: Range<usize>, out: &mut [f32]) {
         let rows = self.key.slice(s![b, h, tokens.clone(), ..]);
         for ((i, row), out) in tokens.zip(rows.rows()).zip(out.chunks_exact_mut(rows.ncols())) {
             read(row, out);
             self.rotate((b, i), out);
+            if let Some(basis) = self.basis {
+                change_basis(basis.key, h, out);
+            }
         }
     }
 

@@ -15,6 +15,8 @@ pub enum RowFormat {
     V1,
     /// Companded 4-bit keys; quantised values rotated, with one scale and minimum a row.
     V2,
+    /// Keys in a calibrated basis, in planes of 8, 4 and 2 bits; values of format 2.
+    V3,
 }
 
 impl RowFormat {
@@ -23,6 +25,7 @@ impl RowFormat {
         match number {
             1 => Some(Self::V1),
             2 => Some(Self::V2),
+            3 => Some(Self::V3),
             _ => None,
         }
     }
@@ -37,7 +40,7 @@ impl RowFormat {
 
     /// Whether value channels are stored rotated.
     pub(crate) fn rotates_values(self, bits: Bits) -> bool {
-        self == Self::V2 && bits != Bits::B16
+        self != Self::V1 && bits != Bits::B16
     }
 
     /// Value channels that share a scale and a minimum.

@@ -14,6 +14,9 @@ pub(super) trait Operation: Send + Sync + 'static {
     /// The attributes of a node.
     type Settings: Send + Sync + 'static;
 
+    /// Whether `input` is one that is read.
+    fn reads(input: Input) -> bool;
+
     /// Reads and checks the attributes.
     fn settings(source: &impl Attributes) -> Result<Self::Settings, CallError>;
 
@@ -28,6 +31,12 @@ impl Operation for SparkPrune {
     const SPEC: &'static spec::Operator = &spec::PRUNE;
     type Settings = PruneSettings;
 
+    /// In the place of attention_bias is SparkAttention's output, which only orders the two: SparkAttention must have
+    /// read the tail of a shared buffer before it is written.
+    fn reads(input: Input) -> bool {
+        !matches!(input, Input::AttentionBias | Input::QueryBasis)
+    }
+
     fn settings(source: &impl Attributes) -> Result<PruneSettings, CallError> {
         PruneSettings::read(source)
     }
@@ -38,13 +47,9 @@ impl Operation for SparkPrune {
 }
 
 impl SparkPrune {
-    /// Inputs that are read. The one behind them, SparkAttention's output, only orders the two: SparkAttention must
-    /// have read the tail of a shared buffer before it is written.
-    pub(super) const INPUTS: usize = Input::QuerySaliency.index() + 1;
-
     /// Checks that the input `after` is there where a tail may be written.
     pub(super) fn check_after(settings: &Settings, context: &ComputeContext) -> Result<(), Failure> {
-        let after = Self::INPUTS;
+        let after = Input::AttentionBias.index();
         if settings.tail_window == 0 || context.num_inputs()? > after && context.input(after)?.is_some() {
             return Ok(());
         }
@@ -60,6 +65,10 @@ pub(super) struct SparkAttention;
 impl Operation for SparkAttention {
     const SPEC: &'static spec::Operator = &spec::ATTENTION;
     type Settings = AttentionSettings;
+
+    fn reads(_: Input) -> bool {
+        true
+    }
 
     fn settings(source: &impl Attributes) -> Result<AttentionSettings, CallError> {
         AttentionSettings::read(source)

@@ -117,6 +117,8 @@ pub(super) struct PruneOutputs<'c> {
     pub(super) recent: Option<Output<'c>>,
     /// observed_saliency
     pub(super) observed: Option<Output<'c>>,
+    /// observed_covariance
+    pub(super) covariance: Option<Output<'c>>,
 }
 
 impl<'c> PruneOutputs<'c> {
@@ -140,6 +142,7 @@ impl<'c> PruneOutputs<'c> {
             value: present(1, "present_value", geometry.value.row_bytes())?,
             recent: Output::new(context, 2, "present_key_recent", &[batch, kv_heads, lengths.total.min(window), d])?,
             observed: Output::new(context, 3, "observed_saliency", &[batch, kv_heads, d])?,
+            covariance: Output::new(context, 4, "observed_covariance", &[batch, kv_heads, 2, d, d])?,
         };
         let past_recent = inputs.shape(Input::PastKeyRecent);
         if past_recent.is_some() || outputs.recent.is_some() {
@@ -156,6 +159,7 @@ impl<'c> PruneOutputs<'c> {
             (Some(&self.value), Some(Input::PastValue)),
             (self.recent.as_ref(), None),
             (self.observed.as_ref(), None),
+            (self.covariance.as_ref(), None),
         ] {
             let Some(output) = output else { continue };
             if let Some(past) = shared {

@@ -11,7 +11,7 @@ use ort::value::{Shape, SymbolicDimensions, TensorElementType, ValueType};
 use ort::{AsPointer, Error};
 
 use crate::call::{Input, Settings};
-use crate::format::{KeyLayout, ValueLayout};
+use crate::format::ValueLayout;
 
 /// A dimension, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub(super) fn prune(context: &mut ShapeInferenceContext) -> ort::Result<()> {
     let heads = Dim::Value(settings.kv_heads);
     let known = |n: Option<usize>| n.map_or(Dim::Unknown, Dim::Value);
     let d = head_dim.unwrap_or(0);
-    let key = KeyLayout::of(settings.row_format, d, settings.kept_channels, settings.key_bits, settings.key_row_bytes);
+    let key = settings.key_layout(d);
     let value = ValueLayout::of(settings.row_format, d, settings.value_bits, settings.value_row_bytes);
     for (index, bytes) in [(0, key.map(|l| l.row_bytes())), (1, value.map(|l| l.row_bytes()))] {
         let width = known(bytes.ok().map(|b| b / element_bytes(container)));

@@ -8,7 +8,7 @@ use super::Tensor;
 use super::memory::Memory;
 use super::node::Failure;
 use crate::call::{Geometry, Input, Lengths, QueryLayout, Settings, Shapes, channel_scales, positions};
-use crate::cpu::{Rotation, Tokens};
+use crate::cpu::{Basis, Rotation, Tokens};
 
 /// The inputs of a node, their shapes, and their memory (empty where an input is not used).
 pub(super) struct Inputs<'c> {
@@ -30,11 +30,12 @@ pub(super) struct Common {
 }
 
 impl<'c> Inputs<'c> {
-    /// Takes the first `count` inputs of a call.
-    pub(super) fn new(context: &'c ComputeContext, count: usize) -> Result<Self, Failure> {
-        let mut values = Vec::with_capacity(count);
-        for index in 0..context.num_inputs()?.min(count) {
-            values.push(context.input(index)?.map(|v| v.downcast::<DynTensorValueType>()).transpose()?);
+    /// Takes the inputs of a call that `reads` is true of.
+    pub(super) fn new(context: &'c ComputeContext, reads: fn(Input) -> bool) -> Result<Self, Failure> {
+        let mut values = Vec::with_capacity(Input::ALL.len());
+        for input in Input::ALL.into_iter().take(context.num_inputs()?) {
+            let value = if reads(input) { context.input(input.index())? } else { None };
+            values.push(value.map(|v| v.downcast::<DynTensorValueType>()).transpose()?);
         }
         let shape = |input: Input| values.get(input.index())?.as_ref().map(|v| v.shape().to_vec());
         let shapes = Shapes::new(shape)?;
@@ -130,7 +131,11 @@ impl<'c> Inputs<'c> {
             }
             None => None,
         };
-        Ok(Tokens { query, key, value, rotation })
+        let basis = match (settings.planes, self.slice(Input::KeyBasis)?) {
+            (Some(_), Some(key)) => Some(Basis { key, query: self.slice(Input::QueryBasis)? }),
+            _ => None,
+        };
+        Ok(Tokens { query, key, value, rotation, basis })
     }
 
     /// The memory of `input`.

@@ -30,6 +30,10 @@ pub struct Names {
     pub query_saliency: String,
     /// Output of observed saliency, for calibration.
     pub observed_saliency: String,
+    /// Initializers of a basis: of keys, of queries.
+    pub basis: [String; 2],
+    /// Output of observed covariance, for calibration.
+    pub observed_covariance: String,
     /// Graph input and output of recent keys.
     pub key_recent: [String; 2],
 }
@@ -57,6 +61,8 @@ pub fn apply(model: &mut ModelProto, layers: &[Layer], recent: Recent, version: 
             prune: unique(format!("{}/SparkPrune", layer.name)),
             query_saliency: unique(format!("{}/query_saliency", layer.name)),
             observed_saliency: unique(format!("{}/observed_saliency", layer.name)),
+            basis: ["key_basis", "query_basis"].map(|name| unique(format!("{}/{name}", layer.name))),
+            observed_covariance: unique(format!("{}/observed_covariance", layer.name)),
             key_recent: [unique(recent_of(&layer.cache.past[0])), unique(recent_of(&layer.cache.present[0]))],
         };
         let mut optional = [String::new(), String::new(), String::new()];

@@ -6,12 +6,13 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::apply::Names;
-use super::configure::Saliency;
-use super::error::RewriteError;
+use super::basis::Covariance;
+use super::error::{Refusal, RewriteError};
 use super::inspect::Inspection;
 use super::layer::Layer;
 use super::options::{Calibration, Options};
 use super::progress::Progress;
+use super::rows::Rows;
 use crate::files;
 use crate::onnx::proto::ModelProto;
 use crate::runtime::{FolderSettings, Model, Options as RunOptions, Tokenizer};
@@ -28,6 +29,19 @@ const FEWEST: usize = 64;
 /// Text of the usual kinds, for models that come with a tokenizer.
 const SAMPLE: &str = include_str!("calibration.txt");
 
+/// Tokens a channel that a basis is calibrated on, at least.
+const TOKENS_A_CHANNEL: usize = 8;
+
+/// What was measured.
+pub struct Measured {
+    /// What on.
+    pub on: String,
+    /// n of each layer, `[Hk, D]`.
+    pub saliency: Vec<Vec<f32>>,
+    /// Of each layer, where it was asked for.
+    pub covariance: Vec<Covariance>,
+}
+
 /// What calibration reads.
 pub enum Tokens {
     /// The tokens of a text, with its name.
@@ -36,11 +50,22 @@ pub enum Tokens {
     Random(usize),
 }
 
-/// The tokens that `options` ask for, for the model at `model`. `None`: no calibration.
+/// The tokens that `options` ask for, for the model at `model` with these `layers` and their `rows`. `None`: no
+/// calibration.
 ///
 /// # Errors
-/// There is no tokenizer for a text, or too little text.
-pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, RewriteError> {
+/// There is no tokenizer for a text, or too little text, or a basis cannot be calibrated on it.
+pub fn tokens(
+    model: &Path,
+    options: &Options,
+    (layers, rows): (&[Layer], &[Rows]),
+) -> Result<Option<Tokens>, RewriteError> {
+    let tokens = tokens_of(model, options)?;
+    check_basis(layers, rows, tokens.as_ref())?;
+    Ok(tokens)
+}
+
+fn tokens_of(model: &Path, options: &Options) -> Result<Option<Tokens>, RewriteError> {
     let tokenizer = || match &options.tokenizer {
         Some(path) => Tokenizer::open(path),
         None => Tokenizer::beside(model),
@@ -77,6 +102,33 @@ pub fn tokens(model: &Path, options: &Options) -> Result<Option<Tokens>, Rewrite
     Ok(Some(Tokens::Text(tokens, name)))
 }
 
+/// Refuses layers and tokens that a basis, where `rows` are in one, cannot be calibrated on.
+///
+/// # Errors
+/// Attention does not rotate its keys, or there is too little text, or none.
+fn check_basis(layers: &[Layer], rows: &[Rows], tokens: Option<&Tokens>) -> Result<(), RewriteError> {
+    let Some((layer, rows)) = layers.iter().zip(rows).find(|(_, rows)| rows.have_basis()) else { return Ok(()) };
+    if let Some(other) = layers.iter().find(|layer| layer.rotary_inside().is_none()) {
+        let found = "its keys are rotated elsewhere, or not in all their channels, so that a basis would be calibrated \
+                     for the first positions only";
+        return Err(Refusal::new(&other.title, "attention that rotates its keys, as with do_rotary", found).into());
+    }
+    let needed = TOKENS_A_CHANNEL * rows.head_dim;
+    let problem = match tokens {
+        Some(Tokens::Text(tokens, _)) if tokens.len() >= needed => return Ok(()),
+        Some(Tokens::Text(tokens, name)) => {
+            format!("{} tokens of {name}, but a basis needs {needed} ({})", tokens.len(), layer.title)
+        }
+        Some(Tokens::Random(_)) => {
+            "a basis from random tokens loses ten times as much as one from a text: name a text, and a tokenizer with \
+             --tokenizer where none lies beside the model"
+                .into()
+        }
+        None => "a basis is found by calibration: leave it on".into(),
+    };
+    Err(RewriteError::option("calibrate", problem))
+}
+
 /// The number of positions in the rotation tables of `layers`, where the model has them as constants.
 pub fn positions(model: &ModelProto, layers: &[Layer]) -> Option<usize> {
     let tables: Vec<&str> = layers.iter().filter_map(|l| Some(l.rotary.as_ref()?.caches[0].as_str())).collect();
@@ -84,8 +136,8 @@ pub fn positions(model: &ModelProto, layers: &[Layer]) -> Option<usize> {
     stored.filter(|t| tables.contains(&t.name())).filter_map(|t| usize::try_from(*t.dims.first()?).ok()).min()
 }
 
-/// Runs the model at `path`, whose outputs `names` report saliency, over `tokens`, at most as many at once as it has
-/// `positions`.
+/// Runs the model at `path`, whose outputs `names` report saliency, and `covariance` too if wanted, over `tokens`, at
+/// most as many at once as it has `positions`.
 ///
 /// # Errors
 /// There is no ONNX Runtime, or it cannot run the model; or the caller cancelled.
@@ -93,10 +145,11 @@ pub fn measure(
     path: &Path,
     model: &Inspection,
     names: &[Names],
+    covariance: bool,
     (tokens, positions): (Tokens, Option<usize>),
     options: &Options,
     progress: &mut dyn Progress,
-) -> Result<Saliency, RewriteError> {
+) -> Result<Measured, RewriteError> {
     let failed = |e: crate::runtime::Error| RewriteError::Calibration(chain(&e));
     progress.step("calibrating", 0, 1);
     let mut session =
@@ -118,8 +171,12 @@ pub fn measure(
             ((0..count).map(|_| random.random_range(0..vocabulary)).collect(), "random tokens".to_string())
         }
     };
-    let outputs: Vec<&str> = names.iter().map(|n| n.observed_saliency.as_str()).collect();
-    let mut squares: Vec<Vec<f64>> = Vec::new();
+    let mut outputs: Vec<&str> = names.iter().map(|n| n.observed_saliency.as_str()).collect();
+    if covariance {
+        outputs.extend(names.iter().map(|n| n.observed_covariance.as_str()));
+    }
+    let mut squares: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
+    let mut covariances: Vec<Covariance> = Vec::new();
     let mut read = 0;
     let most_calls = if fixed.is_some() { MOST_FIXED_CALLS } else { usize::MAX };
     for part in tokens.chunks(chunk).take(most_calls) {
@@ -140,17 +197,24 @@ pub fn measure(
         };
         let mut sequence = session.start(None).map_err(failed)?;
         let observed = session.run_with_outputs(&mut sequence, part, &outputs).map_err(failed)?;
-        squares.resize(observed.len(), Vec::new());
         for (sums, n) in squares.iter_mut().zip(&observed) {
             sums.resize(n.len(), 0.0);
             sums.iter_mut().zip(n).for_each(|(sum, &n)| *sum += f64::from(n).powi(2));
+        }
+        for (layer, observed) in observed.iter().skip(names.len()).enumerate() {
+            if covariances.len() == layer {
+                covariances.push(Covariance { sums: vec![0.0; observed.len()], tokens: 0 });
+            }
+            let Covariance { sums, tokens } = &mut covariances[layer];
+            sums.iter_mut().zip(observed).for_each(|(sum, x)| *sum += f64::from(*x));
+            *tokens += part.len();
         }
         read += part.len();
         progress.step("calibrating", read, tokens.len());
     }
     let head_dim = model.heads().1;
-    let layers = squares.iter().map(|sums| sums.chunks(head_dim).flat_map(normalised).collect()).collect();
-    Ok(Saliency { measured_on: format!("measured on {read} {name}"), layers })
+    let saliency = squares.iter().map(|sums| sums.chunks(head_dim).flat_map(normalised).collect()).collect();
+    Ok(Measured { on: format!("measured on {read} {name}"), saliency, covariance: covariances })
 }
 
 /// n from its squares, with geometric mean 1; channels with almost no signal get a small floor.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::apply::{DOMAIN, Names, declare_like, set_dim};
+use super::basis::Basis;
 use super::build::{Attribute, float32s, set_attribute};
 use super::layer::{Layer, Source};
 use super::layer_rows::cache_order;
@@ -22,6 +23,9 @@ pub const LAYER_ROWS_KEY: &str = "ai.spark.rows_by_layer";
 /// The kind of attention that was exported.
 pub const SOURCE_KEY: &str = "ai.spark.source";
 
+/// The input that is a basis of keys; that of queries follows it.
+const BASIS: usize = spec::SHARED_INPUTS.len() + 1;
+
 /// Last queries of a call that choose its channels.
 pub const OBSERVED: usize = 32;
 
@@ -32,6 +36,8 @@ pub struct Saliency {
     pub measured_on: String,
     /// `[Hk,D]` of each layer.
     pub layers: Vec<Vec<f32>>,
+    /// The basis of each layer whose keys are in one.
+    pub bases: Vec<Option<Basis>>,
 }
 
 /// One variant of a rewritten model.
@@ -43,8 +49,17 @@ pub struct Version<'v> {
     pub static_rows: bool,
     /// Saliency, where measured.
     pub saliency: Option<&'v Saliency>,
-    /// Measure saliency over this many tokens, as outputs of the model.
-    pub observe: Option<usize>,
+    /// What the model measures, as outputs.
+    pub observe: Option<Observe>,
+}
+
+/// What a version of a model measures.
+#[derive(Clone, Copy)]
+pub struct Observe {
+    /// Saliency over this many tokens.
+    pub window: usize,
+    /// Also what bases follow from.
+    pub covariance: bool,
 }
 
 /// Makes `model`, whose `layers` are replaced, the given `version`. May be called again with another one.
@@ -54,12 +69,19 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
     let places = Places::new(graph);
     let differ = differ(version.rows);
     for (i, ((layer, names), rows)) in layers.iter().zip(names).zip(version.rows).enumerate() {
-        let saliency = version.saliency.map(|s| &s.layers[i]);
+        let basis = version.saliency.and_then(|s| s.bases[i].as_ref()).filter(|_| rows.planes.is_some());
+        let saliency = version.saliency.map(|s| basis.map_or(&s.layers[i], |basis| &basis.saliency));
         if let (Some(values), Some(all)) = (saliency, version.saliency) {
             let mut tensor = float32s(&names.query_saliency, &[layer.kv_heads as i64, layer.head_dim as i64], values);
             // The only part that depends on calibration states what it was measured on.
             tensor.set_doc_string(all.measured_on.clone());
             graph.initializer.push(tensor);
+        }
+        if let Some(basis) = basis {
+            let dims = [layer.kv_heads, layer.head_dim, layer.head_dim].map(|n| n as i64);
+            for (name, values) in names.basis.iter().zip([&basis.key, &basis.query]) {
+                graph.initializer.push(float32s(name, &dims, values));
+            }
         }
         for name in [&names.attention, &names.prune] {
             set_node(&mut graph.node[places.nodes[name]], names, rows, version, saliency.is_some());
@@ -70,8 +92,12 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
         if rows.recent_window > 0 {
             recent_keys(graph, &places, layer, names);
         }
+        let [heads, d] = [layer.kv_heads, layer.head_dim];
         if version.observe.is_some() {
-            observed(graph, &places, layer, names);
+            observed(graph, &places, layer, &names.observed_saliency, &[heads, d]);
+        }
+        if version.observe.is_some_and(|observe| observe.covariance) {
+            observed(graph, &places, layer, &names.observed_covariance, &[heads, 2, d, d]);
         }
     }
     let rows: Vec<Rows> = cache_order(model, layers).into_iter().map(|layer| version.rows[layer].clone()).collect();
@@ -85,13 +111,14 @@ fn differ(rows: &[Rows]) -> bool {
 
 /// Removes what another version added besides the nodes.
 fn forget(graph: &mut GraphProto, names: &[Names]) {
-    let saliency: HashSet<&str> = names.iter().map(|n| n.query_saliency.as_str()).collect();
-    graph.initializer.retain(|t| !saliency.contains(t.name()));
+    let of_layer = |n: &'_ Names| [n.query_saliency.clone(), n.basis[0].clone(), n.basis[1].clone()];
+    let calibrated: HashSet<String> = names.iter().flat_map(of_layer).collect();
+    graph.initializer.retain(|t| !calibrated.contains(t.name()));
     let past: HashSet<&str> = names.iter().map(|n| n.key_recent[0].as_str()).collect();
     graph.input.retain(|i| !past.contains(i.name()));
-    let outputs: HashSet<&str> =
-        names.iter().flat_map(|n| [n.key_recent[1].as_str(), n.observed_saliency.as_str()]).collect();
-    graph.output.retain(|o| !outputs.contains(o.name()));
+    let outputs: HashSet<&String> =
+        names.iter().flat_map(|n| [&n.key_recent[1], &n.observed_saliency, &n.observed_covariance]).collect();
+    graph.output.retain(|o| !outputs.contains(&o.name().to_string()));
 }
 
 /// Positions of nodes, inputs and outputs in a graph, by name: models may have many layers. New inputs and outputs are
@@ -124,8 +151,9 @@ fn set_node(node: &mut NodeProto, names: &Names, rows: &Rows, version: &Version<
     set_attribute(node, "value_row_bytes", Attribute::Int(rows.value_row_bytes as i64));
     set_attribute(node, "recovery", Attribute::Text(rows.recovery.name()));
     set_attribute(node, "recent_window", Attribute::Int(rows.recent_window as i64));
+    let directions = [spec::KEY_DIRECTIONS_8.name, spec::KEY_DIRECTIONS_4.name];
     let later = [spec::TAIL_WINDOW.name, spec::ROW_FORMAT.name, spec::VERSION.name];
-    node.attribute.retain(|a| !later.contains(&a.name()));
+    node.attribute.retain(|a| !later.contains(&a.name()) && !directions.contains(&a.name()));
     if rows.operator_version() > *spec::VERSIONS.start() {
         set_attribute(node, spec::VERSION.name, Attribute::Int(rows.operator_version()));
     }
@@ -135,6 +163,15 @@ fn set_node(node: &mut NodeProto, names: &Names, rows: &Rows, version: &Version<
     if rows.tail_window > 0 {
         set_attribute(node, spec::TAIL_WINDOW.name, Attribute::Int(rows.tail_window as i64));
     }
+    node.input.truncate(BASIS);
+    if let Some(planes) = rows.planes {
+        for (name, count) in directions.into_iter().zip([planes.eight, planes.four]) {
+            set_attribute(node, name, Attribute::Int(count as i64));
+        }
+        node.input.resize(BASIS, String::new());
+        let matrices = if node.op_type() == spec::PRUNE.name { 1 } else { 2 };
+        node.input.extend_from_slice(&names.basis[..matrices]);
+    }
     let recent = rows.recent_window > 0;
     if recent {
         node.input[10] = names.key_recent[0].clone();
@@ -143,10 +180,19 @@ fn set_node(node: &mut NodeProto, names: &Names, rows: &Rows, version: &Version<
     }
     node.input[11] = if saliency { names.query_saliency.clone() } else { String::new() };
     if node.op_type() == "SparkPrune" {
-        set_attribute(node, "observation_window", Attribute::Int(version.observe.unwrap_or(OBSERVED) as i64));
+        set_attribute(
+            node,
+            "observation_window",
+            Attribute::Int(version.observe.map_or(OBSERVED, |observe| observe.window) as i64),
+        );
         node.output.truncate(2);
         node.output.push(if recent { names.key_recent[1].clone() } else { String::new() });
         node.output.push(if version.observe.is_some() { names.observed_saliency.clone() } else { String::new() });
+        node.output.push(if version.observe.is_some_and(|observe| observe.covariance) {
+            names.observed_covariance.clone()
+        } else {
+            String::new()
+        });
         while node.output.last().is_some_and(String::is_empty) {
             node.output.pop();
         }
@@ -205,17 +251,19 @@ fn recent_keys(graph: &mut GraphProto, places: &Places, layer: &Layer, names: &N
     declare(&mut graph.output, places.outputs[&layer.cache.present[0]], present, "spark_recent_keys_after");
 }
 
-fn observed(graph: &mut GraphProto, places: &Places, layer: &Layer, names: &Names) {
+/// Declares the output `name`, `[B]` and then `sizes`.
+fn observed(graph: &mut GraphProto, places: &Places, layer: &Layer, name: &str, sizes: &[usize]) {
     let like = &graph.output[places.outputs[&layer.cache.present[0]]];
-    let mut info = declare_like(like, &names.observed_saliency);
+    let mut info = declare_like(like, name);
     let tensor = info.type_.mut_or_insert_default().mut_tensor_type();
     tensor.set_elem_type(1);
     // Outputs may be declared without a shape.
     let dims = &mut tensor.shape.mut_or_insert_default().dim;
     dims.truncate(1);
-    dims.resize_with(3, Dimension::new);
-    set_dim(&mut info, 1, Some(layer.kv_heads), "");
-    set_dim(&mut info, 2, Some(layer.head_dim), "");
+    dims.resize_with(1 + sizes.len(), Dimension::new);
+    for (axis, &size) in (1..).zip(sizes) {
+        set_dim(&mut info, axis, Some(size), "");
+    }
     graph.output.push(info);
 }
 

@@ -123,7 +123,8 @@ mod tests {
         let sizes = |uniform_rows| {
             let options = Options { uniform_rows, ..Options::default() };
             let of = |rows: &Rows| (rows.kept_channels, rows.key_row_bytes, rows.value_row_bytes);
-            let setting = |bits| LayerSetting { ratio: 0.5, key_bits: bits, value_bits: bits, row_format: 1 };
+            let setting =
+                |bits| LayerSetting { ratio: 0.5, key_bits: bits, value_bits: bits, row_format: 1, key_bytes: None };
             rows_by_layer(&options, &[setting(8), setting(4)], 64).unwrap().iter().map(of).collect::<Vec<_>>()
         };
         assert_eq!(sizes(false), [(32, 56, 68), (32, 40, 40)]);

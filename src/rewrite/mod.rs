@@ -7,6 +7,7 @@
 //! again and again. Knows graphs and the row format's sizes, but no kernels.
 
 mod apply;
+mod basis;
 mod bias;
 mod build;
 mod cache;
@@ -101,7 +102,7 @@ pub fn rewrite(
     folder.iter().try_for_each(|folder| folder.check_sizes(&layers))?;
     let noticed = warnings::of_model(&model, &layers, roundings);
     let (rows, recent) = layer_rows(options, &model, &layers, folder.is_some())?;
-    let tokens = calibrate::tokens(&path, options)?;
+    let tokens = calibrate::tokens(&path, options, (&layers, &rows))?;
     let positions = calibrate::positions(&model, &layers);
     let names = apply::apply(&mut model, &layers, recent, operator_version(&rows))?;
     let mut graph = Rewritten { model, layers, names, rows };

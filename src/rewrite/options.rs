@@ -17,9 +17,12 @@ pub struct Options {
     pub key_bits: u8,
     /// Bits of a value channel: 16, 8 or 4.
     pub value_bits: u8,
-    /// Row format, 1 or 2.
+    /// Row format: 1, 2, or 3, which stores keys in a calibrated basis.
     pub row_format: u8,
-    /// A file of a [`Recipe`](super::Recipe), which states these four and `uniform_rows` for each layer instead.
+    /// Bytes of a key row of format 3, a multiple of 4; `None`: half a byte a channel. The share and the bits of kept
+    /// channels follow from it.
+    pub key_bytes: Option<usize>,
+    /// A file of a [`Recipe`](super::Recipe), which states these five and `uniform_rows` for each layer instead.
     pub recipe: Option<PathBuf>,
     /// How pruned channels are restored.
     pub recovery: Recovery,
@@ -66,6 +69,7 @@ impl Default for Options {
             key_bits: 8,
             value_bits: 8,
             row_format: 1,
+            key_bytes: None,
             recipe: None,
             recovery: Recovery::Mean,
             recent: None,

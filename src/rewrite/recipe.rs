@@ -25,6 +25,9 @@ pub struct LayerSetting {
     /// As [`Options::row_format`].
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub row_format: u8,
+    /// As [`Options::key_bytes`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_bytes: Option<usize>,
 }
 
 fn one() -> u8 {
@@ -38,14 +41,14 @@ fn is_one(number: &u8) -> bool {
 impl LayerSetting {
     /// The setting that `options` state for all layers.
     pub fn of(options: &Options) -> Self {
-        let &Options { ratio, key_bits, value_bits, row_format, .. } = options;
-        Self { ratio, key_bits, value_bits, row_format }
+        let &Options { ratio, key_bits, value_bits, row_format, key_bytes, .. } = options;
+        Self { ratio, key_bits, value_bits, row_format, key_bytes }
     }
 
     /// `others` with this setting for all layers.
     pub fn options(&self, others: &Options) -> Options {
-        let &Self { ratio, key_bits, value_bits, row_format } = self;
-        Options { ratio, key_bits, value_bits, row_format, ..others.clone() }
+        let &Self { ratio, key_bits, value_bits, row_format, key_bytes } = self;
+        Options { ratio, key_bits, value_bits, row_format, key_bytes, ..others.clone() }
     }
 
     /// Whether keys lose more than a rounding to float16.
@@ -171,12 +174,18 @@ mod tests {
     use super::*;
 
     fn recipe() -> Recipe {
-        let setting = |ratio, key_bits, row_format| LayerSetting { ratio, key_bits, value_bits: 8, row_format };
+        let setting = |ratio, key_bits, row_format| LayerSetting {
+            ratio,
+            key_bits,
+            value_bits: 8,
+            row_format,
+            key_bytes: (row_format == 3).then_some(24),
+        };
         Recipe {
             about: "a \"test\": of words, too".into(),
-            model: Some(RecipeModel { layers: 2, head_dim: 64, kv_heads: 3 }),
+            model: Some(RecipeModel { layers: 3, head_dim: 64, kv_heads: 3 }),
             uniform_rows: true,
-            layers: vec![setting(0.5, 8, 1), setting(0.25, 4, 2)],
+            layers: vec![setting(0.5, 8, 1), setting(0.25, 4, 2), setting(0.0, 8, 3)],
         }
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::inspect::Inspection;
 use super::rows::Rows;
+use crate::format::Planes;
 
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,16 @@ fn range(mut numbers: Vec<usize>) -> String {
 
 /// The rows of one layer.
 fn described(rows: &Rows) -> String {
+    if rows.have_basis() {
+        let planes = rows.planes.map_or(String::new(), |planes| {
+            let Planes { eight, four, two } = planes;
+            format!(" of {} directions: {eight} at 8 bits, {four} at 4, {two} at 2", rows.head_dim)
+        });
+        return format!(
+            "keys in a calibrated basis{planes}; values at {} bits; {} + {} bytes per token and KV head",
+            rows.value_bits, rows.key_row_bytes, rows.value_row_bytes
+        );
+    }
     format!(
         "ratio {}: {} of {} key channels at {} bits, values at {} bits{}; {} + {} bytes per token and KV head",
         rows.ratio,

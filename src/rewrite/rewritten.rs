@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::apply::Names;
+use super::basis::Basis;
 use super::calibrate;
-use super::configure::{Saliency, Version, configure};
+use super::configure::{Observe, Saliency, Version, configure};
 use super::error::RewriteError;
 use super::inspect::Inspection;
 use super::layer::Layer;
@@ -34,20 +35,36 @@ impl Rewritten {
         progress: &mut dyn Progress,
     ) -> Result<(Option<Saliency>, Option<String>), RewriteError> {
         let lossless = self.rows.iter().map(Rows::lossless).collect::<Result<Vec<_>, _>>()?;
-        let observe = Version { rows: &lossless, static_rows: false, saliency: None, observe: Some(calibrate::CHUNK) };
+        let covariance = self.rows.iter().any(Rows::have_basis);
+        let observe = Some(Observe { window: calibrate::CHUNK, covariance });
+        let observe = Version { rows: &lossless, static_rows: false, saliency: None, observe };
         configure(&mut self.model, &self.layers, &self.names, &observe);
         onnx::write(&self.model, copy)?;
         let inspection = Inspection::new(&self.model)?;
-        let measured = calibrate::measure(copy, &inspection, &self.names, tokens, options, progress);
+        let measured = calibrate::measure(copy, &inspection, &self.names, covariance, tokens, options, progress);
         std::fs::remove_file(copy).map_err(FileError::io(copy))?;
         match measured {
             Err(RewriteError::Calibration(problem))
-                if options.calibrate == Calibration::Auto && crate::runtime::is_loaded() =>
+                if options.calibrate == Calibration::Auto && !covariance && crate::runtime::is_loaded() =>
             {
                 Ok((None, Some(problem)))
             }
-            measured => Ok((Some(measured?), None)),
+            measured => Ok((Some(self.use_measured(measured?)), None)),
         }
+    }
+
+    /// Finds the bases of layers whose keys are in one, and their planes.
+    fn use_measured(&mut self, measured: calibrate::Measured) -> Saliency {
+        let calibrate::Measured { on, saliency, covariance } = measured;
+        let mut bases = vec![None; self.rows.len()];
+        for ((rows, covariance), basis) in self.rows.iter_mut().zip(&covariance).zip(&mut bases) {
+            if rows.have_basis() {
+                let found = basis.insert(Basis::new(covariance, rows.head_dim));
+                let planes = found.planes(rows.key_row_bytes);
+                (rows.planes, rows.kept_channels) = (Some(planes), planes.kept());
+            }
+        }
+        Saliency { measured_on: on, layers: saliency, bases }
     }
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::RewriteError;
 use super::options::{CacheType, Options};
-use crate::format::{Bits, KeyLayout, RowFormat, ValueLayout};
+use crate::format::{Bits, KeyLayout, Planes, RowFormat, ValueLayout};
 use crate::method::Recovery;
 use crate::spec;
 
@@ -24,6 +24,9 @@ pub struct Rows {
     /// Number of the row format.
     #[serde(default = "first_format")]
     pub row_format: u8,
+    /// Directions of a key row of format 3 by their bits, once they are calibrated; `kept_channels` counts them all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planes: Option<Planes>,
     /// Bytes of a key row.
     pub key_row_bytes: usize,
     /// Bytes of a value row.
@@ -38,6 +41,12 @@ pub struct Rows {
     /// Element type of the cache tensors.
     pub cache_type: CacheType,
 }
+
+/// Fewest bytes of a key row in a basis.
+const LEAST_KEY_BYTES: usize = 8;
+
+/// Bytes of its scale.
+const SCALE_BYTES: usize = 2;
 
 /// The format of metadata written before there was a second one.
 fn first_format() -> u8 {
@@ -66,7 +75,13 @@ impl Rows {
             Bits::new(bits.into()).ok_or_else(|| RewriteError::option(option, format!("{bits} is not 16, 8 or 4")))
         };
         let format = RowFormat::new(row_format.into())
-            .ok_or_else(|| RewriteError::option("row_format", format!("{row_format} is not 1 or 2")))?;
+            .ok_or_else(|| RewriteError::option("row_format", format!("{row_format} is not 1, 2 or 3")))?;
+        if format == RowFormat::V3 {
+            return Self::in_basis(options, head_dim, row_bytes);
+        }
+        if options.key_bytes.is_some() {
+            return Err(RewriteError::option("key_bytes", "only a calibrated basis has rows of a size to be chosen"));
+        }
         let bits_of_key = bits("key_bits", key_bits)?;
         let key_layout = |kept, row_bytes| KeyLayout::of(format, head_dim, kept, bits_of_key, row_bytes);
         let key = key_layout(kept_channels, 0).map_err(|e| RewriteError::option("ratio", e.to_string()))?.row_bytes();
@@ -87,6 +102,7 @@ impl Rows {
             key_bits,
             value_bits,
             row_format,
+            planes: None,
             key_row_bytes,
             value_row_bytes,
             recovery,
@@ -94,6 +110,45 @@ impl Rows {
             tail_window: 0,
             cache_type,
         })
+    }
+
+    /// Rows in a basis that is still to be calibrated.
+    fn in_basis(options: &Options, head_dim: usize, row_bytes: usize) -> Result<Self, RewriteError> {
+        let of_key = |problem: String| RewriteError::option("key_bytes", problem);
+        let most = (SCALE_BYTES + head_dim).next_multiple_of(4);
+        let key = options.key_bytes.unwrap_or(head_dim.div_ceil(2).next_multiple_of(4));
+        if !(LEAST_KEY_BYTES..=most).contains(&key) || !key.is_multiple_of(4) {
+            return Err(of_key(format!("{key} is not a multiple of 4 from {LEAST_KEY_BYTES} to {most}")));
+        }
+        // Any planes: the size is given.
+        let any = Planes { eight: 1, four: 0, two: 0 };
+        KeyLayout::of_planes(head_dim, any, key).map_err(|e| of_key(e.to_string()))?;
+        let of_value = |problem: String| RewriteError::option("value_bits", problem);
+        let bits = Bits::new(options.value_bits.into())
+            .ok_or_else(|| of_value(format!("{} is not 16, 8 or 4", options.value_bits)))?;
+        let value = ValueLayout::of(RowFormat::V3, head_dim, bits, 0).map_err(|e| of_value(e.to_string()))?.row_bytes();
+        let larger = key.max(value).max(row_bytes);
+        let (key_row_bytes, value_row_bytes) = if options.uniform_rows { (larger, larger) } else { (key, value) };
+        Ok(Self {
+            head_dim,
+            ratio: 0.0,
+            kept_channels: head_dim,
+            key_bits: 8,
+            value_bits: options.value_bits,
+            row_format: options.row_format,
+            planes: None,
+            key_row_bytes,
+            value_row_bytes,
+            recovery: Recovery::None,
+            recent_window: 0,
+            tail_window: 0,
+            cache_type: options.cache_type,
+        })
+    }
+
+    /// Whether keys are in a calibrated basis.
+    pub fn have_basis(&self) -> bool {
+        self.row_format == 3
     }
 
     /// The version of the operators that these rows need.
@@ -109,14 +164,8 @@ impl Rows {
 
     /// Rows that lose nothing but float16 rounding, as calibration needs them.
     pub fn lossless(&self) -> Result<Self, RewriteError> {
-        let options = Options {
-            ratio: 0.0,
-            key_bits: 16,
-            value_bits: 16,
-            row_format: self.row_format,
-            cache_type: self.cache_type,
-            ..Options::default()
-        };
+        let options =
+            Options { ratio: 0.0, key_bits: 16, value_bits: 16, cache_type: self.cache_type, ..Options::default() };
         Ok(Self { recent_window: self.recent_window, ..Self::new(&options, self.head_dim)? })
     }
 }

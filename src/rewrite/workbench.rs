@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::apply;
 use super::build::{Attribute, set_attribute};
 use super::calibrate;
-use super::configure::{OBSERVED, Saliency, Version, configure};
+use super::configure::{OBSERVED, Observe, Saliency, Version, configure};
 use super::error::RewriteError;
 use super::find::find_layers;
 use super::inspect::Inspection;
@@ -79,7 +79,7 @@ impl Workbench {
         let layers = find_layers(&model)?;
         let numbers = layer_rows::numbers(&model, &layers);
         let (rows, recent) = layer_rows(options, &model, &layers, false)?;
-        let tokens = calibrate::tokens(input, options)?;
+        let tokens = calibrate::tokens(input, options, (&layers, &rows))?;
         let positions = calibrate::positions(&model, &layers);
         let names = apply::apply(&mut model, &layers, recent, *spec::VERSIONS.end())?;
         let mut rewritten = Rewritten { model, layers, names, rows };
@@ -114,7 +114,7 @@ impl Workbench {
         let rows = vec![lossless.clone(); layers.len()];
         let graph = self.rewritten.model.graph.mut_or_insert_default();
         let before = compute_in_float(graph);
-        let written = self.write_rows(name, &rows, Some(OBSERVED));
+        let written = self.write_rows(name, &rows, Some(Observe { window: OBSERVED, covariance: false }));
         let graph = self.rewritten.model.graph.mut_or_insert_default();
         before.into_iter().for_each(|(node, level)| set_attribute(&mut graph.node[node], LEVEL, Attribute::Int(level)));
         let (file, inspection) = written?;
@@ -145,7 +145,7 @@ impl Workbench {
         &mut self,
         name: &str,
         rows: &[Rows],
-        observe: Option<usize>,
+        observe: Option<Observe>,
     ) -> Result<(PathBuf, Inspection), RewriteError> {
         let Rewritten { model, layers, names, .. } = &mut self.rewritten;
         let version = Version { rows, static_rows: false, saliency: self.saliency.as_ref(), observe };

@@ -4,7 +4,7 @@ import numpy as np
 
 from . import rows
 from .models import DTYPES
-from .reference import Settings, channel_scale, select, spans
+from .reference import Settings, encode_keys, spans
 
 PAST = ("past_key", "past_value")
 
@@ -20,6 +20,16 @@ def rotary_tables(s, dtype, length=512, base=10000.0):
     return {"cos_cache": np.cos(angle).astype(dtype), "sin_cache": np.sin(angle).astype(dtype)}
 
 
+def bases(seed, s):
+    """key_basis and query_basis of row format 3, random ones that keep products; none of other formats."""
+    if s.row_format != 3:
+        return {}
+    rng = np.random.default_rng(seed)
+    key = np.linalg.qr(rng.normal(size=(s.Hk, s.D, s.D)))[0] * np.exp(rng.normal(size=(s.Hk, 1, s.D)) * 0.5)
+    query = np.linalg.inv(key).transpose(0, 2, 1)
+    return {"key_basis": key.astype(np.float32), "query_basis": query.astype(np.float32)}
+
+
 def container(raw, C):
     """Rows uint8 `[B,Hk,P,bytes]` in container type C."""
     return np.ascontiguousarray(raw).view(DTYPES[C])
@@ -29,8 +39,7 @@ def random_rows(rng, s, feeds, shape, spread):
     """(key rows, value rows, keys) of random tokens; shape is (B, Hk, P)."""
     keys = rng.normal(size=(*shape, s.D)) * spread
     n = np.exp(rng.normal(size=(s.Hk, 1, s.D)) * 0.5)
-    mask, c = select(keys, n, s.kept), channel_scale(s, feeds)
-    key_rows = rows.encode_keys(keys, mask, s.kept, c, s.key_bits, s.recovery, s.key_bytes, s.row_format)
+    key_rows = encode_keys(s, feeds, keys, n)
     values = rng.normal(size=keys.shape)
     return key_rows, rows.encode_values(values, s.value_bits, s.value_bytes, s.row_format), keys
 
@@ -120,7 +129,7 @@ def call(
     """
     rng = np.random.default_rng(seed)
     dtype = DTYPES[T]
-    feeds, spread = {}, channel_spread(rng, s.Hk, s.D)
+    feeds, spread = bases(seed, s), channel_spread(rng, s.Hk, s.D)
     if saliency:
         feeds["query_saliency"] = np.exp(rng.normal(size=(s.Hk, s.D)) * 0.7).astype(np.float32)
     key_rows, value_rows, keys = random_rows(rng, s, feeds, (B, s.Hk, P), spread)

@@ -22,6 +22,9 @@ EPS = 2.5e-6
 
 def rotation_error(s, k):
     """Absolute error `[...,D]` granted to a rotated key: float32 products of both channels of a pair may cancel."""
+    if s.row_format == 3:
+        # Sums of products with a matrix.
+        return np.broadcast_to(3e-6 * np.abs(k).max(-1, keepdims=True), k.shape)
     if not s.do_rotary:
         return np.zeros_like(k)
     half = s.D // 2
@@ -52,8 +55,37 @@ def check_masks(s, keep, k, n, delta):
     return differing.mean() if differing.size else 0.0
 
 
+def check_plane_rows(s, got, k, n):
+    """Rows of format 3 of keys k in the basis: with their scales codes are the nearest, and no scale is better."""
+    kept = rows.in_slot(k)[..., : s.kept]
+    n = np.broadcast_to(n, k.shape)[..., : s.kept]
+    scale = np.ascontiguousarray(got[..., :2]).view("<f2").astype(np.float64)
+    read = rows.decode_planes(got, s.D, s.kept, s.planes)[..., : s.kept]
+
+    def error(rows_):
+        other = rows.decode_planes(rows_, s.D, s.kept, s.planes)[..., : s.kept]
+        return (n**2 * (kept - other) ** 2).sum(-1)
+
+    nearest = rows.planes_row(scale, rows.plane_codes(kept, s.kept, s.planes, scale), s.key_bytes)
+    best = rows.encode_planes(k, pad(n, s.D), s.kept, s.planes, s.key_bytes)
+    # Keys come of float32 sums over the channels, and float16 of them.
+    slack = 1e-3 * np.abs(kept).max(initial=0) * scale + 2e-3 * np.abs(kept)
+    other = rows.decode_planes(nearest, s.D, s.kept, s.planes)[..., : s.kept]
+    assert (np.abs(np.abs(read - kept) - np.abs(other - kept)) <= slack + 1e-6).all(), "codes are not the nearest"
+    assert (error(got) <= error(best) * 1.02 + 1e-6).all(), "another scale is better"
+    used = rows.key_row_bytes(s.D, s.kept, 8, s.planes)
+    assert (got[..., used:] == 0).all(), "padding of a key row is not zero"
+
+
+def pad(n, D):
+    """n `[..., kept]` as `[..., D]`."""
+    return np.concatenate([n, np.ones((*n.shape[:-1], D - n.shape[-1]))], -1)
+
+
 def check_key_rows(s, got, k, n, c):
     """Key rows uint8 `[...,bytes]` of rotated keys k with saliency n and channel scale c, all broadcastable."""
+    if s.row_format == 3:
+        return check_plane_rows(s, got, k, 1 / np.asarray(c) ** 2)
     k, n, c = np.broadcast_arrays(k, n, c)
     delta = rotation_error(s, k)
     f = rows.key_fields(got, s.D, s.kept, s.key_bits)
@@ -105,8 +137,19 @@ def check_quantised(u, x, x_error, low, step, top, where, what):
     assert not off.any(), f"{what}: {u[off][:4]} instead of {exact[off][:4]} (rounded)"
 
 
+def check_rotated_values(s, got, v):
+    """Values that are stored rotated: as the reference's, but for a step of some codes, since float32 rotates them."""
+    want = rows.encode_values(v, s.value_bits, s.value_bytes, s.row_format)
+    u, scale, minimum = rows.value_fields(got, s.D, s.value_bits, s.row_format)
+    u_wanted, scale_wanted, minimum_wanted = rows.value_fields(want, s.D, s.value_bits, s.row_format)
+    off = np.abs(minimum + u * scale - minimum_wanted - u_wanted * scale_wanted)
+    assert (off <= 1.01 * scale + 1e-3 * np.abs(minimum)).all() and (u != u_wanted).mean() < 0.01, "rotated values"
+
+
 def check_value_rows(s, got, v):
     """Value rows uint8 `[...,bytes]` of values v."""
+    if s.row_format != 1 and s.value_bits < 16:
+        return check_rotated_values(s, got, v)
     if s.value_bits == 16:
         assert (got == rows.encode_values(v, 16, s.value_bytes)).all(), "float16 value rows differ"
         return

@@ -45,6 +45,14 @@ fn rotated(case: &Case, b: usize, i: usize, x: impl Iterator<Item = f32>) -> Vec
     out
 }
 
+/// `x` in the basis of KV head `h`, for keys (0) or queries (1).
+fn in_basis(case: &Case, h: usize, part: usize, x: Vec<f64>) -> Vec<f64> {
+    let Some(basis) = &case.basis else { return x };
+    let d = x.len();
+    let matrix = &basis[part][h * d * d..(h + 1) * d * d];
+    (0..d).map(|j| x.iter().enumerate().map(|(i, x)| x * f64::from(matrix[i * d + j])).sum()).collect()
+}
+
 fn lane(array: &Array4<f32>, b: usize, h: usize, i: usize) -> impl Iterator<Item = f32> + '_ {
     (0..array.dim().3).map(move |j| array[(b, h, i, j)])
 }
@@ -55,7 +63,8 @@ fn seen(case: &Case, b: usize, h: usize, t: usize) -> (Vec<f64>, Vec<f64>) {
     let past = case.lengths.past[b];
     if t >= past {
         let value = lane(&case.value, b, h, t - past).map(f64::from).collect();
-        return (rotated(case, b, t - past, lane(&case.key, b, h, t - past)), value);
+        let key = rotated(case, b, t - past, lane(&case.key, b, h, t - past));
+        return (in_basis(case, h, 0, key), value);
     }
     let (d, head) = (g.head_dim(), b * g.kv_heads + h);
     let row = |rows: &[u8], bytes: usize| rows[t * bytes..(t + 1) * bytes].to_vec();
@@ -67,7 +76,10 @@ fn seen(case: &Case, b: usize, h: usize, t: usize) -> (Vec<f64>, Vec<f64>) {
         _ => {
             let bytes = row(&case.past_key[head], g.key.row_bytes());
             let scale = &case.scale[h * d..(h + 1) * d];
-            g.key.row(&bytes).decode(scale, |j| case.prune.common.recovery.factor(t, j), &mut key);
+            match g.key.planes() {
+                Some(planes) => planes.decode(&bytes, &mut key),
+                None => g.key.row(&bytes).decode(scale, |j| case.prune.common.recovery.factor(t, j), &mut key),
+            }
         }
     }
     (key.into_iter().map(f64::from).collect(), value.into_iter().map(f64::from).collect())
@@ -83,6 +95,7 @@ fn expected_attention(case: &Case) -> Array4<f64> {
         }
         let past = case.lengths.past[b];
         let query = rotated(case, b, i, lane(&case.query, b, head, i));
+        let query = in_basis(case, head / g.group(), 1, query);
         let mut scored = Vec::new();
         for t in 0..past + case.lengths.new[b] {
             let later = t > past + i;
@@ -203,18 +216,19 @@ proptest! {
         check_attention(&case)?;
     }
 
-    /// Rows of format 2, as the oracle of the format decodes them.
+    /// Rows of later formats, as the oracle of the format decodes them; with planes of any number of directions, and
+    /// recent keys and new ones in the basis.
     #[test]
-    fn attention_over_format_2_is_its_formula(
-        seed: u64,
+    fn attention_over_later_formats_is_its_formula(
+        seed: u64, format in prop::sample::select(vec![RowFormat::V2, RowFormat::V3]),
         head_dim in prop::sample::select(vec![32, 64, 80, 96, 128, 192, 256]),
         bits in prop::sample::select(vec![
             (Bits::B16, Bits::B8), (Bits::B8, Bits::B8), (Bits::B4, Bits::B4), (Bits::B4, Bits::B8),
         ]),
-        new in prop::sample::select(vec![3, 30]),
+        new in prop::sample::select(vec![1, 3, 30]),
     ) {
         prop_assume!(bits.1 != Bits::B4 || head_dim % 32 == 0);
-        let mut case = Case::of(RowFormat::V2, seed, 400, new, Some((head_dim, bits.0, bits.1)));
+        let mut case = Case::of(format, seed, 400, new, Some((head_dim, bits.0, bits.1)));
         case.fill_cache(seed);
         check_attention(&case)?;
     }

@@ -20,8 +20,10 @@ from . import schema
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = {"f32": np.float32, "f16": np.float16, "u8": np.uint8}
 ATTENTION_INPUTS = schema.names("SparkAttention", "inputs")
-SHARED_INPUTS = [name for name in schema.names("SparkPrune", "inputs") if name in ATTENTION_INPUTS]
-PRUNE_OUTPUTS = tuple(schema.names("SparkPrune", "outputs"))
+PRUNE_INPUTS = schema.names("SparkPrune", "inputs")
+SHARED_INPUTS = PRUNE_INPUTS[: PRUNE_INPUTS.index("after")]
+# Those that any provider makes.
+PRUNE_OUTPUTS = tuple(name for name in schema.names("SparkPrune", "outputs") if name != "observed_covariance")
 PROVIDER = os.environ.get("SPARK_TEST_PROVIDER", "CPUExecutionProvider")
 # What Python calls the provider's memory; ONNX Runtime's ROCm package calls it cuda.
 DEVICE = "cpu" if PROVIDER == "CPUExecutionProvider" else "cuda"
@@ -111,6 +113,8 @@ def of_version_2(s):
     more = {"tail_window": s.tail_window} if s.tail_window else {}
     if s.row_format != 1:
         more["row_format"] = s.row_format
+    if s.row_format == 3:
+        more.update(key_directions_8=s.planes[0], key_directions_4=s.planes[1])
     return {"version": 2, **more} if more or s.recovery in ("exponential", "normal") else {}
 
 
@@ -137,7 +141,7 @@ def graph(nodes, inputs, outputs, T, C, initializers=(), types=(), shapes=(), op
 
 def node(op, s, present, outputs, attributes=None, name=None):
     """One SparkPrune or SparkAttention node with the inputs named in `present`."""
-    order = ATTENTION_INPUTS if op == "SparkAttention" else SHARED_INPUTS
+    order = ATTENTION_INPUTS if op == "SparkAttention" else PRUNE_INPUTS
     if attributes is None:
         attributes = attention_attributes(s) if op == "SparkAttention" else prune_attributes(s)
     inputs = trimmed(n if n in present else "" for n in order)
@@ -159,14 +163,16 @@ def spark(
         nodes.append(node("SparkAttention", s, wired, ["output"]))
         outputs.append("output")
     if prune:
-        used = wired - {"attention_bias"}
+        used = wired - {"attention_bias", "query_basis"}
         made = node("SparkPrune", s, used, [n if n in prune_outputs else "" for n in PRUNE_OUTPUTS])
         if s.tail_window and attention:
             # It may write what SparkAttention reads.
-            made.input.extend([""] * (len(SHARED_INPUTS) - len(made.input)) + ["output"])
+            place = len(SHARED_INPUTS)
+            made.input.extend([""] * (place + 1 - len(made.input)))
+            made.input[place] = "output"
         nodes.append(made)
         outputs += [n for n in PRUNE_OUTPUTS if n in prune_outputs]
-    order = ATTENTION_INPUTS if attention else SHARED_INPUTS
+    order = ATTENTION_INPUTS if attention else PRUNE_INPUTS
     inputs = [n for n in order if n in wired and n not in initializers]
     return graph(nodes, inputs, outputs, T, C, initializers, **more)
 

@@ -36,10 +36,12 @@ class Settings:
     local_window_size: int = -1
     causal: int = 1
     row_format: int = 1
+    # Directions of 8 and of 4 bits in row format 3.
+    planes: tuple | None = None
 
     @property
     def key_bytes(self):
-        return self.key_row_bytes or rows.key_row_bytes(self.D, self.kept, self.key_bits)
+        return self.key_row_bytes or rows.key_row_bytes(self.D, self.kept, self.key_bits, self.planes)
 
     @property
     def value_bytes(self):
@@ -110,14 +112,27 @@ def _rotate(s, feeds, sp, x):
 
 
 def tokens(s, feeds, sp):
-    """Rotated query, rotated key and value of the call, float64 `[B,H,L,D]`."""
+    """Rotated query, rotated key and value of the call, float64 `[B,H,L,D]`; key and query in a given basis."""
     query, key, value = feeds["query"], given(feeds, "key"), given(feeds, "value")
     if key is None and query.ndim == 3 and query.shape[2] == (s.Hq + 2 * s.Hk) * s.D:
         query, key, value = np.split(query, [s.Hq * s.D, (s.Hq + s.Hk) * s.D], 2)
     elif key is None:
         key, value = feeds["key"], feeds["value"]
     q, k, v = (finite(to_heads(x, H)) for x, H in ((query, s.Hq), (key, s.Hk), (value, s.Hk)))
-    return finite(_rotate(s, feeds, sp, q)), finite(_rotate(s, feeds, sp, k)), v
+    q, k = finite(_rotate(s, feeds, sp, q)), finite(_rotate(s, feeds, sp, k))
+    if s.row_format == 3:
+        k = in_basis(feeds, "key_basis", k)
+        q = in_basis(feeds, "query_basis", q)
+    return q, k, v
+
+
+def in_basis(feeds, name, x):
+    """x `[B,H,L,D]` times the matrix of its KV head, if there is one."""
+    matrices = given(feeds, name)
+    if matrices is None:
+        return x
+    group = x.shape[1] // matrices.shape[0]
+    return finite(np.einsum("bhli,hij->bhlj", x, np.repeat(matrices.astype(np.float64), group, 0)))
 
 
 def model_saliency(s, feeds):
@@ -184,13 +199,11 @@ class Pruned:
 def prune(s, feeds):
     """SparkPrune on a growing cache."""
     sp = spans(s, feeds)
-    q, k, v = tokens(s, feeds, sp)
+    q, k, v = tokens(s, {**feeds, "query_basis": None}, sp)
     B = q.shape[0]
     n_observed = observed(s, sp, q)
     n = saliency(s, feeds, sp, n_observed)
-    mask = select(k, n[:, :, None], s.kept)
-    c = channel_scale(s, feeds)
-    new_key = rows.encode_keys(k, mask, s.kept, c, s.key_bits, s.recovery, s.key_bytes, s.row_format)
+    new_key = encode_keys(s, feeds, k, n[:, :, None])
     new_value = rows.encode_values(v, s.value_bits, s.value_bytes, s.row_format)
     past_key, past_value = cache_rows(feeds, "past_key"), cache_rows(feeds, "past_value")
     present_key = np.zeros((B, s.Hk, sp.S, s.key_bytes), np.uint8)
@@ -209,6 +222,14 @@ def prune(s, feeds):
         last = min(past + new, s.recent_window, dense.shape[1])
         recent[b, :, :last] = dense[:, dense.shape[1] - last :]
     return Pruned(present_key, present_value, recent, n_observed, k, v, n, sp)
+
+
+def encode_keys(s, feeds, k, n):
+    """Key rows of `k [B,Hk,L,D]`, in the basis if there is one; `n` is what chooses channels."""
+    if s.row_format == 3:
+        return rows.encode_planes(k, model_saliency(s, feeds)[:, None], s.kept, s.planes, s.key_bytes)
+    mask, c = select(k, n, s.kept), channel_scale(s, feeds)
+    return rows.encode_keys(k, mask, s.kept, c, s.key_bits, s.recovery, s.key_bytes, s.row_format)
 
 
 def _softmax_of(scores):
@@ -233,7 +254,11 @@ def attend(s, feeds):
     for b, (past, new) in enumerate(zip(sp.past, sp.new)):
         keys, values = k[b, :, :new], v[b, :, :new]
         if past:
-            old = rows.decode_keys(past_key[b, :, :past], s.D, s.kept, s.key_bits, c, s.recovery, s.row_format)
+            raw = past_key[b, :, :past]
+            if s.row_format == 3:
+                old = rows.decode_planes(raw, s.D, s.kept, s.planes)
+            else:
+                old = rows.decode_keys(raw, s.D, s.kept, s.key_bits, c, s.recovery, s.row_format)
             if recent is not None and n_past[b]:
                 old[:, past - n_past[b] :] = recent[b, :, : n_past[b]]
             elif recent is None and s.tail_window:

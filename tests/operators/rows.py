@@ -27,8 +27,11 @@ def padded(n):
     return (n + 3) // 4 * 4
 
 
-def key_row_bytes(D, kept, bits):
-    """Bytes of a key row without extra padding."""
+def key_row_bytes(D, kept, bits, planes=None):
+    """Bytes of a key row without extra padding; `planes` are the directions of 8 and of 4 bits in format 3."""
+    if planes is not None:
+        eight, four = planes
+        return padded(2 + eight + (four + 1) // 2 + (kept - eight - four + 3) // 4)
     fields = {16: 2 + 2 * kept, 8: 4 + kept, 4: 4 + (kept + 1) // 2}[bits]
     return padded(D // 8 * 2 + 2 + fields)
 
@@ -188,6 +191,86 @@ def decode_keys(rows, D, kept, bits, c, recovery, row_format=1):
     return np.where(f.keep, stored, sign * f.a * c * recovery_factor(recovery, np.asarray(rows).shape[-2], D))
 
 
+RANGES = (4.5, 2.73, 1.51)
+LEVELS = (
+    np.arange(-127, 128),
+    np.array([1, 32, 53, 70, 84, 98, 110, 122, 134, 146, 158, 172, 186, 203, 224, 255]) - 128,
+    np.array([1, 90, 166, 255]) - 128,
+)
+SCALES = (0.6, 0.75, 0.9, 1.05, 1.25, 1.5, 1.9)
+
+
+def in_slot(keys):
+    """Keys as the tail of a shared buffer has them."""
+    f16 = to_f16(keys)
+    return np.where((finite(keys) > 0) & (f16 < 2.0**-24), 2.0**-24, f16.astype(np.float64))
+
+
+def _parts(x, kept, planes):
+    """The directions of each plane."""
+    first = np.cumsum([0, *planes, kept - sum(planes)])
+    return [x[..., a:b] for a, b in zip(first, first[1:])]
+
+
+def plane_codes(keys, kept, planes, s):
+    """Numbers of the levels nearest to keys `[..., D]` with scales `[..., 1]`, by plane."""
+    safe = np.where(s == 0, np.inf, s)
+    codes = []
+    for x, r, levels in zip(_parts(keys, kept, planes), RANGES, LEVELS):
+        off = np.abs(127 * x[..., None] / (safe[..., None] * r) - levels)
+        codes.append(np.where(s == 0, 0, off.argmin(-1)))
+    return codes
+
+
+def encode_planes(keys, saliency, kept, planes, row_bytes):
+    """Key rows of format 3 of `keys [..., D]` in a basis; `saliency` broadcasts to them."""
+    keys = in_slot(keys)
+    n = np.broadcast_to(saliency, keys.shape)[..., :kept]
+    size = np.sqrt((keys[..., :kept] ** 2).mean(-1, keepdims=True))
+    tried = [to_f16(factor * size).astype(np.float64) for factor in SCALES]
+    errors = []
+    for s in tried:
+        read = _read_planes(plane_codes(keys, kept, planes, s), s)
+        errors.append((n**2 * (keys[..., :kept] - read) ** 2).sum(-1, keepdims=True))
+    s = np.take_along_axis(np.stack(tried), np.argmin(errors, 0)[None], 0)[0]
+    return planes_row(s, plane_codes(keys, kept, planes, s), row_bytes)
+
+
+def planes_row(s, codes, row_bytes):
+    """Rows of scales `[..., 1]` and the numbers of levels, by plane."""
+    eight, four, two = (code.astype(np.uint8) for code in codes)
+    # The levels of 8 bits begin with that of code 1.
+    eight = np.where(s == 0, 0, eight + 1).astype(np.uint8)
+    return padded_row([bytes_of(to_f16(s)), eight, nibbles(four), _quarters(two)], row_bytes)
+
+
+def _quarters(u):
+    """uint8 `[..., n]` of values below 4 as `[..., ceil(n/4)]`, the lowest first."""
+    fill = -u.shape[-1] % 4
+    u = np.concatenate([u, np.zeros((*u.shape[:-1], fill), np.uint8)], -1)
+    return u[..., 0::4] | u[..., 1::4] << 2 | u[..., 2::4] << 4 | u[..., 3::4] << 6
+
+
+def _read_planes(codes, s):
+    levels = [table[code] for table, code in zip(LEVELS, codes)]
+    return np.concatenate([s * r * t / 127 for r, t in zip(RANGES, levels)], -1)
+
+
+def decode_planes(rows, D, kept, planes):
+    """Keys `[..., D]` of rows of format 3, whatever their bytes, in float64."""
+    rows = np.asarray(rows, np.uint8)
+    s = _f16_of(rows[..., :2])
+    eight, four = planes
+    at = 2 + eight + (four + 1) // 2
+    nibble = _from_nibbles(rows[..., 2 + eight : at], four)
+    raw = rows[..., at : at + (kept - eight - four + 3) // 4]
+    two = np.stack([raw >> shift & 3 for shift in (0, 2, 4, 6)], -1).reshape(*raw.shape[:-1], 4 * raw.shape[-1])
+    byte = rows[..., 2 : 2 + eight].astype(np.float64) - 128
+    levels = [byte, LEVELS[1][nibble], LEVELS[2][two[..., : kept - eight - four]]]
+    read = np.concatenate([s * r * t / 127 for r, t in zip(RANGES, levels)], -1)
+    return np.concatenate([read, np.zeros((*read.shape[:-1], D - kept))], -1)
+
+
 def recovery_factor(recovery, positions, D):
     """What the recovery magnitude is multiplied by, `[positions, D]`."""
     if recovery in ("mean", "none"):
@@ -208,7 +291,7 @@ def encode_values(values, bits, row_bytes, row_format=1):
     if bits == 16:
         return padded_row([bytes_of(to_f16(values))], row_bytes)
     D, top = values.shape[-1], 2**bits - 1
-    if row_format == 2:
+    if row_format != 1:
         values = values @ rotation(D).T
     groups = value_groups(D, bits, row_format)
     grouped = values.reshape(*values.shape[:-1], groups, D // groups)
@@ -237,4 +320,4 @@ def decode_values(rows, D, bits, row_format=1):
     """Values `[..., D]` in float64."""
     u, scale, minimum = value_fields(rows, D, bits, row_format)
     values = minimum + u * scale
-    return values @ rotation(D) if row_format == 2 and bits < 16 else values
+    return values @ rotation(D) if row_format != 1 and bits < 16 else values

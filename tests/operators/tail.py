@@ -45,6 +45,8 @@ def candidates(s, position, free):
 
 def is_key_of(s, dense, row):
     """Whether the dense key float64 `[D]` is that of a key row."""
+    if s.row_format == 3:
+        return is_in_planes(s, rows.finite(dense), row)
     f = rows.key_fields(row, s.D, s.kept, s.key_bits)
     # As it is read: NaN is 0.
     dense = rows.finite(dense)
@@ -53,6 +55,18 @@ def is_key_of(s, dense, row):
         return (negative == f.negative).all()
     same = (f.kept == dense) | (f.kept == 0) & (dense == LEAST)
     return np.where(f.keep, same, f.raw_mask | (negative == f.negative)).all()
+
+
+def is_in_planes(s, dense, row):
+    """The same of format 3, but for padding: whether the key has the row's codes."""
+    scale = row[:2].view("<f2").astype(np.float64)
+    if scale == 0:
+        return (dense[: s.kept] == 0).all()
+    codes = rows.plane_codes(dense, s.kept, s.planes, scale)
+    nearest = rows.decode_planes(rows.planes_row(scale, codes, s.key_bytes), s.D, s.kept, s.planes)
+    off = [np.abs(x - dense)[: s.kept] for x in (nearest, rows.decode_planes(row, s.D, s.kept, s.planes))]
+    # Between two levels float32 may choose the other one.
+    return (off[1] <= off[0] + 1e-5 * np.abs(scale)).all()
 
 
 def recent(s, caches, b, h, past):

@@ -18,7 +18,7 @@ def attempt(op, s, feeds, attributes, T="f32", C="u8", version=1):
     """Loads one node with these attributes and runs it on feeds."""
     outputs = ["output"] if op == "SparkAttention" else ["present_key", "present_value"]
     made = models.node(op, s, feeds, outputs, attributes, name="the_node")
-    order = models.ATTENTION_INPUTS if op == "SparkAttention" else models.SHARED_INPUTS
+    order = models.ATTENTION_INPUTS if op == "SparkAttention" else models.PRUNE_INPUTS
     model = models.graph([made], [n for n in order if n in feeds], outputs, T, C, version=version)
     return models.run(models.session(model), feeds)
 
@@ -224,4 +224,7 @@ def test_settings_have_the_defaults_of_the_schema():
     assert {name: settings[name] for name in given if name in settings} == {
         name: default for name, default in given.items() if name in settings
     }
-    assert {name for name in given if name not in settings} == {"num_heads", "kv_num_heads", "kept_channels", "version"}
+    assert {name for name in given if name not in settings} == {
+        *("num_heads", "kv_num_heads", "kept_channels", "version"),
+        *("key_directions_8", "key_directions_4"),
+    }

@@ -17,8 +17,15 @@ LAYERS = {
     "window": Settings(4, 4, 32, 10, key_bits=4, value_bits=8, local_window_size=12, softcap=5.0, tail_window=24),
     "no recovery": Settings(8, 1, 128, 30, key_bits=8, value_bits=4, recovery="none", do_rotary=1, tail_window=13),
     "widest": Settings(2, 1, 256, 100, key_bits=4, value_bits=4, tail_window=64),
+    "basis": Settings(
+        6, 2, 64, 50, value_bits=4, recovery="none", row_format=3, planes=(9, 20), do_rotary=1, tail_window=16
+    ),
     "narrow": Settings(3, 3, 40, 11, key_bits=8, value_bits=16, do_rotary=1, rotary_interleaved=1, tail_window=6),
 }
+
+if models.DEVICE != "cpu":
+    # Providers with a GPU refuse row format 3.
+    del LAYERS["basis"]
 
 
 class Host:
@@ -27,6 +34,7 @@ class Host:
     def __init__(self, s, T="f32", B=2, P=96, seed=0, mode=ort.ExecutionMode.ORT_SEQUENTIAL):
         self.s, self.T, self.B, self.rng = s, T, B, np.random.default_rng(seed)
         self.constant = {"query_saliency": np.exp(self.rng.normal(size=(s.Hk, s.D)) * 0.7).astype(np.float32)}
+        self.constant.update(cases.bases(seed, s))
         if s.do_rotary:
             self.constant.update(cases.rotary_tables(s, models.DTYPES[T]))
         self.spread = cases.channel_spread(self.rng, s.Hk, s.D)

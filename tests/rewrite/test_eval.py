@@ -141,7 +141,7 @@ def test_a_template_wraps_generated_tasks(exports):
         (("--plot", "eval.pdf"), "pictures are .svg or .png files"),
         (("--plot", "nowhere/eval.svg"), "there is no folder nowhere"),
         (("--template", "<{prompt}>"), "--tasks names none"),
-        (("--settings", "0.5/8/8:v3"), "3 is not 1 or 2"),
+        (("--settings", "0.5/8/8:v4"), "4 is not 1, 2 or 3"),
         (("--settings", "0.5/8/8:median"), "no RATIO/KEY_BITS/VALUE_BITS"),
     ],
 )

@@ -4,8 +4,8 @@
 
 use ndarray::{Array2, Array4, ArrayView4};
 use spark_ort::call::{AttentionSettings, Geometry, Input, Lengths, PruneSettings, QueryLayout, Rotary, Settings};
-use spark_ort::cpu::{Attention, InstructionSet, Prune, Rotation, TailRows, Tokens};
-use spark_ort::format::{Bits, KeyLayout, RowFormat, TailLayout, ValueLayout};
+use spark_ort::cpu::{Attention, Basis, InstructionSet, Prune, Rotation, TailRows, Tokens, encode_key};
+use spark_ort::format::{Bits, Planes, RowFormat, TailLayout, ValueLayout};
 use spark_ort::method::{Recovery, channel_scale};
 
 /// A small generator of test numbers (SplitMix64): the same everywhere, under valgrind too.
@@ -65,6 +65,8 @@ pub struct Case {
     pub past_value: Vec<Vec<u8>>,
     /// What the key and the value buffer of each (sequence, KV head) hold behind the past rows; needed with a tail.
     pub free: [Vec<Vec<u8>>; 2],
+    /// Bases of keys and of queries, `[Hk, D, D]`, of format 3.
+    pub basis: Option<[Vec<f32>; 2]>,
     pub recent: Option<Array4<f32>>,
     pub bias: Option<Array4<f32>>,
 }
@@ -79,25 +81,29 @@ fn settings(r: &mut Random, format: RowFormat, wanted: Option<(usize, Bits, Bits
     let (key_bits, value_bits) = (Bits::new(r.pick(&[16, 8, 4])).unwrap(), Bits::new(value_bits).unwrap());
     let (key_bits, value_bits) = wanted.map_or((key_bits, value_bits), |w| (w.1, w.2));
     let padding = 4 * r.below(3);
-    let key = KeyLayout::of(format, head_dim, kept_channels, key_bits, 0).unwrap();
+    let eight = r.below(kept_channels + 1);
+    let four = r.below(kept_channels - eight + 1);
+    let planes = (format == RowFormat::V3).then_some(Planes { eight, four, two: kept_channels - eight - four });
     let value = ValueLayout::of(format, head_dim, value_bits, 0).unwrap();
     // Kernels that read rows one by one serve drawn magnitudes, all others the rest.
     let others = [Recovery::Mean, Recovery::None].repeat(3);
     let recovery = r.pick(&[&others[..], &[Recovery::Exponential, Recovery::Normal]].concat());
-    let settings = Settings {
+    let mut settings = Settings {
         query_heads: kv_heads * group,
         kv_heads,
         kept_channels,
         row_format: format,
         key_bits,
+        planes,
         value_bits,
-        key_row_bytes: key.row_bytes() + padding,
+        key_row_bytes: 0,
         value_row_bytes: value.row_bytes() + padding,
-        recovery,
+        recovery: if planes.is_some() { Recovery::None } else { recovery },
         recent_window: r.below(20),
         tail_window: 0,
         rotary: r.pick(&[None, Some(Rotary::Halves), Some(Rotary::Interleaved)]),
     };
+    settings.key_row_bytes = settings.key_layout(head_dim).unwrap().row_bytes() + padding;
     (head_dim, settings)
 }
 
@@ -139,7 +145,7 @@ impl Case {
     ) -> Self {
         let r = &mut Random(seed);
         let (head_dim, settings) = settings(r, format, wanted);
-        let Settings { kv_heads, kept_channels, key_bits, value_bits, .. } = settings;
+        let Settings { kv_heads, value_bits, .. } = settings;
         let geometry = Geometry {
             batch: 1 + r.below(3),
             new: r.below(most_new + 1),
@@ -147,7 +153,7 @@ impl Case {
             query_heads: settings.query_heads,
             kv_heads,
             layout: QueryLayout::Heads,
-            key: KeyLayout::of(format, head_dim, kept_channels, key_bits, settings.key_row_bytes).unwrap(),
+            key: settings.key_layout(head_dim).unwrap(),
             value: ValueLayout::of(format, head_dim, value_bits, settings.value_row_bytes).unwrap(),
         };
         let (b, l, p) = (geometry.batch, geometry.new, geometry.past);
@@ -163,6 +169,9 @@ impl Case {
         let rows = most_past + most_new + 1;
         let angles: Array2<f32> = Array2::from_shape_simple_fn((rows, head_dim / 2), || r.normal() * 3.0);
         let query_saliency: Vec<f32> = (0..kv_heads * head_dim).map(|_| r.normal().exp()).collect();
+        let factor = 1.0 / (head_dim as f32).sqrt();
+        let mut matrices = || (0..kv_heads * head_dim * head_dim).map(|_| r.normal() * factor).collect();
+        let basis = (format == RowFormat::V3).then(|| [matrices(), matrices()]);
         let past = |r: &mut Random, row_bytes: usize| {
             (0..b * kv_heads).map(|h| r.bytes(lengths.past[h / kv_heads] * row_bytes)).collect::<Vec<_>>()
         };
@@ -189,6 +198,7 @@ impl Case {
             past_key: past(r, geometry.key.row_bytes()),
             past_value: past(r, geometry.value.row_bytes()),
             free: [vec![], vec![]],
+            basis,
             bias,
             geometry,
             lengths,
@@ -203,11 +213,7 @@ impl Case {
             let scale = &self.scale[head % g.kv_heads * d..(head % g.kv_heads + 1) * d];
             for row in self.past_key[head].chunks_exact_mut(g.key.row_bytes()) {
                 let key: Vec<f32> = (0..d).map(|_| r.normal()).collect();
-                let mut mask = vec![0; d / 8];
-                spark_ort::method::select(&key, &vec![1.0; d], g.key.kept(), &mut mask);
-                let recovery = spark_ort::method::recovery_magnitude(&key, scale, &mask);
-                let pruned = spark_ort::format::PrunedKey { key: &key, mask: &mask, scale, recovery };
-                g.key.encode(pruned, row);
+                encode_key(&g.key, Recovery::Mean, &key, &vec![1.0; d], scale, row);
             }
             for row in self.past_value[head].chunks_exact_mut(g.value.row_bytes()) {
                 let value: Vec<f32> = (0..d).map(|_| r.normal()).collect();
@@ -223,7 +229,8 @@ impl Case {
             sin: self.sin.view(),
             positions: &self.positions,
         });
-        Tokens { query: self.query.view(), key: self.key.view(), value: self.value.view(), rotation }
+        let basis = self.basis.as_ref().map(|[key, query]| Basis { key, query: Some(query) });
+        Tokens { query: self.query.view(), key: self.key.view(), value: self.value.view(), rotation, basis }
     }
 
     pub fn prune_call(&self) -> Prune<'_, f32> {

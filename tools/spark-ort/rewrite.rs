@@ -29,6 +29,9 @@ Examples:
   The same of a single file, about a quarter of the memory, the last 16 keys dense:
     spark-ort rewrite model.onnx small.onnx --ratio 0.7 --key-bits 4 --value-bits 4 --recent 16
 
+  Keys in a calibrated basis, 32 bytes each, the last 64 dense:
+    spark-ort rewrite model.onnx small.onnx --basis calibrated --key-bytes 32 --recent 64
+
   Ratio and bits by layer, from a recipe of `spark-ort tune`:
     spark-ort rewrite model.onnx small.onnx --recipe recipe.json --recent 64
 
@@ -55,9 +58,22 @@ pub struct Args {
     #[arg(long, value_name = "BITS", default_value_t = 8)]
     value_bits: u8,
 
-    /// How rows are laid out: 1, or 2, which is more accurate at 4 bits
+    /// How rows are laid out: 1, or 2, which is more accurate at 4 bits; 3 is --basis calibrated
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     row_format: u8,
+
+    /// Store keys in a basis that calibration finds, with 8, 4 or 2 bits a direction: the least error below a quarter
+    /// of float16. On the CPU only, and for attention that rotates its keys
+    #[arg(
+        long,
+        value_enum,
+        conflicts_with_all = ["ratio", "key_bits", "row_format", "recovery", "exact_ratio", "recipe"]
+    )]
+    basis: Option<Basis>,
+
+    /// Bytes of a key row in a basis, a multiple of 4; padding is used too [default: half a byte a channel]
+    #[arg(long, value_name = "N", requires = "basis")]
+    key_bytes: Option<usize>,
 
     /// Ratio, bits and row format of each layer, as `spark-ort tune` writes them
     #[arg(
@@ -141,6 +157,13 @@ pub struct Args {
     json: Option<PathBuf>,
 }
 
+/// A basis of keys.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Basis {
+    /// One of each KV head, in which errors of all scores count alike
+    Calibrated,
+}
+
 struct Shown {
     steps: Steps,
     cancelled: Arc<AtomicBool>,
@@ -161,7 +184,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         ratio: args.ratio,
         key_bits: args.key_bits,
         value_bits: args.value_bits,
-        row_format: args.row_format,
+        row_format: if args.basis.is_some() { 3 } else { args.row_format },
+        key_bytes: args.key_bytes,
         recipe: args.recipe.clone(),
         recovery: args.recovery,
         recent: args.recent,

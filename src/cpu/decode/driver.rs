@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::chunk::{ByKey, CHUNK, HeadLanes, no_products, set_products};
 use super::kernels::ValueKernel;
-use super::key_kernels::KeyProducts;
+use super::key_kernels::{KeyProducts, KeyScratch};
 use super::prefetch::Prefetch;
 use super::scores::to_weights;
 use crate::cpu::isa::rows::values::{add_dense, add_rows, finish_rows};
@@ -81,7 +81,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     let (queries, for_rows, sums) = (&mut queries[..blocks], &mut for_rows[..blocks], &mut sums[..blocks]);
     let scale_of_rows = source.key_rows().in_units().then_some(scale);
     by_blocks(&all_queries[first * d..], scale_of_rows, queries, for_rows);
-    let mut key_scratch = I::KeyScratch::default();
+    let mut key_scratch = KeyScratch::<I, H>::new();
     let mut key_products = KeyProducts::<I, H>::new(isa, source.key_rows(), for_rows, scale, &mut key_scratch);
     let value_kernel = I::Values::<H>::new(isa, value_layout);
     let mut value_scratch = <I::Values<H> as ValueKernel<H>>::Scratch::default();

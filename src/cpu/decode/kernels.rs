@@ -21,7 +21,7 @@ pub(in crate::cpu) struct KeyRows<'a> {
 impl KeyRows<'_> {
     /// Whether channels are stored in units of the channel scale c.
     pub(in crate::cpu) fn in_units(&self) -> bool {
-        self.layout.bits().is_quantised()
+        self.layout.planes().is_none() && self.layout.bits().is_quantised()
     }
 }
 

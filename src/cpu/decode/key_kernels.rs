@@ -4,6 +4,7 @@ use super::chunk::{ByKey, HeadLanes, set_products};
 use super::kernels::{KeyKernel, KeyRows};
 use super::prefetch::Prefetch;
 use crate::cpu::isa::rows::keys::{KeyReader, Sink};
+use crate::cpu::isa::rows::planes::{PlaneReader, Queries};
 use crate::cpu::isa::traits::Isa;
 use crate::cpu::isa::vector::{LANES, Vector};
 
@@ -16,6 +17,22 @@ pub(super) struct KeyProducts<'a, I: Isa, const H: usize> {
     /// c, block by block.
     scale: &'a [[f32; LANES]],
     kernel: Option<I::Keys<'a, H>>,
+    /// Reads rows in planes, if these are.
+    planes: Option<PlaneReader<'a, H>>,
+}
+
+/// Scratch space for one batch of queries, on the driver's stack.
+pub(super) struct KeyScratch<I: Isa, const H: usize> {
+    kernel: I::KeyScratch,
+    /// Zero, once it is asked for.
+    planes: Option<Queries<H>>,
+}
+
+impl<I: Isa, const H: usize> KeyScratch<I, H> {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self { kernel: I::KeyScratch::default(), planes: None }
+    }
 }
 
 impl<'a, I: Isa, const H: usize> KeyProducts<'a, I, H> {
@@ -26,11 +43,17 @@ impl<'a, I: Isa, const H: usize> KeyProducts<'a, I, H> {
         rows: KeyRows<'a>,
         queries: &'a [HeadLanes<H>],
         scale: &'a [[f32; LANES]],
-        scratch: &'a mut I::KeyScratch,
+        scratch: &'a mut KeyScratch<I, H>,
     ) -> Self {
         assert_eq!(queries.len() * LANES, rows.layout.head_dim(), "queries have all blocks of the head");
-        let kernel = I::Keys::new(isa, rows, queries, scale, scratch);
-        Self { v: isa.vector(), reader: KeyReader::new(rows), queries, scale, kernel }
+        let (kernel, planes) = match rows.layout.planes() {
+            Some(planes) => {
+                let scratch = scratch.planes.insert([HeadLanes::ZERO; _]);
+                (None, Some(PlaneReader::new(*planes, queries, scratch)))
+            }
+            None => (I::Keys::new(isa, rows, queries, scale, &mut scratch.kernel), None),
+        };
+        Self { v: isa.vector(), reader: KeyReader::new(rows), queries, scale, kernel, planes }
     }
 
     /// Puts the products of the `count` first of `rows` into `products`.
@@ -44,9 +67,32 @@ impl<'a, I: Isa, const H: usize> KeyProducts<'a, I, H> {
             return;
         }
         let rest = Rest { rows, keys: read..count, prefetch };
+        if let Some(planes) = &self.planes {
+            return self.of_planes(planes, &rest, products);
+        }
         // Infinity and NaN, which are rare, show in the products.
         if !self.with_vectors::<false>(&rest, products) {
             self.with_vectors::<true>(&rest, products);
+        }
+    }
+
+    /// Products of rows in planes.
+    #[inline(always)]
+    fn of_planes(&self, planes: &PlaneReader<'_, H>, rest: &Rest, products: &mut ByKey<H>) {
+        const TOGETHER: usize = 2;
+        let bytes = self.reader.layout().row_bytes();
+        let mut key = rest.keys.start;
+        while key + TOGETHER <= rest.keys.end {
+            let rows: [&[u8]; TOGETHER] = std::array::from_fn(|n| &rest.rows[(key + n) * bytes..]);
+            for (n, of) in planes.products(self.v, rows).into_iter().enumerate() {
+                rest.prefetch.at_key(self.v, key + n);
+                set_products(products, key + n, of);
+            }
+            key += TOGETHER;
+        }
+        for key in key..rest.keys.end {
+            rest.prefetch.at_key(self.v, key);
+            set_products(products, key, planes.products(self.v, [&rest.rows[key * bytes..]])[0]);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::vector::Vector;
 use crate::cpu::decode::kernels::{KeyKernel, ValueKernel};
-use crate::format::Bits;
+use crate::format::KeyLayout;
 
 /// An instruction set that kernels are written for. A value of the type is a token: [`Isa::try_new`] alone makes one,
 /// on processors that have the instructions.
@@ -27,9 +27,8 @@ pub(in crate::cpu) unsafe trait Isa: Copy + Send + Sync + 'static {
     /// Vectors of the set.
     fn vector(self) -> Self::Vector;
 
-    /// Queries of one KV head up to which key rows of `bits` are read as they are; with more, tiles of float32 cost
-    /// less.
-    fn most_decode_queries(_bits: Bits) -> usize {
+    /// Queries of one KV head up to which key rows are read as they are; with more, tiles of float32 cost less.
+    fn most_decode_queries(_rows: &KeyLayout) -> usize {
         24
     }
 

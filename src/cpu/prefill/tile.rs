@@ -109,6 +109,10 @@ fn decode_keys<T: Element, V: Vector>(
     keys: &mut [[f32; LANES]],
 ) {
     let layout = &source.call.geometry.key;
+    if layout.planes().is_some() {
+        let keys = keys.as_flattened_mut().chunks_exact_mut(layout.head_dim());
+        return positions.zip(keys).for_each(|(position, key)| source.call.read_row(block.head, position, key));
+    }
     let rows = source.call.past_key[block.head];
     let reader = KeyReader::new(source.key_rows());
     let scale = source.call.scale[block.scale.clone()].as_chunks::<LANES>().0;

@@ -50,9 +50,10 @@ impl KeyLayout {
     /// ```
     ///
     /// # Panics
-    /// If a length is not what the layout says, or the mask does not keep that many channels.
+    /// If a length is not what the layout says, the mask does not keep that many channels, or rows have planes.
     #[inline(always)]
     pub fn encode(&self, pruned: PrunedKey<'_>, row: &mut [u8]) {
+        assert!(self.planes().is_none(), "planes have their own encoder");
         let PrunedKey { key, mask, scale, recovery } = pruned;
         let d = self.head_dim();
         assert_eq!((key.len(), mask.len(), scale.len(), row.len()), (d, self.mask_bytes(), d, self.row_bytes()));
@@ -99,8 +100,9 @@ impl KeyLayout {
     /// The row in `bytes`.
     ///
     /// # Panics
-    /// If `bytes` has another length than [`KeyLayout::row_bytes`].
+    /// If `bytes` has another length than [`KeyLayout::row_bytes`], or rows have planes.
     pub fn row<'a>(&'a self, bytes: &'a [u8]) -> KeyRow<'a> {
+        assert!(self.planes().is_none(), "planes have their own decoder");
         assert_eq!(bytes.len(), self.row_bytes());
         KeyRow { layout: self, bytes }
     }

@@ -2,13 +2,11 @@
 
 use thiserror::Error;
 
+pub use crate::format::limits::{MAX_HEAD_DIM, MIN_HEAD_DIM};
 use crate::format::row_format::{RowFormat, VALUE_GROUP};
 pub use crate::format::stored_bits::Bits;
+use crate::format::v3::Planes;
 
-/// Least head size.
-pub const MIN_HEAD_DIM: usize = 32;
-/// Greatest head size; stack buffers of this many channels hold any row.
-pub const MAX_HEAD_DIM: usize = 256;
 /// Why a layout cannot be.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -27,6 +25,9 @@ pub enum LayoutError {
     /// 4-bit values need whole groups.
     #[error("value_bits 4 needs a head size that is a multiple of {VALUE_GROUP}, not {0}")]
     ValueGroup(usize),
+    /// Keys of format 3 have planes, and no others do.
+    #[error("keys of row_format 3, and no others, are laid out in planes of directions")]
+    Planes,
     /// The row size asked for is too small or not a multiple of 4.
     #[error("{given} row bytes given, but rows need {needed}, and a multiple of 4")]
     RowBytes {
@@ -44,6 +45,15 @@ fn check_head_dim(head_dim: usize) -> Result<(), LayoutError> {
     }
 }
 
+fn check_kept(kept: usize, head_dim: usize) -> Result<(), LayoutError> {
+    check_head_dim(head_dim)?;
+    match kept {
+        0 => Err(LayoutError::KeptChannels { kept, head_dim }),
+        _ if kept > head_dim => Err(LayoutError::KeptChannels { kept, head_dim }),
+        _ => Ok(()),
+    }
+}
+
 /// `used` bytes padded to a multiple of 4, or to `given` when that is not 0.
 fn row_bytes(used: usize, given: usize) -> Result<usize, LayoutError> {
     let needed = used.next_multiple_of(4);
@@ -54,13 +64,15 @@ fn row_bytes(used: usize, given: usize) -> Result<usize, LayoutError> {
     }
 }
 
-/// Layout of key rows: `head_dim` channels of which `kept` are stored with `bits` bits.
+/// Layout of key rows: `head_dim` channels of which `kept` are stored with `bits` bits, or, of format 3, directions in
+/// planes of several bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyLayout {
     format: RowFormat,
     head_dim: usize,
     kept: usize,
     bits: Bits,
+    planes: Option<Planes>,
     row_bytes: usize,
 }
 
@@ -82,7 +94,7 @@ impl KeyLayout {
         Self::of(RowFormat::V1, head_dim, kept, bits, row_bytes)
     }
 
-    /// As [`KeyLayout::new`], of `format`.
+    /// As [`KeyLayout::new`], of `format`, 1 or 2.
     ///
     /// # Errors
     /// Head size, kept channels or row bytes out of range.
@@ -93,13 +105,24 @@ impl KeyLayout {
         bits: Bits,
         row_bytes: usize,
     ) -> Result<Self, LayoutError> {
-        check_head_dim(head_dim)?;
-        if kept == 0 || kept > head_dim {
-            return Err(LayoutError::KeptChannels { kept, head_dim });
+        if format == RowFormat::V3 {
+            return Err(LayoutError::Planes);
         }
-        let mut layout = Self { format, head_dim, kept, bits, row_bytes: 0 };
+        check_kept(kept, head_dim)?;
+        let mut layout = Self { format, head_dim, kept, bits, planes: None, row_bytes: 0 };
         layout.row_bytes = self::row_bytes(layout.codes_at() + bits.bytes(kept), row_bytes)?;
         Ok(layout)
+    }
+
+    /// A validated layout of format 3; `row_bytes` 0 means as small as possible.
+    ///
+    /// # Errors
+    /// Head size, kept directions or row bytes out of range.
+    pub fn of_planes(head_dim: usize, planes: Planes, row_bytes: usize) -> Result<Self, LayoutError> {
+        let kept = planes.kept();
+        check_kept(kept, head_dim)?;
+        let row_bytes = self::row_bytes(planes.bytes(), row_bytes)?;
+        Ok(Self { format: RowFormat::V3, head_dim, kept, bits: Bits::B8, planes: Some(planes), row_bytes })
     }
 
     /// D
@@ -110,9 +133,14 @@ impl KeyLayout {
     pub fn kept(&self) -> usize {
         self.kept
     }
-    /// Bits of a kept channel.
+    /// Bits of a kept channel; without meaning for planes.
     pub fn bits(&self) -> Bits {
         self.bits
+    }
+    /// The planes of a row of format 3. Other formats have none, and of all methods here those of planes alone read
+    /// and write its rows.
+    pub fn planes(&self) -> Option<&Planes> {
+        self.planes.as_ref()
     }
     /// Bytes from one row to the next.
     pub fn row_bytes(&self) -> usize {

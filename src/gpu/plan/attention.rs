@@ -28,7 +28,7 @@
 use super::tail::tails;
 use super::tensors::base;
 use super::{
-    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, check_wave, launch, narrow, row_words, sequences,
+    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, check, launch, narrow, row_words, sequences,
 };
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
@@ -227,7 +227,7 @@ pub fn attention(
     inputs: &Inputs,
     tensors: &AttentionTensors,
 ) -> Result<Plan, PlanError> {
-    let wave = check_wave(device)?;
+    let wave = check(device, geometry)?;
     let &Geometry { batch, new, query_heads, kv_heads, layout, .. } = geometry;
     let d = geometry.head_dim();
     let mut call = base(geometry, lengths, &settings.common, inputs)?;

@@ -79,6 +79,9 @@ pub enum PlanError {
     /// Waves of this size are not supported.
     #[error("the device has waves of {0} lanes; the kernels are for 64 and 32")]
     WaveSize(u32),
+    /// Kernels do not read these rows.
+    #[error("rows of format 3 are read and written by the CPU only")]
+    Planes,
     /// The call does not fit 32-bit sizes or a launch.
     #[error("{what} of {size} is more than a kernel can take; make the batch or the prompt smaller")]
     TooLarge {
@@ -147,8 +150,10 @@ fn launch(
     }
 }
 
-fn check_wave(device: &Device) -> Result<u32, PlanError> {
+/// Lanes of a wave of `device`, if kernels are for them and for the rows of `geometry`.
+fn check(device: &Device, geometry: &Geometry) -> Result<u32, PlanError> {
     match device.wave_size {
+        _ if geometry.key.planes().is_some() => Err(PlanError::Planes),
         wave @ (32 | 64) => Ok(wave),
         other => Err(PlanError::WaveSize(other)),
     }

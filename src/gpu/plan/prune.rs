@@ -2,7 +2,7 @@
 
 use super::tail::tails;
 use super::tensors::base;
-use super::{Device, Inputs, Plan, PlanError, PruneOutputs, check_wave, launch, narrow, row_words, sequences};
+use super::{Device, Inputs, Plan, PlanError, PruneOutputs, check, launch, narrow, row_words, sequences};
 use crate::call::{Geometry, Lengths, PruneSettings};
 use crate::gpu::limits::{
     BLOCK_WAVES, GROW_THREADS, GROW_WORDS, MAX_HEAD_DIM, MAX_SEQUENCES, RECENT_THREADS, SALIENCY_THREADS,
@@ -21,7 +21,7 @@ pub fn prune(
     inputs: &Inputs,
     outputs: &PruneOutputs,
 ) -> Result<Plan, PlanError> {
-    let wave = check_wave(device)?;
+    let wave = check(device, geometry)?;
     let &Geometry { batch, new, kv_heads, key, value, .. } = geometry;
     let d = geometry.head_dim();
     let mut call = base(geometry, lengths, &settings.common, inputs)?;

@@ -3,7 +3,7 @@
 use ort::operator::{ComputeContext, KernelContext};
 
 use super::super::node::Failure;
-use super::super::operation::SparkAttention;
+use super::super::operation::{Operation, SparkAttention};
 use super::super::operator::Computes;
 use super::super::output::attention_output;
 use super::super::pool::OrtPool;
@@ -29,8 +29,11 @@ fn compute<T: Tensor, C: Container>(
     path: InstructionSet,
     context: &ComputeContext,
 ) -> Result<(), Failure> {
-    let inputs = Inputs::new(context, Input::ALL.len())?;
+    let inputs = Inputs::new(context, SparkAttention::reads)?;
     let common = inputs.common(&settings.common, size_of::<C>())?;
+    if settings.common.planes.is_some() && inputs.shape(Input::QueryBasis).is_none() {
+        return Err(Input::QueryBasis.error("is required with row_format 3").into());
+    }
     let Common { geometry, lengths, scale, .. } = &common;
     let bias = inputs.array4::<T>(Input::AttentionBias)?;
     if let Some(bias) = &bias {

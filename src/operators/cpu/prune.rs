@@ -4,7 +4,7 @@ use ndarray::Dim;
 use ort::operator::{ComputeContext, KernelContext};
 
 use super::super::node::Failure;
-use super::super::operation::SparkPrune;
+use super::super::operation::{Operation, SparkPrune};
 use super::super::operator::Computes;
 use super::super::output::{Output, PruneOutputs};
 use super::super::pool::OrtPool;
@@ -12,7 +12,7 @@ use super::super::tensors::{Common, Inputs};
 use super::super::{Container, Tensor};
 use super::Cpu;
 use crate::call::{Geometry, Input, Lengths, PruneSettings};
-use crate::cpu::{HeadRows, InstructionSet, Prune, grow, prune, recent_keys, write_tail};
+use crate::cpu::{HeadRows, InstructionSet, Prune, covariances, grow, prune, recent_keys, write_tail};
 use crate::format::TailLayout;
 
 impl<T: Tensor, C: Container> Computes<SparkPrune, T, C> for Cpu {
@@ -32,7 +32,7 @@ fn compute<T: Tensor, C: Container>(
 ) -> Result<(), Failure> {
     SparkPrune::check_after(&settings.common, context)?;
     let pool = OrtPool::new(context);
-    let inputs = Inputs::new(context, SparkPrune::INPUTS)?;
+    let inputs = Inputs::new(context, SparkPrune::reads)?;
     let common = inputs.common(&settings.common, size_of::<C>())?;
     let Common { geometry, lengths, scale, .. } = &common;
     let call = Prune {
@@ -46,13 +46,17 @@ fn compute<T: Tensor, C: Container>(
     let &Geometry { batch, kv_heads, .. } = geometry;
     let d = geometry.head_dim();
     let recent_rows = lengths.total.min(settings.common.recent_window);
-    let PruneOutputs { mut key, mut value, mut recent, mut observed } =
+    let PruneOutputs { mut key, mut value, mut recent, mut observed, mut covariance } =
         PruneOutputs::new(context, &inputs, (geometry, lengths), settings, size_of::<C>())?;
     let past_recent = inputs.array4::<T>(Input::PastKeyRecent)?;
     let present = Present { inputs: &inputs, geometry, lengths, pool: &pool };
 
     if let Some(recent) = &mut recent {
         recent_keys(&pool, &call, past_recent, recent.array(Dim([batch, kv_heads, recent_rows, d]))?);
+    }
+    if let Some(covariance) = &mut covariance {
+        let sums = covariance.array(Dim([batch * kv_heads * 2 * d * d]))?;
+        covariances(&pool, &call, sums.into_slice().expect("contiguous"));
     }
     let observed = observed.as_mut().map(|o| o.array(Dim([batch, kv_heads, d]))).transpose()?;
     // A tail lies in both buffers.

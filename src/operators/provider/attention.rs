@@ -4,7 +4,7 @@ use ort::operator::{ComputeContext, KernelContext};
 
 use super::super::Container;
 use super::super::node::Failure;
-use super::super::operation::SparkAttention;
+use super::super::operation::{Operation, SparkAttention};
 use super::super::operator::Computes;
 use super::super::output::attention_output;
 use super::super::tensors::Inputs;
@@ -14,6 +14,7 @@ use crate::gpu::{Device, plan};
 
 impl<P: Provider, T: Tensor, C: Container> Computes<SparkAttention, T, C> for Gpu<P> {
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
+        super::refuse_planes(&SparkAttention::settings(context)?.common)?;
         P::device(context)
     }
 
@@ -29,7 +30,7 @@ fn compute<P: Provider, T: Tensor>(
     context: &ComputeContext,
 ) -> Result<(), Failure> {
     let stream = stream(context, device)?;
-    let tensors = Inputs::new(context, Input::ALL.len())?;
+    let tensors = Inputs::new(context, SparkAttention::reads)?;
     let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
     let mut bias_shape = [0; 4];
     if let Some(shape) = tensors.shape(Input::AttentionBias) {

@@ -4,7 +4,7 @@ use ort::operator::{ComputeContext, KernelContext};
 
 use super::super::Container;
 use super::super::node::Failure;
-use super::super::operation::SparkPrune;
+use super::super::operation::{Operation, SparkPrune};
 use super::super::operator::Computes;
 use super::super::output::{Output, PruneOutputs};
 use super::super::tensors::Inputs;
@@ -14,6 +14,7 @@ use crate::gpu::{Device, plan};
 
 impl<P: Provider, T: Tensor, C: Container> Computes<SparkPrune, T, C> for Gpu<P> {
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
+        super::refuse_planes(&SparkPrune::settings(context)?.common)?;
         P::device(context)
     }
 
@@ -29,10 +30,13 @@ fn compute<P: Provider, T: Tensor>(
     context: &ComputeContext,
 ) -> Result<(), Failure> {
     let stream = stream(context, device)?;
-    let tensors = Inputs::new(context, SparkPrune::INPUTS)?;
+    let tensors = Inputs::new(context, SparkPrune::reads)?;
     SparkPrune::check_after(&settings.common, context)?;
     let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
     let mut present = PruneOutputs::new(context, &tensors, (&geometry, &lengths), settings, container)?;
+    if let Some(output) = &present.covariance {
+        return Err(output.error("is found on the CPU only; run the model there").into());
+    }
     let address = |output: &mut Option<Output<'_>>| output.as_mut().map_or(std::ptr::null_mut(), Output::address);
     let outputs = plan::PruneOutputs {
         present_key: present.key.address().cast(),

@@ -97,6 +97,7 @@ fn in_float16(case: &Case) -> Case {
         recent: Some(recent),
         past_key: case.past_key.clone(),
         past_value: case.past_value.iter().map(values).collect(),
+        basis: None,
         free: [vec![], vec![]],
         geometry: g.clone(),
         lengths: case.lengths.clone(),

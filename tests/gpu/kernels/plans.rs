@@ -4,7 +4,7 @@ use std::ptr::{null, null_mut};
 
 use spark_ort::call::{Geometry, Lengths};
 use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
-use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, MatrixCores, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, MatrixCores, PlanError, PruneOutputs, Scalar};
 
 use crate::on_device::{case_of, device};
 
@@ -39,6 +39,25 @@ fn every_row_fits_lds() {
             }
         }
     }
+}
+
+/// No kernel reads rows in planes.
+#[test]
+fn planes_are_refused() {
+    let case = case_of(RowFormat::V3, 1, Scalar::F16, (128, Bits::B8, Bits::B8), 8, 1);
+    let (device, inputs) = (device(64, 304), Inputs::none(Scalar::F16));
+    let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+    let attention =
+        plan::attention(&device, &case.geometry, &case.lengths, &case.attention, &inputs, &tensors).unwrap_err();
+    assert_eq!(attention, PlanError::Planes);
+    let outputs = PruneOutputs {
+        present_key: null_mut(),
+        present_value: null_mut(),
+        present_recent: null_mut(),
+        observed_saliency: null_mut(),
+    };
+    let prune = plan::prune(&device, &case.geometry, &case.lengths, &case.prune, &inputs, &outputs).unwrap_err();
+    assert_eq!(prune, PlanError::Planes);
 }
 
 /// A long cache keeps every compute unit busy, in one round.

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use spark_ort::rewrite::{LayerSetting, Options, Recovery};
 
-/// `RATIO/KEY_BITS/VALUE_BITS`, `+RECENT` if the last keys are kept dense, and then `:v2` for row format 2, `:` with a
-/// recovery.
+/// `RATIO/KEY_BITS/VALUE_BITS`, or `basisBYTES/VALUE_BITS` for keys of so many bytes in a calibrated basis, `+RECENT`
+/// if the last keys are kept dense, and then `:v2` for row format 2, `:` with a recovery.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     pub rows: LayerSetting,
@@ -32,10 +32,16 @@ impl FromStr for Setting {
             let mut further = text.split(':');
             let numbers = further.next()?;
             let (rows, recent) = numbers.split_once('+').unwrap_or((numbers, "0"));
+            let recent = recent.parse().ok()?;
+            if let Some(rows) = rows.strip_prefix(BASIS) {
+                let (bytes, value_bits) = rows.split_once('/')?;
+                let rows = in_basis(bytes.parse().ok()?, value_bits.parse().ok()?);
+                return Some(Self { rows, recent, recovery: Recovery::Mean }).filter(|_| further.next().is_none());
+            }
             let [ratio, key_bits, value_bits] = rows.split('/').collect::<Vec<_>>().try_into().ok()?;
             let [key_bits, value_bits] = [key_bits.parse().ok()?, value_bits.parse().ok()?];
-            let (ratio, recent) = (ratio.parse().ok()?, recent.parse().ok()?);
-            let rows = LayerSetting { ratio, key_bits, value_bits, row_format: 1 };
+            let ratio = ratio.parse().ok()?;
+            let rows = LayerSetting { ratio, key_bits, value_bits, row_format: 1, key_bytes: None };
             let mut setting = Self { rows, recent, recovery: Recovery::Mean };
             for word in further {
                 match word.strip_prefix('v').and_then(|number| number.parse().ok()) {
@@ -48,7 +54,7 @@ impl FromStr for Setting {
         parse().ok_or_else(|| {
             format!(
                 "'{text}' is no RATIO/KEY_BITS/VALUE_BITS[+RECENT][:v2][:RECOVERY], such as 0.5/8/8, 0.7/4/4+64 or \
-                 0.7/4/4+64:v2:normal"
+                 0.7/4/4+64:v2:normal, and no basisBYTES/VALUE_BITS[+RECENT], such as basis32/8+64"
             )
         })
     }
@@ -56,12 +62,15 @@ impl FromStr for Setting {
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LayerSetting { ratio, key_bits, value_bits, row_format } = self.rows;
-        write!(f, "{ratio}/{key_bits}/{value_bits}")?;
+        let LayerSetting { ratio, key_bits, value_bits, row_format, key_bytes } = self.rows;
+        match key_bytes {
+            Some(bytes) => write!(f, "{BASIS}{bytes}/{value_bits}")?,
+            None => write!(f, "{ratio}/{key_bits}/{value_bits}")?,
+        }
         if self.recent > 0 {
             write!(f, "+{}", self.recent)?;
         }
-        if row_format != 1 {
+        if row_format != 1 && key_bytes.is_none() {
             write!(f, ":v{row_format}")?;
         }
         match self.recovery.to_possible_value() {
@@ -69,6 +78,14 @@ impl fmt::Display for Setting {
             _ => Ok(()),
         }
     }
+}
+
+/// How a setting in a calibrated basis begins.
+const BASIS: &str = "basis";
+
+/// Key rows of `bytes` bytes in a calibrated basis.
+fn in_basis(bytes: usize, value_bits: u8) -> LayerSetting {
+    LayerSetting { ratio: 0.0, key_bits: 8, value_bits, row_format: 3, key_bytes: Some(bytes) }
 }
 
 /// A setting without recent keys, as [`Setting`] spells it.
@@ -82,11 +99,20 @@ mod tests {
 
     #[test]
     fn they_are_read_as_they_are_written() {
-        for text in ["0.5/8/8", "0.7/4/4+64", "0/16/16", "0.7/4/4:v2", "0.7/4/4+64:v2:normal", "0.5/8/8:none"] {
+        for text in [
+            "0.5/8/8",
+            "0.7/4/4+64",
+            "0/16/16",
+            "0.7/4/4:v2",
+            "0.7/4/4+64:v2:normal",
+            "0.5/8/8:none",
+            "basis32/8",
+            "basis24/4+64",
+        ] {
             assert_eq!(text.parse::<Setting>().unwrap().to_string(), text);
         }
         let setting: Setting = "0.25/8/4+7".parse().unwrap();
-        let rows = LayerSetting { ratio: 0.25, key_bits: 8, value_bits: 4, row_format: 1 };
+        let rows = LayerSetting { ratio: 0.25, key_bits: 8, value_bits: 4, row_format: 1, key_bytes: None };
         assert_eq!(setting, Setting { rows, recent: 7, recovery: Recovery::Mean });
         for text in [
             "",
@@ -99,6 +125,9 @@ mod tests {
             "0.5/8/8-1",
             "0.5/8/8:v",
             "0.5/8/8:mode",
+            "basis32",
+            "basis/8",
+            "basis32/8:v2",
         ] {
             assert!(text.parse::<Setting>().unwrap_err().contains("such as"), "{text}");
         }

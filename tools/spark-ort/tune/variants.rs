@@ -59,7 +59,7 @@ pub fn variants(
     uniform_rows: bool,
     (budget, kv_heads): (usize, usize),
 ) -> Result<Variants> {
-    let lossless = LayerSetting { ratio: 0.0, key_bits: 16, value_bits: 16, row_format: 1 };
+    let lossless = LayerSetting { ratio: 0.0, key_bits: 16, value_bits: 16, row_format: 1, key_bytes: None };
     let mut settings = vec![lossless];
     settings.extend(args.candidates.iter().map(|candidate| candidate.rows.clone()));
     let mut given = Vec::new();

@@ -2,5 +2,6 @@
 
 pub(in crate::cpu) mod dense;
 pub(in crate::cpu) mod keys;
+pub(in crate::cpu) mod planes;
 pub(in crate::cpu) mod values;
 mod window;

@@ -23,7 +23,7 @@ use crate::cpu::decode::kernels::{KeyKernel, KeyRows, ValueKernel};
 use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::traits::{Isa, Work};
 use crate::cpu::isa::vector::LANES;
-use crate::format::v1::layout::{Bits, ValueLayout};
+use crate::format::v1::layout::{KeyLayout, ValueLayout};
 
 /// Proves that the processor has AVX-512 as [`Avx512`] asks for it, and VBMI and VNNI.
 #[derive(Clone, Copy)]
@@ -44,8 +44,9 @@ unsafe impl Isa for Avx512Vnni {
     fn vector(self) -> Avx512 {
         self.0
     }
-    fn most_decode_queries(bits: Bits) -> usize {
-        if bits.is_quantised() { 64 } else { Avx512::most_decode_queries(bits) }
+    fn most_decode_queries(rows: &KeyLayout) -> usize {
+        let by_its_kernel = rows.planes().is_none() && rows.bits().is_quantised();
+        if by_its_kernel { 64 } else { Avx512::most_decode_queries(rows) }
     }
     #[inline(always)]
     fn run<W: Work>(self, work: W) -> W::Output {
