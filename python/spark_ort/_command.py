@@ -64,6 +64,8 @@ def rewrite(
     key_bits: Literal[16, 8, 4] = 8,
     value_bits: Literal[16, 8, 4] = 8,
     row_format: Literal[1, 2] = 1,
+    basis: Literal["calibrated"] | None = None,
+    key_bytes: int | None = None,
     recipe: str | os.PathLike[str] | None = None,
     recovery: Literal["mean", "none", "exponential", "normal"] = "mean",
     recent: int | None = None,
@@ -91,6 +93,9 @@ def rewrite(
         key_bits: bits of a kept key channel.
         value_bits: bits of a value channel.
         row_format: how rows are laid out; 2 is more accurate at 4 bits.
+        basis: "calibrated": keys in a basis that calibration finds, with 8, 4 or 2 bits a direction, instead of pruned
+            channels; ratio, key_bits, row_format and recovery keep their defaults then. On the CPU only.
+        key_bytes: bytes of a key row in a basis, a multiple of 4; None: half a byte a channel.
         recipe: a file in which `spark-ort tune` says these four for each layer; they keep their defaults then.
         recovery: what a pruned channel reads as: its sign times the mean of the pruned ones, or times a magnitude drawn
             from an exponential or half-normal distribution of theirs, or zero.
@@ -120,6 +125,8 @@ def rewrite(
         "key-bits": key_bits,
         "value-bits": value_bits,
         "row-format": row_format,
+        "basis": basis,
+        "key-bytes": key_bytes,
         "recovery": recovery,
         "recent": recent,
         "recent-in": recent_in,
@@ -132,12 +139,14 @@ def rewrite(
         "provider": provider,
         "threads": threads,
     }
+    # The program refuses those that say something else beside a recipe or a basis.
+    defaults: dict[str, object] = {}
     if recipe is not None:
-        # The program refuses those that say something else beside the recipe.
-        for name, default in {"ratio": 0.5, "key-bits": 8, "value-bits": 8, "row-format": 1}.items():
-            if options[name] == default:
-                del options[name]
+        defaults = {"ratio": 0.5, "key-bits": 8, "value-bits": 8, "row-format": 1}
         options["recipe"] = os.fspath(recipe)
+    if basis is not None:
+        defaults |= {"ratio": 0.5, "key-bits": 8, "row-format": 1, "recovery": "mean"}
+    options = {name: value for name, value in options.items() if name not in defaults or value != defaults[name]}
     # One argument each, so that a value may begin with a dash.
     arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
     flags = {"uniform-rows": uniform_rows, "exact-ratio": exact_ratio, "force": force}

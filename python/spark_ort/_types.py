@@ -38,8 +38,15 @@ class Interface(TypedDict):
     shares_buffer: bool
 
 
-class Rows(TypedDict):
-    """How a rewritten model stores its cache."""
+class Planes(TypedDict):
+    """How many directions of a key in a calibrated basis have 8, 4 and 2 bits."""
+
+    eight: int
+    four: int
+    two: int
+
+
+class _Rows(TypedDict):
 
     head_dim: int
     ratio: float
@@ -53,6 +60,12 @@ class Rows(TypedDict):
     recent_window: int
     tail_window: int
     cache_type: Literal["same", "uint8"]
+
+
+class Rows(_Rows, total=False):
+    """How a rewritten model stores its cache. `planes` is there where keys are in a calibrated basis."""
+
+    planes: Planes
 
 
 class _Inspection(TypedDict):

@@ -10,6 +10,7 @@ use super::layer::Layer;
 use super::options::Options;
 use super::providers;
 use super::publish::contains;
+use super::rows::Rows;
 use crate::files;
 use crate::onnx::{DataFile, FileError, Homes, Placement, place, write_text};
 
@@ -91,7 +92,7 @@ impl GenAiFolder {
     ///
     /// # Errors
     /// It states another number of KV heads, or another head size.
-    pub fn check_sizes(&self, layers: &[Layer]) -> Result<(), RewriteError> {
+    fn check_sizes(&self, layers: &[Layer]) -> Result<(), RewriteError> {
         let Some(first) = layers.first() else { return Ok(()) };
         let uniform = |size: fn(&Layer) -> usize| layers.iter().all(|layer| size(layer) == size(first));
         let sizes = [
@@ -113,6 +114,27 @@ impl GenAiFolder {
     pub fn shares_buffer(&self) -> bool {
         let search = &self.config["search"];
         search["past_present_share_buffer"] == true && search["num_beams"].as_u64().is_none_or(|beams| beams <= 1)
+    }
+
+    /// Checks that the configuration is about the model with these `layers`, and can run it with `rows`.
+    pub fn check(&self, layers: &[Layer], rows: &[Rows]) -> Result<(), RewriteError> {
+        self.check_sizes(layers)?;
+        self.check_rows(rows)
+    }
+
+    /// Checks that the execution providers of the configuration have kernels for `rows`.
+    fn check_rows(&self, rows: &[Rows]) -> Result<(), RewriteError> {
+        let provider = providers::on_gpu(&self.config["model"]["decoder"]["session_options"]);
+        match provider.filter(|_| rows.iter().any(Rows::have_basis)) {
+            None => Ok(()),
+            Some(provider) => Err(RewriteError::option(
+                "basis",
+                format!(
+                    "the folder names the execution provider {provider}, and no kernel of a GPU reads keys in a basis: \
+                     leave it out of provider_options, or rewrite without a basis"
+                ),
+            )),
+        }
     }
 
     /// Warns of what the execution providers of the configuration mean for the operators.

@@ -99,9 +99,9 @@ pub fn rewrite(
     check_report(&path, output, &data, options)?;
     let roundings = prepare(&mut model)?;
     let layers = find_layers(&model)?;
-    folder.iter().try_for_each(|folder| folder.check_sizes(&layers))?;
     let noticed = warnings::of_model(&model, &layers, roundings);
     let (rows, recent) = layer_rows(options, &model, &layers, folder.is_some())?;
+    folder.iter().try_for_each(|folder| folder.check(&layers, &rows))?;
     let tokens = calibrate::tokens(&path, options, (&layers, &rows))?;
     let positions = calibrate::positions(&model, &layers);
     let names = apply::apply(&mut model, &layers, recent, operator_version(&rows))?;

@@ -70,7 +70,8 @@ def model(wiring, element, container, version=1):
     constants = {"cos_cache": cos, "sin_cache": sin, "query_saliency": saliency}
     absent = {name: "" for name in INPUTS[5:]}
     empty = {name: f"no_{name}" for name in INPUTS[5:]}
-    names = {name: name for name in INPUTS}
+    # Rows here are not in a basis.
+    names = {name: name for name in INPUTS} | dict.fromkeys(["key_basis", "query_basis"], "")
     outputs = ["present_key", "present_value"]
     if wiring in ("absent", "version"):
         names |= absent
@@ -91,8 +92,9 @@ def model(wiring, element, container, version=1):
         shapes["query"] = (element_type, ["B", "L", (HEADS + 2 * KV_HEADS) * SIZE])
     for name in INPUTS:
         if names[name].startswith("no_"):
-            integers = {"seqlens_k": np.int32, "total_sequence_length": np.int32, "position_ids": np.int64}
-            constants[names[name]] = np.zeros(0, np.float32 if name == "query_saliency" else integers.get(name, dtype))
+            given = {"seqlens_k": np.int32, "total_sequence_length": np.int32, "position_ids": np.int64}
+            given |= dict.fromkeys(["query_saliency", "key_basis", "query_basis"], np.float32)
+            constants[names[name]] = np.zeros(0, given.get(name, dtype))
 
     def node(operator, inputs, results, **attributes):
         inputs = [names[name] for name in inputs]

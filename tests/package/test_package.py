@@ -95,6 +95,16 @@ def test_recipe(exports, tmp_path):
         spark_ort.rewrite(source, out, recipe=recipe, ratio=0.25, force=True)
 
 
+def test_basis(exports, tmp_path):
+    """Keys in a calibrated basis, beside which the options of pruned channels are refused."""
+    source, out = exports("genai-cpu-fp32") / "model.onnx", tmp_path / "out.onnx"
+    report = spark_ort.rewrite(source, out, basis="calibrated", key_bytes=28, calibration_tokens=600)
+    rows = report["model"]["rows"]
+    assert (rows["row_format"], rows["key_row_bytes"]) == (3, 28) and sum(rows["planes"].values()) <= rows["head_dim"]
+    with pytest.raises(spark_ort.Error, match="--ratio"):
+        spark_ort.rewrite(source, out, basis="calibrated", ratio=0.25, force=True)
+
+
 def test_every_option_arrives(exports, tmp_path):
     """Each argument of rewrite() is an option of the command, and none of the command's is missing."""
     help_text = command("rewrite", "--help").stdout

@@ -117,6 +117,14 @@ def test_keys_that_are_rotated_elsewhere_are_refused(exports, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_folder_for_a_gpu_is_refused(dry, exports, tmp_path):
+    given = (*BASIS, *FEWER, "--provider", "SparkExecutionProvider", *dry)
+    done = rewrite(exports["genai-cpu-fp32"], tmp_path / "out", *given, check=False)
+    assert "names the execution provider SparkExecutionProvider, and no kernel of a GPU" in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_knows_the_size_alone(exports, tmp_path):
     report = rewrite(exports["genai-cpu-fp32"] / "model.onnx", tmp_path / "out.onnx", *BASIS, "--dry-run")
     assert report["output"] is None and report["model"]["rows"]["key_row_bytes"] == 32
