@@ -13,6 +13,7 @@
 #ifndef SPARK_MATRIX_KEYS_H
 #define SPARK_MATRIX_KEYS_H
 
+#include "digits.h"
 #include "matrix_rows.h"
 
 template <u32 OCTETS, u32 BLOCKS, u32 KEY_BITS>
@@ -60,16 +61,10 @@ struct MatrixKeys {
     // Sets the query of block `b` for the lane's column: D numbers in LDS from `first` on, zeros unless it `exists`.
     SPARK_FN void set_query(u32 b, const Shared<float>& queries, u32 first, bool exists) {
         const u32 d = call.head_dim;
-        float most = 0.0f;
-        SPARK_ROLLED
-        for (u32 j = 8 * OWN * group; j < 8 * OWN * (group + 1); ++j) {
-            const float q = exists && j < d ? queries.load(first + j) : 0.0f;
-            most = greatest(most, q < 0.0f ? -q : q);
-        }
+        float most = greatest_channel(queries, first, 8 * OWN * group, 8 * OWN * (group + 1), d, exists);
         most = greatest(most, shuffle_xor(most, 16));
         most = greatest(most, shuffle_xor(most, 32));
-        // About the range of three signed bytes. Queries smaller than any that occur count as zero.
-        const float steps = 8355000.0f, factor = most > 1e-30f ? steps / most : 0.0f;
+        const float factor = digit_factor(most);
         u32 total = 0;
         SPARK_UNROLL
         for (u32 n = 0; n < OWN; ++n) {
@@ -81,11 +76,10 @@ struct MatrixKeys {
                 SPARK_ROLLED
                 for (u32 k = 0; k < 4; ++k) {
                     const float q = own ? queries.load(first + 8 * octet + 4 * w + k) : 0.0f;
-                    // With 0x80 added, all digits are non-negative, and there are no carries between them.
-                    const u32 all = (u32)((int)round_even(q * factor) + 0x808080) ^ 0x808080;
+                    const u32 all = digits_of(q * factor);
                     const u32 digit = part < 3 ? all >> 8 * (2 - part) & 0xff : 0;
                     word |= digit << 8 * k;
-                    total += digit - (digit << 1 & 0x100);
+                    total += digit_value(digit);
                 }
                 digits[b][n][w] = word;
             }
@@ -94,7 +88,7 @@ struct MatrixKeys {
         total += shuffle_xor(total, 32);
         digit_sum[b] = (int)total;
         const float size = part == 0 ? 65536.0f : part == 1 ? 256.0f : part == 2 ? 1.0f : 0.0f;
-        unit[b] = size * (most / steps) * (call.scale * LOG2_E);
+        unit[b] = size * (most / DIGIT_STEPS) * (call.scale * LOG2_E);
     }
 
     // A mask without the channels that have no slot, which read as pruned, for rows from a host that mark too many.

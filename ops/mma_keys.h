@@ -21,6 +21,7 @@
 #ifndef SPARK_MMA_KEYS_H
 #define SPARK_MMA_KEYS_H
 
+#include "digits.h"
 #include "mma_rows.h"
 
 template <u32 OCTETS, u32 BLOCKS, u32 KEY_BITS>
@@ -50,16 +51,10 @@ struct MatrixKeys {
     // Sets the query of block `b` for the lane's row: D numbers in LDS from `first` on, zeros unless it `exists`.
     SPARK_FN void set_query(u32 b, const Shared<float>& queries, u32 first, bool exists) {
         const u32 d = call.head_dim;
-        float most = 0.0f;
-        SPARK_ROLLED
-        for (u32 j = 8 * OWN * group; j < 8 * OWN * (group + 1); ++j) {
-            const float q = exists && j < d ? queries.load(first + j) : 0.0f;
-            most = greatest(most, q < 0.0f ? -q : q);
-        }
+        float most = greatest_channel(queries, first, 8 * OWN * group, 8 * OWN * (group + 1), d, exists);
         most = greatest(most, shuffle_xor(most, 1));
         most = greatest(most, shuffle_xor(most, 2));
-        // About the range of three signed bytes. Queries smaller than any that occur count as zero.
-        const float steps = 8355000.0f, factor = most > 1e-30f ? steps / most : 0.0f;
+        const float factor = digit_factor(most);
         u32 total = 0;
         SPARK_UNROLL
         for (u32 n = 0; n < OWN; ++n) {
@@ -71,13 +66,12 @@ struct MatrixKeys {
                 for (u32 k = 0; k < 4; ++k) {
                     const bool own = exists && 8 * octet < d;
                     const float q = own ? queries.load(first + 8 * octet + 4 * w + k) : 0.0f;
-                    // With 0x80 added, all digits are non-negative, and there are no carries between them.
-                    const u32 all = (u32)((int)round_even(q * factor) + 0x808080) ^ 0x808080;
+                    const u32 all = digits_of(q * factor);
                     const u32 one = part == 0 ? all >> 16 & 0xff : 0;
                     const u32 other = part == 0 ? all >> 8 & 0xff : all & 0xff;
                     upper |= one << 8 * k;
                     lower |= other << 8 * k;
-                    total += 256 * (one - (one << 1 & 0x100)) + other - (other << 1 & 0x100);
+                    total += 256 * digit_value(one) + digit_value(other);
                 }
                 digits[b][n][2 * w] = upper;
                 digits[b][n][2 * w + 1] = lower;
@@ -86,7 +80,7 @@ struct MatrixKeys {
         total += shuffle_xor(total, 1);
         total += shuffle_xor(total, 2);
         digit_sum[b] = 255 * (int)total;
-        unit[b] = (part == 0 ? 256.0f : 1.0f) * (most / steps) * (call.scale * LOG2_E);
+        unit[b] = (part == 0 ? 256.0f : 1.0f) * (most / DIGIT_STEPS) * (call.scale * LOG2_E);
     }
 
     // The row of the tile that is the lane's column of product `half`.

@@ -37,6 +37,10 @@ use crate::gpu::limits::{
 };
 use crate::gpu::params::{Call, Tokens};
 
+/// Lanes that share a row in decoding kernels for heads of `head_dim` channels, eight channels each.
+fn octets_of(head_dim: u32) -> u32 {
+    (head_dim / 8).next_power_of_two().max(8)
+}
 /// Blocks of a decoding kernel that a compute unit holds at once: the number of waves that a SIMD has registers for,
 /// since each block has one wave on every SIMD.
 fn decode_blocks(octets: u32, columns: u32, matrix: MatrixCores) -> u32 {
@@ -153,8 +157,7 @@ impl Attend {
 
     /// `decode_quantised` of `ops/decode_matrix.h` where it can, else `decode` of `ops/decode.h`.
     fn decode(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
-        let (d, wave) = (call.head_dim, device.wave_size);
-        let octets = (d / 8).next_power_of_two().max(8);
+        let (octets, wave) = (octets_of(call.head_dim), device.wave_size);
         let quantised = call.key_bits < 16 && call.value_bits < 16;
         // Drawn magnitudes differ by position, so such rows are read one by one.
         let can = quantised && call.recover <= RECOVER_MEAN && octets <= 16;
@@ -188,7 +191,7 @@ impl Attend {
 /// Bytes of LDS of a decoding kernel for blocks of `columns` queries.
 fn decode_shared_bytes(call: &Call, wave: u32, key_words: u32, columns: u32, matrix: MatrixCores) -> u32 {
     let d = call.head_dim;
-    let octets = (d / 8).next_power_of_two().max(8);
+    let octets = octets_of(d);
     let states = BLOCK_WAVES / 2 * columns * (d + 2);
     let tile = wave / octets * if columns > 1 { 2 } else { 4 };
     let staged = BLOCK_WAVES * (tile * key_words + KEY_SLACK_WORDS);
