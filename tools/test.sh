@@ -42,7 +42,7 @@ step() {
 running=()
 logs=$(mktemp -d)
 
-# beside NAME COMMAND...: a step beside another one, since most keep one core busy; what it prints is shown when it ends.
+# beside NAME COMMAND...: a step beside another one: most keep one core busy. What it prints is shown when it ends.
 beside() {
     local name=$1 number=${#summary[@]}
     shift
