@@ -68,6 +68,21 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Lets all weights begin at the same byte, so that their file is small: what is rewritten does not depend on them.
+/// Returns the bytes of the longest.
+fn share_data(model: &mut onnx::proto::ModelProto) -> usize {
+    let weights = model.graph.as_mut().unwrap().initializer.iter_mut();
+    let mut most = 0;
+    for entry in weights.flat_map(|tensor| &mut tensor.external_data) {
+        match entry.key() {
+            "offset" => entry.set_value("0".into()),
+            "length" => most = most.max(entry.value().parse().unwrap()),
+            _ => {}
+        }
+    }
+    most
+}
+
 struct Place {
     root: tempfile::TempDir,
     input: PathBuf,
@@ -89,9 +104,12 @@ impl Place {
         fs::create_dir(input).unwrap();
         fs::create_dir(&place.around).unwrap();
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs/genai-cpu-int4");
-        for name in ["model.onnx", "model.onnx.data", "genai_config.json"] {
-            fs::copy(from.join(name), input.join(name)).unwrap();
-        }
+        fs::copy(from.join("genai_config.json"), input.join("genai_config.json")).unwrap();
+        let mut model = onnx::read(&from.join("model.onnx")).unwrap();
+        let bytes = share_data(&mut model);
+        onnx::write(&model, &input.join("model.onnx")).unwrap();
+        let data = fs::read(from.join("model.onnx.data")).unwrap();
+        fs::write(input.join("model.onnx.data"), &data[..bytes]).unwrap();
         fs::write(root.path().join("libspark_ort.so"), "\x7fELF RegisterCustomOps").unwrap();
         if case.replace {
             // What is replaced: the same model with other data.
