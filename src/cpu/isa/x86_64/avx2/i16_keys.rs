@@ -52,7 +52,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         queries: &[HeadLanes<H>],
         scratch: &'a mut Scratch,
     ) -> Option<Self> {
-        if rows.layout.bits() == Bits::B16 {
+        if rows.layout.bits() == Bits::B16 || rows.layout.planes().is_some() {
             return None;
         }
         let (mut units, mut halves) = ([0.0; H], [0.0; H]);

@@ -171,15 +171,8 @@ impl<'a, const H: usize> I16Keys<'a, H> {
             }
         };
         for group in 0..groups {
-            for (four, products) in products.chunks_mut(4).enumerate() {
-                // SAFETY: `multiply_keys_i16` has set those of `count` rows and of all heads.
-                let by_head = unsafe { sums.by_head(four, group) };
-                for (h, (of_head, products)) in by_head.into_iter().zip(products).enumerate() {
-                    let unit = _mm512_mul_ps(scalars.units(group), _mm512_set1_ps(self.units[4 * four + h]));
-                    // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
-                    unsafe { _mm512_storeu_ps(products[group].as_mut_ptr(), _mm512_mul_ps(of_head, unit)) };
-                }
-            }
+            // SAFETY: `multiply_keys_i16` has set the sums of `count` rows and of all heads.
+            unsafe { sums.finish(group, scalars.units(group), &self.units, products) };
         }
         read
     }
