@@ -11,8 +11,8 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use ndarray::{Array4, s};
 use spark_ort::call::{AttentionSettings, Geometry, Lengths, PruneSettings, QueryLayout, Settings};
-use spark_ort::cpu::{Attention, HeadRows, InstructionSet, Prune, Serial, TailRows, Tokens, attention, prune};
-use spark_ort::format::{Bits, KeyLayout, RowFormat, TailLayout, ValueLayout, write_dense_key};
+use spark_ort::cpu::{Attention, Basis, HeadRows, InstructionSet, Prune, Serial, TailRows, Tokens, attention, prune};
+use spark_ort::format::{self, Bits, KeyLayout, RowFormat, TailLayout, ValueLayout, write_dense_key};
 use spark_ort::method::{Recovery, channel_scale};
 
 const HEAD_DIM: usize = 128;
@@ -25,23 +25,43 @@ const FREE: usize = 512;
 /// Every so many rows are made; the others repeat them.
 const MADE: usize = KEYS / 64;
 
-/// Row format, kept channels, key bits, value bits, and keys that are dense in free rows.
+/// Row format, keys, value bits, and keys that are dense in free rows.
 #[derive(Clone, Copy)]
-struct Setting(RowFormat, usize, i64, i64, usize);
+struct Setting(RowFormat, Keys, i64, usize);
 
-const SETTINGS: [Setting; 6] = [
-    Setting(RowFormat::V1, 64, 16, 16, 0),
-    Setting(RowFormat::V1, 64, 8, 8, 0),
-    Setting(RowFormat::V1, 64, 8, 8, 64),
-    Setting(RowFormat::V1, 38, 4, 4, 0),
-    Setting(RowFormat::V1, 38, 4, 4, 64),
-    Setting(RowFormat::V2, 38, 4, 4, 0),
+/// What keys keep.
+#[derive(Clone, Copy)]
+enum Keys {
+    /// So many channels, with so many bits.
+    Channels(usize, i64),
+    /// So many directions with 8, 4 and 2 bits.
+    Planes(usize, usize, usize),
+}
+
+use Keys::{Channels, Planes};
+
+const SETTINGS: [Setting; 8] = [
+    Setting(RowFormat::V1, Channels(64, 16), 16, 0),
+    Setting(RowFormat::V1, Channels(64, 8), 8, 0),
+    Setting(RowFormat::V1, Channels(64, 8), 8, 64),
+    Setting(RowFormat::V1, Channels(38, 4), 4, 0),
+    Setting(RowFormat::V1, Channels(38, 4), 4, 64),
+    Setting(RowFormat::V2, Channels(38, 4), 4, 0),
+    // 64 and 48 bytes a key.
+    Setting(RowFormat::V3, Planes(23, 48, 57), 8, 0),
+    Setting(RowFormat::V3, Planes(10, 40, 64), 4, 0),
 ];
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let &Self(format, kept, key, value, recent) = self;
-        write!(f, "{format:?}, {kept} of {HEAD_DIM} channels, {key}/{value} bits, {recent} recent")
+        let &Self(format, keys, value, recent) = self;
+        match keys {
+            Channels(kept, bits) => write!(f, "{format:?}, {kept} of {HEAD_DIM} channels, {bits}/{value} bits")?,
+            Planes(eight, four, two) => {
+                write!(f, "{format:?}, {eight}, {four} and {two} of {HEAD_DIM} directions, 8, 4, 2/{value} bits")?;
+            }
+        }
+        write!(f, ", {recent} recent")
     }
 }
 
@@ -54,15 +74,26 @@ struct Lab {
     token: [Array4<f32>; 3],
     scale: Vec<f32>,
     saliency: Vec<f32>,
+    /// Reflections, which are their own inverse, of keys in planes.
+    basis: Option<Vec<f32>>,
     /// Key and value rows, then the free ones, head by head.
     past: [Vec<u8>; 2],
     tail: TailLayout,
 }
 
 impl Lab {
-    fn new(Setting(format, kept_channels, key_bits, value_bits, recent): Setting) -> Self {
-        let [key_bits, value_bits] = [key_bits, value_bits].map(|bits| Bits::new(bits).expect("16, 8 or 4"));
-        let key = KeyLayout::of(format, HEAD_DIM, kept_channels, key_bits, 0).expect("a layout");
+    fn new(Setting(format, keys, value_bits, recent): Setting) -> Self {
+        let bits = |bits| Bits::new(bits).expect("16, 8 or 4");
+        let (kept_channels, key_bits, planes) = match keys {
+            Channels(kept, key_bits) => (kept, bits(key_bits), None),
+            Planes(eight, four, two) => (eight + four + two, Bits::B8, Some(format::Planes { eight, four, two })),
+        };
+        let value_bits = bits(value_bits);
+        let key = match planes {
+            Some(planes) => KeyLayout::of_planes(HEAD_DIM, planes, 0),
+            None => KeyLayout::of(format, HEAD_DIM, kept_channels, key_bits, 0),
+        };
+        let key = key.expect("a layout");
         let value = ValueLayout::of(format, HEAD_DIM, value_bits, 0).expect("a layout");
         let common = Settings {
             query_heads: QUERY_HEADS,
@@ -70,11 +101,11 @@ impl Lab {
             kept_channels,
             row_format: format,
             key_bits,
-            planes: None,
+            planes,
             value_bits,
             key_row_bytes: key.row_bytes(),
             value_row_bytes: value.row_bytes(),
-            recovery: Recovery::Mean,
+            recovery: if planes.is_some() { Recovery::None } else { Recovery::Mean },
             recent_window: 0,
             tail_window: recent,
             rotary: None,
@@ -110,6 +141,7 @@ impl Lab {
             },
             prune: PruneSettings { common, observation_window: 32 },
             scale: saliency.iter().map(|&s| channel_scale(s)).collect(),
+            basis: planes.map(|_| reflections()),
             token: filling,
             saliency,
             past: [Vec::new(), Vec::new()],
@@ -145,7 +177,8 @@ impl Lab {
 
     fn tokens(&self) -> Tokens<'_, f32> {
         let [query, key, value] = &self.token;
-        Tokens { query: query.view(), key: key.view(), value: value.view(), rotation: None, basis: None }
+        let basis = self.basis.as_ref().map(|basis| Basis { key: basis, query: Some(basis) });
+        Tokens { query: query.view(), key: key.view(), value: value.view(), rotation: None, basis }
     }
 
     /// Key and value rows of the new tokens, head by head.
@@ -167,6 +200,15 @@ impl Lab {
         prune(&Serial, path, &call, rows, None);
         [key, value]
     }
+}
+
+/// A reflection for each KV head.
+fn reflections() -> Vec<f32> {
+    let entry = |n: usize| {
+        let (i, j) = (n / HEAD_DIM % HEAD_DIM, n % HEAD_DIM);
+        f32::from(u8::from(i == j)) - 2.0 / HEAD_DIM as f32
+    };
+    (0..KV_HEADS * HEAD_DIM * HEAD_DIM).map(entry).collect()
 }
 
 fn lab(which: usize) -> &'static Lab {

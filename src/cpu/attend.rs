@@ -57,13 +57,43 @@ struct OnIsa<'a, 'c, T, I> {
     scratch: prefill::driver::ScratchPool,
 }
 
+/// Queries of a block.
+struct Prepared {
+    block: QueryBlock,
+    /// As decoding takes them, `[items, D]`; `None` where there are so many that a tile is decoded for them.
+    few: Option<Vec<f32>>,
+}
+
 impl<T: Element, I: Isa> Attend for OnIsa<'_, '_, T, I> {
-    fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
-        let block = QueryBlock::new(self.source.call, queries);
-        let few = I::most_decode_queries(&self.source.call.geometry.key);
-        match block.items.len() <= few {
-            true => decode::driver::attend(self.isa, &self.source, &block, keys),
-            false => prefill::driver::attend(self.isa, &self.source, &self.scratch, &block, keys),
+    type Prepared = Prepared;
+
+    fn prepare(&self, queries: &Queries) -> Prepared {
+        let call = self.source.call;
+        let block = QueryBlock::new(call, queries);
+        let are_few = block.items.len() <= I::most_decode_queries(&call.geometry.key);
+        let few = are_few.then(|| self.isa.run(ReadQueries { call, block: &block }));
+        Prepared { block, few }
+    }
+
+    fn attend(&self, Prepared { block, few }: &Prepared, keys: Range<usize>) -> Vec<SoftmaxState> {
+        match few {
+            Some(queries) => decode::driver::attend(self.isa, &self.source, block, queries, keys),
+            None => prefill::driver::attend(self.isa, &self.source, &self.scratch, block, keys),
         }
+    }
+}
+
+/// The queries of a block, to be read.
+struct ReadQueries<'s, 'c, T> {
+    call: &'s Attention<'c, T>,
+    block: &'s QueryBlock,
+}
+
+impl<T: Element> Work for ReadQueries<'_, '_, T> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with<I: Isa>(self, _: I) -> Vec<f32> {
+        self.block.queries(self.call)
     }
 }

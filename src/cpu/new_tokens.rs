@@ -26,6 +26,7 @@ impl<'a, 'c, T: Element> NewTokens<'a, 'c, T> {
     }
 
     /// Keys and values of new tokens `from` to `to`, `[tokens, D]`.
+    #[inline(always)]
     pub(super) fn rows(&self, head: usize, from: usize, to: usize) -> [Array2<f32>; 2] {
         let [mut key, mut value] = [(); 2].map(|()| Array2::zeros((to - from, self.0.geometry.head_dim())));
         let slices = (key.as_slice_mut().expect("contiguous"), value.as_slice_mut().expect("contiguous"));

@@ -26,7 +26,8 @@ impl QueryBlock {
         Self { sequence, head, items, scale: kv_head * d..(kv_head + 1) * d }
     }
 
-    /// The queries, rotated, `[items, D]`.
+    /// The queries, rotated and in the basis, `[items, D]`.
+    #[inline(always)]
     pub(super) fn queries<T: Element>(&self, call: &Attention<'_, T>) -> Vec<f32> {
         let d = call.geometry.head_dim();
         let mut queries = vec![0.0; self.items.len() * d];

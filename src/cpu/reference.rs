@@ -35,6 +35,12 @@ impl<'a, 'c, T: Element> Reference<'a, 'c, T> {
 }
 
 impl<T: Element> Attend for Reference<'_, '_, T> {
+    type Prepared = Queries;
+
+    fn prepare(&self, queries: &Queries) -> Queries {
+        queries.clone()
+    }
+
     fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState> {
         let call = self.call;
         let Queries { sequence: b, kv_head: h, tokens } = queries.clone();

@@ -2,7 +2,7 @@
 //! those are too few for a pool, the keys of each block into parts whose results merge.
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use ndarray::{ArrayViewMut, ArrayViewMut3, ArrayViewMut4, Axis, Dimension, RemoveAxis};
 
@@ -28,13 +28,21 @@ const KEYS_PER_PART: usize = 1024;
 
 /// A way to attend: the reference, or an instruction set.
 pub(super) trait Attend: Sync {
+    /// Queries, read once for all keys that they see.
+    type Prepared: Send + Sync;
+
+    /// Reads `queries`.
+    fn prepare(&self, queries: &Queries) -> Self::Prepared;
+
     /// What `queries` get from the keys at positions `keys`, token by token and within a token head by head.
-    fn attend(&self, queries: &Queries, keys: Range<usize>) -> Vec<SoftmaxState>;
+    fn attend(&self, queries: &Self::Prepared, keys: Range<usize>) -> Vec<SoftmaxState>;
 }
 
 /// Queries that read their keys together, and where their output goes.
-struct Block<'a, T> {
+struct Block<'a, T, P> {
     queries: Queries,
+    /// Where there are several parts: each needs them.
+    prepared: OnceLock<P>,
     /// `[G, tokens, D]`; locked once for each use, never contended.
     out: Mutex<ArrayViewMut3<'a, T>>,
     parts: Vec<Part>,
@@ -47,21 +55,21 @@ struct Part {
 }
 
 /// Attends with every query of `call` to all keys that it sees, by `attend`, and writes to `out`, `[B, Hq, L, D]`.
-pub(super) fn run<T: Element>(
+pub(super) fn run<T: Element, A: Attend>(
     pool: &dyn Pool,
     call: &Attention<'_, T>,
-    attend: &impl Attend,
+    attend: &A,
     out: ArrayViewMut4<'_, T>,
 ) {
-    let blocks = blocks(call, out);
+    let blocks: Vec<Block<'_, T, A::Prepared>> = blocks(call, out);
     let parts: Vec<_> = blocks.iter().flat_map(|b| b.parts.iter().map(move |p| (b, p))).collect();
     pool.par_for(parts.len(), &|n| {
         let (block, part) = parts[n];
-        let states = attend.attend(&block.queries, part.keys.clone());
+        let (prepare, keys) = (|| attend.prepare(&block.queries), part.keys.clone());
         if block.parts.len() == 1 {
-            block.write(&states);
+            block.write(&attend.attend(&prepare(), keys));
         } else {
-            *part.states.lock().unwrap() = states;
+            *part.states.lock().unwrap() = attend.attend(block.prepared.get_or_init(prepare), keys);
         }
     });
     let split: Vec<_> = blocks.iter().filter(|b| b.parts.len() > 1).collect();
@@ -77,7 +85,7 @@ pub(super) fn run<T: Element>(
 
 /// All queries in blocks, with the keys each block sees. Depends on the call only, so results do not depend on the
 /// pool.
-fn blocks<'o, T: Element>(call: &Attention<'_, T>, out: ArrayViewMut4<'o, T>) -> Vec<Block<'o, T>> {
+fn blocks<'o, T: Element, P>(call: &Attention<'_, T>, out: ArrayViewMut4<'o, T>) -> Vec<Block<'o, T, P>> {
     let mut blocks = Vec::new();
     let size = LEAST_TOKENS_PER_BLOCK.max(QUERIES_PER_BLOCK / call.geometry.group());
     for (sequence, heads) in entries(out).enumerate() {
@@ -86,7 +94,7 @@ fn blocks<'o, T: Element>(call: &Attention<'_, T>, out: ArrayViewMut4<'o, T>) ->
                 let first = n * size;
                 let tokens = first..first + out.len_of(Axis(1));
                 let queries = Queries { sequence, kv_head, tokens };
-                blocks.push(Block { queries, out: Mutex::new(out), parts: Vec::new() });
+                blocks.push(Block { queries, prepared: OnceLock::new(), out: Mutex::new(out), parts: Vec::new() });
             }
         }
     }
@@ -128,7 +136,7 @@ fn entries<'a, T, D: RemoveAxis>(
     split(view, Axis(0), 1).into_iter().map(|v| v.index_axis_move(Axis(0), 0))
 }
 
-impl<T: Element> Block<'_, T> {
+impl<T: Element, P> Block<'_, T, P> {
     /// Writes the finished `states`, of one token after the other.
     fn write(&self, states: &[SoftmaxState]) {
         let mut out = self.out.lock().unwrap();

@@ -32,7 +32,7 @@ pub struct Basis<'a> {
 }
 
 /// Directions that are found at once.
-const DIRECTIONS: usize = 32;
+const DIRECTIONS: usize = 64;
 
 /// Replaces `x` by `x M`, finite, M being the matrix of KV head `h` of `matrices`.
 #[inline(always)]

@@ -55,33 +55,54 @@ impl Basis {
         }
         basis
     }
+}
 
-    /// The planes of rows of at most `bytes` bytes: bit by bit, each to the direction where it saves most.
-    pub fn planes(&self, bytes: usize) -> Planes {
-        // Directions of at least 2, 4 and 8 bits.
-        let mut counts = [0; 3];
-        let planes = |[two, four, eight]: [usize; 3]| Planes { eight, four: four - eight, two: two - four };
-        loop {
-            let room = [self.costs.len(), counts[0], counts[1]];
-            let raised = |(level, by): (usize, usize)| {
-                let mut more = counts;
-                more[level] += by;
-                more
-            };
-            let fits = |&step: &(usize, usize)| {
-                let more = raised(step);
-                more[step.0] <= room[step.0] && planes(more).bytes() <= bytes
-            };
-            // Planes are whole bytes, so that several directions may fit where one does not.
-            let steps = (0..3).filter_map(|level| (1..=4).map(|by| (level, by)).find(fits));
-            let gain = |&(level, _): &(usize, usize)| {
-                let bits = if level == 2 { 4.0 } else { 2.0 };
-                self.costs[counts[level]] * (ERRORS[level] - ERRORS[level + 1]) / bits
-            };
-            match steps.max_by(|a, b| gain(a).total_cmp(&gain(b))) {
-                Some(step) => counts = raised(step),
-                None => return planes(counts),
-            }
+impl Basis {
+    /// Replaces `key` of KV head `head` by its directions.
+    pub fn change(&self, head: usize, key: &mut [f32]) {
+        let (d, from) = (key.len(), key.to_vec());
+        let rows = self.key[head * d * d..(head + 1) * d * d].chunks_exact(d);
+        key.fill(0.0);
+        for (row, x) in rows.zip(from) {
+            key.iter_mut().zip(row).for_each(|(sum, m)| *sum += x * m);
+        }
+    }
+
+    /// Replaces directions by the key of KV head `head` that they are of.
+    pub fn restore(&self, head: usize, key: &mut [f32]) {
+        let (d, from) = (key.len(), key.to_vec());
+        // The inverse of the keys' matrix is that of the queries, transposed.
+        let rows = self.query[head * d * d..(head + 1) * d * d].chunks_exact(d);
+        key.iter_mut().zip(rows).for_each(|(x, row)| *x = row.iter().zip(&from).map(|(m, x)| m * x).sum());
+    }
+}
+
+/// The planes of rows of at most `bytes` bytes, for directions that cost so much, descending: bit by bit, each to the
+/// direction where it saves most.
+pub fn planes(costs: &[f64], bytes: usize) -> Planes {
+    // Directions of at least 2, 4 and 8 bits.
+    let mut counts = [0; 3];
+    let planes = |[two, four, eight]: [usize; 3]| Planes { eight, four: four - eight, two: two - four };
+    loop {
+        let room = [costs.len(), counts[0], counts[1]];
+        let raised = |(level, by): (usize, usize)| {
+            let mut more = counts;
+            more[level] += by;
+            more
+        };
+        let fits = |&step: &(usize, usize)| {
+            let more = raised(step);
+            more[step.0] <= room[step.0] && planes(more).bytes() <= bytes
+        };
+        // Planes are whole bytes, so that several directions may fit where one does not.
+        let steps = (0..3).filter_map(|level| (1..=4).map(|by| (level, by)).find(fits));
+        let gain = |&(level, _): &(usize, usize)| {
+            let bits = if level == 2 { 4.0 } else { 2.0 };
+            costs[counts[level]] * (ERRORS[level] - ERRORS[level + 1]) / bits
+        };
+        match steps.max_by(|a, b| gain(a).total_cmp(&gain(b))) {
+            Some(step) => counts = raised(step),
+            None => return planes(counts),
         }
     }
 }
@@ -176,6 +197,12 @@ mod tests {
             let expected = if i == j { basis.costs[i] } else { 0.0 };
             assert!((mean(&asked) - expected).abs() < 1e-3 * basis.costs[0], "{i} {j}");
         }
+        let key: Vec<f32> = keys[..D].iter().map(|x| *x as f32).collect();
+        let mut again = key.clone();
+        basis.change(0, &mut again);
+        assert!(again.iter().zip(&turned[0]).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-3));
+        basis.restore(0, &mut again);
+        assert!(again.iter().zip(&key).all(|(a, b)| (a - b).abs() < 1e-3), "{again:?} instead of {key:?}");
         let product: f64 = basis.saliency.iter().map(|n| f64::from(*n).ln()).sum();
         assert!(product.abs() < 1e-3);
     }
@@ -191,18 +218,17 @@ mod tests {
 
     #[test]
     fn bits_go_where_they_save_most() {
-        let basis = |costs: Vec<f64>| Basis { key: vec![], query: vec![], saliency: vec![], costs };
-        let steep = basis((0..D).map(|j| 0.5f64.powi(j as i32)).collect());
-        let flat = basis(vec![1.0; D]);
+        let steep: Vec<f64> = (0..D).map(|j| 0.5f64.powi(j as i32)).collect();
+        let flat = vec![1.0; D];
         for bytes in 4..=2 + D {
-            for planes in [steep.planes(bytes), flat.planes(bytes)] {
+            for planes in [planes(&steep, bytes), planes(&flat, bytes)] {
                 assert!(planes.bytes() <= bytes && planes.kept() >= 1 && planes.kept() <= D);
             }
         }
         // 14 bytes are 96 bits: for equal directions 2 each, and 4 for half of them.
-        assert_eq!(flat.planes(14), Planes { eight: 0, four: 16, two: 16 });
-        let planes = steep.planes(14);
+        assert_eq!(planes(&flat, 14), Planes { eight: 0, four: 16, two: 16 });
+        assert_eq!(planes(&flat, 1000), Planes { eight: D, four: 0, two: 0 });
+        let planes = planes(&steep, 14);
         assert!(planes.eight > 2 && planes.kept() < 20, "{planes:?}");
-        assert_eq!(flat.planes(1000), Planes { eight: D, four: 0, two: 0 });
     }
 }

@@ -105,15 +105,23 @@ fn tokens_of(model: &Path, options: &Options) -> Result<Option<Tokens>, RewriteE
 /// Refuses layers and tokens that a basis, where `rows` are in one, cannot be calibrated on.
 ///
 /// # Errors
-/// Attention does not rotate its keys, or there is too little text, or none.
+/// As [`can_find_basis`].
 fn check_basis(layers: &[Layer], rows: &[Rows], tokens: Option<&Tokens>) -> Result<(), RewriteError> {
-    let Some((layer, rows)) = layers.iter().zip(rows).find(|(_, rows)| rows.have_basis()) else { return Ok(()) };
+    let wanting = layers.iter().zip(rows).find(|(_, rows)| rows.have_basis());
+    wanting.map_or(Ok(()), |(layer, _)| can_find_basis(layers, layer, tokens))
+}
+
+/// Checks that a basis of `layer`, one of `layers`, can be calibrated on `tokens`.
+///
+/// # Errors
+/// Attention does not rotate its keys, or there is too little text, or none.
+pub fn can_find_basis(layers: &[Layer], layer: &Layer, tokens: Option<&Tokens>) -> Result<(), RewriteError> {
     if let Some(other) = layers.iter().find(|layer| layer.rotary_inside().is_none()) {
         let found = "its keys are rotated elsewhere, or not in all their channels, so that a basis would be calibrated \
                      for the first positions only";
         return Err(Refusal::new(&other.title, "attention that rotates its keys, as with do_rotary", found).into());
     }
-    let needed = TOKENS_A_CHANNEL * rows.head_dim;
+    let needed = TOKENS_A_CHANNEL * layer.head_dim;
     let problem = match tokens {
         Some(Tokens::Text(tokens, _)) if tokens.len() >= needed => return Ok(()),
         Some(Tokens::Text(tokens, name)) => {

@@ -83,6 +83,12 @@ impl GenAiFolder {
         decoder_file(&path.join(CONFIG), &config)
     }
 
+    /// The first execution provider with a GPU that the folder `path` names.
+    pub fn gpu_provider(path: &Path) -> Result<Option<String>, RewriteError> {
+        let config = read_config(path)?;
+        Ok(providers::on_gpu(&config["model"]["decoder"]["session_options"]).map(String::from))
+    }
+
     /// The folder of the decoder's file, relative to this one.
     pub fn beside(&self) -> &Path {
         Path::new(&self.model).parent().unwrap_or(Path::new(""))

@@ -44,6 +44,7 @@ mod workbench;
 
 use std::path::{Path, PathBuf};
 
+pub use basis::Basis;
 pub use error::{Refusal, RewriteError};
 pub use find::find_layers;
 pub use folder::find_library;
@@ -118,7 +119,7 @@ pub fn rewrite(
                     // Beside its data, and beside the settings of a folder.
                     let place = folder.map_or(Path::new(""), |(folder, _)| folder.beside());
                     let copy = stage.unused(place, "calibration.onnx");
-                    graph.calibrate(&copy, (tokens, positions), options, progress)?
+                    graph.calibrate(&copy, (tokens, positions), false, options, progress)?
                 }
                 None => (None, None),
             }
@@ -205,6 +206,14 @@ pub fn model_file(model: &Path) -> Result<PathBuf, RewriteError> {
         true => Ok(model.join(GenAiFolder::open_any(model)?)),
         false => Ok(model.to_path_buf()),
     }
+}
+
+/// The execution provider with a GPU that the GenAI `folder` names, if it names one.
+///
+/// # Errors
+/// It is no such folder.
+pub fn gpu_provider(folder: &Path) -> Result<Option<String>, RewriteError> {
+    GenAiFolder::gpu_provider(folder)
 }
 
 /// Describes the cache of `model`, an .onnx file or a GenAI folder.

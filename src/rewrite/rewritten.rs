@@ -25,17 +25,18 @@ pub struct Rewritten {
 }
 
 impl Rewritten {
-    /// Measures query saliency with a copy of the model at `copy`, which is removed again. If calibration was not
-    /// requested, a failure becomes a warning.
+    /// Measures query saliency with a copy of the model at `copy`, which is removed again, and finds bases where rows
+    /// are in one, or of `all_bases`. If calibration was not requested, a failure becomes a warning.
     pub fn calibrate(
         &mut self,
         copy: &Path,
         tokens: (calibrate::Tokens, Option<usize>),
+        all_bases: bool,
         options: &Options,
         progress: &mut dyn Progress,
     ) -> Result<(Option<Saliency>, Option<String>), RewriteError> {
         let lossless = self.rows.iter().map(Rows::lossless).collect::<Result<Vec<_>, _>>()?;
-        let covariance = self.rows.iter().any(Rows::have_basis);
+        let covariance = all_bases || self.rows.iter().any(Rows::have_basis);
         let observe = Some(Observe { window: calibrate::CHUNK, covariance });
         let observe = Version { rows: &lossless, static_rows: false, saliency: None, observe };
         configure(&mut self.model, &self.layers, &self.names, &observe);
@@ -49,19 +50,18 @@ impl Rewritten {
             {
                 Ok((None, Some(problem)))
             }
-            measured => Ok((Some(self.use_measured(measured?)), None)),
+            measured => Ok((Some(self.use_measured(measured?, all_bases)), None)),
         }
     }
 
-    /// Finds the bases of layers whose keys are in one, and their planes.
-    fn use_measured(&mut self, measured: calibrate::Measured) -> Saliency {
+    /// Finds the bases of layers whose keys are in one, and their planes; or `all_bases`.
+    fn use_measured(&mut self, measured: calibrate::Measured, all_bases: bool) -> Saliency {
         let calibrate::Measured { on, saliency, covariance } = measured;
         let mut bases = vec![None; self.rows.len()];
         for ((rows, covariance), basis) in self.rows.iter_mut().zip(&covariance).zip(&mut bases) {
-            if rows.have_basis() {
+            if all_bases || rows.have_basis() {
                 let found = basis.insert(Basis::new(covariance, rows.head_dim));
-                let planes = found.planes(rows.key_row_bytes);
-                (rows.planes, rows.kept_channels) = (Some(planes), planes.kept());
+                *rows = rows.clone().with_planes(&found.costs);
             }
         }
         Saliency { measured_on: on, layers: saliency, bases }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::basis;
 use super::error::RewriteError;
 use super::options::{CacheType, Options};
 use crate::format::{Bits, KeyLayout, Planes, RowFormat, ValueLayout};
@@ -47,6 +48,11 @@ const LEAST_KEY_BYTES: usize = 8;
 
 /// Bytes of its scale.
 const SCALE_BYTES: usize = 2;
+
+/// Most of them, with 8 bits for every direction.
+fn most_key_bytes(head_dim: usize) -> usize {
+    (SCALE_BYTES + head_dim).next_multiple_of(4)
+}
 
 /// The format of metadata written before there was a second one.
 fn first_format() -> u8 {
@@ -112,12 +118,17 @@ impl Rows {
         })
     }
 
+    /// Bytes that a key row in a basis may have, for heads of `head_dim` channels.
+    pub fn basis_key_bytes(head_dim: usize) -> impl DoubleEndedIterator<Item = usize> {
+        (LEAST_KEY_BYTES / 4..=most_key_bytes(head_dim) / 4).map(|words| 4 * words)
+    }
+
     /// Rows in a basis that is still to be calibrated.
     fn in_basis(options: &Options, head_dim: usize, row_bytes: usize) -> Result<Self, RewriteError> {
         let of_key = |problem: String| RewriteError::option("key_bytes", problem);
-        let most = (SCALE_BYTES + head_dim).next_multiple_of(4);
         let key = options.key_bytes.unwrap_or(head_dim.div_ceil(2).next_multiple_of(4));
-        if !(LEAST_KEY_BYTES..=most).contains(&key) || !key.is_multiple_of(4) {
+        if !Self::basis_key_bytes(head_dim).any(|bytes| bytes == key) {
+            let most = most_key_bytes(head_dim);
             return Err(of_key(format!("{key} is not a multiple of 4 from {LEAST_KEY_BYTES} to {most}")));
         }
         // Any planes: the size is given.
@@ -144,6 +155,16 @@ impl Rows {
             tail_window: 0,
             cache_type: options.cache_type,
         })
+    }
+
+    /// Rows in a basis with the planes that are best for directions that cost so much, `[D]`, descending; others as
+    /// they are.
+    pub fn with_planes(self, costs: &[f64]) -> Self {
+        if !self.have_basis() {
+            return self;
+        }
+        let planes = basis::planes(costs, self.key_row_bytes);
+        Self { planes: Some(planes), kept_channels: planes.kept(), ..self }
     }
 
     /// Whether keys are in a calibrated basis.

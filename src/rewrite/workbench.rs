@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::apply;
+use super::basis::Basis;
 use super::build::{Attribute, set_attribute};
 use super::calibrate;
 use super::configure::{OBSERVED, Observe, Saliency, Version, configure};
@@ -27,6 +28,8 @@ pub struct Workbench {
     /// The number of each of the layers.
     numbers: Vec<usize>,
     saliency: Option<Saliency>,
+    /// Why there are no bases, where they were wanted and there are none.
+    no_bases: Option<String>,
     options: Options,
     folder: PathBuf,
 }
@@ -43,6 +46,8 @@ pub struct Lossless {
     pub rows: Rows,
     /// query_saliency of each layer, `[Hk * D]`; ones where it is not calibrated.
     pub query_saliency: Vec<Vec<f32>>,
+    /// The basis of each layer, where bases were found.
+    pub bases: Vec<Option<Basis>>,
     /// The output of each layer that has observed_saliency of a call, `[1,Hk,D]`.
     pub observed_saliency: Vec<String>,
 }
@@ -63,7 +68,8 @@ fn compute_in_float(graph: &mut GraphProto) -> Vec<(usize, i64)> {
 }
 
 impl Workbench {
-    /// Rewrites the .onnx file `input` with `options`, and calibrates it. Files go to `folder`, an empty one.
+    /// Rewrites the .onnx file `input` with `options`, and calibrates it, also the basis of every layer's keys if
+    /// `bases` are wanted and the model allows them. Files go to `folder`, an empty one.
     ///
     /// # Errors
     /// As of [`rewrite`](fn@super::rewrite); also where calibration was not asked for and fails.
@@ -71,6 +77,7 @@ impl Workbench {
         input: &Path,
         folder: &Path,
         options: &Options,
+        bases: bool,
         progress: &mut dyn Progress,
     ) -> Result<Self, RewriteError> {
         let mut model = onnx::read(input)?;
@@ -80,6 +87,9 @@ impl Workbench {
         let numbers = layer_rows::numbers(&model, &layers);
         let (rows, recent) = layer_rows(options, &model, &layers, false)?;
         let tokens = calibrate::tokens(input, options, (&layers, &rows))?;
+        let impossible = calibrate::can_find_basis(&layers, &layers[0], tokens.as_ref()).err();
+        let no_bases = impossible.filter(|_| bases).map(|problem| problem.to_string());
+        let find_bases = bases && no_bases.is_none();
         let positions = calibrate::positions(&model, &layers);
         let names = apply::apply(&mut model, &layers, recent, *spec::VERSIONS.end())?;
         let mut rewritten = Rewritten { model, layers, names, rows };
@@ -87,13 +97,34 @@ impl Workbench {
         let saliency = match tokens {
             Some(tokens) => {
                 let copy = folder.join("calibration.onnx");
-                let (saliency, problem) = rewritten.calibrate(&copy, (tokens, positions), options, progress)?;
+                let (saliency, problem) =
+                    rewritten.calibrate(&copy, (tokens, positions), find_bases, options, progress)?;
                 problem.map_or(Ok(()), |problem| Err(RewriteError::Calibration(problem)))?;
                 saliency
             }
             None => None,
         };
-        Ok(Self { rewritten, numbers, saliency, options: options.clone(), folder: folder.to_path_buf() })
+        let (options, folder) = (options.clone(), folder.to_path_buf());
+        Ok(Self { rewritten, numbers, saliency, no_bases, options, folder })
+    }
+
+    /// D
+    pub fn head_dim(&self) -> usize {
+        self.rewritten.rows[0].head_dim
+    }
+
+    /// Whether keys may be in a basis.
+    pub fn has_bases(&self) -> bool {
+        self.bases().is_some_and(|bases| bases.iter().all(Option::is_some))
+    }
+
+    /// Why keys cannot be in a basis, where that was wanted.
+    pub fn no_bases(&self) -> Option<&str> {
+        self.no_bases.as_deref()
+    }
+
+    fn bases(&self) -> Option<&[Option<Basis>]> {
+        self.saliency.as_ref().map(|saliency| &saliency.bases[..])
     }
 
     /// Writes the model as the file `name`, without loss. Weights of few bits are multiplied in float32 there: with
@@ -109,6 +140,7 @@ impl Workbench {
         let saliency =
             |layer: usize| self.saliency.as_ref().map_or_else(|| all_ones(layer), |s| s.layers[layer].clone());
         let order = cache_order(&self.rewritten.model, layers);
+        let bases = order.iter().map(|&layer| self.bases().and_then(|bases| bases[layer].clone())).collect();
         let query_saliency = order.iter().map(|&layer| saliency(layer)).collect();
         let observed_saliency = order.iter().map(|&layer| names[layer].observed_saliency.clone()).collect();
         let rows = vec![lossless.clone(); layers.len()];
@@ -118,7 +150,7 @@ impl Workbench {
         let graph = self.rewritten.model.graph.mut_or_insert_default();
         before.into_iter().for_each(|(node, level)| set_attribute(&mut graph.node[node], LEVEL, Attribute::Int(level)));
         let (file, inspection) = written?;
-        Ok(Lossless { file, inspection, rows: lossless, query_saliency, observed_saliency })
+        Ok(Lossless { file, inspection, rows: lossless, query_saliency, bases, observed_saliency })
     }
 
     /// Writes the model as the file `name` with a setting for each layer, in the order of their cache inputs.
@@ -128,17 +160,26 @@ impl Workbench {
     pub fn write(&mut self, name: &str, settings: &[LayerSetting]) -> Result<(PathBuf, Inspection), RewriteError> {
         let by_number = self.rows(settings)?;
         let old = &self.rewritten.rows[0];
-        let with_recent = |rows: &Rows| Rows { recent_window: old.recent_window, ..rows.clone() };
-        let rows: Vec<Rows> = self.numbers.iter().map(|&number| with_recent(&by_number[number])).collect();
+        let rows = self.numbers.iter().enumerate().map(|(layer, &number)| {
+            let rows = Rows { recent_window: old.recent_window, ..by_number[number].clone() };
+            let basis = self.bases().and_then(|bases| bases[layer].as_ref());
+            basis.map_or(rows.clone(), |basis| rows.with_planes(&basis.costs))
+        });
+        let rows: Vec<Rows> = rows.collect();
         self.write_rows(name, &rows, None)
     }
 
-    /// The rows that these settings of each layer give, in the order of the layers' cache inputs, without recent keys.
+    /// The rows that these settings of each layer give, in the order of the layers' cache inputs, without recent keys,
+    /// and without planes, which depend on the layer's basis.
     ///
     /// # Errors
     /// A setting cannot be.
     pub fn rows(&self, settings: &[LayerSetting]) -> Result<Vec<Rows>, RewriteError> {
-        rows_by_layer(&self.options, settings, self.rewritten.rows[0].head_dim).map_err(|(_, error)| error)
+        if settings.iter().any(|setting| setting.key_bytes.is_some()) && !self.has_bases() {
+            let why = self.no_bases().unwrap_or("no bases were asked for").to_string();
+            return Err(RewriteError::option("basis", why));
+        }
+        rows_by_layer(&self.options, settings, self.head_dim()).map_err(|(_, error)| error)
     }
 
     fn write_rows(

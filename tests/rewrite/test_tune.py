@@ -64,7 +64,9 @@ def test_the_choice_is_the_best_of_all(tuned):
     assert within.any() and np.isclose(total[within].min(), report["expected_divergence"])
     chosen = [layer["chosen"] for layer in report["layers"]]
     assert size[chosen].sum() == report["bytes_per_token"] <= report["budget"]
-    lossless = [c["name"] for c in report["candidates"]].index("0/16/16")
+    names = [c["name"] for c in report["candidates"]]
+    lossless = names.index("0/16/16")
+    assert "do_rotary" in report["no_basis"] and not any(name.startswith("basis") for name in names)
     assert not costs[:, lossless].any() and (costs >= 0).all() and costs.max() > 0
 
 
@@ -109,15 +111,50 @@ def test_a_layer_is_measured_as_the_operators_run_it(name, recent, exports, tmp_
         assert measured > 1e-5 and np.isclose(measured, row["divergence"]["value"], rtol=0.1), (setting, measured, row)
 
 
+def test_a_basis_is_measured_as_the_operators_run_it(exports, tmp_path):
+    """Beside pruned channels, and one that takes just the budget in all layers."""
+    model, recipe = exports["genai-cpu-fp32"] / "model.onnx", tmp_path / "recipe.json"
+    options = ("--candidates", "0.5/4/4,basis20/8", "--budget", 700, "--recent", 8, "--verify", 0)
+    report = tune(model, recipe, *options)
+    names = [candidate["name"] for candidate in report["candidates"]]
+    # 87 bytes for each of two KV heads in four layers; a value of 4 bits takes 36.
+    assert report["no_basis"] is None and {"basis20/8", "basis48/4"} <= set(names), names
+    out, base = tmp_path / "out.onnx", tmp_path / "base.onnx"
+    more = ("--recent", 8, "--cache-type", "uint8", "--calibration-tokens", SMALL["--calibration-tokens"])
+    lossless = {"ratio": 0, "key_bits": 16, "value_bits": 16}
+    rewrite(model, base, *more, "--ratio", 0, "--key-bits", 16, "--value-bits", 16)
+    layers = [{"layer": n, **lossless} for n in range(LAYERS)]
+    layers[1] = {"layer": 1, "ratio": 0, "key_bits": 8, "value_bits": 8, "row_format": 3, "key_bytes": 20}
+    recipe.write_text(json.dumps({"spark_recipe": 1, "layers": layers}))
+    rewrite(model, out, *more, "--recipe", recipe)
+    options = ("--contexts", 192, "--decode", 16, "--passages", 1, "--threads", 1, "--text", TEXT)
+    options += ("--tokenizer", model.with_name("tokenizer.json"))
+    [_, row] = json.loads(spark_ort("eval", base, out, *options, "--json", "-").stdout)["rows"]
+    measured = report["layers"][1]["divergence"][names.index("basis20/8")]
+    assert measured > 1e-5 and np.isclose(measured, row["divergence"]["value"], rtol=0.1), (measured, row)
+
+
+def test_no_basis_is_tried_for_a_gpu_or_on_request(exports, tmp_path):
+    quick = ("--budget", "0.5", "--candidates", "0.5/4/4", "--verify", 0, "--context", 64, "--decode", 2)
+    report = tune(exports["genai-cuda-fp16"], tmp_path / "recipe.json", *quick)
+    assert "names cuda" in report["no_basis"]
+    without = tune(exports["genai-cpu-fp32"], tmp_path / "other.json", *quick, "--no-basis")
+    assert without["no_basis"] is None
+    for candidate in report["candidates"] + without["candidates"]:
+        assert not candidate["name"].startswith("basis")
+
+
 def test_a_folder_has_rows_of_one_size(exports, tmp_path):
     """What GenAI needs; layers differ in what their rows hold."""
     recipe = tmp_path / "recipe.json"
     report = tune(exports["genai-cpu-fp32"], recipe, "--budget", "0.28")
+    assert "basis68/8" in [candidate["name"] for candidate in report["candidates"]]
     assert report["uniform_rows"] and report["recent"] == 64
     sizes = {size for c in report["candidates"] for size in (c["key_row_bytes"], c["value_row_bytes"])}
     assert sizes == {68}, "the largest that has room for 0.28 of 4,096 bytes in 16 rows"
     assert len({(c["kept_channels"], c["name"]) for c in report["candidates"]}) == len(report["candidates"]) > 2
-    found = rewrite(exports["genai-cpu-fp32"], tmp_path / "out", "--recipe", recipe, "--calibrate", "off")["model"]
+    more = ("--recipe", recipe, "--calibration-tokens", 512)
+    found = rewrite(exports["genai-cpu-fp32"], tmp_path / "out", *more)["model"]
     assert found["bytes_per_token"] == report["bytes_per_token"] == 16 * 68
     assert {layer["key"]["width"] for layer in found["interface"]["layers"]} == {17}
 

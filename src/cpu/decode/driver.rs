@@ -22,14 +22,14 @@ const KEYS_AT_ONCE: usize = 16;
 /// Most blocks of channels.
 const MOST_BLOCKS: usize = MAX_HEAD_DIM / LANES;
 
-/// What the queries of `block` get from the keys at positions `keys`.
+/// What the `queries` of `block`, `[items, D]`, get from the keys at positions `keys`.
 pub(in crate::cpu) fn attend<T: Element, I: Isa>(
     isa: I,
     source: &KvSource<'_, '_, T>,
     block: &QueryBlock,
+    queries: &[f32],
     keys: Range<usize>,
 ) -> Vec<SoftmaxState> {
-    let queries = &block.queries(source.call);
     let mut states = Vec::with_capacity(block.items.len());
     while states.len() < block.items.len() {
         let first = states.len();

@@ -1,5 +1,7 @@
 //! Products of a few queries with key rows: by a kernel of the instruction set where it has one, by vectors otherwise.
 
+use std::mem::MaybeUninit;
+
 use super::chunk::{ByKey, HeadLanes, set_products};
 use super::kernels::{KeyKernel, KeyRows};
 use super::prefetch::Prefetch;
@@ -17,21 +19,20 @@ pub(super) struct KeyProducts<'a, I: Isa, const H: usize> {
     /// c, block by block.
     scale: &'a [[f32; LANES]],
     kernel: Option<I::Keys<'a, H>>,
-    /// Reads rows in planes, if these are.
+    /// Reads rows in planes, if these are and there is no kernel for them.
     planes: Option<PlaneReader<'a, H>>,
 }
 
 /// Scratch space for one batch of queries, on the driver's stack.
 pub(super) struct KeyScratch<I: Isa, const H: usize> {
     kernel: I::KeyScratch,
-    /// Zero, once it is asked for.
-    planes: Option<Queries<H>>,
+    planes: MaybeUninit<Queries<H>>,
 }
 
 impl<I: Isa, const H: usize> KeyScratch<I, H> {
     #[inline(always)]
     pub(super) fn new() -> Self {
-        Self { kernel: I::KeyScratch::default(), planes: None }
+        Self { kernel: I::KeyScratch::default(), planes: MaybeUninit::uninit() }
     }
 }
 
@@ -46,13 +47,11 @@ impl<'a, I: Isa, const H: usize> KeyProducts<'a, I, H> {
         scratch: &'a mut KeyScratch<I, H>,
     ) -> Self {
         assert_eq!(queries.len() * LANES, rows.layout.head_dim(), "queries have all blocks of the head");
-        let (kernel, planes) = match rows.layout.planes() {
-            Some(planes) => {
-                let scratch = scratch.planes.insert([HeadLanes::ZERO; _]);
-                (None, Some(PlaneReader::new(*planes, queries, scratch)))
-            }
-            None => (I::Keys::new(isa, rows, queries, scale, &mut scratch.kernel), None),
-        };
+        let kernel = I::Keys::new(isa, rows, queries, scale, &mut scratch.kernel);
+        let planes = rows.layout.planes().filter(|_| kernel.is_none()).map(|planes| {
+            let scratch = scratch.planes.write([HeadLanes::ZERO; _]);
+            PlaneReader::new(*planes, queries, scratch)
+        });
         Self { v: isa.vector(), reader: KeyReader::new(rows), queries, scale, kernel, planes }
     }
 
@@ -153,6 +152,116 @@ impl<V: Vector, const H: usize> Sink<V> for Product<'_, V, H> {
         let queries = unsafe { self.queries.get_unchecked(n) };
         for (lanes, query) in self.lanes.iter_mut().zip(&queries.0) {
             *lanes = v.mul_add(x, v.load(query), *lanes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cpu::decode::chunk::{CHUNK, no_products};
+    use crate::cpu::isa::InstructionSet;
+    use crate::cpu::isa::traits::Work;
+    use crate::format::{KeyLayout, Planes};
+
+    /// Rows in planes, of which `count` are multiplied with `H` queries, `[H, D]`.
+    struct Multiply<'a, const H: usize> {
+        layout: &'a KeyLayout,
+        rows: &'a [u8],
+        count: usize,
+        queries: &'a [f32],
+    }
+
+    impl<const H: usize> Work for Multiply<'_, H> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn with<I: Isa>(self, isa: I) -> Vec<f32> {
+            let Self { layout, rows, count, queries } = self;
+            let mut blocks = vec![HeadLanes::<H>::ZERO; layout.head_dim() / LANES];
+            for (h, query) in queries.chunks_exact(layout.head_dim()).enumerate() {
+                for (block, channels) in blocks.iter_mut().zip(query.as_chunks().0) {
+                    block.0[h] = *channels;
+                }
+            }
+            let mut scratch = KeyScratch::<I, H>::new();
+            let mut products = no_products::<H>();
+            let key_rows = KeyRows { layout, recover: false };
+            let prefetch = Prefetch::new((rows, layout.row_bytes()), (&[], 4));
+            let scale = vec![[1.0; LANES]; blocks.len()];
+            KeyProducts::new(isa, key_rows, &blocks, &scale, &mut scratch).products(
+                rows,
+                count,
+                &prefetch,
+                &mut products,
+            );
+            products.iter().flat_map(|of_head| of_head.as_flattened()[..count].to_vec()).collect()
+        }
+    }
+
+    /// Compares every set with the numbers that rows decode to, within what queries of int16 may be off.
+    fn check<const H: usize>(work: &Multiply<'_, H>) -> Result<(), TestCaseError> {
+        let &Multiply { layout, rows, count, queries } = work;
+        let d = layout.head_dim();
+        let planes = layout.planes().expect("planes");
+        let [eight, four, _] = planes.counts();
+        let worth = |j: usize| crate::format::v3::RANGES[usize::from(j >= eight) + usize::from(j >= eight + four)];
+        let mut key = vec![0.0; d];
+        for set in InstructionSet::ALL.into_iter().filter(|set| set.is_available()) {
+            let found = set.run(Multiply::<H> { layout, rows, count, queries });
+            for (h, query) in queries.chunks_exact(d).enumerate() {
+                let most = (0..planes.kept()).map(|j| query[j].abs() * worth(j)).fold(0.0, f32::max);
+                for (n, row) in rows.chunks_exact(layout.row_bytes()).take(count).enumerate() {
+                    planes.decode(row, &mut key);
+                    let products = || query.iter().zip(&key).map(|(q, k)| f64::from(*q) * f64::from(*k));
+                    let in_words: f32 = (0..planes.kept()).map(|j| (key[j] / worth(j)).abs()).sum();
+                    let off =
+                        f64::from(in_words * most) / 32_639.0 * 0.51 + products().map(f64::abs).sum::<f64>() * 1e-5;
+                    let (expected, found) = (products().sum::<f64>(), f64::from(found[h * count + n]));
+                    let close = (found - expected).abs() <= off;
+                    prop_assert!(close, "{}, row {n}, query {h}: {found} is not {expected}", set.name());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        /// Any bytes in any planes, rows that end with their memory among them.
+        #[test]
+        fn planes_are_multiplied_as_they_are_decoded(
+            (blocks, eight, four, two) in (2usize..=16).prop_flat_map(|n| {
+                (Just(n), 0..=16 * n).prop_flat_map(|(n, eight)| {
+                    (Just(n), Just(eight), 0..=16 * n - eight).prop_flat_map(|(n, eight, four)| {
+                        (Just(n), Just(eight), Just(four), 0..=16 * n - eight - four)
+                    })
+                })
+            }),
+            (padding, count, more) in (0usize..3, 1..=CHUNK, 0usize..4),
+            (seed, heads) in (any::<u64>(), prop::sample::select(vec![1, 2, 4, 8])),
+        ) {
+            let planes = Planes { eight, four, two: two.max(usize::from(eight + four == 0)) };
+            let least = KeyLayout::of_planes(LANES * blocks, planes, 0).unwrap().row_bytes();
+            let layout = &KeyLayout::of_planes(LANES * blocks, planes, least + 4 * padding).unwrap();
+            let mut state = seed;
+            let mut next = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as u32
+            };
+            let rows: Vec<u8> = (0..(count + more) * layout.row_bytes()).map(|_| next() as u8).collect();
+            // Some far greater than others.
+            let queries: Vec<f32> = (0..heads * layout.head_dim())
+                .map(|n| (next() as f32 / (1u32 << 30) as f32 - 1.0) * if n % 7 == 0 { 30.0 } else { 1.0 })
+                .collect();
+            let (rows, queries) = (&rows[..], &queries[..]);
+            match heads {
+                1 => check::<1>(&Multiply { layout, rows, count, queries })?,
+                2 => check::<2>(&Multiply { layout, rows, count, queries })?,
+                4 => check::<4>(&Multiply { layout, rows, count, queries })?,
+                _ => check::<8>(&Multiply { layout, rows, count, queries })?,
+            }
         }
     }
 }

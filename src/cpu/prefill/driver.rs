@@ -73,7 +73,7 @@ fn by_panels<T: Element, I: Isa, const R: usize, const N: usize>(
     let products = products.as_chunks_mut::<N>().0;
     let queries = queries.as_chunks_mut::<N>().0;
     for (items, queries) in block.items.chunks(N * LANES).zip(queries.chunks_exact_mut(d)) {
-        transpose(source.call, block.sequence, items, queries);
+        isa.run(Transpose { call: source.call, b: block.sequence, items, to: queries });
     }
     let mut found = vec![TileSoftmax::<N>::EMPTY; panels];
     for (place, positions) in source.pieces(block.head, keys, TILE) {
@@ -91,18 +91,26 @@ fn by_panels<T: Element, I: Isa, const R: usize, const N: usize>(
     states.take(block.items.len()).collect()
 }
 
-/// Reads the queries of `items` of sequence `b`, each into a lane of `to`, `[D]`.
-fn transpose<T: Element, const N: usize>(
-    call: &Attention<'_, T>,
+/// The queries of `items` of sequence `b`, to be read, each into a lane of `to`, `[D]`.
+struct Transpose<'s, 'c, T, const N: usize> {
+    call: &'s Attention<'c, T>,
     b: usize,
-    items: &[(usize, usize)],
-    to: &mut [Panel<N>],
-) {
-    let mut query = [0.0; MAX_HEAD_DIM];
-    let query = &mut query[..to.len()];
-    for (lane, &(head, i)) in items.iter().enumerate() {
-        call.tokens.query(b, head, i, query);
-        to.iter_mut().zip(&*query).for_each(|(to, x)| to.as_flattened_mut()[lane] = *x);
+    items: &'s [(usize, usize)],
+    to: &'s mut [Panel<N>],
+}
+
+impl<T: Element, const N: usize> Work for Transpose<'_, '_, T, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<I: Isa>(self, _: I) {
+        let Self { call, b, items, to } = self;
+        let mut query = [0.0; MAX_HEAD_DIM];
+        let query = &mut query[..to.len()];
+        for (lane, &(head, i)) in items.iter().enumerate() {
+            call.tokens.query(b, head, i, query);
+            to.iter_mut().zip(&*query).for_each(|(to, x)| to.as_flattened_mut()[lane] = *x);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::stored::Stored;
 use crate::eval::{LogitStore, Passage, divergence};
 use crate::method::{MIN_OBSERVED, channel_scale};
-use crate::rewrite::{Lossless, Rows};
+use crate::rewrite::{Basis, Lossless, Rows};
 use crate::runtime::{Canceller, Error, Model, Options, Sequence};
 
 /// A model without loss, whose cache is changed between calls to what a layer's rows would read as. One session
@@ -26,6 +26,7 @@ struct LayerScales {
     kv_heads: usize,
     saliency: Vec<f32>,
     scale: Vec<f32>,
+    basis: Option<Basis>,
 }
 
 /// A prompt that was read, and how the model goes on without loss.
@@ -45,11 +46,12 @@ impl LayerProbe {
     pub fn open(lossless: &Lossless, options: &Options) -> Result<Self, Error> {
         let interface = &lossless.inspection.interface;
         let unsupported = |problem: String| Error::Unsupported { path: lossless.file.clone(), problem };
-        let layers = interface.layers.iter().zip(&lossless.query_saliency);
-        let layers = layers.map(|(layer, saliency)| LayerScales {
+        let layers = interface.layers.iter().zip(&lossless.query_saliency).zip(&lossless.bases);
+        let layers = layers.map(|((layer, saliency), basis)| LayerScales {
             kv_heads: layer.kv_heads,
             saliency: saliency.clone(),
             scale: saliency.iter().map(|&n| channel_scale(n)).collect(),
+            basis: basis.clone(),
         });
         Ok(Self {
             model: Model::open(&lossless.file, interface, options)?,
@@ -88,7 +90,8 @@ impl LayerProbe {
         Ok(ReadPrompt { passage, sequence, observed, logits })
     }
 
-    /// KL divergence in nats of each prediction after the prompt from that without loss, if `layers` store `rows`.
+    /// KL divergence in nats of each prediction after the prompt from that without loss, if `layers` store `rows`. Rows
+    /// in a basis have the planes that are best for each layer.
     ///
     /// # Errors
     /// As [`Model::run`]; or the logits cannot be read.
@@ -98,21 +101,25 @@ impl LayerProbe {
         layers: Range<usize>,
         rows: &Rows,
     ) -> Result<Vec<f64>, ProbeError> {
-        let mut stored = Stored::new(rows).map_err(|e| {
+        let stored = layers.clone().map(|layer| {
+            let basis = self.layers[layer].basis.as_ref();
+            Stored::new(&basis.map_or(rows.clone(), |basis| rows.clone().with_planes(&basis.costs)))
+        });
+        let mut stored = stored.collect::<Result<Vec<_>, _>>().map_err(|e| {
             ProbeError::Model(Error::Unsupported { path: "the setting".into(), problem: e.to_string() })
         })?;
         let mut sequence = prompt.sequence.copy()?;
-        for layer in layers.clone() {
+        for (layer, stored) in layers.clone().zip(&mut stored) {
             let tokens = 0..sequence.len();
-            self.store(&mut sequence, layer, tokens, &prompt.observed[layer], &mut stored)?;
+            self.store(&mut sequence, layer, tokens, &prompt.observed[layer], stored)?;
         }
         let mut divergences = Vec::new();
         for (index, pair) in prompt.passage.next.windows(2).enumerate() {
             let logits = self.model.run(&mut sequence, &pair[..1])?;
             divergences.push(divergence(&prompt.logits.row(index)?, &logits));
-            for layer in layers.clone() {
+            for (layer, stored) in layers.clone().zip(&mut stored) {
                 let token = sequence.len() - 1..sequence.len();
-                self.store(&mut sequence, layer, token, &self.layers[layer].saliency, &mut stored)?;
+                self.store(&mut sequence, layer, token, &self.layers[layer].saliency, stored)?;
             }
         }
         Ok(divergences)
@@ -132,11 +139,15 @@ impl LayerProbe {
         let mut channels = vec![0.0; self.head_dim];
         for head in 0..scales.kv_heads {
             let place = head * self.head_dim..(head + 1) * self.head_dim;
-            let (saliency, scale) = (&saliency[place.clone()], &scales.scale[place]);
+            let basis = scales.basis.as_ref().filter(|_| stored.in_basis());
+            let saliency = &basis.map_or(saliency, |basis| &basis.saliency)[place.clone()];
+            let scale = &scales.scale[place];
             let keys = sequence.row_bytes_mut(layer * self.tensors, head, tokens.clone())?;
             for (position, row) in tokens.clone().zip(keys.chunks_exact_mut(key_bytes)) {
                 self.lossless.read_key(row, &mut channels);
+                basis.iter().for_each(|basis| basis.change(head, &mut channels));
                 stored.key(&mut channels, saliency, scale, position);
+                basis.iter().for_each(|basis| basis.restore(head, &mut channels));
                 self.lossless.write_key(&channels, row);
             }
             let values = sequence.row_bytes_mut(layer * self.tensors + 1, head, tokens.clone())?;

@@ -25,18 +25,29 @@ impl Stored {
         let [key_bits, value_bits] = [rows.key_bits, rows.value_bits].map(|bits| Bits::new(bits.into()));
         let no_bits = LayoutError::KeptChannels { kept: 0, head_dim: rows.head_dim };
         let (Some(key_bits), Some(value_bits)) = (key_bits, value_bits) else { return Err(no_bits) };
-        let key = KeyLayout::of(format, rows.head_dim, rows.kept_channels, key_bits, rows.key_row_bytes)?;
+        let key = match rows.planes {
+            Some(planes) => KeyLayout::of_planes(rows.head_dim, planes, rows.key_row_bytes)?,
+            None => KeyLayout::of(format, rows.head_dim, rows.kept_channels, key_bits, rows.key_row_bytes)?,
+        };
         let value = ValueLayout::of(format, rows.head_dim, value_bits, rows.value_row_bytes)?;
         let row = vec![0; key.row_bytes().max(value.row_bytes())];
         Ok(Self { key, value, recovery: rows.recovery, row })
     }
 
-    /// Replaces the key of the token at `position` by what its row reads as. `saliency` chooses the channels, `scale`
-    /// is c.
+    /// Whether keys are in a basis.
+    pub fn in_basis(&self) -> bool {
+        self.key.planes().is_some()
+    }
+
+    /// Replaces the key of the token at `position`, in the basis if rows are, by what its row reads as. `saliency`
+    /// chooses the channels, or weighs the directions; `scale` is c.
     pub fn key(&mut self, key: &mut [f32], saliency: &[f32], scale: &[f32], position: usize) {
         let row = &mut self.row[..self.key.row_bytes()];
         encode_key(&self.key, self.recovery, key, saliency, scale, row);
-        self.key.row(row).decode(scale, |channel| self.recovery.factor(position, channel), key);
+        match self.key.planes() {
+            Some(planes) => planes.decode(row, key),
+            None => self.key.row(row).decode(scale, |channel| self.recovery.factor(position, channel), key),
+        }
     }
 
     /// Replaces a value by what its row reads as.

@@ -7,12 +7,13 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use spark_ort::runtime::load;
 
-use super::cache::{Heads, Setting};
+use super::cache::Heads;
 use super::lab::Lab;
 use super::machine::Machine;
 use super::rounds::Budget;
 use super::shape::Shape;
 use super::{append, decoding, positive, prefill, threads};
+use crate::eval::setting::Setting;
 use crate::report::write_json;
 
 /// Measure one attention layer beside ONNX Runtime's GroupQueryAttention with float32, float16, int8 and int4 caches
@@ -36,6 +37,9 @@ Examples:
 
   What SparkPrune takes to add a token:
     spark-ort bench attention --append --contexts 1024,4096,16384,65536
+
+  Keys in a basis beside pruned ones:
+    spark-ort bench attention --contexts 16384 --threads 1 --settings 0.5/8/8,basis64/8,0.7/4/4,basis48/4
 
   Another model's layer, every sample kept:
     spark-ort bench attention --heads 24/8 --head-dim 64 --settings 0.7/8/8,0.7/4/4 --json layer.json")]
@@ -71,10 +75,11 @@ pub struct Args {
     threads: Vec<usize>,
 
     /// SparK's caches: share of pruned key channels, bits of the others, bits of values, and, after a plus sign, keys
-    /// kept dense in free rows
+    /// kept dense in free rows; :v2 for row format 2; or basis and bytes of a key, bits of values: keys in a basis,
+    /// here a random one
     #[arg(
         long,
-        value_name = "RATIO/BITS/BITS,...",
+        value_name = "RATIO/BITS/BITS[+RECENT][:v2]|basisBYTES/BITS[+RECENT],...",
         value_delimiter = ',',
         default_value = "0.5/16/16,0.5/8/8,0.7/4/4"
     )]

@@ -4,6 +4,9 @@ use anyhow::{Context, Result};
 use ort::value::TensorElementType;
 use spark_ort::rewrite::{Options, Rows};
 
+use super::basis;
+use crate::eval::setting::Setting;
+
 /// Query and KV heads.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Heads {
@@ -20,51 +23,6 @@ impl std::str::FromStr for Heads {
             Some([query, kv]) if kv > 0 && query >= kv && query % kv == 0 => Ok(Self { query, kv }),
             _ => Err("must be query and KV heads, the first divisible by the second, such as 32/8".into()),
         }
-    }
-}
-
-/// How SparkPrune stores rows.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Setting {
-    ratio: f64,
-    key_bits: u8,
-    value_bits: u8,
-    /// Keys kept dense in the tail of a shared buffer.
-    recent: usize,
-}
-
-impl std::str::FromStr for Setting {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parse = || {
-            let (text, recent) = text.split_once('+').unwrap_or((text, "0"));
-            let mut parts = text.split('/');
-            let (ratio, key_bits, value_bits) = (parts.next()?, parts.next()?, parts.next()?);
-            let (ratio, key_bits, value_bits) = (ratio.parse().ok()?, key_bits.parse().ok()?, value_bits.parse().ok()?);
-            let recent = recent.parse().ok()?;
-            parts.next().is_none().then_some(Self { ratio, key_bits, value_bits, recent })
-        };
-        parse().ok_or_else(|| {
-            "must be pruned share, key bits and value bits, such as 0.5/8/8, and may have recent keys: 0.5/8/8+64"
-                .into()
-        })
-    }
-}
-
-impl std::fmt::Display for Setting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}/{}", self.ratio, self.key_bits, self.value_bits)?;
-        if self.recent > 0 { write!(f, "+{}", self.recent) } else { Ok(()) }
-    }
-}
-
-impl Setting {
-    pub fn rows(&self, head_dim: usize) -> Result<Rows> {
-        let &Self { ratio, key_bits, value_bits, recent } = self;
-        let options = Options { ratio, key_bits, value_bits, ..Options::default() };
-        let rows = Rows::new(&options, head_dim).with_context(|| format!("the setting {self} cannot be"))?;
-        Ok(Rows { tail_window: recent, ..rows })
     }
 }
 
@@ -97,6 +55,16 @@ impl Cache {
         Cache::Grouped(Stored::Int4),
     ];
 
+    /// SparK's cache with this setting. Planes of keys in a basis are those of directions that cost about what a real
+    /// model's do.
+    pub fn spark(setting: Setting, head_dim: usize) -> Result<Self> {
+        let mut options = Options::default();
+        setting.apply(&mut options);
+        let rows = Rows::new(&options, head_dim).with_context(|| format!("the setting {setting} cannot be"))?;
+        let rows = Rows { tail_window: setting.recent, ..rows.with_planes(&basis::costs(head_dim)) };
+        Ok(Self::Spark(setting, rows))
+    }
+
     /// Its name in tables.
     pub fn name(&self) -> String {
         match self {
@@ -126,7 +94,7 @@ impl Cache {
     /// This cache for float16 models, if it is one of SparK's.
     pub fn half(&self) -> Option<Self> {
         match self {
-            Cache::Spark(setting, rows) => Some(Cache::SparkHalf(*setting, rows.clone())),
+            Cache::Spark(setting, rows) => Some(Cache::SparkHalf(setting.clone(), rows.clone())),
             _ => None,
         }
     }
@@ -141,12 +109,17 @@ impl Cache {
         }
     }
 
+    /// The rows of SparK's caches.
+    pub fn rows(&self) -> Option<&Rows> {
+        match self {
+            Cache::Spark(_, rows) | Cache::SparkHalf(_, rows) => Some(rows),
+            Cache::Grouped(_) => None,
+        }
+    }
+
     /// Keys kept dense in the tail of a shared buffer.
     pub fn recent_keys(&self) -> usize {
-        match self {
-            Cache::Spark(_, rows) | Cache::SparkHalf(_, rows) => rows.tail_window,
-            Cache::Grouped(_) => 0,
-        }
+        self.rows().map_or(0, |rows| rows.tail_window)
     }
 
     /// Free rows that the tail of a shared buffer needs.
@@ -173,21 +146,22 @@ mod tests {
         for wrong in ["32", "8/32", "32/0", "9/2", "32/8/1", "a/b"] {
             assert!(wrong.parse::<Heads>().is_err(), "{wrong}");
         }
-        assert_eq!("0.5/8/4".parse(), Ok(Setting { ratio: 0.5, key_bits: 8, value_bits: 4, recent: 0 }));
-        let recent: Setting = "0.5/8/4+64".parse().unwrap();
-        assert_eq!((recent.recent, recent.to_string().as_str()), (64, "0.5/8/4+64"));
-        for wrong in ["0.5/8/8+", "0.5/8/8+x", "0.5/8+4", "0.5", "0.5/8", "0.5/8/8/8", "x/8/8", "0.5/8/-1"] {
-            assert!(wrong.parse::<Setting>().is_err(), "{wrong}");
+        for wrong in ["0.5/7/8", "basis31/8", "basis500/8"] {
+            assert!(Cache::spark(wrong.parse().unwrap(), 128).is_err(), "{wrong}");
         }
-        assert!("0.5/7/8".parse::<Setting>().unwrap().rows(128).is_err());
     }
 
     #[test]
     fn bytes_are_those_of_the_format() {
-        let setting: Setting = "0.5/8/8".parse().unwrap();
-        let spark = Cache::Spark(setting, setting.rows(128).unwrap());
-        assert_eq!((spark.name().as_str(), spark.row_bytes(128)), ("SparK 0.5/8/8", 104 + 132));
-        assert_eq!(spark.half().unwrap().row_bytes(128), 104 + 132);
+        let spark = |setting: &str| Cache::spark(setting.parse().unwrap(), 128).unwrap();
+        for (setting, bytes) in [("0.5/8/8", 104 + 132), ("0.7/4/4+64:v2", 60 + 68), ("basis48/8+64", 48 + 132)] {
+            let cache = spark(setting);
+            assert_eq!((cache.name(), cache.row_bytes(128)), (format!("SparK {setting}"), bytes));
+            assert_eq!(cache.half().unwrap().row_bytes(128), bytes);
+            assert_eq!(cache.recent_keys(), if setting.contains('+') { 64 } else { 0 });
+        }
+        let planes = spark("basis64/8").rows().unwrap().planes.unwrap();
+        assert!(planes.eight > 0 && planes.four > planes.eight && planes.two > 0 && planes.kept() <= 128);
         assert_eq!(Cache::GROUPED.map(|cache| cache.row_bytes(128)), [1024, 512, 256, 128]);
         assert_eq!(Cache::GROUPED[2].name(), "GQA int8");
     }

@@ -8,7 +8,9 @@ use spark_ort::onnx::proto::{
     ValueInfoProto, tensor_shape_proto::Dimension,
 };
 use spark_ort::operators::DOMAIN;
+use spark_ort::rewrite::Rows;
 
+use super::basis;
 use super::cache::{Cache, Stored};
 use super::shape::{Shape, Work};
 
@@ -41,26 +43,7 @@ pub fn layer(shape: &Shape, cache: &Cache, work: Work) -> Vec<u8> {
 
     let inputs: Vec<String> = graph.input.iter().map(|input| input.name().into()).collect();
     match cache {
-        Cache::Spark(_, rows) | Cache::SparkHalf(_, rows) => {
-            let mut attributes = heads(shape);
-            attributes.push(int("kept_channels", rows.kept_channels));
-            attributes.push(int("key_bits", rows.key_bits.into()));
-            attributes.push(int("value_bits", rows.value_bits.into()));
-            if rows.tail_window > 0 {
-                attributes.push(int("version", 2));
-                attributes.push(int("tail_window", rows.tail_window));
-            }
-            if work == Work::All {
-                graph.node.push(node("SparkAttention", DOMAIN, inputs.clone(), &["output"], attributes.clone()));
-            }
-            let mut prune = node("SparkPrune", DOMAIN, inputs, &["present_key", "present_value"], attributes);
-            if rows.tail_window > 0 {
-                // SparkPrune waits for attention before it writes to the tail; without attention any tensor will do.
-                prune.input.resize(12, String::new());
-                prune.input.push(if work == Work::All { "output" } else { "query" }.into());
-            }
-            graph.node.push(prune);
-        }
+        Cache::Spark(_, rows) | Cache::SparkHalf(_, rows) => spark(&mut graph, shape, rows, work, &inputs),
         Cache::Grouped(stored) => {
             let outputs = ["output", "present_key", "present_value"];
             let mut attention = node("GroupQueryAttention", CONTRIB, inputs, &outputs, heads(shape));
@@ -73,11 +56,58 @@ pub fn layer(shape: &Shape, cache: &Cache, work: Work) -> Vec<u8> {
 
     let mut model = ModelProto::new();
     model.set_ir_version(8);
-    let version = if cache.recent_keys() > 0 { 2 } else { 1 };
+    let version = cache.rows().map_or(1, Rows::operator_version);
     model.opset_import =
         [("", 17), (DOMAIN, version), (CONTRIB, 1)].map(|(domain, version)| opset(domain, version)).into();
     model.graph = MessageField::some(graph);
     model.write_to_bytes().expect("a message with all that it must have")
+}
+
+/// Adds SparK's operators.
+fn spark(graph: &mut GraphProto, shape: &Shape, rows: &Rows, work: Work, inputs: &[String]) {
+    let mut attributes = heads(shape);
+    attributes.push(int("kept_channels", rows.kept_channels));
+    attributes.push(int("key_bits", rows.key_bits.into()));
+    attributes.push(int("value_bits", rows.value_bits.into()));
+    attributes.push(int("key_row_bytes", rows.key_row_bytes));
+    attributes.push(int("value_row_bytes", rows.value_row_bytes));
+    attributes.push(text("recovery", rows.recovery.name()));
+    if rows.operator_version() > 1 {
+        attributes.push(int("version", rows.operator_version() as usize));
+        attributes.push(int("row_format", rows.row_format.into()));
+        attributes.push(int("tail_window", rows.tail_window));
+    }
+    // A calibrated basis has two.
+    let mut matrices = Vec::new();
+    if let Some(planes) = rows.planes {
+        attributes.push(int("key_directions_8", planes.eight));
+        attributes.push(int("key_directions_4", planes.four));
+        let dims = [shape.heads.kv, shape.head_dim, shape.head_dim];
+        for name in ["key_basis", "query_basis"] {
+            graph.initializer.push(float32s(name, &dims, &basis::orthogonal(shape.heads.kv, shape.head_dim)));
+            matrices.push(name.to_string());
+        }
+    }
+    let spark = |name: &str, outputs: &[&str], own: &str, matrices: &[String]| {
+        let mut node = node(name, DOMAIN, inputs.to_vec(), outputs, attributes.clone());
+        // Inputs 7 to 11 are absent: rotation, positions, recent keys, saliency.
+        node.input.resize(12, String::new());
+        node.input.push(own.into());
+        node.input.extend_from_slice(matrices);
+        let used = node.input.iter().rposition(|input| !input.is_empty()).map_or(0, |last| last + 1);
+        node.input.truncate(used);
+        node
+    };
+    if work == Work::All {
+        graph.node.push(spark("SparkAttention", &["output"], "", &matrices));
+    }
+    // SparkPrune waits for attention before it writes to the tail; without attention any tensor will do.
+    let after = match (rows.tail_window, work) {
+        (0, _) => "",
+        (_, Work::All) => "output",
+        (_, Work::Store) => "query",
+    };
+    graph.node.push(spark("SparkPrune", &["present_key", "present_value"], after, &matrices[..matrices.len().min(1)]));
 }
 
 /// ONNX and ONNX Runtime number types alike.
@@ -157,17 +187,21 @@ fn quantise(graph: &mut GraphProto, attention: &mut NodeProto, stored: Stored) {
     // Inputs 7 to 11 are absent: rotation, positions, bias, sink.
     attention.input.resize(12, String::new());
     for name in ["k_scale", "v_scale"] {
-        let mut scale = TensorProto::new();
-        scale.set_name(name.into());
-        scale.set_data_type(onnx_type(TensorElementType::Float32));
-        scale.dims = vec![1];
-        scale.set_raw_data((4.0f32 / greatest).to_le_bytes().into());
-        graph.initializer.push(scale);
+        graph.initializer.push(float32s(name, &[1], &[4.0f32 / greatest]));
         attention.input.push(name.into());
     }
     attention.attribute.push(text("k_quant_type", "PER_TENSOR"));
     attention.attribute.push(text("v_quant_type", "PER_TENSOR"));
     attention.attribute.push(int("kv_cache_bit_width", bits));
+}
+
+fn float32s(name: &str, dims: &[usize], values: &[f32]) -> TensorProto {
+    let mut tensor = TensorProto::new();
+    tensor.set_name(name.into());
+    tensor.set_data_type(onnx_type(TensorElementType::Float32));
+    tensor.dims = dims.iter().map(|&size| size as i64).collect();
+    tensor.set_raw_data(values.iter().flat_map(|x| x.to_le_bytes()).collect());
+    tensor
 }
 
 fn opset(domain: &str, version: i64) -> OperatorSetIdProto {

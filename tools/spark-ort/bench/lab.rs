@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 use spark_ort::runtime::Runtime;
 
 use super::bandwidth::Memory;
-use super::cache::{Cache, Setting};
+use super::cache::Cache;
 use super::rounds::{Budget, Samples, median};
 use super::shape::Shape;
+use crate::eval::setting::Setting;
 use crate::progress::Steps;
 
 /// The setup for measuring layers.
@@ -32,7 +33,7 @@ impl Lab {
         settings: &[Setting],
         budget: Budget,
     ) -> Result<Self> {
-        let own = settings.iter().map(|&setting| Ok(Cache::Spark(setting, setting.rows(shape.head_dim)?)));
+        let own = settings.iter().map(|setting| Cache::spark(setting.clone(), shape.head_dim));
         let own = own.collect::<Result<_>>()?;
         let memory = Memory::new();
         Ok(Self { runtime, shape, threads: threads.into(), budget, own, unavailable: BTreeMap::new(), memory })

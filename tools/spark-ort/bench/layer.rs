@@ -133,7 +133,7 @@ fn element_type(tensor: &DynValue) -> TensorElementType {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cache::{Heads, Setting};
+    use super::super::cache::Heads;
     use super::*;
 
     /// ONNX Runtime, from ORT_DYLIB_PATH or the virtual environment that `make venv` creates.
@@ -180,13 +180,11 @@ mod tests {
         let expected = outputs(&Cache::GROUPED[0]).unwrap();
         let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
         assert!(expected.iter().all(|x| length(x) > 0.5));
-        let spark = |setting: &str| {
-            let setting: Setting = setting.parse().unwrap();
-            Cache::Spark(setting, setting.rows(32).unwrap())
-        };
+        let spark = |setting: &str| Cache::spark(setting.parse().unwrap(), 32).unwrap();
         let [_, half, byte, nibble] = Cache::GROUPED;
         let cases = [(half, 0.01), (byte, 0.05), (nibble, 0.5), (spark("0/16/16"), 0.01), (spark("0.25/8/8"), 0.3)];
-        let cases = cases.into_iter().chain([(spark("0/16/16").half().unwrap(), 0.01)]);
+        let more = [(spark("0/16/16").half().unwrap(), 0.01), (spark("0.25/8/8:v2"), 0.3), (spark("basis36/8"), 0.05)];
+        let cases = cases.into_iter().chain(more);
         for (cache, tolerance) in cases {
             let found = match outputs(&cache) {
                 // ONNX Runtime has the two quantised caches only from 1.27 on.

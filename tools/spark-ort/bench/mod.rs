@@ -3,6 +3,7 @@
 mod append;
 mod attention;
 mod bandwidth;
+mod basis;
 pub mod cache;
 mod decoding;
 mod figures;

@@ -8,7 +8,7 @@ use ort::memory::Allocator;
 use ort::value::{DynValue, Tensor};
 use spark_ort::runtime::Runtime;
 
-use crate::bench::cache::{Cache, Heads, Setting};
+use crate::bench::cache::{Cache, Heads};
 use crate::bench::graph;
 use crate::bench::shape::{Shape, Work};
 
@@ -16,8 +16,7 @@ const SHAPE: Shape = Shape { heads: Heads { query: 4, kv: 2 }, head_dim: 64, bat
 
 /// Runs a prompt and decodes a token.
 pub fn run(runtime: &Runtime, library: &Path) -> Result<()> {
-    let setting: Setting = "0.5/8/8".parse().map_err(anyhow::Error::msg)?;
-    let cache = Cache::Spark(setting, setting.rows(SHAPE.head_dim)?);
+    let cache = Cache::spark("0.5/8/8".parse().map_err(anyhow::Error::msg)?, SHAPE.head_dim)?;
     let model = graph::layer(&SHAPE, &cache, Work::All);
     let mut session = runtime
         .session_with_library(library, |builder| { builder.with_intra_threads(1)? }.commit_from_memory(&model))?;

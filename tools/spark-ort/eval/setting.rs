@@ -84,7 +84,7 @@ impl fmt::Display for Setting {
 const BASIS: &str = "basis";
 
 /// Key rows of `bytes` bytes in a calibrated basis.
-fn in_basis(bytes: usize, value_bits: u8) -> LayerSetting {
+pub fn in_basis(bytes: usize, value_bits: u8) -> LayerSetting {
     LayerSetting { ratio: 0.0, key_bits: 8, value_bits, row_format: 3, key_bytes: Some(bytes) }
 }
 

@@ -52,15 +52,21 @@ pub struct Args {
     pub(super) force: bool,
 
     /// Settings that layers may have: share of pruned key channels, bits of keys and of values, and :v2 for row format
-    /// 2. 0/16/16, which loses nothing, is always one of them, and so is, for each pair of bits, the ratio
-    /// that takes just the budget in all layers
+    /// 2; or basis and bytes of a key in a calibrated basis, bits of values. 0/16/16, which loses nothing, is always
+    /// one of them, and so are, for each pair of bits, the ratio that takes just the budget in all layers, and, for the
+    /// bits of values, the basis that does
     #[arg(
         long,
-        value_name = "RATIO/BITS/BITS[:v2],...",
+        value_name = "RATIO/BITS/BITS[:v2]|basisBYTES/BITS,...",
         value_delimiter = ',',
         default_value = "0/8/8,0.5/8/8,0.7/8/8,0.5/8/4,0/4/4,0.5/4/4,0.8/4/4"
     )]
     pub(super) candidates: Vec<Setting>,
+
+    /// Try no keys in a calibrated basis, which the CPU alone can read. None are tried either where a folder names a
+    /// provider with a GPU, or the model or the text to calibrate on allows no basis
+    #[arg(long)]
+    pub(super) no_basis: bool,
 
     /// Keep the last N keys dense as well, as `rewrite --recent N` will [default: 64 in a GenAI folder, else 0]
     #[arg(long, value_name = "N")]

@@ -11,7 +11,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use spark_ort::eval::tune::{LayerProbe, choose};
 use spark_ort::eval::{Passage, passages};
-use spark_ort::rewrite::{LayerSetting, Options, RECENT_OF_FOLDERS, RecentIn, Recipe, RecipeModel, Workbench};
+use spark_ort::rewrite::{
+    LayerSetting, Options, RECENT_OF_FOLDERS, RecentIn, Recipe, RecipeModel, Workbench, gpu_provider,
+};
 use spark_ort::runtime::{FolderSettings, Options as RunOptions};
 
 use crate::eval::candidate::{Candidate, Kind, Shown};
@@ -97,7 +99,9 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
     };
     let place = tempfile::tempdir().context("cannot create a temporary folder")?;
     let mut shown = Shown::new(interrupt);
-    let mut workbench = Workbench::new(&original.file, place.path(), &options, &mut shown)?;
+    let gpu = if folder { gpu_provider(&args.original)? } else { None };
+    let bases = gpu.is_none() && !args.no_basis;
+    let mut workbench = Workbench::new(&original.file, place.path(), &options, bases, &mut shown)?;
     drop(shown);
     let kv_heads: Vec<usize> = original.inspection.interface.layers.iter().map(|layer| layer.kv_heads).collect();
     let budget = args.budget.bytes(original.inspection.original_bytes_per_token);
@@ -109,6 +113,8 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
     let complete = layers::measure(&mut probe, &texts.measured, &all, &mut groups, interrupt)?;
     drop(probe);
     let mut outcome = Outcome::new(args, original, (budget, recent, uniform_rows), &all, &groups, complete);
+    let of_gpu = gpu.map(|gpu| format!("the folder names {gpu}, and no kernel of a GPU reads keys in a basis"));
+    outcome.no_basis = of_gpu.or(workbench.no_bases().map(String::from));
     if complete > 0 {
         let choices: Vec<_> = groups.iter().map(|group| group.choices(&all)).collect();
         let chosen = choose(&choices, budget).context("no variants are within the budget")?;

@@ -25,6 +25,8 @@ pub struct Outcome {
     pub original_bytes_per_token: usize,
     pub recent: usize,
     pub uniform_rows: bool,
+    /// Why no keys in a calibrated basis were tried, unless that was asked for.
+    pub no_basis: Option<String>,
     /// Tokens of each prompt, and tokens decoded after it.
     pub context: usize,
     pub decode: usize,
@@ -116,6 +118,7 @@ impl Outcome {
             original_bytes_per_token: original.inspection.original_bytes_per_token,
             recent,
             uniform_rows,
+            no_basis: None,
             context: args.context,
             decode: args.decode,
             passages,
@@ -188,6 +191,9 @@ impl Outcome {
         let before = self.original_bytes_per_token;
         // Writing to a string cannot fail.
         let _ = writeln!(text, "\nbudget       {} bytes per token, {share:.1} % of {before}", self.budget);
+        if let Some(why) = &self.no_basis {
+            let _ = writeln!(text, "no basis     {why}");
+        }
         if self.passages > 0 {
             let _ = writeln!(
                 text,

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use spark_ort::rewrite::{LayerSetting, Rows, Workbench};
 
 use super::args::Args;
-use crate::eval::setting::name;
+use crate::eval::setting::{in_basis, name};
 
 /// Larger shares of pruned channels are no match for fewer bits.
 const MOST_PRUNED: f64 = 0.9;
@@ -34,6 +34,7 @@ impl Variant {
     fn is_like(&self, other: &Self) -> bool {
         let of = |rows: &Rows| {
             let bytes = rows.key_row_bytes + rows.value_row_bytes;
+            // In a basis, planes fill the row.
             (rows.kept_channels, rows.key_bits, rows.value_bits, rows.row_format, bytes)
         };
         of(&self.rows) == of(&other.rows)
@@ -82,9 +83,14 @@ pub fn variants(
              --ratio 0 --key-bits 16 --value-bits 16"
         );
     }
+    let mut kinds: Vec<LayerSetting> = given.iter().map(|variant| variant.setting.clone()).collect();
+    if workbench.has_bases() {
+        let value_bits = args.candidates.iter().map(|candidate| candidate.rows.value_bits);
+        kinds.extend(value_bits.map(|bits| in_basis(0, bits)));
+    }
     let mut uniform: Vec<Variant> = Vec::new();
-    for variant in &given {
-        uniform.extend(filling(workbench, &variant.setting, budget, kv_heads)?);
+    for kind in &kinds {
+        uniform.extend(filling(workbench, kind, budget, kv_heads)?);
     }
     let mut all = [given, uniform.clone()].concat();
     if uniform_rows {
@@ -112,12 +118,18 @@ fn distinct(variants: Vec<Variant>) -> Vec<Variant> {
     kept
 }
 
-/// The bits of `setting` with the least ratio that is within the budget in all layers, if one is.
-fn filling(workbench: &Workbench, setting: &LayerSetting, budget: usize, kv_heads: usize) -> Result<Option<Variant>> {
-    let head_dim = workbench.rows(std::slice::from_ref(setting))?[0].head_dim;
-    let most = (MOST_PRUNED * head_dim as f64) as usize;
-    for pruned in 0..=most {
-        let setting = LayerSetting { ratio: ratio(pruned, head_dim), ..setting.clone() };
+/// The bits of `kind` with the least ratio, or its basis with the longest keys, that is within the budget in all
+/// layers, if one is.
+fn filling(workbench: &Workbench, kind: &LayerSetting, budget: usize, kv_heads: usize) -> Result<Option<Variant>> {
+    let head_dim = workbench.head_dim();
+    let settings: Vec<LayerSetting> = match kind.key_bytes {
+        None => {
+            let most = (MOST_PRUNED * head_dim as f64) as usize;
+            (0..=most).map(|pruned| LayerSetting { ratio: ratio(pruned, head_dim), ..kind.clone() }).collect()
+        }
+        Some(_) => Rows::basis_key_bytes(head_dim).rev().map(|bytes| in_basis(bytes, kind.value_bits)).collect(),
+    };
+    for setting in settings {
         let rows = workbench.rows(std::slice::from_ref(&setting))?.swap_remove(0);
         let variant = Variant { setting, rows };
         if variant.bytes(kv_heads) <= budget {

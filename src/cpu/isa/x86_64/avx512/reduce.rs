@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use crate::cpu::decode::chunk::CHUNK;
+use crate::cpu::decode::chunk::{ByKey, CHUNK};
 
 /// Rows whose numbers share vectors, a lane each.
 pub(in crate::cpu::isa::x86_64) const ROWS: usize = 16;
@@ -27,6 +27,18 @@ pub(in crate::cpu::isa::x86_64) fn sum_within_quarters(x: &[__m512]) -> __m512 {
     let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
     _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd))
+}
+
+/// As [`sum_within_quarters`], of int32.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in crate::cpu::isa::x86_64) fn sum_integers_within_quarters(x: &[__m512i]) -> __m512i {
+    let mut four = [_mm512_setzero_si512(); 4];
+    four[..x.len()].copy_from_slice(x);
+    let [a, b, c, d] = four;
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
 }
 
 /// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a
@@ -69,6 +81,31 @@ impl RowSums {
             *by_row = sum_across_quarters(quarters);
         }
         transpose(by_row)
+    }
+
+    /// Sets the products of the `group`th sixteen rows: the sums of all lanes, times what 1 stands for in each row and
+    /// in the query of each head.
+    ///
+    /// # Safety
+    /// The sums have been set.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in crate::cpu::isa::x86_64) unsafe fn finish<const H: usize>(
+        &self,
+        group: usize,
+        of_rows: __m512,
+        of_heads: &[f32; H],
+        products: &mut ByKey<H>,
+    ) {
+        for (four, products) in products.chunks_mut(4).enumerate() {
+            // SAFETY: by this function's contract.
+            let by_head = unsafe { self.by_head(four, group) };
+            for (h, (of_head, products)) in by_head.into_iter().zip(products).enumerate() {
+                let unit = _mm512_mul_ps(of_rows, _mm512_set1_ps(of_heads[4 * four + h]));
+                // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
+                unsafe { _mm512_storeu_ps(products[group].as_mut_ptr(), _mm512_mul_ps(of_head, unit)) };
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Products of key rows with queries.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::inner_loop::multiply_and_make;
 use super::magnitudes::{BYTES, COMPANDED, MagnitudeReader, NIBBLES, Scalars};
@@ -29,19 +30,20 @@ pub(in crate::cpu) struct I16Keys<'a, const H: usize> {
     queries: Vec<Words>,
     /// What 1 stands for in each query.
     units: [f32; H],
-    scratch: &'a mut KeyScratch,
+    scalars: &'a mut Scalars,
+    sums: &'a mut RowSums,
 }
 
 /// Scratch space for the rows of one chunk.
 pub(in crate::cpu) struct KeyScratch {
-    scalars: Scalars,
+    scalars: MaybeUninit<Scalars>,
     sums: RowSums,
 }
 
 impl Default for KeyScratch {
     #[inline(always)]
     fn default() -> Self {
-        Self { scalars: Scalars::zeroed(), sums: RowSums::uninit() }
+        Self { scalars: MaybeUninit::uninit(), sums: RowSums::uninit() }
     }
 }
 
@@ -89,7 +91,8 @@ impl<'a, const H: usize> I16Keys<'a, H> {
                 }
             }
         }
-        Some(Self { v, rows, queries: words, units, scratch })
+        let KeyScratch { scalars, sums } = scratch;
+        Some(Self { v, rows, queries: words, units, scalars: scalars.write(Scalars::zeroed()), sums })
     }
 
     /// Products of the queries with the `count` first of `rows`, or false if a row has numbers that only others can
@@ -158,7 +161,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         }
         assert!(count <= CHUNK && rows.len() >= (count - 1) * stride + self.reach());
         let of = Multiplied { v: self.v, keys: self.rows, queries: &self.queries, rows, stride, count, prefetch };
-        let KeyScratch { scalars, sums } = &mut *self.scratch;
+        let (scalars, sums) = (&mut *self.scalars, &mut *self.sums);
         // SAFETY: as the assertion says.
         let read = unsafe {
             match (layout.bits(), layout.codebook()) {
@@ -168,15 +171,8 @@ impl<'a, const H: usize> I16Keys<'a, H> {
             }
         };
         for group in 0..groups {
-            for (four, products) in products.chunks_mut(4).enumerate() {
-                // SAFETY: `multiply_keys_i16` has set those of `count` rows and of all heads.
-                let by_head = unsafe { sums.by_head(four, group) };
-                for (h, (of_head, products)) in by_head.into_iter().zip(products).enumerate() {
-                    let unit = _mm512_mul_ps(scalars.units(group), _mm512_set1_ps(self.units[4 * four + h]));
-                    // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
-                    unsafe { _mm512_storeu_ps(products[group].as_mut_ptr(), _mm512_mul_ps(of_head, unit)) };
-                }
-            }
+            // SAFETY: `multiply_keys_i16` has set the sums of `count` rows and of all heads.
+            unsafe { sums.finish(group, scalars.units(group), &self.units, products) };
         }
         read
     }
