@@ -1,5 +1,7 @@
 //! Products of a few queries with key rows: by a kernel of the instruction set where it has one, by vectors otherwise.
 
+use std::mem::MaybeUninit;
+
 use super::chunk::{ByKey, HeadLanes, set_products};
 use super::kernels::{KeyKernel, KeyRows};
 use super::prefetch::Prefetch;
@@ -24,14 +26,13 @@ pub(super) struct KeyProducts<'a, I: Isa, const H: usize> {
 /// Scratch space for one batch of queries, on the driver's stack.
 pub(super) struct KeyScratch<I: Isa, const H: usize> {
     kernel: I::KeyScratch,
-    /// Zero, once it is asked for.
-    planes: Option<Queries<H>>,
+    planes: MaybeUninit<Queries<H>>,
 }
 
 impl<I: Isa, const H: usize> KeyScratch<I, H> {
     #[inline(always)]
     pub(super) fn new() -> Self {
-        Self { kernel: I::KeyScratch::default(), planes: None }
+        Self { kernel: I::KeyScratch::default(), planes: MaybeUninit::uninit() }
     }
 }
 
@@ -48,7 +49,7 @@ impl<'a, I: Isa, const H: usize> KeyProducts<'a, I, H> {
         assert_eq!(queries.len() * LANES, rows.layout.head_dim(), "queries have all blocks of the head");
         let kernel = I::Keys::new(isa, rows, queries, scale, &mut scratch.kernel);
         let planes = rows.layout.planes().filter(|_| kernel.is_none()).map(|planes| {
-            let scratch = scratch.planes.insert([HeadLanes::ZERO; _]);
+            let scratch = scratch.planes.write([HeadLanes::ZERO; _]);
             PlaneReader::new(*planes, queries, scratch)
         });
         Self { v: isa.vector(), reader: KeyReader::new(rows), queries, scale, kernel, planes }

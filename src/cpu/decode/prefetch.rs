@@ -24,7 +24,7 @@ struct Rows<'a> {
 
 impl<'a> Prefetch<'a> {
     /// Of `key` and `value` rows and the bytes that each takes.
-    pub(super) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize)) -> Self {
+    pub(in crate::cpu) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize)) -> Self {
         let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes, lines: bytes.div_ceil(64) });
         Self { key, value }
     }

@@ -14,7 +14,8 @@ use crate::format::KeyLayout;
 pub(in crate::cpu) unsafe trait Isa: Copy + Send + Sync + 'static {
     /// Vectors of the set.
     type Vector: Vector;
-    /// Scratch space of `Keys`, on the driver's stack.
+    /// Scratch space of `Keys`, on the driver's stack. Its default is to be wholly uninitialised: what has a value is
+    /// copied whenever it moves, and that takes as long as reading many rows.
     type KeyScratch: Default;
     /// Products of `H` queries with key rows; `NoKernel` where vectors are all there is.
     type Keys<'a, const H: usize>: KeyKernel<'a, H, Isa = Self, Scratch = Self::KeyScratch>;

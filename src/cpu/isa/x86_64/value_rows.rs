@@ -46,7 +46,7 @@ impl<'a, V: Vector> ValueRows<'a, V> {
     }
 }
 
-/// Weights of `H` queries times the scales of each group of channels, in int16.
+/// Weights of `H` queries times the scales of each group of channels, in int16 or uint8.
 pub(in crate::cpu) struct ScaledWeights<const H: usize>(pub(super) [Group<H>; MOST_GROUPS]);
 
 impl<const H: usize> Default for ScaledWeights<H> {
@@ -56,11 +56,11 @@ impl<const H: usize> Default for ScaledWeights<H> {
     }
 }
 
-/// Weights of `H` queries times the scales of one group of channels, in int16.
+/// Weights of `H` queries times the scales of one group of channels.
 #[derive(Clone, Copy)]
 pub(super) struct Group<const H: usize> {
-    /// Of two keys, one after the other, in int16.
-    pub(super) pairs: [[i32; CHUNK / 2]; H],
+    /// Of two keys, one after the other, in int16; or in the first half, of four keys in uint8.
+    pub(super) together: [[i32; CHUNK / 2]; H],
     /// What 1 stands for.
     pub(super) units: [f32; H],
     /// Sums of weights times minimum.
@@ -68,11 +68,11 @@ pub(super) struct Group<const H: usize> {
 }
 
 impl<const H: usize> Group<H> {
-    const ZERO: Self = Self { pairs: [[0; CHUNK / 2]; H], units: [0.0; H], least: [0.0; H] };
+    const ZERO: Self = Self { together: [[0; CHUNK / 2]; H], units: [0.0; H], least: [0.0; H] };
 
     /// Of `N` queries from number `first` on.
     #[inline]
-    pub(super) fn pairs<const N: usize>(&self, first: usize) -> &[[i32; CHUNK / 2]; N] {
-        self.pairs[first..].first_chunk().expect("so many queries")
+    pub(super) fn together<const N: usize>(&self, first: usize) -> &[[i32; CHUNK / 2]; N] {
+        self.together[first..].first_chunk().expect("so many queries")
     }
 }

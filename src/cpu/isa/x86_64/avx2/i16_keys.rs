@@ -1,6 +1,7 @@
 //! Products of quantised key rows with queries, in int16.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::expand::places;
 use super::magnitudes::{BYTES, MagnitudeReader, Magnitudes, NIBBLES, Scalars};
@@ -40,16 +41,16 @@ pub(in crate::cpu) struct I16Keys<'a, const H: usize> {
     units: [f32; H],
     /// Half the sum of each query's channels, in its units: what magnitudes are more than their words.
     halves: [f32; H],
-    scratch: &'a mut Scratch,
+    magnitudes: &'a mut [Magnitudes; ROWS],
 }
 
 /// The magnitudes of eight rows.
-pub(in crate::cpu) struct Scratch([Magnitudes; ROWS]);
+pub(in crate::cpu) struct Scratch(MaybeUninit<[Magnitudes; ROWS]>);
 
 impl Default for Scratch {
     #[inline(always)]
     fn default() -> Self {
-        Self([const { Magnitudes::zeroed() }; ROWS])
+        Self(MaybeUninit::uninit())
     }
 }
 
@@ -96,7 +97,9 @@ impl<'a, const H: usize> I16Keys<'a, H> {
                 halves[h] += words[h].0.iter().map(|&x| f32::from(x)).sum::<f32>() / 2.0;
             }
         }
-        Some(Self { v, rows, queries: words, units, halves, scratch })
+        let Scratch(magnitudes) = scratch;
+        let magnitudes = magnitudes.write([const { Magnitudes::zeroed() }; ROWS]);
+        Some(Self { v, rows, queries: words, units, halves, magnitudes })
     }
 
     /// Products of the queries with the first of the `count` rows. Returns how many were read: fewer where a row has
@@ -129,7 +132,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         let (stride, d) = (layout.row_bytes(), layout.head_dim());
         assert!(count <= CHUNK && rows.len() >= count * stride && self.queries.len() * LANES == d);
         let reader = MagnitudeReader::<CODES>::new(layout);
-        let Scratch(magnitudes) = &mut *self.scratch;
+        let magnitudes = &mut *self.magnitudes;
         for first in (0..count).step_by(ROWS) {
             let some = ROWS.min(count - first);
             // The last row stands for those after it.

@@ -82,10 +82,10 @@ fn add_up<const NIBBLES: bool, const H: usize>(
     // More sums at once than there are registers for would go through memory.
     if H == 8 {
         for (n, lanes) in lanes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *lanes = add_up_some::<NIBBLES, 4>(rows, at, prefetch && n == 0, group.pairs(4 * n));
+            *lanes = add_up_some::<NIBBLES, 4>(rows, at, prefetch && n == 0, group.together(4 * n));
         }
     } else {
-        lanes = add_up_some::<NIBBLES, H>(rows, at, prefetch, group.pairs(0));
+        lanes = add_up_some::<NIBBLES, H>(rows, at, prefetch, group.together(0));
     }
     lanes
 }

@@ -83,7 +83,7 @@ fn set<const H: usize>(v: Avx2, group: &mut Group<H>, fields: &Fields, count: us
         let unit = v.greatest(most) / GREATEST_WORD;
         group.units[h] = unit;
         let by = v.splat(if unit.is_normal() { 1.0 / unit } else { 0.0 });
-        let (pairs, _) = group.pairs[h].as_chunks_mut::<{ LANES / 2 }>();
+        let (pairs, _) = group.together[h].as_chunks_mut::<{ LANES / 2 }>();
         for ((weights, scale), pairs) in weights.iter().zip(scales).zip(pairs) {
             let x = v.mul(v.mul(v.load(weights), v.load(scale)), by);
             let mut whole = [_mm256_setzero_si256(); 2];

@@ -1,6 +1,7 @@
 //! Products of float16 key rows with queries, in float32, with the registers of AVX-512. Needs VBMI2 too.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::reduce::{ROWS, RowSums, first_words, sum_within_quarters};
 use super::vector::{Avx512, expand_all_words, finite_f16};
@@ -19,14 +20,14 @@ const BEYOND: usize = 2 * CHANNELS;
 /// Scratch space for one chunk.
 pub(in crate::cpu) struct Scratch {
     /// a of each row.
-    recovery: [f32; CHUNK],
+    recovery: MaybeUninit<[f32; CHUNK]>,
     sums: RowSums,
 }
 
 impl Default for Scratch {
     #[inline(always)]
     fn default() -> Self {
-        Self { recovery: [0.0; CHUNK], sums: RowSums::uninit() }
+        Self { recovery: MaybeUninit::uninit(), sums: RowSums::uninit() }
     }
 }
 
@@ -88,6 +89,7 @@ impl<const H: usize> F16Keys<'_, H> {
             prefetch,
         };
         let Scratch { recovery, sums } = &mut *self.scratch;
+        let recovery = recovery.write([0.0; CHUNK]);
         // SAFETY: as the assertion says.
         let most = unsafe {
             match layout.head_dim() {

@@ -1,6 +1,7 @@
 //! Products of key rows with queries.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::inner_loop::multiply_and_make;
 use super::magnitudes::{BYTES, COMPANDED, MagnitudeReader, NIBBLES, Scalars};
@@ -29,19 +30,20 @@ pub(in crate::cpu) struct I16Keys<'a, const H: usize> {
     queries: Vec<Words>,
     /// What 1 stands for in each query.
     units: [f32; H],
-    scratch: &'a mut KeyScratch,
+    scalars: &'a mut Scalars,
+    sums: &'a mut RowSums,
 }
 
 /// Scratch space for the rows of one chunk.
 pub(in crate::cpu) struct KeyScratch {
-    scalars: Scalars,
+    scalars: MaybeUninit<Scalars>,
     sums: RowSums,
 }
 
 impl Default for KeyScratch {
     #[inline(always)]
     fn default() -> Self {
-        Self { scalars: Scalars::zeroed(), sums: RowSums::uninit() }
+        Self { scalars: MaybeUninit::uninit(), sums: RowSums::uninit() }
     }
 }
 
@@ -89,7 +91,8 @@ impl<'a, const H: usize> I16Keys<'a, H> {
                 }
             }
         }
-        Some(Self { v, rows, queries: words, units, scratch })
+        let KeyScratch { scalars, sums } = scratch;
+        Some(Self { v, rows, queries: words, units, scalars: scalars.write(Scalars::zeroed()), sums })
     }
 
     /// Products of the queries with the `count` first of `rows`, or false if a row has numbers that only others can
@@ -158,7 +161,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         }
         assert!(count <= CHUNK && rows.len() >= (count - 1) * stride + self.reach());
         let of = Multiplied { v: self.v, keys: self.rows, queries: &self.queries, rows, stride, count, prefetch };
-        let KeyScratch { scalars, sums } = &mut *self.scratch;
+        let (scalars, sums) = (&mut *self.scalars, &mut *self.sums);
         // SAFETY: as the assertion says.
         let read = unsafe {
             match (layout.bits(), layout.codebook()) {

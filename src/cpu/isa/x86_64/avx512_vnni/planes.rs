@@ -4,9 +4,9 @@
 //! are in: tables say which byte of the row has a direction's code, and which bits of it. A query is int16 in two
 //! halves of int8, so that `vpdpbusd` multiplies levels as they are, four at once in each lane, exactly.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
+use super::words::dot_bytes;
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes, no_products};
 use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::vector::LANES;
@@ -142,21 +142,6 @@ impl Table {
         let places = _mm512_ternarylogic_epi32::<0b1110_1010>(codes, self.masks.load(), self.books.load());
         _mm512_mask_permutexvar_epi8(places, self.coded, places, LEVELS.load())
     }
-}
-
-/// `sum` plus, in each lane of int32, the products of four unsigned bytes of `levels` with four signed ones of `query`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn dot_bytes(mut sum: __m512i, levels: __m512i, query: __m512i) -> __m512i {
-    // The intrinsic becomes two instructions where the compiler is not told that the processor has a fast one.
-    // SAFETY: the instruction touches only these registers; the function needs AVX-512 VNNI.
-    unsafe {
-        asm!(
-            "vpdpbusd {}, {}, {}", inout(zmm_reg) sum, in(zmm_reg) levels, in(zmm_reg) query,
-            options(pure, nomem, nostack, preserves_flags),
-        )
-    };
-    sum
 }
 
 /// `H` queries for rows in planes.

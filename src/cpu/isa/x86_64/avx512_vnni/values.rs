@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::words::{self, CHANNELS, dot};
+use super::words::{self, CHANNELS, dot, dot_bytes};
 use crate::cpu::decode::chunk::{ByKey, HeadLanes};
 use crate::cpu::decode::prefetch::Prefetch;
+use crate::cpu::isa::rows::values::add_rows as add_any_rows;
 use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::transpose_quarters;
 use crate::cpu::isa::x86_64::avx512::vector::Avx512;
@@ -32,8 +33,11 @@ pub(super) fn add_rows<const H: usize>(
     scaled: &mut ScaledWeights<H>,
     sums: &mut [HeadLanes<H>],
 ) {
-    let rows = ValueRows::new(v, layout, rows, count, prefetch);
-    let groups = scaled.weigh(&rows, weights);
+    let of_values = ValueRows::new(v, layout, rows, count, prefetch);
+    let Some(groups) = scaled.weigh(&of_values, weights) else {
+        return add_any_rows(v, layout, (rows, count), prefetch, weights, sums);
+    };
+    let rows = of_values;
     for (part, sums) in sums.as_chunks_mut::<BLOCKS>().0.iter_mut().enumerate() {
         // One for all channels, or one for 32 channels each.
         let of_part = [2 * part, 2 * part + 1].map(|n| &groups[n.min(groups.len() - 1)]);
@@ -58,7 +62,7 @@ fn bytes<const H: usize, const N: usize>(
 ) {
     assert!((part + 1) * CHANNELS <= rows.layout.head_dim());
     let at = rows.layout.codes_at() + part * CHANNELS;
-    let pairs = group.pairs::<N>(first);
+    let pairs = group.together::<N>(first);
     let zero = _mm512_setzero_si512();
     let mut lanes = [[zero; BLOCKS]; N];
     for n in 0..rows.count.div_ceil(2) {
@@ -105,29 +109,32 @@ fn nibbles<const H: usize, const N: usize>(
 ) {
     assert!((part + 1) * CHANNELS <= rows.layout.head_dim());
     let at = rows.layout.codes_at() + part * CHANNELS / 2;
-    let pairs = [groups[0].pairs::<N>(first), groups[1].pairs::<N>(first)];
+    let weights = groups.map(|group| group.together::<N>(first));
     // SAFETY: memory is read through references to arrays of the sizes that the instructions take.
-    let places = unsafe {
-        [_mm512_loadu_si512(NIBBLE_PAIRS[0].as_ptr().cast()), _mm512_loadu_si512(NIBBLE_PAIRS[1].as_ptr().cast())]
-    };
+    let places =
+        unsafe { [_mm512_loadu_si512(FOUR_KEYS[0].as_ptr().cast()), _mm512_loadu_si512(FOUR_KEYS[1].as_ptr().cast())] };
+    let (high, sign) = (_mm512_set1_epi8(0xf0u8 as i8), _mm512_set1_epi8(0x80u8 as i8));
     let mut lanes = [[[_mm512_setzero_si512(); 2]; N]; 2];
-    for n in 0..rows.count.div_ceil(2) {
+    for n in 0..rows.count.div_ceil(4) {
         if part == 0 && first == 0 {
-            rows.prefetch(n);
+            rows.prefetch(2 * n);
+            rows.prefetch(2 * n + 1);
         }
-        // A last key without a second has it twice, once with no weight.
+        // Keys after the last one have it again, without weight.
         // SAFETY: a row has this many codes.
-        let both = unsafe {
+        let [a, b] = [4 * n, 4 * n + 2].map(|key| unsafe {
             let codes = |key: usize| _mm256_loadu_si256(rows.at(key).add(at).cast());
-            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(codes(2 * n)), codes(2 * n + 1))
-        };
-        for ((lanes, pairs), places) in lanes.iter_mut().zip(pairs).zip(places) {
-            let codes = _mm512_maskz_permutexvar_epi8(0x5555_5555_5555_5555, places, both);
-            let blocks = [_mm512_and_si512(codes, _mm512_set1_epi16(0x0f)), _mm512_srli_epi16::<4>(codes)];
-            for (lanes, pairs) in lanes.iter_mut().zip(pairs) {
-                let weights = _mm512_set1_epi32(pairs[n]);
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(codes(key)), codes(key + 1))
+        });
+        for ((lanes, weights), places) in lanes.iter_mut().zip(weights).zip(places) {
+            let codes = _mm512_permutex2var_epi8(a, places, b);
+            // The code less 8, in the high half of an int8.
+            let centred = |codes| _mm512_ternarylogic_epi32::<{ AND_THEN_XOR }>(codes, high, sign);
+            let blocks = [centred(_mm512_slli_epi16::<4>(codes)), centred(codes)];
+            for (lanes, weights) in lanes.iter_mut().zip(weights) {
+                let weights = _mm512_set1_epi32(weights[n]);
                 for (lanes, codes) in lanes.iter_mut().zip(blocks) {
-                    *lanes = dot(*lanes, codes, weights);
+                    *lanes = dot_bytes(*lanes, weights, codes);
                 }
             }
         }
@@ -141,14 +148,18 @@ fn nibbles<const H: usize, const N: usize>(
     }
 }
 
-/// Where a lane's two bytes lie in a vector that holds 32 bytes of either key, for each group of channels.
-const NIBBLE_PAIRS: [[u8; CHANNELS]; 2] = {
+/// `(a & b) ^ c`, bit by bit.
+const AND_THEN_XOR: i32 = 0b0110_1010;
+
+/// Where a lane has its byte of each of four keys, in two vectors of 32 bytes of two keys each, for each group of
+/// channels.
+const FOUR_KEYS: [[u8; CHANNELS]; 2] = {
     let mut at = [[0; CHANNELS]; 2];
-    let mut j = 0;
-    while j < CHANNELS / 2 {
-        at[j / LANES][j % LANES * 4] = j as u8;
-        at[j / LANES][j % LANES * 4 + 2] = (CHANNELS / 2 + j) as u8;
-        j += 1;
+    let mut n = 0;
+    while n < 2 * CHANNELS {
+        let (group, lane, key) = (n / CHANNELS, n % CHANNELS / 4, n % 4);
+        at[group][n % CHANNELS] = (CHANNELS / 2 * key + LANES * group + lane) as u8;
+        n += 1;
     }
     at
 };

@@ -1,4 +1,4 @@
-//! Weights of value rows in int16.
+//! Weights of value rows: in int16 for rows of 8 bits, in uint8 for rows of 4.
 
 use std::arch::x86_64::*;
 
@@ -8,6 +8,7 @@ use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, first_words, greatest_each, 
 use crate::cpu::isa::x86_64::avx512::vector::{Avx512, finite_f16};
 use crate::cpu::isa::x86_64::fixed_point::{DITHER, GREATEST_WORD, SMALL};
 use crate::cpu::isa::x86_64::value_rows::{Group, ScaledWeights, ValueRows};
+use crate::format::v1::layout::Bits;
 
 impl<const H: usize> Group<H> {
     /// Adds to `sums` what `lanes` stand for, codes times weights of query `h`, and the minima.
@@ -23,27 +24,16 @@ impl<const H: usize> Group<H> {
         }
     }
 
-    /// Sets the weights by `fields` of one group of channels.
+    /// Sets the weights by `fields` of one group of channels, for codes of eight bits.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-    fn set(&mut self, fields: &Fields, weights: &ByKey<H>) {
-        let mut least = [_mm512_setzero_ps(); H];
-        let mut most = least;
-        for (h, weights) in weights.iter().enumerate() {
-            for (n, weights) in weights.iter().enumerate() {
-                // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
-                let weight = unsafe { _mm512_loadu_ps(weights.as_ptr()) };
-                least[h] = _mm512_fmadd_ps(weight, fields.minimum[n], least[h]);
-                // Of both the greater magnitude, without sign.
-                most[h] = _mm512_range_ps::<0b1011>(most[h], _mm512_mul_ps(weight, fields.scale[n]));
-            }
-        }
-        self.least = sum_each(least);
-        self.units = greatest_each(most).map(|most| most / GREATEST_WORD);
-        // SAFETY: likewise.
+    fn set_words(&mut self, fields: &Fields, weights: &ByKey<H>) {
+        let most = self.set_sums(&fields.minimum, &fields.scale, weights);
+        self.units = most.map(|most| most / GREATEST_WORD);
+        // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
         let dither = unsafe { _mm512_loadu_ps(DITHER.as_ptr()) };
-        for ((weights, pairs), unit) in weights.iter().zip(&mut self.pairs).zip(self.units) {
-            let by = _mm512_set1_ps(if unit.is_normal() { 1.0 / unit } else { 0.0 });
+        for ((weights, pairs), unit) in weights.iter().zip(&mut self.together).zip(self.units) {
+            let by = inverse(unit);
             let (pairs, _) = pairs.as_chunks_mut::<{ LANES / 2 }>();
             for ((weights, scale), pairs) in weights.iter().zip(fields.scale).zip(pairs) {
                 // SAFETY: memory is read and written through references to arrays of the sizes that the instructions
@@ -59,31 +49,114 @@ impl<const H: usize> Group<H> {
             }
         }
     }
+
+    /// The same for codes of four bits, of which [`CENTRE`] is taken before they are multiplied: it is weighed in
+    /// float32, so that weights of a byte lose no more than the codes have lost already. No scale is negative.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
+    fn set_bytes(&mut self, fields: &Fields, weights: &ByKey<H>) {
+        let mut centres = fields.minimum;
+        for (centre, scale) in centres.iter_mut().zip(fields.scale) {
+            *centre = _mm512_fmadd_ps(scale, _mm512_set1_ps(CENTRE), *centre);
+        }
+        let most = self.set_sums(&centres, &fields.scale, weights);
+        self.units = most.map(|most| most / (GREATEST_BYTE * CODE));
+        // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
+        let dither = unsafe { _mm512_loadu_ps(DITHER.as_ptr()) };
+        for ((weights, fours), unit) in weights.iter().zip(&mut self.together).zip(self.units) {
+            let by = inverse(unit * CODE);
+            let (fours, _) = fours.as_chunks_mut::<{ LANES / 4 }>();
+            for ((weights, scale), fours) in weights.iter().zip(fields.scale).zip(fours) {
+                // SAFETY: memory is read and written through references to arrays of the sizes that the instructions
+                // take.
+                unsafe {
+                    let scaled = _mm512_mul_ps(_mm512_loadu_ps(weights.as_ptr()), scale);
+                    let whole = _mm512_cvtps_epi32(_mm512_fmadd_ps(scaled, by, dither));
+                    _mm_storeu_si128(fours.as_mut_ptr().cast(), _mm512_cvtusepi32_epi8(whole));
+                }
+            }
+        }
+    }
+
+    /// Sets the sums of `weights` times `constants`, and returns the greatest magnitude of a weight times its scale.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
+    fn set_sums(&mut self, constants: &ByRow, scale: &ByRow, weights: &ByKey<H>) -> [f32; H] {
+        let mut sums = [_mm512_setzero_ps(); H];
+        let mut most = sums;
+        for (h, weights) in weights.iter().enumerate() {
+            for (n, weights) in weights.iter().enumerate() {
+                // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
+                let weight = unsafe { _mm512_loadu_ps(weights.as_ptr()) };
+                sums[h] = _mm512_fmadd_ps(weight, constants[n], sums[h]);
+                // Of both the greater magnitude, without sign.
+                most[h] = _mm512_range_ps::<0b1011>(most[h], _mm512_mul_ps(weight, scale[n]));
+            }
+        }
+        self.least = sum_each(sums);
+        greatest_each(most)
+    }
 }
+
+/// One over `unit`; nothing where that is next to nothing.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn inverse(unit: f32) -> __m512 {
+    _mm512_set1_ps(if unit.is_normal() { 1.0 / unit } else { 0.0 })
+}
+
+/// What is taken from codes of four bits, so that they lie about zero.
+const CENTRE: f32 = 8.0;
+/// What 1 of such a code is where it is multiplied: it stands in the high half of a byte.
+const CODE: f32 = 16.0;
+/// The greatest weight in uint8.
+const GREATEST_BYTE: f32 = 255.0;
+
+/// A number for each row of a chunk.
+type ByRow = [__m512; CHUNK / ROWS];
 
 /// Scale and minimum of one group of a chunk of rows, a lane a row.
 #[derive(Clone, Copy)]
 struct Fields {
-    scale: [__m512; CHUNK / ROWS],
-    minimum: [__m512; CHUNK / ROWS],
+    scale: ByRow,
+    minimum: ByRow,
 }
 
 impl<const H: usize> ScaledWeights<H> {
-    /// Weights for each group of channels of `rows`.
+    /// Weights for each group of channels of `rows`. `None` if others are to read them: if they have 4 bits and a
+    /// negative scale, as no encoder writes.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-    pub(super) fn weigh(&mut self, rows: &ValueRows<Avx512>, weights: &ByKey<H>) -> &[Group<H>] {
+    pub(super) fn weigh(&mut self, rows: &ValueRows<Avx512>, weights: &ByKey<H>) -> Option<&[Group<H>]> {
         let groups = &mut self.0[..rows.layout.groups()];
-        if let [one] = groups {
-            one.set(&fields::<1>(rows, 0)[0], weights);
-        } else {
-            for (n, groups) in groups.chunks_mut(4).enumerate() {
-                let fields = fields::<4>(rows, n);
-                groups.iter_mut().zip(&fields).for_each(|(group, fields)| group.set(fields, weights));
+        let bytes = rows.layout.bits() == Bits::B4;
+        let set = |group: &mut Group<H>, fields: &Fields| {
+            if !bytes {
+                group.set_words(fields, weights);
+            } else if fields.scale.iter().all(|&scale| none_negative(scale)) {
+                group.set_bytes(fields, weights);
+            } else {
+                return false;
             }
-        }
-        groups
+            true
+        };
+        let set = if let [one] = &mut groups[..] {
+            set(one, &fields::<1>(rows, 0)[0])
+        } else {
+            groups.chunks_mut(4).enumerate().all(|(n, groups)| {
+                let fields = fields::<4>(rows, n);
+                groups.iter_mut().zip(&fields).all(|(group, fields)| set(group, fields))
+            })
+        };
+        set.then_some(groups)
     }
+}
+
+/// Whether no number is negative.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn none_negative(x: __m512) -> bool {
+    _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps()) == 0
 }
 
 /// Those of the `N` groups from number `4 * n` on.
