@@ -32,8 +32,9 @@
 // Keys of a tile for matrix cores, and words of the tables that unpack their codes (ops/matrix_keys.h).
 #define SPARK_MATRIX_KEYS 16
 #define SPARK_MATRIX_TABLE_WORDS 1536
-// Bytes beside the key rows and beside the value rows of a tile in LDS (ops/mma_rows.h): up to 12 before, and after key
-// rows what is read beyond the last one.
-#define SPARK_MMA_SLACK_BYTES 32
+// Bytes beside the key rows and beside the value rows of a tile in LDS (ops/mma_rows.h), multiples of 16: up to 12
+// before, and after them what is read beyond the last one, which of values are at most 56 channels.
+#define SPARK_MMA_KEY_SLACK_BYTES 32
+#define SPARK_MMA_VALUE_SLACK_BYTES 80
 
 #endif

@@ -9,7 +9,7 @@
 SPARK_CONSTANT u32 MATRIX_KEYS = SPARK_MATRIX_KEYS;
 // Bytes of a copy, and what it is aligned to.
 SPARK_CONSTANT u32 COPY_BYTES = 16;
-SPARK_CONSTANT u32 MMA_SLACK = SPARK_MMA_SLACK_BYTES;
+SPARK_CONSTANT u32 KEY_SLACK = SPARK_MMA_KEY_SLACK_BYTES, VALUE_SLACK = SPARK_MMA_VALUE_SLACK_BYTES;
 
 // Rows in the tail of a buffer that a lane has in flight: registers have no room for more.
 template <class Dense>
@@ -36,56 +36,59 @@ struct MatrixLanes {
 };
 
 // Where the rows of one kind lie, keys or values, and how those of a tile come to LDS. Tiles of a wave are a multiple
-// of 16 bytes apart, so all begin at the same byte of 16, `shift`, in global memory and in LDS.
+// of 16 bytes apart, so all begin at the same byte of 16, `shift()`, in global memory and in LDS.
 struct MmaCopies {
     const u32 row_bytes;
     const u8* next; // the first row of the tile that is asked for next
-    u32 shift;
-    // Bytes from the first row on to what the lane copies of whole tiles: to the first of its aligned 16, and to a
-    // single word, if below NO_WORD.
-    u32 own, word;
-    SPARK_CONSTANT u32 NO_WORD = 1u << 31;
+    // Of what the lane copies: bytes from the first row on to the first of its aligned 16. And of whole tiles, 16 bits
+    // each: bytes from there to the end of the last ones, and from the first row on to a single word, if below NO_WORD.
+    u32 own, room_and_word;
+    SPARK_CONSTANT u32 NO_WORD = 0xffff;
 
     SPARK_FN MmaCopies(const void* rows, i64 first, u32 row_bytes)
-        : row_bytes(row_bytes), next((const u8*)rows + first * row_bytes), shift(0), own(0), word(0) {}
+        : row_bytes(row_bytes), next((const u8*)rows + first * row_bytes), own(0), room_and_word(0) {}
 
     // Goes to row `t`, where the wave's first tile begins.
     SPARK_FN void begin(u32 t) {
         next += (i64)t * row_bytes;
-        shift = anew((u32)(u64)next % COPY_BYTES);
-        own = anew((COPY_BYTES - shift) % COPY_BYTES + COPY_BYTES * lane());
-        word = anew(own_word(MATRIX_KEYS * row_bytes));
+        own = anew((0 - (u32)(u64)next) % COPY_BYTES + COPY_BYTES * lane());
+        room_and_word = own_room(MATRIX_KEYS * row_bytes) | own_word(MATRIX_KEYS * row_bytes) << 16;
+    }
+
+    SPARK_FN u32 shift() const { return (0 - own) % COPY_BYTES; }
+
+    // From the lane's first aligned 16 bytes to the end of the last ones of `bytes` bytes.
+    SPARK_FN u32 own_room(u32 bytes) const {
+        const u32 begin = shift() + own, end = (shift() + bytes) / COPY_BYTES * COPY_BYTES;
+        return begin < end ? end - begin : 0;
     }
 
     // The word of `bytes` bytes that is in none of their aligned 16, and no other lane's.
     SPARK_FN u32 own_word(u32 bytes) const {
-        const u32 before = (COPY_BYTES - shift) % COPY_BYTES, head = before < bytes ? before : bytes;
+        const u32 before = own % COPY_BYTES, head = before < bytes ? before : bytes;
         const u32 tail = (bytes - head) % COPY_BYTES, at = 4 * (lane() % 4);
         if (lane() < 4) return at < head ? at : NO_WORD;
         return lane() < 8 && at < tail ? bytes - tail + at : NO_WORD;
     }
 
-    // Asks for the next `count` rows, which come to LDS from byte `to` + `shift` on; `to` is a multiple of 16.
+    // Asks for the next `count` rows, which come to LDS from byte `to` + `shift()` on; `to` is a multiple of 16.
     SPARK_FN void request(u32 to, u32 count) {
-        const u32 bytes = count * row_bytes;
-        u32 single = word;
-        if (count < MATRIX_KEYS) single = own_word(bytes);
-        const u32 begin = copies_to(to + shift);
+        u32 most = room_and_word & 0xffff, single = room_and_word >> 16;
+        if (SPARK_UNLIKELY(count < MATRIX_KEYS)) {
+            single = own_word(count * row_bytes);
+            most = own_room(count * row_bytes);
+        }
+        const u32 begin = copies_to(to + shift()), at = begin + own;
         if (single < NO_WORD) copy_async<4>(begin + single, next + single);
         const u8* from = next + own;
-        const u32 at = anew(begin + own);
-        // Of the last aligned 16.
-        const u32 end = (begin + bytes) / COPY_BYTES * COPY_BYTES;
-        SPARK_UNROLL
-        for (u32 n = 0; n < 5; ++n) {
-            const u32 further = n * COPY_BYTES * WAVE;
-            if (at + further < end) copy_async<COPY_BYTES>(at + further, from + further);
-        }
-        if (bytes > 5 * COPY_BYTES * WAVE) {
-            for (u32 n = 5 * COPY_BYTES * WAVE; at + n < end; n += COPY_BYTES * WAVE) {
-                copy_async<COPY_BYTES>(at + n, from + n);
-            }
-        }
+        SPARK_CONSTANT u32 STEP = COPY_BYTES * WAVE;
+        if (most > 0) copy_async<COPY_BYTES>(at, from);
+        if (most > STEP) copy_async<COPY_BYTES, STEP>(at, from);
+        if (most > 2 * STEP) copy_async<COPY_BYTES, 2 * STEP>(at, from);
+        if (most > 3 * STEP) copy_async<COPY_BYTES, 3 * STEP>(at, from);
+        if (most > 4 * STEP) copy_async<COPY_BYTES, 4 * STEP>(at, from);
+        SPARK_ROLLED
+        for (u32 n = 5 * STEP; n < most; n += STEP) copy_async<COPY_BYTES>(at + n, from + n);
         next += DECODE_WAVES * MATRIX_KEYS * row_bytes;
     }
 };
@@ -100,7 +103,7 @@ struct MatrixRows {
 
     // Bytes of LDS, multiples of 16.
     SPARK_FN static u32 buffer_bytes(const SparkCall& call) {
-        return MATRIX_KEYS * (call.key_row_bytes + call.value_row_bytes) + 2 * MMA_SLACK;
+        return MATRIX_KEYS * (call.key_row_bytes + call.value_row_bytes) + KEY_SLACK + VALUE_SLACK;
     }
     SPARK_FN static u32 wave_bytes(const SparkCall& call) {
         return MATRIX_KEYS * (u32)sizeof(Quad) + 2 * buffer_bytes(call);
@@ -111,7 +114,7 @@ struct MatrixRows {
     SPARK_FN MatrixRows(const SparkCall& call, const Sequence& s, u32 kv_head, u32 region)
         : call(call), keys(call.past_key, first_row(call, s, kv_head), call.key_row_bytes),
           values(call.past_value, first_row(call, s, kv_head), call.value_row_bytes),
-          at(region + wave() * wave_bytes(call)), value_at(MATRIX_KEYS * call.key_row_bytes + MMA_SLACK),
+          at(region + wave() * wave_bytes(call)), value_at(MATRIX_KEYS * call.key_row_bytes + KEY_SLACK),
           key_begin(0), value_begin(0), last(0) {
         // Bytes beside rows are read, but not used.
         clear_row(at, wave_bytes(call) / 4);
@@ -151,8 +154,8 @@ struct MatrixRows {
     // Waits for the tile from `t` on, which was asked for, for this buffer, before the last one that was.
     SPARK_FN void await(u32 buffer, u32 t, u32 end) {
         last = (end - t < MATRIX_KEYS ? end - t : MATRIX_KEYS) - 1;
-        key_begin = begin_of(buffer) + keys.shift;
-        value_begin = begin_of(buffer) + value_at + values.shift;
+        key_begin = begin_of(buffer) + keys.shift();
+        value_begin = begin_of(buffer) + value_at + values.shift();
         await_copies<1>();
         wave_barrier();
     }

@@ -17,7 +17,7 @@ struct MatrixValues {
 
     const SparkCall& call;
     const u32 group, part;
-    u32 own[UNITS]; // the lane's codes in a row, bytes
+    const u32 own;  // the lane's codes of the first unit in a row, bytes
     u32 row[4];     // of the tile: bytes of LDS
     const u32 kilo; // 1024 twice, where compilers take it for a number that is not known
 
@@ -27,14 +27,8 @@ struct MatrixValues {
     u32 pairs[SETS][4]; // of four keys: scales and minima
 
     SPARK_FN explicit MatrixValues(const SparkCall& call)
-        : call(call), group(MatrixLanes::group()), part(MatrixLanes::part()), kilo(anew(0x64006400)) {
-        const u32 codes_at = ValueLayout(call).codes_at;
-        SPARK_UNROLL
-        for (u32 u = 0; u < UNITS; ++u) {
-            // Lanes without channels read codes that are not used.
-            const u32 unit = 8 * u + lane() / 4;
-            own[u] = codes_at + (4 * unit < call.head_dim ? unit : 0) * (BITS / 2);
-        }
+        : call(call), group(MatrixLanes::group()), part(MatrixLanes::part()),
+          own(ValueLayout(call).codes_at + lane() / 4 * (BITS / 2)), kilo(anew(0x64006400)) {
         SPARK_UNROLL
         for (u32 b = 0; b < BLOCKS; ++b) {
             SPARK_UNROLL
@@ -112,9 +106,10 @@ struct MatrixValues {
     SPARK_FN void transpose(u32 u, u32 (&halves)[4][2]) const {
         SPARK_UNROLL
         for (u32 pair = 0; pair < 2; ++pair) {
-            const u32 first = row[2 * pair] + own[u], second = row[2 * pair + 1] + own[u];
+            // Lanes without channels read what is behind the row, and do not use it.
+            const u32 first = row[2 * pair] + own, second = row[2 * pair + 1] + own, at = 8 * u;
             if constexpr (BITS == 8) {
-                const u32 w0 = Shared<u32>(first).load(0), w1 = Shared<u32>(second).load(0);
+                const u32 w0 = Shared<u32>(first).load(at), w1 = Shared<u32>(second).load(at);
                 const u32 x[2] = {permute_bytes(w0, w1, 0x5140), permute_bytes(w0, w1, 0x7362)};
                 SPARK_UNROLL
                 for (u32 k = 0; k < 4; ++k) {
@@ -123,7 +118,7 @@ struct MatrixValues {
                     halves[k][pair] = add_halves(above, 0xe400e400);
                 }
             } else {
-                const u32 w0 = Shared<u16>(first).load(0), w1 = Shared<u16>(second).load(0), x = w0 | w1 << 16;
+                const u32 w0 = Shared<u16>(first).load(at), w1 = Shared<u16>(second).load(at), x = w0 | w1 << 16;
                 SPARK_UNROLL
                 for (u32 k = 0; k < 4; k += 2) {
                     // Of the higher nibble: 1024 + 16 u, a sixteenth of which is 64 + u.

@@ -45,7 +45,8 @@
 //   permute_bytes(low, high, s)  byte n is the byte of (high:low) that nibble n of s says: 0 to 7; 8 more: its sign
 //                                bit, eight times. Upper nibbles of s are ignored.
 //   copies_to(byte)              what copies call that byte of LDS; a multiple of 16 where the byte is
-//   copy_async<BYTES>(at, from)  4 or 16 bytes of global memory to LDS, both aligned to as many, later
+//   copy_async<BYTES, FURTHER>(at, from)   4 or 16 bytes of global memory to LDS, both aligned to as many, later; both
+//                                begin FURTHER bytes further on
 //   end_copies()                 ends a group of such copies
 //   await_copies<LEFT>()         waits for the lane's own groups but the last LEFT
 //

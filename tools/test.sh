@@ -5,11 +5,26 @@
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 summary=()
+declare -A outcomes
 failures=0
+
+# ended NUMBER NAME STATUS START: a step has ended; its line of the summary, and `outcome`.
+ended() {
+    case $3 in
+    0) outcome=passed ;;
+    "$SKIPPED") outcome=skipped ;;
+    *)
+        outcome=FAILED
+        failures=$((failures + 1))
+        ;;
+    esac
+    outcomes[$2]=$outcome
+    summary[$1]=$(printf '%-8s %5d s  %s' "$outcome" $((SECONDS - $4)) "$2")
+}
 
 # step NAME COMMAND...: runs the command in a subshell of its own and sets `outcome`.
 step() {
-    local name=$1 start=$SECONDS status
+    local name=$1 start=$SECONDS number=${#summary[@]} status
     shift
     say "$name"
     # Not `if (...)`: bash ignores `set -e` within a condition.
@@ -20,19 +35,59 @@ step() {
     )
     status=$?
     set -e
-    case $status in
-    0) outcome=passed ;;
-    "$SKIPPED") outcome=skipped ;;
-    *)
-        outcome=FAILED
-        failures=$((failures + 1))
-        ;;
-    esac
-    summary+=("$(printf '%-8s %5d s  %s' "$outcome" $((SECONDS - start)) "$name")")
+    ended "$number" "$name" "$status" "$start"
+}
+
+# Steps that run side by side, by process: number, begin and name.
+running=()
+logs=$(mktemp -d)
+
+# beside NAME COMMAND...: a step beside another one: most keep one core busy. What it prints is shown when it ends.
+beside() {
+    local name=$1 number=${#summary[@]}
+    shift
+    while ((${#running[@]} >= 2)); do
+        await_one
+    done
+    say "begun: $name"
+    summary+=("unfinished        $name")
+    # A process group, which `finish` can end as a whole.
+    set -m
+    (
+        set -e
+        "$@"
+    ) </dev/null >"$logs/$number" 2>&1 &
+    set +m
+    running[$!]="$number $SECONDS $name"
+}
+
+# await_one: until one of the steps that run has ended.
+await_one() {
+    local process= status=0 number start name
+    wait -n -p process "${!running[@]}" || status=$?
+    [[ -n $process ]] || die "a step has ended unseen"
+    read -r number start name <<<"${running[$process]}"
+    unset "running[$process]"
+    say "$name"
+    cat "$logs/$number"
+    ended "$number" "$name" "$status" "$start"
+}
+
+await_all() {
+    while ((${#running[@]})); do
+        await_one
+    done
 }
 
 finish() {
-    local status=$?
+    local status=$? process number start name
+    for process in "${!running[@]}"; do
+        kill -- "-$process" 2>/dev/null || true
+        read -r number start name <<<"${running[$process]}"
+        say "$name, unfinished after $((SECONDS - start)) s"
+        cat "$logs/$number"
+    done
+    rm -rf "$logs"
     say "summary"
     printf '%s\n' "${summary[@]}"
     if ((failures > 0 || status != 0)); then
@@ -112,14 +167,22 @@ announce
 needed "Rust" need_rust
 needed "Python packages" venv
 step "format: cargo fmt --check" format
-step "lints, features and documentation: clippy, doc" lints
 step "layout of the sources: tests/structure" .venv/bin/python -m pytest -q tests/structure
 step "compiler for AMD GPUs: hipcc" hipcc_at_hand
 if [[ $outcome == passed ]]; then
     # All that the tests need; other builds cover every processor that the compilers know.
     export SPARK_HIP_ARCHS=gfx90a
 fi
-needed "library: cargo build --release" cargo build --release
+# Cargo keeps what these make in folders of their own.
+beside "library: cargo build --release" cargo build --release
+beside "lints, features and documentation: clippy, doc" lints
+step "C++ compiler" cxx_at_hand
+if [[ $outcome == passed ]]; then
+    # Everything that the Rust tests need is there: none may skip itself.
+    export SPARK_TEST_REQUIRE=1
+fi
+await_all
+[[ ${outcomes["library: cargo build --release"]} == passed ]] || exit 1
 
 SPARK_ORT_LIBRARY=$(library_path)
 ORT_DYLIB_PATH=$(.venv/bin/python -c '
@@ -128,26 +191,23 @@ print(next(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.s
 export SPARK_ORT_LIBRARY ORT_DYLIB_PATH
 
 needed "models: tests/rewrite/exports" .venv/bin/python -m pytest -q -rs tests/rewrite/exports
-step "C++ compiler" cxx_at_hand
-if [[ $outcome == passed ]]; then
-    # Everything that the Rust tests need is there: none may skip itself.
-    export SPARK_TEST_REQUIRE=1
-fi
-step "Rust tests" cargo test --release
-step "operators against references: tests/operators" .venv/bin/python -m pytest -q -rs tests/operators
-# To float32 accuracy, which the fastest path does not have for quantised rows.
-step "the same on the portable path" env SPARK_ORT_CPU=portable .venv/bin/python -m pytest -q -rs tests/operators
-step "rewriter and command line: tests/rewrite" \
+# The long ones first. What compiles in the release folder waits for cargo's lock, so it comes after the Rust tests.
+beside "Rust tests" cargo test --release
+beside "rewriter and command line: tests/rewrite" \
     .venv/bin/python -m pytest -q -rs tests/rewrite --ignore tests/rewrite/exports
-step "ONNX Runtime at hand: tests/onnxruntime" .venv/bin/python -m pytest -q -rs tests/onnxruntime
-step "installed package: GenAI, plain loops, documentation" tools/hosts.sh installed
+beside "execution provider of our own, on stand-ins: tools/plugin.sh" tools/plugin.sh
+beside "ROCm execution provider, on stand-ins: tools/rocm.sh" tools/rocm.sh
+beside "CUDA execution provider, on stand-ins: tools/cuda_ep.sh" tools/cuda_ep.sh
+beside "code for AMD GPUs: tests/gpu/device_code" .venv/bin/python -m pytest -q -rs tests/gpu/device_code
+beside "installed package: GenAI, plain loops, documentation" tools/hosts.sh installed
+beside "mutants of files, rows and calls: fuzz" env SECONDS_OF_FUZZING=45 tools/fuzz.sh
+beside "operators against references: tests/operators" .venv/bin/python -m pytest -q -rs tests/operators
+# To float32 accuracy, which the fastest path does not have for quantised rows.
+beside "the same on the portable path" env SPARK_ORT_CPU=portable .venv/bin/python -m pytest -q -rs tests/operators
+beside "memory: valgrind on hostile calls" memory
 # The oldest supported version, the last one with ROCm, and the first in which the library infers shapes.
 for version in 1.18.1 1.22.2 1.24.4; do
-    step "ONNX Runtime $version" tools/versions.sh "$version"
+    beside "ONNX Runtime $version" tools/versions.sh "$version"
 done
-step "code for AMD GPUs: tests/gpu/device_code" .venv/bin/python -m pytest -q -rs tests/gpu/device_code
-step "ROCm execution provider, on stand-ins: tools/rocm.sh" tools/rocm.sh
-step "CUDA execution provider, on stand-ins: tools/cuda_ep.sh" tools/cuda_ep.sh
-step "execution provider of our own, on stand-ins: tools/plugin.sh" tools/plugin.sh
-step "mutants of files, rows and calls: fuzz" env SECONDS_OF_FUZZING=45 tools/fuzz.sh
-step "memory: valgrind on hostile calls" memory
+beside "ONNX Runtime at hand: tests/onnxruntime" .venv/bin/python -m pytest -q -rs tests/onnxruntime
+await_all

@@ -142,13 +142,20 @@ SPARK_FN void mma_f16(const u32 (&a)[4], const u32 (&b)[2], MatrixSums& c) {
 }
 
 SPARK_FN u32 copies_to(u32 byte) { return (u32)__cvta_generic_to_shared((const u8*)spark_shared + byte); }
-template <u32 BYTES>
+// The distance is part of the instruction.
+template <u32 BYTES, u32 FURTHER = 0>
 SPARK_FN void copy_async(u32 at, const void* from) {
     if constexpr (BYTES == 16) {
         // Past the L1 cache: nothing is read again.
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(at), "l"(from) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;"
+                     :
+                     : "r"(at), "l"(from), "n"(FURTHER)
+                     : "memory");
     } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" : : "r"(at), "l"(from) : "memory");
+        asm volatile("cp.async.ca.shared.global [%0 + %2], [%1 + %2], 4;"
+                     :
+                     : "r"(at), "l"(from), "n"(FURTHER)
+                     : "memory");
     }
 }
 SPARK_FN void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }

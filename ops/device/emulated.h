@@ -182,9 +182,9 @@ SPARK_FN void mma_i8(const u32 (&a)[4], const u32 (&b)[2], MatrixCounts& c) {
     emulation::meet(emulation::Collective::MmaI8, (u64)&own, 0);
 }
 SPARK_FN u32 copies_to(u32 byte) { return byte; }
-template <u32 BYTES>
+template <u32 BYTES, u32 FURTHER = 0>
 SPARK_FN void copy_async(u32 to, const void* from) {
-    emulation::copy_later(to, from, BYTES);
+    emulation::copy_later(to + FURTHER, (const u8*)from + FURTHER, BYTES);
 }
 SPARK_FN void end_copies() { emulation::end_copies(); }
 template <u32 LEFT>

@@ -3,7 +3,9 @@ provider takes from them, with versions of symbols, is read from it. Functions t
 standard error and fail. What is there and made from the same is kept.
 """
 
+import concurrent.futures
 import dataclasses
+import fcntl
 import hashlib
 import pathlib
 import re
@@ -14,7 +16,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 OPS = HERE.parents[1] / "ops"
 OPTIONS = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 # Sums and products round as on a GPU: none are fused that the source does not fuse.
-KERNELS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden"]
+KERNELS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 
 STUB = """extern "C" __attribute__((visibility("default"))) int {name}() {{
     fprintf(stderr, "stand-in libraries: {name} is not there\\n");
@@ -84,12 +86,37 @@ def compile_library(path, sources, options):
     beside.rename(path)
 
 
+def kernel_sources():
+    """Path and content of what the kernels are compiled from."""
+    return [str(file).encode() + b"\0" + file.read_bytes() for file in sorted(OPS.rglob("*")) if file.is_file()]
+
+
+def kernels(names, folder):
+    """Objects of these parts of ops/emulation. All stand-ins beside `folder` share them: some take half a minute."""
+    folder = folder.parent / "emulation"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = hashlib.sha256(b"\0".join([repr(KERNELS).encode(), *kernel_sources()])).hexdigest()[:16]
+
+    def compile_one(name):
+        path = folder / f"{name}-{state}.o"
+        if not path.exists():
+            beside = path.with_suffix(".new")
+            subprocess.run(["g++", *KERNELS, "-c", "-o", beside, OPS / "emulation" / f"{name}.cpp"], check=True)
+            beside.rename(path)
+        return path
+
+    with open(folder / "lock", "w") as lock, concurrent.futures.ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return list(pool.map(compile_one, names))
+
+
 def unless_made(folder, files, provider, make):
     """Calls `make` unless `folder` was made from the same."""
     folder.mkdir(parents=True, exist_ok=True)
     state = hashlib.sha256(repr(sorted(wanted(provider), key=str)).encode())
-    for file in sorted(f for f in [*files, *HERE.glob("*.*"), *OPS.rglob("*")] if f.is_file()):
+    for file in sorted(f for f in [*files, *HERE.glob("*.*")] if f.is_file()):
         state.update(str(file).encode() + b"\0" + file.read_bytes())
+    state.update(b"\0".join(kernel_sources()))
     stamp = folder / "made-from"
     if stamp.exists() and stamp.read_text() == state.hexdigest():
         return

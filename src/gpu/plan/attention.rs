@@ -32,8 +32,8 @@ use super::{
 };
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
-    BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, MMA_SLACK_BYTES,
-    PREFILL_THREADS, RECOVER_MEAN, ROUND_THREADS,
+    BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, MMA_KEY_SLACK_BYTES,
+    MMA_VALUE_SLACK_BYTES, PREFILL_THREADS, RECOVER_MEAN, ROUND_THREADS,
 };
 use crate::gpu::params::{Call, Tokens};
 
@@ -207,7 +207,8 @@ fn decode_shared_bytes(call: &Call, wave: u32, key_words: u32, columns: u32, mat
         MatrixCores::Mma => {
             // Two buffers of key and value rows, and factors of keys.
             let rows = (call.key_row_bytes + call.value_row_bytes) / 4;
-            with_tiles(BLOCK_WAVES * (2 * (MATRIX_KEYS * rows + 2 * MMA_SLACK_BYTES / 4) + 4 * MATRIX_KEYS))
+            let slack = (MMA_KEY_SLACK_BYTES + MMA_VALUE_SLACK_BYTES) / 4;
+            with_tiles(BLOCK_WAVES * (2 * (MATRIX_KEYS * rows + slack) + 4 * MATRIX_KEYS))
         }
     };
     4 * (d + words)

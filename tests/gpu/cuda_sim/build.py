@@ -7,15 +7,12 @@ and NVRTC alone. The driver has the kernels of ops in it, and runs them by emula
 an execution provider on the same device.
 """
 
-import concurrent.futures
 import pathlib
-import subprocess
 import sys
-import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from stand_ins import KERNELS, OPS, Library, build, compile_library, unless_made
+from stand_ins import Library, build, compile_library, kernels, unless_made
 
 DRIVER = Library("libcuda.so.1", [HERE / name for name in ("driver.cpp", "memory.cpp", "streams.cpp")], r"cu[A-Z]")
 OTHERS = [HERE / "libraries.cpp"]
@@ -26,23 +23,13 @@ LIBRARIES = [
 ]
 
 
-def kernels(folder):
-    """Objects of the kernels for the host, with waves of 32."""
-    sources = [OPS / "emulation" / f"{name}.cpp" for name in ("fiber", "machine", "wave32")]
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        compile_one = ["g++", *KERNELS, "-Wall", "-Wextra", "-Werror", "-c", "-o"]
-        list(pool.map(lambda pair: subprocess.run([*compile_one, *pair], check=True), zip(objects, sources)))
-    return objects
-
-
 def main(provider, folder):
     folder = pathlib.Path(folder)
 
     def make():
-        with tempfile.TemporaryDirectory() as temporary:
-            DRIVER.options = [str(path) for path in kernels(pathlib.Path(temporary))]
-            build(DRIVER, provider, folder)
+        # Waves are of 32.
+        DRIVER.options = kernels(["fiber", "machine", "wave32"], folder)
+        build(DRIVER, provider, folder)
         compile_library(folder / "libnvrtc.so.13", [HERE / "nvrtc.cpp"], [])
         by_driver = [f"-L{folder}", "-l:libcuda.so.1"]
         compile_library(folder / "libneighbour.so", [HERE / "neighbour.cpp"], by_driver)

@@ -6,15 +6,13 @@ PROVIDER is libonnxruntime_providers_rocm.so; "none" for it makes HIP alone, for
 them comes libspark_emulation.so, which runs the kernels of ops.
 """
 
-import concurrent.futures
 import pathlib
 import subprocess
 import sys
-import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from stand_ins import KERNELS, OPS, Library, build, compile_library, unless_made
+from stand_ins import OPS, Library, build, compile_library, kernels, unless_made
 
 RUNTIME = ["runtime.cpp", "memory.cpp", "streams.cpp", "modules.cpp", "emulation.cpp"]
 HIP = Library("libamdhip64.so.7", [HERE / name for name in RUNTIME], r"(__)?hip(?!blas|fft)", version="hip_4.2")
@@ -32,13 +30,10 @@ OLDER_HIP = "libamdhip64.so.5"
 
 def emulation(path):
     """The kernels for the host."""
-    with tempfile.TemporaryDirectory() as temporary, concurrent.futures.ThreadPoolExecutor() as pool:
-        objects = {source: pathlib.Path(temporary, source.stem + ".o") for source in (OPS / "emulation").glob("*.cpp")}
-        compile_one = ["g++", *KERNELS, "-c", "-o"]
-        list(pool.map(lambda pair: subprocess.run([*compile_one, pair[1], pair[0]], check=True), objects.items()))
-        beside = path.with_suffix(".new")
-        subprocess.run(["g++", "-shared", "-o", beside, *objects.values()], check=True)
-        beside.rename(path)
+    objects = kernels(sorted(source.stem for source in (OPS / "emulation").glob("*.cpp")), path.parent)
+    beside = path.with_suffix(".new")
+    subprocess.run(["g++", "-shared", "-o", beside, *objects], check=True)
+    beside.rename(path)
 
 
 def main(provider, folder):
