@@ -18,7 +18,18 @@ use crate::format::v1::layout::{Bits, MAX_HEAD_DIM};
 /// Sixteen channels in int16.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
-struct Words([i16; LANES]);
+pub(super) struct Words(pub(super) [i16; LANES]);
+
+impl Words {
+    pub(super) const ZERO: Self = Self([0; LANES]);
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn load(&self) -> __m256i {
+        // SAFETY: memory is read through a reference to an array of the size and alignment that the instruction takes.
+        unsafe { _mm256_load_si256(self.0.as_ptr().cast()) }
+    }
+}
 
 /// `H` queries in int16.
 pub(in crate::cpu) struct I16Keys<'a, const H: usize> {
@@ -52,11 +63,11 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         queries: &[HeadLanes<H>],
         scratch: &'a mut Scratch,
     ) -> Option<Self> {
-        if rows.layout.bits() == Bits::B16 || rows.layout.planes().is_some() {
+        if rows.layout.bits() == Bits::B16 {
             return None;
         }
         let (mut units, mut halves) = ([0.0; H], [0.0; H]);
-        let mut words = vec![[Words([0; LANES]); H]; queries.len()];
+        let mut words = vec![[Words::ZERO; H]; queries.len()];
         for h in 0..H {
             let sign = _mm256_set1_ps(-0.0);
             // Channels that are neighbours meet in a lane of products.

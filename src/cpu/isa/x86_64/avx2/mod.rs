@@ -7,12 +7,14 @@ mod f16_values;
 pub(super) mod i16_keys;
 pub(super) mod i16_values;
 mod magnitudes;
+pub(super) mod planes;
 mod reduce;
 pub(super) mod vector;
 mod weights;
 
 use f16_keys::F16Keys;
 use i16_keys::I16Keys;
+use planes::PlaneKeys;
 pub(in crate::cpu) use vector::Avx2;
 
 use super::value_rows::ScaledWeights;
@@ -51,6 +53,7 @@ unsafe impl Isa for Avx2 {
 /// Products of `H` queries with key rows.
 pub(in crate::cpu) enum Keys<'a, const H: usize> {
     I16(I16Keys<'a, H>),
+    Planes(PlaneKeys<H>),
     F16(F16Keys<'a, H>),
 }
 
@@ -66,7 +69,11 @@ impl<'a, const H: usize> KeyKernel<'a, H> for Keys<'a, H> {
         scale: &'a [[f32; LANES]],
         scratch: &'a mut i16_keys::Scratch,
     ) -> Option<Self> {
-        // SAFETY: `isa` proves that the processor has the instructions.
+        if rows.layout.planes().is_some() {
+            // SAFETY: `isa` proves that the processor has the instructions.
+            return unsafe { PlaneKeys::new(isa, rows.layout, queries) }.map(Self::Planes);
+        }
+        // SAFETY: likewise.
         match unsafe { I16Keys::of(isa, rows, queries, scratch) } {
             Some(keys) => Some(Self::I16(keys)),
             None => F16Keys::of(isa, rows, queries, scale).map(Self::F16),
@@ -79,6 +86,10 @@ impl<'a, const H: usize> KeyKernel<'a, H> for Keys<'a, H> {
         unsafe {
             match self {
                 Self::I16(keys) => keys.multiply(rows, count, prefetch, products),
+                Self::Planes(keys) => {
+                    keys.multiply(rows, count, prefetch, products);
+                    count
+                }
                 Self::F16(keys) => keys.multiply(rows, count, prefetch, products),
             }
         }

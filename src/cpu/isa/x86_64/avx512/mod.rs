@@ -10,6 +10,7 @@ pub(in crate::cpu) use vector::Avx512;
 
 use super::avx2::i16_keys::{self, I16Keys};
 use super::avx2::i16_values;
+use super::avx2::planes::PlaneKeys;
 use super::value_rows::ScaledWeights;
 use crate::cpu::decode::chunk::{ByKey, HeadLanes};
 use crate::cpu::decode::kernels::{KeyKernel, KeyRows, ValueKernel};
@@ -48,6 +49,7 @@ unsafe impl Isa for Avx512 {
 /// Products of `H` queries with key rows.
 pub(in crate::cpu) enum Keys<'a, const H: usize> {
     I16(I16Keys<'a, H>),
+    Planes(PlaneKeys<H>),
     F16(F16Keys<'a, H>),
 }
 
@@ -70,7 +72,11 @@ impl<'a, const H: usize> KeyKernel<'a, H> for Keys<'a, H> {
         scale: &'a [[f32; LANES]],
         scratch: &'a mut Scratch,
     ) -> Option<Self> {
-        // SAFETY: `isa` proves that the processor has the instructions.
+        if rows.layout.planes().is_some() {
+            // SAFETY: `isa` proves that the processor has the instructions.
+            return unsafe { PlaneKeys::new(isa.avx2(), rows.layout, queries) }.map(Self::Planes);
+        }
+        // SAFETY: likewise.
         match unsafe { I16Keys::of(isa.avx2(), rows, queries, &mut scratch.i16) } {
             Some(keys) => Some(Self::I16(keys)),
             None => F16Keys::new(isa, rows, queries, scale, &mut scratch.f16).map(Self::F16),
@@ -82,6 +88,11 @@ impl<'a, const H: usize> KeyKernel<'a, H> for Keys<'a, H> {
         match self {
             // SAFETY: these keys were made on a processor that has the instructions.
             Self::I16(keys) => unsafe { keys.multiply(rows, count, prefetch, products) },
+            Self::Planes(keys) => {
+                // SAFETY: likewise.
+                unsafe { keys.multiply(rows, count, prefetch, products) };
+                count
+            }
             Self::F16(keys) => keys.products(rows, count, prefetch, products),
         }
     }

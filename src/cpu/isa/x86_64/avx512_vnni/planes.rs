@@ -30,9 +30,6 @@ const MOST_BYTES: usize = Planes::CODES_AT + MAX_HEAD_DIM;
 /// Rows that are multiplied with a vector of queries once it is loaded.
 const ROWS_AT_ONCE: usize = 2;
 
-/// Rows that are prefetched at once: several of these short rows lie in one cache line.
-const ROWS_ASKED_FOR: usize = 4;
-
 /// The greatest magnitude of a query's direction, in its own units: 127 * 256 + 127.
 const GREATEST_QUERY: f32 = 32_639.0;
 
@@ -331,8 +328,10 @@ impl<'a, const H: usize> PlaneKeys<'a, H> {
         let (high, low) = self.queries.split_at(N * H);
         let [high, low] = [high, low].map(|half| half.as_chunks::<H>().0.first_chunk::<N>().expect("all heads"));
         for row in (0..count).step_by(ROWS_AT_ONCE) {
-            if let Some(prefetch) = prefetch.filter(|_| row % ROWS_ASKED_FOR == 0) {
-                prefetch.at_keys(self.v, row, ROWS_ASKED_FOR);
+            if let Some(prefetch) = prefetch {
+                for n in 0..ROWS_AT_ONCE {
+                    prefetch.at_key(self.v, row + n);
+                }
             }
             let mut levels = [[_mm512_setzero_si512(); N]; ROWS_AT_ONCE];
             for (n, levels) in levels.iter_mut().enumerate() {
