@@ -317,8 +317,8 @@ SPARK_FN void decode(const SparkCall& call) {
     clear_row(staged, staged_words);
     const u32 dense = first_dense(call, s), in_tail = first_in_tail(call, s);
     own.template tiles<STORED, Own::STEPS>(layout, values, staged, keys.start, keys.end < in_tail ? keys.end : in_tail);
-    // Registers have no room for the tail's keys of two rows and eight queries.
-    own.template tiles<IN_TAIL, COLUMNS <= 4 ? Own::STEPS : 1>(layout, values, staged,
+    // Registers have no room for the tail's keys of two rows and several queries.
+    own.template tiles<IN_TAIL, COLUMNS == 1 ? Own::STEPS : 1>(layout, values, staged,
                                                                keys.start > in_tail ? keys.start : in_tail,
                                                                keys.end < dense ? keys.end : dense);
     own.template tiles<DENSE, 1>(layout, values, staged, keys.start > dense ? keys.start : dense, keys.end);

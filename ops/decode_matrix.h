@@ -220,9 +220,9 @@ SPARK_FN void decode_quantised(const SparkCall& call) {
         const u32 staged_words = Dense::TILE * layout.words + KEY_SLACK_WORDS;
         const u32 staged = DecodeMatrix<OCTETS, COLUMNS, 8, 8>::end(call) + 4 * staged_words * wave();
         clear_row(staged, staged_words);
-        own.template tiles<IN_TAIL, TailSteps<Dense>::STEPS>(layout, values, staged,
-                                                             keys.start > in_tail ? keys.start : in_tail,
-                                                             keys.end < dense ? keys.end : dense);
+        // One row a lane: registers have no room for more.
+        own.template tiles<IN_TAIL, 1>(layout, values, staged, keys.start > in_tail ? keys.start : in_tail,
+                                       keys.end < dense ? keys.end : dense);
     }
     own.template tiles<DENSE, 1>(layout, values, 0, keys.start > dense ? keys.start : dense, keys.end);
     own.merge_rows();

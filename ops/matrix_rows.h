@@ -11,12 +11,6 @@ SPARK_CONSTANT u32 MATRIX_KEYS = SPARK_MATRIX_KEYS;
 // byte of a sign plane, two words of signs.
 SPARK_CONSTANT u32 MATRIX_TABLE_WORDS = SPARK_MATRIX_TABLE_WORDS;
 
-// Rows in the tail of a buffer that a lane has in flight.
-template <class Dense>
-struct TailSteps {
-    SPARK_CONSTANT u32 STEPS = Dense::STEPS;
-};
-
 struct MatrixLanes {
     // The lane's query of four.
     SPARK_FN static u32 query() { return lane() % 16 / 4; }

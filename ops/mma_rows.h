@@ -11,12 +11,6 @@ SPARK_CONSTANT u32 MATRIX_KEYS = SPARK_MATRIX_KEYS;
 SPARK_CONSTANT u32 COPY_BYTES = 16;
 SPARK_CONSTANT u32 KEY_SLACK = SPARK_MMA_KEY_SLACK_BYTES, VALUE_SLACK = SPARK_MMA_VALUE_SLACK_BYTES;
 
-// Rows in the tail of a buffer that a lane has in flight: registers have no room for more.
-template <class Dense>
-struct TailSteps {
-    SPARK_CONSTANT u32 STEPS = 1;
-};
-
 struct MatrixLanes {
     // The lane's query of four; its fourth of the keys of a tile; which of the digits of a query and of the halves of a
     // weight it has.
