@@ -55,9 +55,7 @@ impl Basis {
         }
         basis
     }
-}
 
-impl Basis {
     /// Replaces `key` of KV head `head` by its directions.
     pub fn change(&self, head: usize, key: &mut [f32]) {
         let (d, from) = (key.len(), key.to_vec());
