@@ -141,13 +141,22 @@ def test_a_template_wraps_generated_tasks(exports):
         (("--plot", "eval.pdf"), "pictures are .svg or .png files"),
         (("--plot", "nowhere/eval.svg"), "there is no folder nowhere"),
         (("--template", "<{prompt}>"), "--tasks names none"),
-        (("--settings", "0.5/8/8:v4"), "4 is not 1, 2 or 3"),
+        (("--settings", "0.5/8/8:v3"), "no RATIO/KEY_BITS/VALUE_BITS"),
+        (("--json", "nowhere/eval.json"), "there is no folder nowhere"),
         (("--settings", "0.5/8/8:median"), "no RATIO/KEY_BITS/VALUE_BITS"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(exports, arguments, message):
     done = spark_ort("eval", exports[BUNDLED], "--text", TEXT, *arguments, check=False)
     assert done.returncode != 0 and message in done.stderr
+
+
+def test_what_is_read_is_not_written_to(exports, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT.read_text())
+    done = spark_ort("eval", exports[BUNDLED], "--text", text, "--json", text, check=False)
+    assert done.returncode != 0 and "is a file that is read or made" in done.stderr, done.stderr
+    assert text.read_text() == TEXT.read_text()
 
 
 def test_an_interrupt_keeps_what_there_is(exports, tmp_path):

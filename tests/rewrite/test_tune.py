@@ -187,10 +187,12 @@ def test_people_get_tables(exports, tmp_path):
         (("--budget", "4000"), "are enough for rows without loss, which take 2208"),
         (("--budget", "900", "--candidates", "0.5/8/7"), "7 is not 16, 8 or 4"),
         (("--budget", "900", "--candidates", "0.5/8/8+16"), "--recent says how many"),
+        (("--budget", "900", "--candidates", "basis32/8", "--no-basis"), "basis32/8: --no-basis is given too"),
         (("--budget", "900", "--group", "0"), "--group is 0"),
         (("--budget", "900", "--passages", "9999"), "take a longer text, or shorter prompts"),
         (("--budget", "900", "--context", "99999"), "the model's context is"),
         (("--budget", "900", "--output", "nowhere/recipe.json"), "there is no folder nowhere"),
+        (("--budget", "900", "--output", "out.json", "--json", "out.json"), "out.json is a file that is read or made"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(exports, tmp_path, options, message):

@@ -27,6 +27,15 @@ pub struct Temporary {
 }
 
 impl Temporary {
+    /// The files that are read.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let text = match &self.calibrate {
+            Calibration::File(path) => Some(path.clone()),
+            _ => None,
+        };
+        text.into_iter().chain(self.tokenizer.clone())
+    }
+
     /// Options of a rewrite, the others at their defaults.
     pub fn options(&self) -> Options {
         Options {

@@ -1,10 +1,10 @@
 //! Files that are written whole or not at all.
 
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Writes `bytes` to `path`, which is replaced when they are on disk and not before; a link stays a link.
 ///
@@ -31,6 +31,37 @@ fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Refuses, before long work, a `path` of `option` that cannot be written or is one of the files that are `read`.
+///
+/// # Errors
+/// It is such a file or a folder, or its folder is not there. `-`, standard output, is fine.
+pub fn check(option: &str, path: &Path, read: &[PathBuf]) -> Result<()> {
+    if path.as_os_str() == "-" {
+        return Ok(());
+    }
+    let (shown, folder) = (path.display(), folder_of(path));
+    if !folder.is_dir() {
+        bail!("{option} {shown}: there is no folder {}", folder.display());
+    }
+    if path.is_dir() {
+        bail!("{option} {shown} is a folder; name a file");
+    }
+    if read.iter().any(|file| is_same(file, path)) {
+        bail!("{option} {shown} is a file that is read or made; name another one");
+    }
+    Ok(())
+}
+
+/// Whether both paths are of one file, which need not be there.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let place = |path: &Path| Some((std::fs::canonicalize(folder_of(path)).ok()?, path.file_name()?.to_owned()));
+    match (identity(a), identity(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => place(a).is_some_and(|a| place(b) == Some(a)),
+    }
+}
+
 /// The folder of the file `path`.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -53,6 +84,19 @@ mod tests {
         assert!(write(&file.join("nested"), b"never").unwrap_err().to_string().contains("cannot write"));
         let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    #[test]
+    fn what_is_read_is_not_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link, new] = ["text", "link", "new"].map(|name| folder.path().join(name));
+        write(&file, b"text").unwrap();
+        std::os::unix::fs::symlink("text", &link).unwrap();
+        let problem = |path: &Path| check("--json", path, &[file.clone(), folder.path().join("./made")]).err();
+        for wrong in [&file, &link, &folder.path().join("made"), folder.path(), &folder.path().join("no/such")] {
+            assert!(problem(wrong).is_some(), "{wrong:?}");
+        }
+        assert!(problem(&new).is_none() && problem(Path::new("-")).is_none());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use spark_ort::eval::rivals::Rival;
 
 use super::setting::Setting;
 use crate::temporary::Temporary;
+use crate::whole_file;
 
 /// Measure what a compressed cache costs a model: loss, KL divergence, agreement, bytes and speed
 ///
@@ -175,6 +176,18 @@ impl Args {
     /// The template of --template, with its new lines.
     pub(super) fn template(&self) -> String {
         self.template.replace("\\n", "\n")
+    }
+
+    /// Checks that nothing is written where something is read, as the files of the models are.
+    pub(super) fn check_places(&self, mut read: Vec<PathBuf>) -> Result<()> {
+        read.extend([&self.text, &self.task_prompts, &self.task_lengths].into_iter().flatten().cloned());
+        read.extend(self.question_files().map(Path::to_path_buf));
+        read.extend(self.temporary.files());
+        if let Some(plot) = &self.plot {
+            whole_file::check("--plot", plot, &read)?;
+            read.push(plot.clone());
+        }
+        self.json.as_deref().map_or(Ok(()), |json| whole_file::check("--json", json, &read))
     }
 
     /// Checks what the types of the options cannot express.

@@ -31,6 +31,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let original = Candidate::given(&args.original, Kind::Original)?;
     let given =
         args.rewritten.iter().map(|path| Candidate::given(path, Kind::Rewritten)).collect::<Result<Vec<_>>>()?;
+    let models = [&original].into_iter().chain(&given).map(Candidate::files);
+    args.check_places(models.collect::<Result<Vec<_>>>()?.concat())?;
     let tokenizer = texts::tokenizer(args.temporary.tokenizer.as_deref(), &original.file)?;
     let settings = FolderSettings::beside(&original.file)?;
     let texts = texts::read(args, &tokenizer, settings.context_length)?;

@@ -45,7 +45,8 @@ impl FromStr for Setting {
             let mut setting = Self { rows, recent, recovery: Recovery::Mean };
             for word in further {
                 match word.strip_prefix('v').and_then(|number| number.parse().ok()) {
-                    Some(number) => setting.rows.row_format = number,
+                    Some(number @ 1..=2) => setting.rows.row_format = number,
+                    Some(_) => return None,
                     None => setting.recovery = Recovery::from_str(word, false).ok()?,
                 }
             }
@@ -117,6 +118,7 @@ mod tests {
         for text in [
             "",
             "0.5",
+            "0.5/8/8:v3",
             "0.5/8",
             "0.5/8/8/8",
             "a/8/8",

@@ -1,6 +1,6 @@
 //! Options of `spark-ort tune`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
@@ -8,6 +8,7 @@ use spark_ort::rewrite::Recovery;
 
 use crate::eval::setting::Setting;
 use crate::temporary::Temporary;
+use crate::whole_file;
 
 /// Find ratio and bits of each layer for the least error within a budget of cache bytes, and write them as a recipe
 ///
@@ -163,11 +164,16 @@ impl Args {
         if self.output.exists() && !self.force {
             bail!("--output {} exists; --force replaces it", self.output.display());
         }
-        let folder = self.output.parent().filter(|folder| *folder != Path::new(""));
-        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-            bail!("--output: there is no folder {}", folder.display());
-        }
         Ok(())
+    }
+
+    /// Checks that nothing is written where something is read, as the files of the model are.
+    pub(super) fn check_places(&self, mut read: Vec<PathBuf>) -> Result<()> {
+        read.push(self.text.clone());
+        read.extend(self.temporary.files());
+        whole_file::check("--output", &self.output, &read)?;
+        read.push(self.output.clone());
+        self.json.as_deref().map_or(Ok(()), |json| whole_file::check("--json", json, &read))
     }
 }
 

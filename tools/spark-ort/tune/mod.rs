@@ -40,6 +40,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if original.inspection.rows.is_some() {
         bail!("{} is rewritten already: tune takes the original", args.original.display());
     }
+    args.check_places(original.files()?)?;
     let texts = texts(args, &original)?;
     let interrupt = Interrupt::install()?;
     let outcome = match tune(args, &original, texts, &interrupt) {
@@ -100,7 +101,11 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
     let place = tempfile::tempdir().context("cannot create a temporary folder")?;
     let mut shown = Shown::new(interrupt);
     let gpu = if folder { gpu_provider(&args.original)? } else { None };
-    let bases = gpu.is_none() && !args.no_basis;
+    let of_gpu = gpu.map(|gpu| format!("the folder names {gpu}, and no kernel of a GPU reads keys in a basis"));
+    let bases = of_gpu.is_none() && !args.no_basis;
+    if let Some(setting) = args.candidates.iter().find(|setting| setting.rows.key_bytes.is_some() && !bases) {
+        bail!("--candidates {setting}: {}", of_gpu.as_deref().unwrap_or("--no-basis is given too"));
+    }
     let mut workbench = Workbench::new(&original.file, place.path(), &options, bases, &mut shown)?;
     drop(shown);
     let kv_heads: Vec<usize> = original.inspection.interface.layers.iter().map(|layer| layer.kv_heads).collect();
@@ -113,7 +118,6 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
     let complete = layers::measure(&mut probe, &texts.measured, &all, &mut groups, interrupt)?;
     drop(probe);
     let mut outcome = Outcome::new(args, original, (budget, recent, uniform_rows), &all, &groups, complete);
-    let of_gpu = gpu.map(|gpu| format!("the folder names {gpu}, and no kernel of a GPU reads keys in a basis"));
     outcome.no_basis = of_gpu.or(workbench.no_bases().map(String::from));
     if complete > 0 {
         let choices: Vec<_> = groups.iter().map(|group| group.choices(&all)).collect();

@@ -8,8 +8,8 @@
 //! what the rows have lost already.
 //!
 //! From the codes of values of 4 bits their middle is taken, which is added up in float32, and a weight is a multiple
-//! of a 255th of the greatest among its chunk. Where one key has all the weight, that loses a quarter of what its codes
-//! have lost already, which is a twelfth of their squared error; less where several have.
+//! of a 255th of the greatest among its chunk. Where one key has all the weight, that loses about a quarter of what its
+//! codes have lost already, which is a twelfth of their squared error; less where several have.
 
 mod inner_loop;
 mod keys;
