@@ -11,11 +11,11 @@ use crate::compare;
 use crate::continuation::{Task, generate};
 use crate::decode::Settings;
 use crate::interrupt::{self, Interrupt};
-use crate::model_files::ModelSource;
+use crate::model_files::{ModelSource, model_files};
 use crate::prompt::{self, Spelling};
 use crate::report::write_json;
 use crate::terminal::note;
-use crate::threads;
+use crate::{threads, whole_file};
 
 /// Continue a prompt, and say how fast and how large the cache was
 ///
@@ -114,6 +114,12 @@ fn share(text: &str) -> Result<f32, String> {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let model = ModelSource::find(&args.model)?;
     let original = args.compare.as_deref().map(ModelSource::find).transpose()?;
+    if let Some(json) = &args.json {
+        let models = [&model].into_iter().chain(&original).map(|model| model_files(&model.file));
+        let mut read = models.collect::<Result<Vec<_>>>()?.concat();
+        read.extend([&args.tokenizer, &args.prompt.prompt_file].into_iter().flatten().cloned());
+        whole_file::check("--json", json, &read)?;
+    }
     let task = task(args, model, original.as_ref())?;
     let interrupted = match &original {
         Some(original) => {

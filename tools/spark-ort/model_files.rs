@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use spark_ort::files;
 use spark_ort::runtime::Interface;
+use spark_ort::{files, onnx};
 
 /// A model from a command line.
 pub struct ModelSource {
@@ -21,6 +21,14 @@ impl ModelSource {
         let interface = inspection.with_context(|| format!("{} is not understood", file.display()))?.interface;
         Ok(Self { file, interface })
     }
+}
+
+/// The files of the model in an .onnx file, with those of its folder that programs read beside it.
+pub fn model_files(file: &Path) -> Result<Vec<PathBuf>> {
+    const BESIDE: [&str; 4] = ["genai_config.json", "config.json", "tokenizer.json", "tokenizer_config.json"];
+    let data = onnx::data_locations(&onnx::read(file)?);
+    let beside = data.into_iter().chain(BESIDE.map(PathBuf::from)).map(|name| file.with_file_name(name));
+    Ok([file.to_path_buf()].into_iter().chain(beside).collect())
 }
 
 /// The .onnx file for a path: the file itself, that of a GenAI folder, or the only one in a folder.

@@ -14,9 +14,10 @@ use super::rounds::median;
 use super::{positive, threads};
 use crate::decode::{self, Settings};
 use crate::interrupt::{self, Interrupt};
-use crate::model_files::ModelSource;
+use crate::model_files::{ModelSource, model_files};
 use crate::report::{Statistics, Table, bytes, write_json};
 use crate::terminal::{note, show};
+use crate::whole_file;
 
 /// Measure a model beside its rewritten self: speed of prompt and decoding, cache, peak memory
 ///
@@ -78,6 +79,10 @@ struct Cell {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let sources = [ModelSource::find(&args.original)?, ModelSource::find(&args.rewritten)?];
+    if let Some(json) = &args.json {
+        let read = sources.iter().map(|model| model_files(&model.file)).collect::<Result<Vec<_>>>()?;
+        whole_file::check("--json", json, &read.concat())?;
+    }
     let machine = Machine::new(load()?);
     let interrupt = Interrupt::install()?;
     let settings = Settings { threads: args.threads, shared_buffer: !args.no_shared_buffer, interrupt };

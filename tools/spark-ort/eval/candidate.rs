@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use spark_ort::onnx::{self, Placement};
+use spark_ort::onnx::Placement;
 use spark_ort::rewrite::{Inspection, Options, Progress, RecentIn, inspect};
 use tempfile::TempDir;
 
 use super::setting::Setting;
 use crate::interrupt::Interrupt;
-use crate::model_files::model_file;
+use crate::model_files::{model_file, model_files};
 use crate::progress::Steps;
 use crate::temporary::Temporary;
 
@@ -53,12 +53,9 @@ impl Candidate {
         Ok(Self { name, kind, file, inspection, _folder: None })
     }
 
-    /// Its files, with those of its folder that programs read beside it.
+    /// Its files.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
-        const BESIDE: [&str; 4] = ["genai_config.json", "config.json", "tokenizer.json", "tokenizer_config.json"];
-        let data = onnx::data_locations(&onnx::read(&self.file)?);
-        let beside = data.into_iter().chain(BESIDE.map(PathBuf::from)).map(|name| self.file.with_file_name(name));
-        Ok([self.file.clone()].into_iter().chain(beside).collect())
+        model_files(&self.file)
     }
 
     /// A rewritten model in a folder that someone else removes.
