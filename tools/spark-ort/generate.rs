@@ -115,8 +115,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let model = ModelSource::find(&args.model)?;
     let original = args.compare.as_deref().map(ModelSource::find).transpose()?;
     if let Some(json) = &args.json {
-        let models = [&model].into_iter().chain(&original).map(|model| model_files(&model.file));
-        let mut read = models.collect::<Result<Vec<_>>>()?.concat();
+        let mut read = model_files([&model].into_iter().chain(&original).map(|model| &model.file))?;
         read.extend([&args.tokenizer, &args.prompt.prompt_file].into_iter().flatten().cloned());
         whole_file::check("--json", json, &read)?;
     }

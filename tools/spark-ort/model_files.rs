@@ -23,12 +23,16 @@ impl ModelSource {
     }
 }
 
-/// The files of the model in an .onnx file, with those of its folder that programs read beside it.
-pub fn model_files(file: &Path) -> Result<Vec<PathBuf>> {
+/// The files of the models in these .onnx files, with those of their folders that programs read beside them.
+pub fn model_files<'a>(models: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<PathBuf>> {
     const BESIDE: [&str; 4] = ["genai_config.json", "config.json", "tokenizer.json", "tokenizer_config.json"];
-    let data = onnx::data_locations(&onnx::read(file)?);
-    let beside = data.into_iter().chain(BESIDE.map(PathBuf::from)).map(|name| file.with_file_name(name));
-    Ok([file.to_path_buf()].into_iter().chain(beside).collect())
+    let mut files = Vec::new();
+    for file in models {
+        let data = onnx::data_locations(&onnx::read(file)?);
+        files.push(file.clone());
+        files.extend(data.into_iter().chain(BESIDE.map(PathBuf::from)).map(|name| file.with_file_name(name)));
+    }
+    Ok(files)
 }
 
 /// The .onnx file for a path: the file itself, that of a GenAI folder, or the only one in a folder.

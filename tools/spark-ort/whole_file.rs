@@ -1,10 +1,11 @@
 //! Files that are written whole or not at all.
 
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use spark_ort::rewrite::{contains, same_file};
 
 /// Writes `bytes` to `path`, which is replaced when they are on disk and not before; a link stays a link.
 ///
@@ -46,20 +47,10 @@ pub fn check(option: &str, path: &Path, read: &[PathBuf]) -> Result<()> {
     if path.is_dir() {
         bail!("{option} {shown} is a folder; name a file");
     }
-    if read.iter().any(|file| is_same(file, path)) {
+    if read.iter().any(|file| same_file(file, path) || contains(file, path)) {
         bail!("{option} {shown} is a file that is read or made; name another one");
     }
     Ok(())
-}
-
-/// Whether both paths are of one file, which need not be there.
-fn is_same(a: &Path, b: &Path) -> bool {
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-    let place = |path: &Path| Some((std::fs::canonicalize(folder_of(path)).ok()?, path.file_name()?.to_owned()));
-    match (identity(a), identity(b)) {
-        (Some(a), Some(b)) => a == b,
-        _ => place(a).is_some_and(|a| place(b) == Some(a)),
-    }
 }
 
 /// The folder of the file `path`.

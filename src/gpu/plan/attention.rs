@@ -41,6 +41,7 @@ use crate::gpu::params::{Call, Tokens};
 fn octets_of(head_dim: u32) -> u32 {
     (head_dim / 8).next_power_of_two().max(8)
 }
+
 /// Blocks of a decoding kernel that a compute unit holds at once: the number of waves that a SIMD has registers for,
 /// since each block has one wave on every SIMD.
 fn decode_blocks(octets: u32, columns: u32, matrix: MatrixCores) -> u32 {

@@ -80,8 +80,7 @@ struct Cell {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let sources = [ModelSource::find(&args.original)?, ModelSource::find(&args.rewritten)?];
     if let Some(json) = &args.json {
-        let read = sources.iter().map(|model| model_files(&model.file)).collect::<Result<Vec<_>>>()?;
-        whole_file::check("--json", json, &read.concat())?;
+        whole_file::check("--json", json, &model_files(sources.iter().map(|model| &model.file))?)?;
     }
     let machine = Machine::new(load()?);
     let interrupt = Interrupt::install()?;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::setting::Setting;
 use crate::interrupt::Interrupt;
-use crate::model_files::{model_file, model_files};
+use crate::model_files::model_file;
 use crate::progress::Steps;
 use crate::temporary::Temporary;
 
@@ -51,11 +51,6 @@ impl Candidate {
             _ => path.display().to_string(),
         };
         Ok(Self { name, kind, file, inspection, _folder: None })
-    }
-
-    /// Its files.
-    pub fn files(&self) -> Result<Vec<PathBuf>> {
-        model_files(&self.file)
     }
 
     /// A rewritten model in a folder that someone else removes.

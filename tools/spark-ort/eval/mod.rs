@@ -19,6 +19,7 @@ use spark_ort::rewrite::RewriteError;
 use spark_ort::runtime::{FolderSettings, load};
 
 use crate::interrupt::{self, Interrupt};
+use crate::model_files::model_files;
 use crate::report::write_json;
 pub use args::Args;
 use candidate::{Candidate, Kind, Rewriter};
@@ -31,8 +32,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let original = Candidate::given(&args.original, Kind::Original)?;
     let given =
         args.rewritten.iter().map(|path| Candidate::given(path, Kind::Rewritten)).collect::<Result<Vec<_>>>()?;
-    let models = [&original].into_iter().chain(&given).map(Candidate::files);
-    args.check_places(models.collect::<Result<Vec<_>>>()?.concat())?;
+    args.check_places(model_files([&original].into_iter().chain(&given).map(|model| &model.file))?)?;
     let tokenizer = texts::tokenizer(args.temporary.tokenizer.as_deref(), &original.file)?;
     let settings = FolderSettings::beside(&original.file)?;
     let texts = texts::read(args, &tokenizer, settings.context_length)?;

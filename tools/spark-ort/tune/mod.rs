@@ -20,6 +20,7 @@ use crate::eval::candidate::{Candidate, Kind, Shown};
 use crate::eval::is_cancelled;
 use crate::eval::texts::{encoded, tokenizer};
 use crate::interrupt::{self, Interrupt};
+use crate::model_files::model_files;
 use crate::report::write_json;
 use crate::terminal::{note, show};
 use crate::whole_file;
@@ -40,7 +41,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if original.inspection.rows.is_some() {
         bail!("{} is rewritten already: tune takes the original", args.original.display());
     }
-    args.check_places(original.files()?)?;
+    args.check_places(model_files([&original.file])?)?;
     let texts = texts(args, &original)?;
     let interrupt = Interrupt::install()?;
     let outcome = match tune(args, &original, texts, &interrupt) {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::reduce::{ROWS, RowSums, first_words, sum_within_quarters};
+use super::reduce::{ROWS, RowSums, first_words, groups_within, sum_within_quarters};
 use super::vector::{Avx512, expand_all_words, finite_f16};
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes};
 use crate::cpu::decode::kernels::{KeyKernel, KeyRows};
@@ -72,8 +72,7 @@ impl<const H: usize> F16Keys<'_, H> {
     fn multiply(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> usize {
         let KeyRows { layout, recover } = self.rows;
         let (stride, reach) = (layout.row_bytes(), layout.codes_at() + 2 * layout.kept() + BEYOND);
-        let within = if rows.len() < reach { 0 } else { (rows.len() - reach) / stride + 1 };
-        let count = count.min(within) / ROWS * ROWS;
+        let count = groups_within(rows, stride, reach, count) * ROWS;
         if count == 0 {
             return 0;
         }

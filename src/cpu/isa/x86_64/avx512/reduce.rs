@@ -8,6 +8,13 @@ use crate::cpu::decode::chunk::{ByKey, CHUNK};
 /// Rows whose numbers share vectors, a lane each.
 pub(in crate::cpu::isa::x86_64) const ROWS: usize = 16;
 
+/// How many times [`ROWS`] of the `count` first of `rows`, `stride` bytes apart, can be read so far that `reach` bytes
+/// from the beginning of each on are within `rows`.
+pub(in crate::cpu::isa::x86_64) fn groups_within(rows: &[u8], stride: usize, reach: usize, count: usize) -> usize {
+    let within = if rows.len() < reach { 0 } else { (rows.len() - reach) / stride + 1 };
+    count.min(within) / ROWS
+}
+
 /// The sums of neighbours among the lanes of `a`, then of `b`.
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -11,7 +11,9 @@ use crate::cpu::decode::kernels::KeyRows;
 use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::rows::keys::truncate;
 use crate::cpu::isa::vector::LANES;
-use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, RowSums, first_words, sum_pairs, sum_within_quarters};
+use crate::cpu::isa::x86_64::avx512::reduce::{
+    ROWS, RowSums, first_words, groups_within, sum_pairs, sum_within_quarters,
+};
 use crate::cpu::isa::x86_64::avx512::vector::Avx512;
 use crate::cpu::isa::x86_64::fixed_point::{GREATEST_SUM, GREATEST_WORD};
 use crate::format::v1::layout::{Bits, MAX_HEAD_DIM};
@@ -101,8 +103,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
     pub(super) fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> bool {
         let stride = self.rows.layout.row_bytes();
         // Sixteen at a time, as long as vectors stay within the rows.
-        let within = if rows.len() < self.reach() { 0 } else { (rows.len() - self.reach()) / stride + 1 };
-        let mut groups = count.min(within) / ROWS;
+        let mut groups = groups_within(rows, stride, self.reach(), count);
         match self.multiply((rows, stride), groups, Some(prefetch), products) {
             Outcome::Complete => {}
             Outcome::TooManyMarked => groups = 0,

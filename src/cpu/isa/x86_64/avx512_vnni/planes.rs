@@ -10,7 +10,9 @@ use super::words::dot_bytes;
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes, no_products};
 use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::vector::LANES;
-use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, RowSums, first_words, sum_integers_within_quarters};
+use crate::cpu::isa::x86_64::avx512::reduce::{
+    ROWS, RowSums, first_words, groups_within, sum_integers_within_quarters,
+};
 use crate::cpu::isa::x86_64::avx512::vector::{Avx512, finite_f16};
 use crate::format::v1::layout::{KeyLayout, MAX_HEAD_DIM};
 use crate::format::v3::{LEVELS_2, LEVELS_4, OFFSET, Planes, RANGES};
@@ -246,8 +248,7 @@ impl<'a, const H: usize> PlaneKeys<'a, H> {
     pub(super) fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) {
         let stride = self.stride;
         // Sixteen at a time, as long as vectors stay within the rows.
-        let within = if rows.len() < self.reach() { 0 } else { (rows.len() - self.reach()) / stride + 1 };
-        let groups = count.min(within) / ROWS;
+        let groups = groups_within(rows, stride, self.reach(), count);
         self.multiply((rows, stride), groups, Some(prefetch), products);
         for first in (groups * ROWS..count).step_by(ROWS) {
             self.copied(&rows[first * stride..], ROWS.min(count - first), first / ROWS, products);

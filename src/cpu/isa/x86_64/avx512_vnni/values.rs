@@ -20,24 +20,23 @@ pub(super) fn takes(layout: &ValueLayout) -> bool {
     layout.bits() != Bits::B16 && words::takes(layout.head_dim())
 }
 
-/// Adds the values of the `count` first of `rows` times their `weights` to `sums`, one entry a block of channels, with
-/// 4 bits the even and the odd channels of a group apart, as `isa::rows::values::add_rows` does. For quantised values;
+/// Adds the values of the `count` first rows times their `weights` to `sums`, one entry a block of channels, with 4
+/// bits the even and the odd channels of a group apart, as `isa::rows::values::add_rows` does. For quantised values;
 /// `scaled` is room for their weights.
 #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
 pub(super) fn add_rows<const H: usize>(
     v: Avx512,
     layout: &ValueLayout,
-    (rows, count): (&[u8], usize),
+    (bytes_of_rows, count): (&[u8], usize),
     prefetch: &Prefetch,
     weights: &ByKey<H>,
     scaled: &mut ScaledWeights<H>,
     sums: &mut [HeadLanes<H>],
 ) {
-    let of_values = ValueRows::new(v, layout, rows, count, prefetch);
-    let Some(groups) = scaled.weigh(&of_values, weights) else {
-        return add_any_rows(v, layout, (rows, count), prefetch, weights, sums);
+    let rows = ValueRows::new(v, layout, bytes_of_rows, count, prefetch);
+    let Some(groups) = scaled.weigh(&rows, weights) else {
+        return add_any_rows(v, layout, (bytes_of_rows, count), prefetch, weights, sums);
     };
-    let rows = of_values;
     for (part, sums) in sums.as_chunks_mut::<BLOCKS>().0.iter_mut().enumerate() {
         // One for all channels, or one for 32 channels each.
         let of_part = [2 * part, 2 * part + 1].map(|n| &groups[n.min(groups.len() - 1)]);
