@@ -175,7 +175,8 @@ unsafe impl Isa for Portable {
     fn vector(self) -> Self {
         self
     }
-    #[inline(always)]
+    /// Apart from its caller: the compiler takes minutes for arrays of several works in one function.
+    #[inline(never)]
     fn run<W: Work>(self, work: W) -> W::Output {
         work.with(self)
     }

@@ -154,7 +154,9 @@ def test_weights_quantised_afterwards(tmp_path, attend):
     """The tools that quantise weights also take a rewritten model."""
     onnx.save(decoder(attend, Shape(4, 4)), tmp_path / "float.onnx")
     rewrite(tmp_path / "float.onnx", tmp_path / "rewritten.onnx", *LOSSLESS)
-    quantize_dynamic(tmp_path / "rewritten.onnx", tmp_path / "int8.onnx", weight_type=QuantType.QInt8)
+    # Of 7 bits: on processors without VNNI, ONNX Runtime adds pairs of products of 8 bits up in int16, which saturates.
+    target = tmp_path / "int8.onnx"
+    quantize_dynamic(tmp_path / "rewritten.onnx", target, weight_type=QuantType.QInt8, reduce_range=True)
     conversation = calls(1, None, False)
     expected, _ = logits(session(tmp_path / "float.onnx"), conversation)
     found, _ = logits(session(tmp_path / "int8.onnx"), conversation)
