@@ -126,7 +126,7 @@ fn expected_attention(case: &Case) -> Array4<f64> {
 }
 
 /// Of float32, with sums of D numbers more where values are rotated back; or of int16, a hundredth of what quantised
-/// rows have lost, some of them much; or of bytes, a quarter of what values of 4 bits have lost (the tests of
+/// rows have lost, some of them much; or of bytes, half of what values of 4 bits have lost (the tests of
 /// `src/cpu/isa/x86_64/avx512_vnni` know each number).
 fn tolerance(path: InstructionSet, case: &Case) -> f64 {
     let common = &case.prune.common;
@@ -134,7 +134,7 @@ fn tolerance(path: InstructionSet, case: &Case) -> f64 {
     let in_float32 = matches!(path, InstructionSet::Scalar | InstructionSet::Portable);
     let bytes = path == InstructionSet::Vnni && common.value_bits == Bits::B4;
     match common.row_format {
-        _ if bytes => 3e-2,
+        _ if bytes => 5e-2,
         _ if quantised && !in_float32 => 1e-2,
         RowFormat::V1 => 2e-5,
         _ => 6e-5,

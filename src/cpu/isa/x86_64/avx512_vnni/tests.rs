@@ -52,14 +52,17 @@ fn values_are_their_arithmetic<const H: usize>(isa: Avx512Vnni, layout: &ValueLa
             let weights = weights[h].as_flattened();
             let scaled = |n: usize| weights[n] * fields(&rows[n * layout.row_bytes()..])[0];
             let most = (0..count).map(scaled).fold(0.0, f32::max);
-            let unit = most / 255.0;
+            let unit = most / 254.5;
             let mut want = 0.0;
             for (n, row) in rows.chunks_exact(layout.row_bytes()).enumerate() {
                 let [scale, minimum] = fields(row);
                 let code = row[layout.codes_at() + j / 2] >> (4 * (j % 2)) & 15;
                 let whole = scaled(n).mul_add(1.0 / unit, DITHER[n % LANES]).round_ties_even();
-                want += f64::from(whole) * (f64::from(code) - 8.0) * f64::from(unit);
-                want += f64::from(weights[n]) * (f64::from(minimum) + 8.0 * f64::from(scale));
+                let centre = f64::from(minimum) + 8.0 * f64::from(scale);
+                // The code that stands for zero, from 8.
+                let ratio = (centre / f64::from(scale)).clamp(-8.0, 8.0);
+                want += f64::from(whole) * (f64::from(code) - 8.0 + ratio) * f64::from(unit);
+                want += f64::from(weights[n]) * (centre - f64::from(scale) * ratio);
             }
             let got = f64::from(sums[2 * (j / 32) + within % 2].0[h][within / 2]);
             // One weight may lie half-way between two, where float32 tips it.

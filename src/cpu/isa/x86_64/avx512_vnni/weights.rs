@@ -28,7 +28,8 @@ impl<const H: usize> Group<H> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
     fn set_words(&mut self, fields: &Fields, weights: &ByKey<H>) {
-        let most = self.set_sums(&fields.minimum, &fields.scale, weights);
+        let (sums, most) = sums_and_most(&fields.minimum, &fields.scale, weights);
+        self.least = sum_each(sums);
         self.units = most.map(|most| most / GREATEST_WORD);
         // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
         let dither = unsafe { _mm512_loadu_ps(DITHER.as_ptr()) };
@@ -50,52 +51,67 @@ impl<const H: usize> Group<H> {
         }
     }
 
-    /// The same for codes of four bits, of which [`CENTRE`] is taken before they are multiplied: it is weighed in
-    /// float32, so that weights of a byte lose no more than the codes have lost already. No scale is negative.
+    /// The same for codes of four bits, of which [`CENTRE`] is taken before they are multiplied. No scale is negative.
+    ///
+    /// What a weight loses to rounding counts times the whole number that stands for it in a row. What all channels of
+    /// a row have in common must not be in there: the rotation back puts it into one channel. So what minimum and centre
+    /// weigh follows the rounded weights too, by their ratio to the scale; the rest of them, little but for rows that
+    /// hosts made up, is weighed in float32.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
     fn set_bytes(&mut self, fields: &Fields, weights: &ByKey<H>) {
-        let mut centres = fields.minimum;
-        for (centre, scale) in centres.iter_mut().zip(fields.scale) {
-            *centre = _mm512_fmadd_ps(scale, _mm512_set1_ps(CENTRE), *centre);
+        let zero = [_mm512_setzero_ps(); CHUNK / ROWS];
+        let (mut ratios, mut rest) = (zero, zero);
+        for (n, (&minimum, &scale)) in fields.minimum.iter().zip(&fields.scale).enumerate() {
+            let centre = _mm512_fmadd_ps(scale, _mm512_set1_ps(CENTRE), minimum);
+            let ratio = _mm512_mul_ps(centre, _mm512_rcp14_ps(scale));
+            // Of a number and NaN, the number.
+            let most = _mm512_min_ps(ratio, _mm512_set1_ps(CENTRE));
+            ratios[n] = _mm512_max_ps(most, _mm512_set1_ps(-CENTRE));
+            rest[n] = _mm512_fnmadd_ps(scale, ratios[n], centre);
         }
-        let most = self.set_sums(&centres, &fields.scale, weights);
+        let (mut sums, most) = sums_and_most(&rest, &fields.scale, weights);
         self.units = most.map(|most| most / (GREATEST_BYTE * CODE));
         // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
         let dither = unsafe { _mm512_loadu_ps(DITHER.as_ptr()) };
-        for ((weights, fours), unit) in weights.iter().zip(&mut self.together).zip(self.units) {
-            let by = inverse(unit * CODE);
+        for (h, (weights, fours)) in weights.iter().zip(&mut self.together).enumerate() {
+            let unit = self.units[h] * CODE;
+            let by = inverse(unit);
             let (fours, _) = fours.as_chunks_mut::<{ LANES / 4 }>();
-            for ((weights, scale), fours) in weights.iter().zip(fields.scale).zip(fours) {
+            let mut common = _mm512_setzero_ps();
+            for (n, (weights, fours)) in weights.iter().zip(fours).enumerate() {
                 // SAFETY: memory is read and written through references to arrays of the sizes that the instructions
                 // take.
                 unsafe {
-                    let scaled = _mm512_mul_ps(_mm512_loadu_ps(weights.as_ptr()), scale);
+                    let scaled = _mm512_mul_ps(_mm512_loadu_ps(weights.as_ptr()), fields.scale[n]);
                     let whole = _mm512_cvtps_epi32(_mm512_fmadd_ps(scaled, by, dither));
+                    common = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), ratios[n], common);
                     _mm_storeu_si128(fours.as_mut_ptr().cast(), _mm512_cvtusepi32_epi8(whole));
                 }
             }
-        }
-    }
-
-    /// Sets the sums of `weights` times `constants`, and returns the greatest magnitude of a weight times its scale.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-    fn set_sums(&mut self, constants: &ByRow, scale: &ByRow, weights: &ByKey<H>) -> [f32; H] {
-        let mut sums = [_mm512_setzero_ps(); H];
-        let mut most = sums;
-        for (h, weights) in weights.iter().enumerate() {
-            for (n, weights) in weights.iter().enumerate() {
-                // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
-                let weight = unsafe { _mm512_loadu_ps(weights.as_ptr()) };
-                sums[h] = _mm512_fmadd_ps(weight, constants[n], sums[h]);
-                // Of both the greater magnitude, without sign.
-                most[h] = _mm512_range_ps::<0b1011>(most[h], _mm512_mul_ps(weight, scale[n]));
-            }
+            sums[h] = _mm512_fmadd_ps(common, _mm512_set1_ps(unit), sums[h]);
         }
         self.least = sum_each(sums);
-        greatest_each(most)
     }
+}
+
+/// The sums of `weights` times `constants`, over the lanes of a vector, and the greatest magnitude of a weight times its
+/// scale.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
+fn sums_and_most<const H: usize>(constants: &ByRow, scale: &ByRow, weights: &ByKey<H>) -> ([__m512; H], [f32; H]) {
+    let mut sums = [_mm512_setzero_ps(); H];
+    let mut most = sums;
+    for (h, weights) in weights.iter().enumerate() {
+        for (n, weights) in weights.iter().enumerate() {
+            // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
+            let weight = unsafe { _mm512_loadu_ps(weights.as_ptr()) };
+            sums[h] = _mm512_fmadd_ps(weight, constants[n], sums[h]);
+            // Of both the greater magnitude, without sign.
+            most[h] = _mm512_range_ps::<0b1011>(most[h], _mm512_mul_ps(weight, scale[n]));
+        }
+    }
+    (sums, greatest_each(most))
 }
 
 /// One over `unit`; nothing where that is next to nothing.
@@ -109,8 +125,8 @@ fn inverse(unit: f32) -> __m512 {
 const CENTRE: f32 = 8.0;
 /// What 1 of such a code is where it is multiplied: it stands in the high half of a byte.
 const CODE: f32 = 16.0;
-/// The greatest weight in uint8.
-const GREATEST_BYTE: f32 = 255.0;
+/// The greatest weight in uint8, before [`DITHER`].
+const GREATEST_BYTE: f32 = 254.5;
 
 /// A number for each row of a chunk.
 type ByRow = [__m512; CHUNK / ROWS];
