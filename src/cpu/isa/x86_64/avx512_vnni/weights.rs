@@ -53,10 +53,10 @@ impl<const H: usize> Group<H> {
 
     /// The same for codes of four bits, of which [`CENTRE`] is taken before they are multiplied. No scale is negative.
     ///
-    /// What a weight loses to rounding counts times the whole number that stands for it in a row. What all channels of
-    /// a row have in common must not be in there: the rotation back puts it into one channel. So what minimum and centre
-    /// weigh follows the rounded weights too, by their ratio to the scale; the rest of them, little but for rows that
-    /// hosts made up, is weighed in float32.
+    /// What a weight loses to rounding is multiplied by what it weighs. That must be the value, not the code less the
+    /// centre: what the codes of a row have in common, the rotation back puts into one channel. So minimum and centre
+    /// are weighed by the rounded weights too, as multiples of the scale. What is left of them, little but for rows
+    /// that hosts made up, is weighed in float32.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
     fn set_bytes(&mut self, fields: &Fields, weights: &ByKey<H>) {
@@ -95,8 +95,8 @@ impl<const H: usize> Group<H> {
     }
 }
 
-/// The sums of `weights` times `constants`, over the lanes of a vector, and the greatest magnitude of a weight times its
-/// scale.
+/// The sums of `weights` times `constants`, spread over the lanes of a vector, and the greatest magnitude of a weight
+/// times its scale.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
 fn sums_and_most<const H: usize>(constants: &ByRow, scale: &ByRow, weights: &ByKey<H>) -> ([__m512; H], [f32; H]) {
