@@ -53,6 +53,17 @@ pub fn check(option: &str, path: &Path, read: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
+/// Checks the files that are written, each with its option, one after the other: none is one that is `read`, or written
+/// before.
+pub fn check_all<const N: usize>(written: [(&str, Option<&Path>); N], mut read: Vec<PathBuf>) -> Result<()> {
+    for (option, path) in written {
+        let Some(path) = path else { continue };
+        check(option, path, &read)?;
+        read.push(path.into());
+    }
+    Ok(())
+}
+
 /// The folder of the file `path`.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))

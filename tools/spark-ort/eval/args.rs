@@ -183,11 +183,7 @@ impl Args {
         read.extend([&self.text, &self.task_prompts, &self.task_lengths].into_iter().flatten().cloned());
         read.extend(self.question_files().map(Path::to_path_buf));
         read.extend(self.temporary.files());
-        if let Some(plot) = &self.plot {
-            whole_file::check("--plot", plot, &read)?;
-            read.push(plot.clone());
-        }
-        self.json.as_deref().map_or(Ok(()), |json| whole_file::check("--json", json, &read))
+        whole_file::check_all([("--plot", self.plot.as_deref()), ("--json", self.json.as_deref())], read)
     }
 
     /// Checks what the types of the options cannot express.

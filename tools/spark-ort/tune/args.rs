@@ -171,9 +171,7 @@ impl Args {
     pub(super) fn check_places(&self, mut read: Vec<PathBuf>) -> Result<()> {
         read.push(self.text.clone());
         read.extend(self.temporary.files());
-        whole_file::check("--output", &self.output, &read)?;
-        read.push(self.output.clone());
-        self.json.as_deref().map_or(Ok(()), |json| whole_file::check("--json", json, &read))
+        whole_file::check_all([("--output", Some(&*self.output)), ("--json", self.json.as_deref())], read)
     }
 }
 

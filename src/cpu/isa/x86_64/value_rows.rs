@@ -63,7 +63,7 @@ pub(super) struct Group<const H: usize> {
     pub(super) together: [[i32; CHUNK / 2]; H],
     /// What 1 stands for.
     pub(super) units: [f32; H],
-    /// Sums of weights times minimum, or with codes less a centre, times that too.
+    /// What the minima weigh, and with them what was taken from codes.
     pub(super) least: [f32; H],
 }
 

@@ -7,9 +7,9 @@
 //! of a value of 8 bits one of a 32,767th of the greatest among its chunk of keys. What that loses is a hundredth of
 //! what the rows have lost already.
 //!
-//! From the codes of values of 4 bits their middle is taken, which is added up in float32, and a weight is a multiple
-//! of a 255th of the greatest among its chunk. Where one key has all the weight, that loses about a quarter of what its
-//! codes have lost already, which is a twelfth of their squared error; less where several have.
+//! From the codes of values of 4 bits their middle is taken, which is weighed apart, and a weight is a multiple of
+//! about a 255th of the greatest among its chunk. Where one key has all the weight, that loses about a quarter of what
+//! its codes have lost already, which is a twelfth of their squared error; less where several have.
 
 mod inner_loop;
 mod keys;
