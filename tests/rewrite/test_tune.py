@@ -139,7 +139,7 @@ def test_a_budget_below_all_candidates_is_filled(exports, tmp_path):
     model, recipe = exports["genai-cpu-fp32"] / "model.onnx", tmp_path / "recipe.json"
     # Eight rows of keys and of values; the only candidate takes 992 bytes.
     options = ("--candidates", "0.5/8/8", "--verify", 0, "--force")
-    for budget, more, filled in ((700, (), {"basis16/8"}), (820, ("--no-basis",), {"0.8282/8/8"})):
+    for budget, more, filled in ((700, (), {"basis16/8"}), (820, ("--no-basis",), {"0.8438/8/8"})):
         report = tune(model, recipe, *options, "--budget", budget, *more)
         assert filled <= {candidate["name"] for candidate in report["candidates"]}, report["candidates"]
         assert report["bytes_per_token"] <= budget
@@ -198,7 +198,7 @@ def test_people_get_tables(exports, tmp_path):
         (("--budget", "150%"), "neither a number of bytes"),
         (("--budget", "100"), "100 bytes per token are too few: the smallest setting that is tried, basis8/4, takes"),
         (("--budget", "351"), "the smallest setting that is tried, basis8/4, takes 352"),
-        (("--budget", "100", "--no-basis"), "the smallest setting that is tried, 0.8907/4/4, takes"),
+        (("--budget", "100", "--no-basis"), "the smallest setting that is tried, 0.8125/4/4, takes 544"),
         (("--budget", "4000"), "are enough for rows without loss, which take 2208"),
         (("--budget", "900", "--candidates", "0.5/8/7"), "7 is not 16, 8 or 4"),
         (("--budget", "900", "--candidates", "0.5/8/8+16"), "--recent says how many"),
@@ -218,8 +218,8 @@ def test_what_cannot_be_tuned_is_refused(exports, tmp_path, options, message):
     done = spark_ort("tune", exports["genai-cpu-fp32"] / "model.onnx", *small(*options), check=False)
     assert done.returncode != 0 and message in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
-    # What settings reach with a basis is known when there is one.
-    assert "too few" in message or "without loss" in message or "calibrating" not in done.stderr
+    # Only the smallest and the largest budget depend on what calibration finds.
+    assert "error: --budget: " in done.stderr or "calibrating" not in done.stderr, done.stderr
 
 
 def test_other_files_are_left_alone(exports, tmp_path):
