@@ -1,8 +1,9 @@
 //! What the kernels of the processor take for a row, without ONNX Runtime: `cargo bench --bench kernels`.
 //!
-//! One token is decoded by 32 query heads over 8 KV heads of 16,384 cached keys, D = 128, or with the heads of a smaller
-//! model where a setting says so, float32, by one thread. An item is a row: a key and its value. Cycles of a row are the clock over the items a second (docs/performance.md);
-//! where a row's time goes shows `perf record -e cpu-clock` of this program.
+//! One token is decoded by 32 query heads over 8 KV heads of 16,384 cached keys, D = 128, or by the heads of a smaller
+//! model where a setting says so, float32, by one thread. An item is a row: a key and its value. Cycles of a row are
+//! the clock over the items a second (docs/performance.md); where a row's time goes shows `perf record -e cpu-clock` of
+//! this program.
 
 use std::fmt;
 use std::sync::OnceLock;
