@@ -1,8 +1,9 @@
 //! What the kernels of the processor take for a row, without ONNX Runtime: `cargo bench --bench kernels`.
 //!
-//! One token is decoded by 32 query heads over 8 KV heads of 16,384 cached keys, D = 128, float32, by one thread. An
-//! item is a row: a key and its value. Cycles of a row are the clock over the items a second (docs/performance.md);
-//! where a row's time goes shows `perf record -e cpu-clock` of this program.
+//! One token is decoded by 32 query heads over 8 KV heads of 16,384 cached keys, D = 128, or by the heads of a smaller
+//! model where a setting says so, float32, by one thread. An item is a row: a key and its value. Cycles of a row are
+//! the clock over the items a second (docs/performance.md); where a row's time goes shows `perf record -e cpu-clock` of
+//! this program.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -15,9 +16,6 @@ use spark_ort::cpu::{Attention, Basis, HeadRows, InstructionSet, Prune, Serial, 
 use spark_ort::format::{self, Bits, KeyLayout, RowFormat, TailLayout, ValueLayout, write_dense_key};
 use spark_ort::method::{Recovery, channel_scale};
 
-const HEAD_DIM: usize = 128;
-const QUERY_HEADS: usize = 32;
-const KV_HEADS: usize = 8;
 const KEYS: usize = 16_384;
 
 /// Free rows of a head's buffers.
@@ -25,9 +23,26 @@ const FREE: usize = 512;
 /// Every so many rows are made; the others repeat them.
 const MADE: usize = KEYS / 64;
 
-/// Row format, keys, value bits, and keys that are dense in free rows.
+/// Heads of a model's layer.
 #[derive(Clone, Copy)]
-struct Setting(RowFormat, Keys, i64, usize);
+struct Heads {
+    query: usize,
+    kv: usize,
+    dim: usize,
+}
+
+/// As in Llama 3 8B.
+const LARGE: Heads = Heads { query: 32, kv: 8, dim: 128 };
+/// As in Llama 3.2 1B.
+const SMALL: Heads = Heads { query: 32, kv: 8, dim: 64 };
+/// A query head for each KV head.
+const SINGLE: Heads = Heads { query: 8, kv: 8, dim: 64 };
+/// As in SmolLM2 135M.
+const THREE: Heads = Heads { query: 9, kv: 3, dim: 64 };
+
+/// Heads, row format, keys, value bits, and keys that are dense in free rows.
+#[derive(Clone, Copy)]
+struct Setting(Heads, RowFormat, Keys, i64, usize);
 
 /// What keys keep.
 #[derive(Clone, Copy)]
@@ -40,25 +55,35 @@ enum Keys {
 
 use Keys::{Channels, Planes};
 
-const SETTINGS: [Setting; 8] = [
-    Setting(RowFormat::V1, Channels(64, 16), 16, 0),
-    Setting(RowFormat::V1, Channels(64, 8), 8, 0),
-    Setting(RowFormat::V1, Channels(64, 8), 8, 64),
-    Setting(RowFormat::V1, Channels(38, 4), 4, 0),
-    Setting(RowFormat::V1, Channels(38, 4), 4, 64),
-    Setting(RowFormat::V2, Channels(38, 4), 4, 0),
+const SETTINGS: [Setting; 15] = [
+    Setting(LARGE, RowFormat::V1, Channels(64, 16), 16, 0),
+    Setting(LARGE, RowFormat::V1, Channels(64, 8), 8, 0),
+    Setting(LARGE, RowFormat::V1, Channels(64, 8), 8, 64),
+    Setting(LARGE, RowFormat::V1, Channels(38, 4), 4, 0),
+    Setting(LARGE, RowFormat::V1, Channels(38, 4), 4, 64),
+    Setting(LARGE, RowFormat::V2, Channels(38, 4), 4, 0),
     // 64 and 48 bytes a key.
-    Setting(RowFormat::V3, Planes(23, 48, 57), 8, 0),
-    Setting(RowFormat::V3, Planes(10, 40, 64), 4, 0),
+    Setting(LARGE, RowFormat::V3, Planes(23, 48, 57), 8, 0),
+    Setting(LARGE, RowFormat::V3, Planes(10, 40, 64), 4, 0),
+    Setting(SMALL, RowFormat::V1, Channels(32, 8), 8, 0),
+    Setting(SMALL, RowFormat::V1, Channels(20, 4), 4, 0),
+    // 32 bytes a key.
+    Setting(SMALL, RowFormat::V3, Planes(11, 20, 33), 8, 0),
+    Setting(SINGLE, RowFormat::V1, Channels(32, 8), 8, 0),
+    Setting(SINGLE, RowFormat::V1, Channels(20, 4), 4, 0),
+    Setting(THREE, RowFormat::V1, Channels(32, 8), 8, 0),
+    Setting(THREE, RowFormat::V1, Channels(20, 4), 4, 0),
 ];
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let &Self(format, keys, value, recent) = self;
+        let &Self(heads, format, keys, value, recent) = self;
+        write!(f, "{}/{} heads, ", heads.query, heads.kv)?;
+        let dim = heads.dim;
         match keys {
-            Channels(kept, bits) => write!(f, "{format:?}, {kept} of {HEAD_DIM} channels, {bits}/{value} bits")?,
+            Channels(kept, bits) => write!(f, "{format:?}, {kept} of {dim} channels, {bits}/{value} bits")?,
             Planes(eight, four, two) => {
-                write!(f, "{format:?}, {eight}, {four} and {two} of {HEAD_DIM} directions, 8, 4, 2/{value} bits")?;
+                write!(f, "{format:?}, {eight}, {four} and {two} of {dim} directions, 8, 4, 2/{value} bits")?;
             }
         }
         write!(f, ", {recent} recent")
@@ -67,6 +92,7 @@ impl fmt::Display for Setting {
 
 /// A cache full of ordinary numbers, and a token that reads it.
 struct Lab {
+    shape: Heads,
     geometry: Geometry,
     lengths: Lengths,
     attention: AttentionSettings,
@@ -82,7 +108,7 @@ struct Lab {
 }
 
 impl Lab {
-    fn new(Setting(format, keys, value_bits, recent): Setting) -> Self {
+    fn new(Setting(shape, format, keys, value_bits, recent): Setting) -> Self {
         let bits = |bits| Bits::new(bits).expect("16, 8 or 4");
         let (kept_channels, key_bits, planes) = match keys {
             Channels(kept, key_bits) => (kept, bits(key_bits), None),
@@ -90,14 +116,14 @@ impl Lab {
         };
         let value_bits = bits(value_bits);
         let key = match planes {
-            Some(planes) => KeyLayout::of_planes(HEAD_DIM, planes, 0),
-            None => KeyLayout::of(format, HEAD_DIM, kept_channels, key_bits, 0),
+            Some(planes) => KeyLayout::of_planes(shape.dim, planes, 0),
+            None => KeyLayout::of(format, shape.dim, kept_channels, key_bits, 0),
         };
         let key = key.expect("a layout");
-        let value = ValueLayout::of(format, HEAD_DIM, value_bits, 0).expect("a layout");
+        let value = ValueLayout::of(format, shape.dim, value_bits, 0).expect("a layout");
         let common = Settings {
-            query_heads: QUERY_HEADS,
-            kv_heads: KV_HEADS,
+            query_heads: shape.query,
+            kv_heads: shape.kv,
             kept_channels,
             row_format: format,
             key_bits,
@@ -116,17 +142,18 @@ impl Lab {
             // Without a period that rows could have in common.
             (at as f32 * 0.618_034).fract() * 4.0 - 2.0
         };
-        let mut heads = |heads, tokens| Array4::from_shape_simple_fn([1, heads, tokens, HEAD_DIM], &mut number);
-        let filling = [heads(QUERY_HEADS, MADE), heads(KV_HEADS, MADE), heads(KV_HEADS, MADE)];
-        let token = [heads(QUERY_HEADS, 1), heads(KV_HEADS, 1), heads(KV_HEADS, 1)];
-        let saliency = vec![1.0; KV_HEADS * HEAD_DIM];
+        let mut heads = |heads, tokens| Array4::from_shape_simple_fn([1, heads, tokens, shape.dim], &mut number);
+        let filling = [heads(shape.query, MADE), heads(shape.kv, MADE), heads(shape.kv, MADE)];
+        let token = [heads(shape.query, 1), heads(shape.kv, 1), heads(shape.kv, 1)];
+        let saliency = vec![1.0; shape.kv * shape.dim];
         let mut lab = Self {
+            shape,
             geometry: Geometry {
                 batch: 1,
                 new: MADE,
                 past: 0,
-                query_heads: QUERY_HEADS,
-                kv_heads: KV_HEADS,
+                query_heads: shape.query,
+                kv_heads: shape.kv,
                 layout: QueryLayout::Heads,
                 key,
                 value,
@@ -141,14 +168,14 @@ impl Lab {
             },
             prune: PruneSettings { common, observation_window: 32 },
             scale: saliency.iter().map(|&s| channel_scale(s)).collect(),
-            basis: planes.map(|_| reflections()),
+            basis: planes.map(|_| reflections(shape)),
             token: filling,
             saliency,
             past: [Vec::new(), Vec::new()],
             tail: TailLayout::new(&key, &value, recent, KEYS + FREE),
         };
         lab.past = lab.new_rows(InstructionSet::Portable).map(|head_rows| {
-            let one = head_rows.len() / KV_HEADS;
+            let one = head_rows.len() / shape.kv;
             let rows = head_rows.chunks_exact(one);
             rows.flat_map(|rows| [rows.repeat(KEYS / MADE), vec![0; one / MADE * FREE]].concat()).collect()
         });
@@ -163,7 +190,7 @@ impl Lab {
     /// Writes the last `recent` keys of those that rows were made from, dense.
     fn write_tail(&mut self, recent: usize) {
         let [key, value] = &mut self.past;
-        let (key_head, value_head) = (key.len() / KV_HEADS, value.len() / KV_HEADS);
+        let (key_head, value_head) = (key.len() / self.shape.kv, value.len() / self.shape.kv);
         let heads = key.chunks_exact_mut(key_head).zip(value.chunks_exact_mut(value_head));
         for (h, (key, value)) in heads.enumerate() {
             let free = |buffer: usize| buffer / (KEYS + FREE) * KEYS;
@@ -183,7 +210,7 @@ impl Lab {
 
     /// Key and value rows of the new tokens, head by head.
     fn new_rows(&self, path: InstructionSet) -> [Vec<u8>; 2] {
-        let bytes = |row_bytes| vec![0; KV_HEADS * self.geometry.new * row_bytes];
+        let bytes = |row_bytes| vec![0; self.shape.kv * self.geometry.new * row_bytes];
         let (key_bytes, value_bytes) = (self.geometry.key.row_bytes(), self.geometry.value.row_bytes());
         let (mut key, mut value) = (bytes(key_bytes), bytes(value_bytes));
         let call = Prune {
@@ -203,12 +230,12 @@ impl Lab {
 }
 
 /// A reflection for each KV head.
-fn reflections() -> Vec<f32> {
+fn reflections(Heads { kv, dim, .. }: Heads) -> Vec<f32> {
     let entry = |n: usize| {
-        let (i, j) = (n / HEAD_DIM % HEAD_DIM, n % HEAD_DIM);
-        f32::from(u8::from(i == j)) - 2.0 / HEAD_DIM as f32
+        let (i, j) = (n / dim % dim, n % dim);
+        f32::from(u8::from(i == j)) - 2.0 / dim as f32
     };
-    (0..KV_HEADS * HEAD_DIM * HEAD_DIM).map(entry).collect()
+    (0..kv * dim * dim).map(entry).collect()
 }
 
 fn lab(which: usize) -> &'static Lab {
@@ -240,11 +267,12 @@ fn measured() -> impl Iterator<Item = Measured> {
 #[divan::bench(args = measured(), max_time = 2)]
 fn attend(bencher: Bencher<'_, '_>, measured: Measured) {
     let lab = lab(measured.setting);
+    let Heads { query, kv, dim } = lab.shape;
     let heads = |rows: usize| {
         let past = &lab.past[rows];
-        let split = past.len() / KV_HEADS / (KEYS + FREE) * KEYS;
+        let split = past.len() / kv / (KEYS + FREE) * KEYS;
         let (rows, free): (Vec<_>, Vec<_>) =
-            past.chunks_exact(past.len() / KV_HEADS).map(|head| head.split_at(split)).unzip();
+            past.chunks_exact(past.len() / kv).map(|head| head.split_at(split)).unzip();
         (rows, free)
     };
     let ((past_key, free_key), (past_value, free_value)) = (heads(0), heads(1));
@@ -260,9 +288,9 @@ fn attend(bencher: Bencher<'_, '_>, measured: Measured) {
         scale: &lab.scale,
         bias: None,
     };
-    let mut output = Array4::<f32>::zeros([1, QUERY_HEADS, 1, HEAD_DIM]);
+    let mut output = Array4::<f32>::zeros([1, query, 1, dim]);
     let bytes = past_key.iter().chain(&past_value).map(|rows| rows.len()).sum::<usize>();
-    bencher.counter(ItemsCount::new(KV_HEADS * KEYS)).counter(BytesCount::new(bytes)).bench_local(|| {
+    bencher.counter(ItemsCount::new(kv * KEYS)).counter(BytesCount::new(bytes)).bench_local(|| {
         attention(&Serial, measured.path, black_box(&call), output.view_mut());
     });
 }
@@ -271,7 +299,7 @@ fn attend(bencher: Bencher<'_, '_>, measured: Measured) {
 #[divan::bench(args = measured(), max_time = 1)]
 fn encode(bencher: Bencher<'_, '_>, measured: Measured) {
     let lab = lab(measured.setting);
-    bencher.counter(ItemsCount::new(KV_HEADS)).bench_local(|| black_box(lab).new_rows(measured.path));
+    bencher.counter(ItemsCount::new(lab.shape.kv)).bench_local(|| black_box(lab).new_rows(measured.path));
 }
 
 fn main() {

@@ -1,5 +1,6 @@
 //! Recipes: files that say how the rows of each layer are stored.
 
+use std::fmt::Display;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,11 @@ use crate::files;
 
 /// The version of the files that this crate writes and reads.
 const VERSION: u64 = 1;
+
+/// What the fields of a setting are where keys are in a calibrated basis, as [`Rows`](super::Rows) then state them.
+const BASIS_FORMAT: u8 = 3;
+const BASIS_RATIO: f64 = 0.0;
+const BASIS_KEY_BITS: u8 = 8;
 
 /// How a layer's rows are stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +55,39 @@ impl LayerSetting {
     pub fn options(&self, others: &Options) -> Options {
         let &Self { ratio, key_bits, value_bits, row_format, key_bytes } = self;
         Options { ratio, key_bits, value_bits, row_format, key_bytes, ..others.clone() }
+    }
+
+    /// Refuses fields that say something else than the rows that would be written: keys in a basis have no share of
+    /// pruned channels, and their bits follow from `key_bytes`.
+    fn check(&self) -> Result<(), String> {
+        let &Self { ratio, key_bits, row_format, key_bytes, .. } = self;
+        if row_format != BASIS_FORMAT {
+            return Ok(());
+        }
+        let wrong = |field: &str, found: &dyn Display, why: &str, expected: &dyn Display| {
+            Err(format!("{field}: {found}, but row_format {BASIS_FORMAT} {why}: it is to be {expected}"))
+        };
+        if key_bytes.is_none() {
+            return Err(format!("missing field `key_bytes`, the size of a key row of row_format {BASIS_FORMAT}"));
+        }
+        if ratio != BASIS_RATIO {
+            return wrong("ratio", &ratio, "prunes no channels of keys", &BASIS_RATIO);
+        }
+        if key_bits != BASIS_KEY_BITS {
+            return wrong("key_bits", &key_bits, "has the bits that key_bytes have room for", &BASIS_KEY_BITS);
+        }
+        Ok(())
+    }
+
+    /// Keys of `key_bytes` bytes in a calibrated basis.
+    pub fn in_basis(key_bytes: usize, value_bits: u8) -> Self {
+        Self {
+            ratio: BASIS_RATIO,
+            key_bits: BASIS_KEY_BITS,
+            value_bits,
+            row_format: BASIS_FORMAT,
+            key_bytes: Some(key_bytes),
+        }
     }
 
     /// Whether keys lose more than a rounding to float16.
@@ -131,8 +170,9 @@ impl Recipe {
                 }
                 None => return Err(format!("layers: entry {place} has no field layer, its number")),
             }
-            let setting = LayerSetting::deserialize(entry).map_err(|e| format!("layer {place}: {e}"))?;
-            layers.push(setting);
+            let setting = LayerSetting::deserialize(entry).map_err(|e| e.to_string());
+            let setting = setting.and_then(|setting: LayerSetting| setting.check().map(|()| setting));
+            layers.push(setting.map_err(|problem| format!("layer {place}: {problem}"))?);
         }
         let File { about, model, uniform_rows, .. } = file;
         Ok(Self { about, model, uniform_rows, layers })
@@ -213,6 +253,26 @@ mod tests {
         for (old, new, message) in cases {
             assert!(text.contains(old), "{old}");
             let error = Recipe::parse(&text.replace(old, new)).unwrap_err();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_basis_does_not_have_is_refused() {
+        let basis = LayerSetting::in_basis(24, 4);
+        let parsed = |setting: &LayerSetting| {
+            let layers = vec![LayerSetting::in_basis(32, 8), setting.clone()];
+            Recipe::parse(&Recipe { layers, ..recipe() }.to_json())
+        };
+        assert_eq!(parsed(&basis).unwrap().layers[1], basis);
+        let cases = [
+            (LayerSetting { ratio: 0.5, ..basis.clone() }, "layer 1: ratio: 0.5, but row_format 3 prunes no channels"),
+            (LayerSetting { key_bits: 4, ..basis.clone() }, "layer 1: key_bits: 4, but row_format 3 has the bits that"),
+            (LayerSetting { key_bits: 5, ..basis.clone() }, "it is to be 8"),
+            (LayerSetting { key_bytes: None, ..basis.clone() }, "layer 1: missing field `key_bytes`, the size"),
+        ];
+        for (setting, message) in cases {
+            let error = parsed(&setting).unwrap_err();
             assert!(error.contains(message), "{error}");
         }
     }

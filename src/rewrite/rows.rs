@@ -129,7 +129,9 @@ impl Rows {
         let key = options.key_bytes.unwrap_or(head_dim.div_ceil(2).next_multiple_of(4));
         if !Self::basis_key_bytes(head_dim).any(|bytes| bytes == key) {
             let most = most_key_bytes(head_dim);
-            return Err(of_key(format!("{key} is not a multiple of 4 from {LEAST_KEY_BYTES} to {most}")));
+            return Err(of_key(format!(
+                "{key} is not a multiple of 4 from {LEAST_KEY_BYTES} to {most}, as heads of {head_dim} channels need"
+            )));
         }
         // Any planes: the size is given.
         let any = Planes { eight: 1, four: 0, two: 0 };

@@ -172,9 +172,6 @@ fn is_of_memory(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     struct Quiet {
@@ -193,8 +190,11 @@ mod tests {
     fn with(script: &str, bytes: u64, cancelled: bool) -> Result<Trial, String> {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("program");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        // Another process writes it: if this one did, what a concurrent test starts could hold the open file for a
+        // moment, and a program that is open for writing is not executed (ETXTBSY).
+        let mut writer = Command::new("/bin/sh");
+        writer.args(["-c", r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod 700 "$0""#]).arg(&program).arg(script);
+        assert!(writer.status().unwrap().success());
         let [new, old] = ["new", "old"].map(|name| folder.path().join(name));
         trial(Some(&program), &new, &old, bytes, &mut Quiet { cancelled }).map_err(|e| e.to_string())
     }

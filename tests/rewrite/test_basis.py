@@ -86,6 +86,31 @@ def test_a_recipe_mixes_bases_with_channels(exports, tmp_path):
     assert [(r["row_format"], r["key_row_bytes"]) for r in rows] == [(1, 56), (1, 56), (3, 28), (1, 56)]
 
 
+BASIS_LAYER = {"ratio": 0, "key_bits": 8, "value_bits": 8, "row_format": 3, "key_bytes": 28}
+
+
+@pytest.mark.parametrize(
+    "fields, problem",
+    [
+        ({"ratio": 0.5}, "ratio: 0.5, but row_format 3 prunes no channels of keys: it is to be 0"),
+        ({"key_bits": 16}, "key_bits: 16, but row_format 3 has the bits that key_bytes have room for: it is to be 8"),
+        ({"key_bytes": None}, "missing field `key_bytes`, the size of a key row of row_format 3"),
+        ({"key_bytes": 72}, "key_bytes: 72 is not a multiple of 4 from 8 to 68, as heads of 64 channels need"),
+        ({"value_bits": 5}, "value_bits: 5 is not 16, 8 or 4"),
+        ({"row_format": 2}, "key_bytes: only a calibrated basis has rows of a size to be chosen"),
+    ],
+)
+def test_a_recipe_says_what_is_written(fields, problem, exports, tmp_path):
+    layers = [{"layer": n, **BASIS_LAYER} for n in range(4)]
+    layers[2].update(fields)
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"spark_recipe": 1, "layers": layers}))
+    source = exports["genai-cpu-fp32"] / "model.onnx"
+    done = rewrite(source, tmp_path / "out.onnx", "--recipe", recipe, *FEWER, check=False)
+    assert done.returncode == 1 and f"--recipe: {recipe}: layer 2: {problem}" in done.stderr, done.stderr
+    assert not (tmp_path / "out.onnx").exists()
+
+
 @pytest.mark.parametrize(
     "options, problem",
     [
@@ -109,6 +134,11 @@ def test_options_that_do_not_fit_are_refused(options, problem, dry, exports, tmp
 def test_key_bytes_alone_are_refused(exports, tmp_path):
     done = rewrite(exports["genai-cpu-fp32"] / "model.onnx", tmp_path / "out.onnx", "--key-bytes", 32, check=False)
     assert "--basis" in done.stderr
+
+
+def test_its_format_alone_is_refused(exports, tmp_path):
+    done = rewrite(exports["genai-cpu-fp32"] / "model.onnx", tmp_path / "out.onnx", "--row-format", 3, check=False)
+    assert "are asked for by --basis calibrated" in done.stderr
 
 
 def test_keys_that_are_rotated_elsewhere_are_refused(exports, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -132,7 +133,8 @@ def test_a_template_wraps_generated_tasks(exports):
     ("arguments", "message"),
     [
         (("--settings", "0.5/8"), "no RATIO/KEY_BITS/VALUE_BITS"),
-        (("--settings", "0.5/8/7"), "7 is not 16, 8 or 4"),
+        (("--settings", "0.5/8/7"), "--settings 0.5/8/7: value bits: 7 is not 16, 8 or 4"),
+        (("--settings", "basis500/8"), "--settings basis500/8: key bytes: 500 is not a multiple of 4 from 8 to 68"),
         (("--rivals", "int5"), "is no rival"),
         (("--contexts", "9999999"), "the model's context is"),
         (("--contexts", "0"), "--contexts is 0"),
@@ -149,6 +151,7 @@ def test_a_template_wraps_generated_tasks(exports):
 def test_what_cannot_be_measured_is_refused(exports, arguments, message):
     done = spark_ort("eval", exports[BUNDLED], "--text", TEXT, *arguments, check=False)
     assert done.returncode != 0 and message in done.stderr
+    assert not re.search("calibrating|prompts", done.stderr), "nothing is measured before that"
 
 
 def test_what_is_read_is_not_written_to(exports, tmp_path):

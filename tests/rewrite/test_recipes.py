@@ -149,6 +149,8 @@ def test_errors_name_file_layer_and_field(exports, tmp_path):
     refused(f"{file}: layer 3: ratio: 1.5 is not at least 0 and below 1")
     recipe(file, [*good[:3], (0.5, 8, 8, 4)])
     refused(f"{file}: layer 3: row_format: 4 is not 1, 2 or 3")
+    recipe(file, [*good[:2], (0.5, 8, 8, 3), good[3]])
+    refused(f"{file}: layer 2: missing field `key_bytes`")
     recipe(file, good[:3])
     refused(f"{file}: it is for 3 layers, the model has 4")
     recipe(file, good, model={"layers": 4, "head_dim": 128, "kv_heads": 2})

@@ -134,6 +134,19 @@ def test_a_basis_is_measured_as_the_operators_run_it(exports, tmp_path):
     assert measured > 1e-5 and np.isclose(measured, row["divergence"]["value"], rtol=0.1), (measured, row)
 
 
+def test_a_budget_below_all_candidates_is_filled(exports, tmp_path):
+    """By what is tried beside them: the same bits with a larger ratio, and a basis."""
+    model, recipe = exports["genai-cpu-fp32"] / "model.onnx", tmp_path / "recipe.json"
+    # Eight rows of keys and of values; the only candidate takes 992 bytes.
+    options = ("--candidates", "0.5/8/8", "--verify", 0, "--force")
+    for budget, more, filled in ((700, (), {"basis16/8"}), (820, ("--no-basis",), {"0.8438/8/8"})):
+        report = tune(model, recipe, *options, "--budget", budget, *more)
+        assert filled <= {candidate["name"] for candidate in report["candidates"]}, report["candidates"]
+        assert report["bytes_per_token"] <= budget
+        rewritten = rewrite(model, tmp_path / f"{budget}.onnx", "--recipe", recipe, "--calibration-tokens", 512)
+        assert rewritten["model"]["bytes_per_token"] == report["bytes_per_token"]
+
+
 def test_no_basis_is_tried_for_a_gpu_or_on_request(exports, tmp_path):
     quick = ("--budget", "0.5", "--candidates", "0.5/4/4", "--verify", 0, "--context", 64, "--decode", 2)
     report = tune(exports["genai-cuda-fp16"], tmp_path / "recipe.json", *quick)
@@ -183,10 +196,14 @@ def test_people_get_tables(exports, tmp_path):
     [
         (("--budget", "0"), "neither a number of bytes"),
         (("--budget", "150%"), "neither a number of bytes"),
-        (("--budget", "100"), "100 bytes per token are too few: the smallest of the candidates takes"),
+        (("--budget", "100"), "100 bytes per token are too few: the smallest setting that is tried, basis8/4, takes"),
+        (("--budget", "351"), "the smallest setting that is tried, basis8/4, takes 352"),
+        (("--budget", "100", "--no-basis"), "the smallest setting that is tried, 0.8125/4/4, takes 544"),
         (("--budget", "4000"), "are enough for rows without loss, which take 2208"),
         (("--budget", "900", "--candidates", "0.5/8/7"), "7 is not 16, 8 or 4"),
         (("--budget", "900", "--candidates", "0.5/8/8+16"), "--recent says how many"),
+        (("--budget", "900", "--candidates", "basis500/8"),
+         "--candidates basis500/8: key bytes: 500 is not a multiple of 4 from 8 to 68, as heads of 64 channels need"),
         (("--budget", "900", "--candidates", "basis32/8", "--no-basis"), "basis32/8: --no-basis is given too"),
         (("--budget", "900", "--group", "0"), "--group is 0"),
         (("--budget", "900", "--passages", "9999"), "take a longer text, or shorter prompts"),
@@ -201,6 +218,8 @@ def test_what_cannot_be_tuned_is_refused(exports, tmp_path, options, message):
     done = spark_ort("tune", exports["genai-cpu-fp32"] / "model.onnx", *small(*options), check=False)
     assert done.returncode != 0 and message in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
+    # Only the smallest and the largest budget depend on what calibration finds.
+    assert "error: --budget: " in done.stderr or "calibrating" not in done.stderr, done.stderr
 
 
 def test_other_files_are_left_alone(exports, tmp_path):

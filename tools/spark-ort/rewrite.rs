@@ -59,7 +59,7 @@ pub struct Args {
     value_bits: u8,
 
     /// How rows are laid out: 1, or 2, which is more accurate at 4 bits; 3 is --basis calibrated
-    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = row_format)]
     row_format: u8,
 
     /// Store keys in a basis that calibration finds, with 8, 4 or 2 bits a direction: the least error below a quarter
@@ -155,6 +155,15 @@ pub struct Args {
     /// Also write the report as JSON to a file, or to stdout (-) in place of the text
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// Format 3 has neither a ratio nor bits of keys, which options beside it would state.
+fn row_format(text: &str) -> Result<u8, String> {
+    match text.parse() {
+        Ok(number @ 1..=2) => Ok(number),
+        Ok(3) => Err("keys in a basis are asked for by --basis calibrated".into()),
+        _ => Err("is not 1 or 2".into()),
+    }
 }
 
 /// A basis of keys.

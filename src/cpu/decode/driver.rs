@@ -14,7 +14,7 @@ use crate::cpu::kv_source::{KvSource, Place};
 use crate::cpu::query_block::QueryBlock;
 use crate::cpu::softmax::SoftmaxState;
 use crate::element::Element;
-use crate::format::v1::layout::MAX_HEAD_DIM;
+use crate::format::v1::layout::{MAX_HEAD_DIM, ValueLayout};
 
 /// Keys that are read one by one before they are multiplied.
 const KEYS_AT_ONCE: usize = 16;
@@ -132,7 +132,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
                     Some(kernel) => {
                         kernel.add_rows(value_layout, rows, prefetch, &products, &mut value_scratch, sums);
                     }
-                    None => add_rows(v, value_layout, rows, prefetch, &products, sums),
+                    None => isa.run(AddRows { layout: value_layout, rows, prefetch, weights: &products, sums }),
                 }
             }
         }
@@ -142,6 +142,25 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     }
     let weighted = |h: usize| sums.iter().map(|sums| sums.0[h]).collect::<Vec<_>>().into_flattened();
     (0..items.len()).map(|h| SoftmaxState::of(max[h], sum[h], weighted(h))).collect()
+}
+
+/// Value rows, and how many they are, to be added to `sums`. Work of its own, so that it is compiled once for all types
+/// of a call.
+struct AddRows<'s, const H: usize> {
+    layout: &'s ValueLayout,
+    rows: (&'s [u8], usize),
+    prefetch: &'s Prefetch<'s>,
+    weights: &'s ByKey<H>,
+    sums: &'s mut [HeadLanes<H>],
+}
+
+impl<const H: usize> Work for AddRows<'_, H> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<I: Isa>(self, isa: I) {
+        add_rows(isa.vector(), self.layout, self.rows, self.prefetch, self.weights, self.sums);
+    }
 }
 
 /// Puts the first `H` of `from`, `[queries, D]`, block by block into `queries`, and into `for_rows` as key rows are

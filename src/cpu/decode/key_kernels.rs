@@ -1,18 +1,19 @@
 //! Products of a few queries with key rows: by a kernel of the instruction set where it has one, by vectors otherwise.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::chunk::{ByKey, HeadLanes, set_products};
 use super::kernels::{KeyKernel, KeyRows};
 use super::prefetch::Prefetch;
 use crate::cpu::isa::rows::keys::{KeyReader, Sink};
 use crate::cpu::isa::rows::planes::{PlaneReader, Queries};
-use crate::cpu::isa::traits::Isa;
+use crate::cpu::isa::traits::{Isa, Work};
 use crate::cpu::isa::vector::{LANES, Vector};
 
 /// `H` queries for key rows.
 pub(super) struct KeyProducts<'a, I: Isa, const H: usize> {
-    v: I::Vector,
+    isa: I,
     reader: KeyReader<'a>,
     /// Block by block; in units of c where rows are.
     queries: &'a [HeadLanes<H>],
@@ -52,7 +53,7 @@ impl<'a, I: Isa, const H: usize> KeyProducts<'a, I, H> {
             let scratch = scratch.planes.write([HeadLanes::ZERO; _]);
             PlaneReader::new(*planes, queries, scratch)
         });
-        Self { v: isa.vector(), reader: KeyReader::new(rows), queries, scale, kernel, planes }
+        Self { isa, reader: KeyReader::new(rows), queries, scale, kernel, planes }
     }
 
     /// Puts the products of the `count` first of `rows` into `products`.
@@ -65,74 +66,88 @@ impl<'a, I: Isa, const H: usize> KeyProducts<'a, I, H> {
         if read == count {
             return;
         }
-        let rest = Rest { rows, keys: read..count, prefetch };
-        if let Some(planes) = &self.planes {
-            return self.of_planes(planes, &rest, products);
+        // Compiled once for all types of the call.
+        self.isa.run(Rest { of: self, rows, keys: read..count, prefetch, products });
+    }
+}
+
+/// Key rows number `keys` of `rows`, left to vectors of any kind.
+struct Rest<'s, 'a, I: Isa, const H: usize> {
+    of: &'s KeyProducts<'a, I, H>,
+    rows: &'s [u8],
+    keys: Range<usize>,
+    prefetch: &'s Prefetch<'s>,
+    products: &'s mut ByKey<H>,
+}
+
+impl<I: Isa, const H: usize> Work for Rest<'_, '_, I, H> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<J: Isa>(mut self, isa: J) {
+        let v = isa.vector();
+        if let Some(planes) = &self.of.planes {
+            return self.in_planes(v, planes);
         }
         // Infinity and NaN, which are rare, show in the products.
-        if !self.with_vectors::<false>(&rest, products) {
-            self.with_vectors::<true>(&rest, products);
-        }
-    }
-
-    /// Products of rows in planes.
-    #[inline(always)]
-    fn of_planes(&self, planes: &PlaneReader<'_, H>, rest: &Rest, products: &mut ByKey<H>) {
-        const TOGETHER: usize = 2;
-        let bytes = self.reader.layout().row_bytes();
-        let mut key = rest.keys.start;
-        while key + TOGETHER <= rest.keys.end {
-            let rows: [&[u8]; TOGETHER] = std::array::from_fn(|n| &rest.rows[(key + n) * bytes..]);
-            for (n, of) in planes.products(self.v, rows).into_iter().enumerate() {
-                rest.prefetch.at_key(self.v, key + n);
-                set_products(products, key + n, of);
-            }
-            key += TOGETHER;
-        }
-        for key in key..rest.keys.end {
-            rest.prefetch.at_key(self.v, key);
-            set_products(products, key, planes.products(self.v, [&rest.rows[key * bytes..]])[0]);
-        }
-    }
-
-    /// Products of the rows left over, with vectors of any kind. False if some are not finite, as without `SPECIAL` if
-    /// a row has infinity or NaN.
-    #[inline(always)]
-    fn with_vectors<const SPECIAL: bool>(&self, rest: &Rest, products: &mut ByKey<H>) -> bool {
-        let mut key = rest.keys.start;
-        // Where a vector takes one register, there are enough for products with two keys.
-        if <I::Vector as Vector>::REGISTERS == 1 {
-            while key + 2 <= rest.keys.end {
-                self.together::<SPECIAL, 2>(rest, key, products);
-                key += 2;
-            }
-        }
-        while key < rest.keys.end {
-            self.together::<SPECIAL, 1>(rest, key, products);
-            key += 1;
-        }
-        products.as_flattened().iter().all(|products| self.v.all_finite(&[self.v.load(products)]))
-    }
-
-    /// Of `R` rows from number `key` on.
-    #[inline(always)]
-    fn together<const SPECIAL: bool, const R: usize>(&self, rest: &Rest, key: usize, products: &mut ByKey<H>) {
-        let (v, bytes) = (self.v, self.reader.layout().row_bytes());
-        let rows: [&[u8]; R] = std::array::from_fn(|n| &rest.rows[(key + n) * bytes..]);
-        let mut sinks = [Product::<I::Vector, H> { queries: self.queries, lanes: [v.splat(0.0); H] }; R];
-        self.reader.read_together::<_, _, SPECIAL, R>(v, rows, self.scale, &mut sinks);
-        for (n, sink) in sinks.iter().enumerate() {
-            rest.prefetch.at_key(v, key + n);
-            set_products(products, key + n, v.sums(sink.lanes));
+        if !self.with_vectors::<_, false>(v) {
+            self.with_vectors::<_, true>(v);
         }
     }
 }
 
-/// Key rows number `keys` of `rows`.
-struct Rest<'a> {
-    rows: &'a [u8],
-    keys: std::ops::Range<usize>,
-    prefetch: &'a Prefetch<'a>,
+impl<I: Isa, const H: usize> Rest<'_, '_, I, H> {
+    /// Products of rows in planes.
+    #[inline(always)]
+    fn in_planes<V: Vector>(&mut self, v: V, planes: &PlaneReader<'_, H>) {
+        const TOGETHER: usize = 2;
+        let bytes = self.of.reader.layout().row_bytes();
+        let mut key = self.keys.start;
+        while key + TOGETHER <= self.keys.end {
+            let rows: [&[u8]; TOGETHER] = std::array::from_fn(|n| &self.rows[(key + n) * bytes..]);
+            for (n, of) in planes.products(v, rows).into_iter().enumerate() {
+                self.prefetch.at_key(v, key + n);
+                set_products(self.products, key + n, of);
+            }
+            key += TOGETHER;
+        }
+        for key in key..self.keys.end {
+            self.prefetch.at_key(v, key);
+            set_products(self.products, key, planes.products(v, [&self.rows[key * bytes..]])[0]);
+        }
+    }
+
+    /// Products of other rows. False if some are not finite, as without `SPECIAL` if a row has infinity or NaN.
+    #[inline(always)]
+    fn with_vectors<V: Vector, const SPECIAL: bool>(&mut self, v: V) -> bool {
+        let mut key = self.keys.start;
+        // Where a vector takes one register, there are enough for products with two keys.
+        if V::REGISTERS == 1 {
+            while key + 2 <= self.keys.end {
+                self.together::<_, SPECIAL, 2>(v, key);
+                key += 2;
+            }
+        }
+        while key < self.keys.end {
+            self.together::<_, SPECIAL, 1>(v, key);
+            key += 1;
+        }
+        self.products.as_flattened().iter().all(|products| v.all_finite(&[v.load(products)]))
+    }
+
+    /// Of `R` rows from number `key` on.
+    #[inline(always)]
+    fn together<V: Vector, const SPECIAL: bool, const R: usize>(&mut self, v: V, key: usize) {
+        let KeyProducts { reader, queries, scale, .. } = self.of;
+        let bytes = reader.layout().row_bytes();
+        let rows: [&[u8]; R] = std::array::from_fn(|n| &self.rows[(key + n) * bytes..]);
+        let mut sinks = [Product::<V, H> { queries, lanes: [v.splat(0.0); H] }; R];
+        reader.read_together::<_, _, SPECIAL, R>(v, rows, scale, &mut sinks);
+        for (n, sink) in sinks.iter().enumerate() {
+            self.prefetch.at_key(v, key + n);
+            set_products(self.products, key + n, v.sums(sink.lanes));
+        }
+    }
 }
 
 /// Products of a key with `H` queries.
@@ -163,7 +178,6 @@ mod tests {
     use super::*;
     use crate::cpu::decode::chunk::{CHUNK, no_products};
     use crate::cpu::isa::InstructionSet;
-    use crate::cpu::isa::traits::Work;
     use crate::format::{KeyLayout, Planes};
 
     /// Rows in planes, of which `count` are multiplied with `H` queries, `[H, D]`.

@@ -1,8 +1,8 @@
 //! The caches that are compared: SparK's rows, and the four caches of ONNX Runtime's GroupQueryAttention.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ort::value::TensorElementType;
-use spark_ort::rewrite::{Options, Rows};
+use spark_ort::rewrite::Rows;
 
 use super::basis;
 use crate::eval::setting::Setting;
@@ -58,9 +58,7 @@ impl Cache {
     /// SparK's cache with this setting. Planes of keys in a basis are those of directions that cost about what a real
     /// model's do.
     pub fn spark(setting: Setting, head_dim: usize) -> Result<Self> {
-        let mut options = Options::default();
-        setting.apply(&mut options);
-        let rows = Rows::new(&options, head_dim).with_context(|| format!("the setting {setting} cannot be"))?;
+        let rows = setting.rows("--settings", head_dim)?;
         let rows = Rows { tail_window: setting.recent, ..rows.with_planes(&basis::costs(head_dim)) };
         Ok(Self::Spark(setting, rows))
     }

@@ -30,6 +30,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     args.check()?;
     args.plot.as_deref().map_or(Ok(()), plot::check)?;
     let original = Candidate::given(&args.original, Kind::Original)?;
+    let head_dim = original.inspection.heads().1;
+    args.settings.iter().try_for_each(|setting| setting.rows("--settings", head_dim).map(drop))?;
     let given =
         args.rewritten.iter().map(|path| Candidate::given(path, Kind::Rewritten)).collect::<Result<Vec<_>>>()?;
     args.check_places(model_files([&original].into_iter().chain(&given).map(|model| &model.file))?)?;

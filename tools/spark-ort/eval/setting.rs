@@ -3,8 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use anyhow::{Error, Result, anyhow};
 use clap::ValueEnum;
-use spark_ort::rewrite::{LayerSetting, Options, Recovery};
+use spark_ort::rewrite::{LayerSetting, Options, Recovery, RewriteError, Rows};
 
 /// `RATIO/KEY_BITS/VALUE_BITS`, or `basisBYTES/VALUE_BITS` for keys of so many bytes in a calibrated basis, `+RECENT`
 /// if the last keys are kept dense, and then `:v2` for row format 2, `:` with a recovery.
@@ -22,6 +23,27 @@ impl Setting {
         options.recent = Some(self.recent);
         options.recovery = self.recovery;
     }
+
+    /// The rows that it gives, without recent keys, in heads of `head_dim` channels.
+    ///
+    /// # Errors
+    /// There are no such rows; names the `option` of the command line that has the setting.
+    pub fn rows(&self, option: &str, head_dim: usize) -> Result<Rows> {
+        let mut options = Options::default();
+        self.apply(&mut options);
+        Rows::new(&options, head_dim).map_err(|error| of_option(option, self, error))
+    }
+}
+
+/// `error`, found in a setting of the command line's `option`: the options of a rewrite that it may name were not
+/// typed.
+pub fn of_option(option: &str, setting: impl fmt::Display, error: RewriteError) -> Error {
+    match error {
+        RewriteError::Option { option: field, problem } => {
+            anyhow!("{option} {setting}: {}: {problem}", field.replace('_', " "))
+        }
+        error => Error::new(error).context(format!("{option} {setting}")),
+    }
 }
 
 impl FromStr for Setting {
@@ -35,7 +57,7 @@ impl FromStr for Setting {
             let recent = recent.parse().ok()?;
             if let Some(rows) = rows.strip_prefix(BASIS) {
                 let (bytes, value_bits) = rows.split_once('/')?;
-                let rows = in_basis(bytes.parse().ok()?, value_bits.parse().ok()?);
+                let rows = LayerSetting::in_basis(bytes.parse().ok()?, value_bits.parse().ok()?);
                 return Some(Self { rows, recent, recovery: Recovery::Mean }).filter(|_| further.next().is_none());
             }
             let [ratio, key_bits, value_bits] = rows.split('/').collect::<Vec<_>>().try_into().ok()?;
@@ -84,11 +106,6 @@ impl fmt::Display for Setting {
 /// How a setting in a calibrated basis begins.
 const BASIS: &str = "basis";
 
-/// Key rows of `bytes` bytes in a calibrated basis.
-pub fn in_basis(bytes: usize, value_bits: u8) -> LayerSetting {
-    LayerSetting { ratio: 0.0, key_bits: 8, value_bits, row_format: 3, key_bytes: Some(bytes) }
-}
-
 /// A setting without recent keys, as [`Setting`] spells it.
 pub fn name(rows: &LayerSetting) -> String {
     Setting { rows: rows.clone(), recent: 0, recovery: Recovery::Mean }.to_string()
@@ -97,6 +114,18 @@ pub fn name(rows: &LayerSetting) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_is_refused_by_the_option_that_was_typed() {
+        let refused = |text: &str, head_dim| {
+            text.parse::<Setting>().unwrap().rows("--settings", head_dim).unwrap_err().to_string()
+        };
+        let range = "key bytes: 500 is not a multiple of 4 from 8 to 132, as heads of 128 channels need";
+        assert_eq!(refused("basis500/8", 128), format!("--settings basis500/8: {range}"));
+        assert!(refused("basis32/8+64", 24).starts_with("--settings basis32/8+64: key bytes: 32 is not"));
+        assert_eq!(refused("0.5/8/7", 64), "--settings 0.5/8/7: value bits: 7 is not 16, 8 or 4");
+        assert_eq!("basis132/8".parse::<Setting>().unwrap().rows("--settings", 128).unwrap().key_row_bytes, 132);
+    }
 
     #[test]
     fn they_are_read_as_they_are_written() {

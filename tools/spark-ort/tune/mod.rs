@@ -41,6 +41,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if original.inspection.rows.is_some() {
         bail!("{} is rewritten already: tune takes the original", args.original.display());
     }
+    let head_dim = original.inspection.heads().1;
+    args.candidates.iter().try_for_each(|setting| setting.rows("--candidates", head_dim).map(drop))?;
     args.check_places(model_files([&original.file])?)?;
     let texts = texts(args, &original)?;
     let interrupt = Interrupt::install()?;

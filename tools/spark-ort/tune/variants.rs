@@ -1,10 +1,10 @@
 //! The settings that layers may have.
 
 use anyhow::{Context, Result, bail};
-use spark_ort::rewrite::{LayerSetting, Rows, Workbench};
+use spark_ort::rewrite::{LayerSetting, RewriteError, Rows, Workbench};
 
 use super::args::Args;
-use crate::eval::setting::{in_basis, name};
+use crate::eval::setting::{name, of_option};
 
 /// Larger shares of pruned channels are no match for fewer bits.
 const MOST_PRUNED: f64 = 0.9;
@@ -17,6 +17,11 @@ pub struct Variant {
 }
 
 impl Variant {
+    fn new(workbench: &Workbench, setting: LayerSetting) -> Result<Self, RewriteError> {
+        let rows = workbench.rows(std::slice::from_ref(&setting))?.swap_remove(0);
+        Ok(Self { setting, rows })
+    }
+
     pub fn name(&self) -> String {
         name(&self.setting)
     }
@@ -65,16 +70,8 @@ pub fn variants(
     settings.extend(args.candidates.iter().map(|candidate| candidate.rows.clone()));
     let mut given = Vec::new();
     for setting in settings {
-        let rows = workbench.rows(std::slice::from_ref(&setting));
-        let rows = rows.with_context(|| format!("--candidates {}", name(&setting)))?.swap_remove(0);
-        given.push(Variant { setting, rows });
-    }
-    let smallest = given.iter().map(|variant| variant.bytes(kv_heads)).min().unwrap_or(0);
-    if smallest > budget {
-        bail!(
-            "--budget: {budget} bytes per token are too few: the smallest of the candidates takes {smallest}; add \
-             smaller ones with --candidates"
-        );
+        let variant = Variant::new(workbench, setting.clone());
+        given.push(variant.map_err(|error| of_option("--candidates", name(&setting), error))?);
     }
     if given[0].bytes(kv_heads) <= budget {
         let needed = given[0].bytes(kv_heads);
@@ -86,11 +83,22 @@ pub fn variants(
     let mut kinds: Vec<LayerSetting> = given.iter().map(|variant| variant.setting.clone()).collect();
     if workbench.has_bases() {
         let value_bits = args.candidates.iter().map(|candidate| candidate.rows.value_bits);
-        kinds.extend(value_bits.map(|bits| in_basis(0, bits)));
+        kinds.extend(value_bits.map(|bits| LayerSetting::in_basis(0, bits)));
     }
-    let mut uniform: Vec<Variant> = Vec::new();
+    let (mut uniform, mut smallest) = (Vec::new(), given.clone());
     for kind in &kinds {
-        uniform.extend(filling(workbench, kind, budget, kv_heads)?);
+        let fillings = fillings(workbench, kind)?;
+        smallest.extend(fillings.iter().min_by_key(|variant| variant.bytes(kv_heads)).cloned());
+        uniform.extend(fillings.into_iter().find(|variant| variant.bytes(kv_heads) <= budget));
+    }
+    let smallest = smallest.iter().min_by_key(|variant| variant.bytes(kv_heads)).context("no variant")?;
+    if smallest.bytes(kv_heads) > budget {
+        bail!(
+            "--budget: {budget} bytes per token are too few: the smallest setting that is tried, {}, takes {}; add \
+             smaller ones with --candidates",
+            smallest.name(),
+            smallest.bytes(kv_heads)
+        );
     }
     let mut all = [given, uniform.clone()].concat();
     if uniform_rows {
@@ -118,25 +126,22 @@ fn distinct(variants: Vec<Variant>) -> Vec<Variant> {
     kept
 }
 
-/// The bits of `kind` with the least ratio, or its basis with the longest keys, that is within the budget in all
-/// layers, if one is.
-fn filling(workbench: &Workbench, kind: &LayerSetting, budget: usize, kv_heads: usize) -> Result<Option<Variant>> {
+/// What can fill a budget: the bits of `kind` with each ratio, from the least, or its basis with keys of each size,
+/// from the longest.
+fn fillings(workbench: &Workbench, kind: &LayerSetting) -> Result<Vec<Variant>> {
     let head_dim = workbench.head_dim();
     let settings: Vec<LayerSetting> = match kind.key_bytes {
         None => {
             let most = (MOST_PRUNED * head_dim as f64) as usize;
             (0..=most).map(|pruned| LayerSetting { ratio: ratio(pruned, head_dim), ..kind.clone() }).collect()
         }
-        Some(_) => Rows::basis_key_bytes(head_dim).rev().map(|bytes| in_basis(bytes, kind.value_bits)).collect(),
-    };
-    for setting in settings {
-        let rows = workbench.rows(std::slice::from_ref(&setting))?.swap_remove(0);
-        let variant = Variant { setting, rows };
-        if variant.bytes(kv_heads) <= budget {
-            return Ok(Some(variant));
+        Some(_) => {
+            let sizes = Rows::basis_key_bytes(head_dim).rev();
+            sizes.map(|bytes| LayerSetting::in_basis(bytes, kind.value_bits)).collect()
         }
-    }
-    Ok(None)
+    };
+    let variants = settings.into_iter().map(|setting| Ok(Variant::new(workbench, setting)?));
+    variants.collect()
 }
 
 /// A ratio of few digits that prunes so many of `head_dim` channels.
