@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,7 +53,9 @@ def _answer(*arguments: str) -> Any:
     """The JSON that the program answers."""
     done = subprocess.run([file("spark-ort"), *arguments], capture_output=True, text=True, env=environment())
     if done.returncode != 0:
-        raise Error(done.stderr.strip().removeprefix("error: ") or f"spark-ort ended with status {done.returncode}")
+        # Before it come lines of progress.
+        problem = re.split("^error: ", done.stderr, maxsplit=1, flags=re.MULTILINE)[-1].strip()
+        raise Error(problem or f"spark-ort ended with status {done.returncode}")
     return json.loads(done.stdout)
 
 

@@ -21,7 +21,7 @@ impl Passage {
 /// the tokenizer puts before every text, which count as part of the context.
 pub fn passages(text: &[i64], prefix: &[i64], context: usize, decode: usize, count: usize) -> Vec<Passage> {
     let Some(body) = context.checked_sub(prefix.len()).filter(|body| *body > 0) else { return Vec::new() };
-    let length = body + decode + 1;
+    let Some(length) = body.checked_add(decode).and_then(|length| length.checked_add(1)) else { return Vec::new() };
     let count = count.min(text.len() / length);
     let spare = text.len() - count * length;
     let passage = |i: usize| {
@@ -50,5 +50,8 @@ mod tests {
         assert_eq!(found[2].next.last(), Some(&99));
         assert_eq!(passages(&text, &[], 40, 9, 9).len(), 2);
         assert!(passages(&text, &[], 91, 9, 1).is_empty() && passages(&text, &[1], 1, 1, 1).is_empty());
+        for (context, decode) in [(usize::MAX, 9), (12, usize::MAX), (usize::MAX, usize::MAX)] {
+            assert!(passages(&text, &[], context, decode, 1).is_empty());
+        }
     }
 }

@@ -70,7 +70,7 @@ use rewritten::{Rewritten, operator_version};
 use roundings::remove_roundings;
 use trial::trial;
 pub use trial::{NO_RUNTIME, TrialError, run_one_token};
-pub use workbench::{Lossless, Workbench};
+pub use workbench::{Bases, Lossless, Workbench};
 
 /// Rewrites the model `input`, an .onnx file or an ONNX Runtime GenAI folder, to `output` of the same kind. External
 /// data is linked or copied, never read. Memory use is about the size of the .onnx file, plus calibration, which runs

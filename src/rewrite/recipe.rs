@@ -201,7 +201,9 @@ impl Recipe {
         }
         match &self.model {
             Some(made_for) if made_for != model => {
-                let words = |m: &RecipeModel| format!("{} KV heads of {} channels", m.kv_heads, m.head_dim);
+                let words = |m: &RecipeModel| {
+                    format!("{} layers of {} KV heads of {} channels", m.layers, m.kv_heads, m.head_dim)
+                };
                 Err(format!("it is for a model with {}, this one has {}", words(made_for), words(model)))
             }
             _ => Ok(()),

@@ -52,6 +52,17 @@ pub struct Lossless {
     pub observed_saliency: Vec<String>,
 }
 
+/// Whether a basis of every layer's keys is to be calibrated too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bases {
+    /// No.
+    None,
+    /// If the model, and what it is calibrated on, allow it.
+    IfPossible,
+    /// Nothing can be done without.
+    Needed,
+}
+
 /// The attribute of MatMulNBits that says what activations are rounded to: 1 is float32, the largest, 4, int8.
 const LEVEL: &str = "accuracy_level";
 
@@ -69,15 +80,16 @@ fn compute_in_float(graph: &mut GraphProto) -> Vec<(usize, i64)> {
 
 impl Workbench {
     /// Rewrites the .onnx file `input` with `options`, and calibrates it, also the basis of every layer's keys if
-    /// `bases` are wanted and the model allows them. Files go to `folder`, an empty one.
+    /// `bases` are wanted. Files go to `folder`, an empty one.
     ///
     /// # Errors
-    /// As of [`rewrite`](fn@super::rewrite); also where calibration was not asked for and fails.
+    /// As of [`rewrite`](fn@super::rewrite); also where calibration was not asked for and fails, and, before it, where
+    /// bases are needed and cannot be.
     pub fn new(
         input: &Path,
         folder: &Path,
         options: &Options,
-        bases: bool,
+        bases: Bases,
         progress: &mut dyn Progress,
     ) -> Result<Self, RewriteError> {
         let mut model = onnx::read(input)?;
@@ -87,9 +99,12 @@ impl Workbench {
         let numbers = layer_rows::numbers(&model, &layers);
         let (rows, recent) = layer_rows(options, &model, &layers, false)?;
         let tokens = calibrate::tokens(input, options, (&layers, &rows))?;
-        let impossible = calibrate::can_find_basis(&layers, &layers[0], tokens.as_ref()).err();
-        let no_bases = impossible.filter(|_| bases).map(|problem| problem.to_string());
-        let find_bases = bases && no_bases.is_none();
+        let no_bases = match calibrate::can_find_basis(&layers, &layers[0], tokens.as_ref()) {
+            Err(problem) if bases == Bases::Needed => return Err(RewriteError::option("basis", problem.to_string())),
+            Err(problem) if bases == Bases::IfPossible => Some(problem.to_string()),
+            _ => None,
+        };
+        let find_bases = bases != Bases::None && no_bases.is_none();
         let positions = calibrate::positions(&model, &layers);
         let names = apply::apply(&mut model, &layers, recent, *spec::VERSIONS.end())?;
         let mut rewritten = Rewritten { model, layers, names, rows };

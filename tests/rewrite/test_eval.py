@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -138,6 +139,9 @@ def test_a_template_wraps_generated_tasks(exports):
         (("--rivals", "int5"), "is no rival"),
         (("--contexts", "9999999"), "the model's context is"),
         (("--contexts", "0"), "--contexts is 0"),
+        (("--contexts", str(2**64 - 1)), "at most 1073741824 tokens can be asked for"),
+        (("--decode", str(2**64 - 1)), "at most 1073741824 tokens can be asked for"),
+        (("--decode", str(2**30)), "the model's context is"),
         (("--shared-buffer", "--capacity", "10"), "has no room"),
         (("--tokenizer", "nowhere.json"), "there is no nowhere.json"),
         (("--plot", "eval.pdf"), "pictures are .svg or .png files"),
@@ -160,6 +164,17 @@ def test_what_is_read_is_not_written_to(exports, tmp_path):
     done = spark_ort("eval", exports[BUNDLED], "--text", text, "--json", text, check=False)
     assert done.returncode != 0 and "is a file that is read or made" in done.stderr, done.stderr
     assert text.read_text() == TEXT.read_text()
+
+
+@pytest.mark.parametrize("name", ["libspark_ort.so", "tokenizer.json", "special_tokens_map.json"])
+def test_files_of_a_folder_are_not_written_to(name, exports, tmp_path):
+    """Those that GenAI reads."""
+    folder = shutil.copytree(exports[BUNDLED], tmp_path / "folder")
+    (folder / name).touch()
+    before = (folder / name).read_bytes()
+    done = spark_ort("eval", folder, "--text", TEXT, "--json", folder / name, *SMALL, check=False)
+    assert done.returncode != 0 and "is a file that is read or made" in done.stderr, done.stderr
+    assert (folder / name).read_bytes() == before
 
 
 def test_an_interrupt_keeps_what_there_is(exports, tmp_path):

@@ -192,6 +192,14 @@ def test_names_of_working_files(tmp_path):
         assert (target / name).read_bytes() == data.read_bytes()
 
 
+def test_a_name_that_is_no_utf8(exports, tmp_path):
+    """A model is written there, and the report says so, as far as JSON can."""
+    source = exports["optimum-fp32"] / "model.onnx"
+    target = os.fsdecode(os.fsencode(tmp_path) + b"/out-\xe9.onnx")
+    report = json.loads(spark_ort("rewrite", source, target, *OFF, "--json", "-").stdout)
+    assert report["output"].endswith("/out-\ufffd.onnx") and os.path.isfile(target)
+
+
 def test_data_that_is_there_already(tmp_path):
     """Data that a run before left where it goes is used, and is no reason to refuse."""
     source, data = external(tmp_path / "from")

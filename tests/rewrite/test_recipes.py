@@ -154,7 +154,7 @@ def test_errors_name_file_layer_and_field(exports, tmp_path):
     recipe(file, good[:3])
     refused(f"{file}: it is for 3 layers, the model has 4")
     recipe(file, good, model={"layers": 4, "head_dim": 128, "kv_heads": 2})
-    refused("it is for a model with 2 KV heads of 128 channels, this one has 2 KV heads of 64 channels")
+    refused("a model with 4 layers of 2 KV heads of 128 channels, this one has 4 layers of 2 KV heads of 64 channels")
     recipe(file, good, colour="blue")
     refused("unknown field `colour`")
     recipe(file, good)

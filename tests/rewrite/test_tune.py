@@ -208,6 +208,8 @@ def test_people_get_tables(exports, tmp_path):
         (("--budget", "900", "--group", "0"), "--group is 0"),
         (("--budget", "900", "--passages", "9999"), "take a longer text, or shorter prompts"),
         (("--budget", "900", "--context", "99999"), "the model's context is"),
+        (("--budget", "900", "--decode", str(2**64 - 1)), "at most 1073741824 tokens can be asked for"),
+        (("--budget", "900", "--verify-decode", str(2**30)), "the model's context is"),
         (("--budget", "900", "--output", "nowhere/recipe.json"), "there is no folder nowhere"),
         (("--budget", "900", "--output", "out.json", "--json", "out.json"), "out.json is a file that is read or made"),
     ],
@@ -220,6 +222,14 @@ def test_what_cannot_be_tuned_is_refused(exports, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
     # Only the smallest and the largest budget depend on what calibration finds.
     assert "error: --budget: " in done.stderr or "calibrating" not in done.stderr, done.stderr
+
+
+def test_a_basis_that_cannot_be_is_refused_at_once(exports, tmp_path):
+    """Before anything is calibrated."""
+    options = small("--budget", 900, "--candidates", "basis32/8", "--output", tmp_path / "recipe.json")
+    done = spark_ort("tune", exports["optimum-fp32"] / "model.onnx", *options, check=False)
+    assert done.returncode == 1 and "--candidates basis32/8: basis: " in done.stderr and "do_rotary" in done.stderr
+    assert "calibrating" not in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_other_files_are_left_alone(exports, tmp_path):

@@ -9,6 +9,7 @@ use spark_ort::runtime::{FolderSettings, Sampling};
 
 use crate::compare;
 use crate::continuation::{Task, generate};
+use crate::counts::tokens;
 use crate::decode::Settings;
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::{ModelSource, model_files};
@@ -40,7 +41,7 @@ pub struct Args {
     prompt: PromptArgs,
 
     /// Stop after this many tokens, if the model does not end the text before
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 128)]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 128, value_parser = tokens)]
     max_new_tokens: usize,
 
     /// 0 takes the likeliest token always; 1 samples from the model's probabilities, less is tamer, more is wilder

@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod continuation;
+mod counts;
 mod decode;
 mod doctor;
 mod eval;

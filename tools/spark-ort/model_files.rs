@@ -25,7 +25,20 @@ impl ModelSource {
 
 /// The files of the models in these .onnx files, with those of their folders that programs read beside them.
 pub fn model_files<'a>(models: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<PathBuf>> {
-    const BESIDE: [&str; 4] = ["genai_config.json", "config.json", "tokenizer.json", "tokenizer_config.json"];
+    const BESIDE: [&str; 12] = [
+        "genai_config.json",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "libspark_ort.so",
+    ];
     let mut files = Vec::new();
     for file in models {
         let data = onnx::data_locations(&onnx::read(file)?);

@@ -12,7 +12,7 @@ use super::lab::Lab;
 use super::machine::Machine;
 use super::rounds::Budget;
 use super::shape::Shape;
-use super::{append, decoding, positive, prefill, threads};
+use super::{append, at_least, decoding, positive, prefill, threads};
 use crate::eval::setting::Setting;
 use crate::report::write_json;
 
@@ -108,7 +108,7 @@ pub struct Args {
 
 /// A context has at least one past token and one new token.
 fn context(text: &str) -> Result<usize, String> {
-    positive(text).ok().filter(|&n| n >= 2).ok_or_else(|| "must be a number from 2 on".into())
+    at_least(2, text)
 }
 
 #[derive(Serialize)]

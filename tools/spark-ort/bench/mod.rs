@@ -44,7 +44,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// Parses a number of at least 1.
 fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "must be a number from 1 on".into())
+    at_least(1, text)
+}
+
+fn at_least(least: usize, text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(count) if count >= least => crate::counts::tokens(text),
+        _ => Err(format!("must be a number from {least} on")),
+    }
 }
 
 /// At least one thread, and no more than make sense.

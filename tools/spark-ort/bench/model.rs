@@ -63,7 +63,7 @@ pub struct Args {
 #[derive(Serialize)]
 struct Report {
     machine: Machine,
-    models: [PathBuf; 2],
+    models: [String; 2],
     threads: Option<usize>,
     contexts: Vec<Cell>,
     interrupted: bool,
@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         cells.push(Cell { prompt_tokens, original: Vec::new(), rewritten: Vec::new() });
     }
     let interrupted = measure(args, &sources, &settings, &mut cells)?;
-    let models = sources.map(|source| source.file);
+    let models = sources.map(|source| source.file.display().to_string());
     let report = Report { machine, models, threads: args.threads, contexts: cells, interrupted };
     match args.json.as_deref() {
         Some(path) if path == Path::new("-") => write_json(path, &report)?,

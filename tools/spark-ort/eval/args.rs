@@ -8,6 +8,7 @@ use spark_ort::eval::Task;
 use spark_ort::eval::rivals::Rival;
 
 use super::setting::Setting;
+use crate::counts::tokens;
 use crate::temporary::Temporary;
 use crate::whole_file;
 
@@ -57,11 +58,11 @@ pub struct Args {
     pub(super) text: Option<PathBuf>,
 
     /// Lengths of the prompts in tokens
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [2048])]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [2048], value_parser = tokens)]
     pub(super) contexts: Vec<usize>,
 
     /// Tokens to decode after each prompt
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = tokens)]
     pub(super) decode: usize,
 
     /// Passages of the text for each length, as far as it has so many that do not overlap
@@ -98,11 +99,11 @@ pub struct Args {
     pub(super) shared_buffer: bool,
 
     /// Tokens that such a buffer has room for [default: 512 more than are needed, within the model's context]
-    #[arg(long, value_name = "N", requires = "shared_buffer")]
+    #[arg(long, value_name = "N", requires = "shared_buffer", value_parser = tokens)]
     pub(super) capacity: Option<usize>,
 
     /// Read prompts in chunks of N tokens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = tokens)]
     pub(super) chunk: Option<usize>,
 
     #[command(flatten)]

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 use spark_ort::rewrite::Recovery;
 
+use crate::counts::tokens;
 use crate::eval::setting::Setting;
 use crate::temporary::Temporary;
 use crate::whole_file;
@@ -70,7 +71,7 @@ pub struct Args {
     pub(super) no_basis: bool,
 
     /// Keep the last N keys dense as well, as `rewrite --recent N` will [default: 64 in a GenAI folder, else 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = tokens)]
     pub(super) recent: Option<usize>,
 
     /// Rows of one size in all layers, for keys and values: always so for a GenAI folder, whose host allocates all
@@ -83,11 +84,11 @@ pub struct Args {
     pub(super) group: usize,
 
     /// Length of the prompts in tokens
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = tokens)]
     pub(super) context: usize,
 
     /// Tokens to decode after each prompt, for each layer and candidate
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = tokens)]
     pub(super) decode: usize,
 
     /// Passages of the text on which layers are measured
@@ -99,7 +100,7 @@ pub struct Args {
     pub(super) verify: usize,
 
     /// Tokens to decode after each of their prompts
-    #[arg(long, value_name = "N", default_value_t = 96)]
+    #[arg(long, value_name = "N", default_value_t = 96, value_parser = tokens)]
     pub(super) verify_decode: usize,
 
     #[command(flatten)]

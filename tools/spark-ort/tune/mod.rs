@@ -6,18 +6,21 @@ mod report;
 mod variants;
 mod verify;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use spark_ort::eval::tune::{LayerProbe, choose};
 use spark_ort::eval::{Passage, passages};
 use spark_ort::rewrite::{
-    LayerSetting, Options, RECENT_OF_FOLDERS, RecentIn, Recipe, RecipeModel, Workbench, gpu_provider,
+    Bases, LayerSetting, Options, RECENT_OF_FOLDERS, RecentIn, Recipe, RecipeModel, RewriteError, Workbench,
+    gpu_provider,
 };
 use spark_ort::runtime::{FolderSettings, Options as RunOptions};
 
 use crate::eval::candidate::{Candidate, Kind, Shown};
 use crate::eval::is_cancelled;
+use crate::eval::setting::of_option;
 use crate::eval::texts::{encoded, tokenizer};
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::model_files;
@@ -89,6 +92,30 @@ fn texts(args: &Args, original: &Candidate) -> Result<Texts> {
     Ok(Texts { measured, verified })
 }
 
+/// The model that is measured; `of_gpu` says why no layer of it may have a basis, if that is so.
+fn workbench(
+    args: &Args,
+    original: &Candidate,
+    folder: &Path,
+    options: &Options,
+    (of_gpu, shown): (Option<&str>, &mut Shown<'_>),
+) -> Result<Workbench> {
+    let in_basis = args.candidates.iter().find(|setting| setting.rows.key_bytes.is_some());
+    let without = of_gpu.or(args.no_basis.then_some("--no-basis is given too"));
+    let bases = match (in_basis, without) {
+        (Some(setting), Some(why)) => bail!("--candidates {setting}: {why}"),
+        (Some(_), None) => Bases::Needed,
+        (None, Some(_)) => Bases::None,
+        (None, None) => Bases::IfPossible,
+    };
+    match (Workbench::new(&original.file, folder, options, bases, shown), in_basis) {
+        (Err(error @ RewriteError::Option { option: "basis", .. }), Some(setting)) => {
+            Err(of_option("--candidates", setting, error))
+        }
+        (workbench, _) => Ok(workbench?),
+    }
+}
+
 fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) -> Result<Outcome> {
     let folder = args.original.join("genai_config.json").is_file();
     let uniform_rows = args.uniform_rows || folder;
@@ -105,11 +132,7 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
     let mut shown = Shown::new(interrupt);
     let gpu = if folder { gpu_provider(&args.original)? } else { None };
     let of_gpu = gpu.map(|gpu| format!("the folder names {gpu}, and no kernel of a GPU reads keys in a basis"));
-    let bases = of_gpu.is_none() && !args.no_basis;
-    if let Some(setting) = args.candidates.iter().find(|setting| setting.rows.key_bytes.is_some() && !bases) {
-        bail!("--candidates {setting}: {}", of_gpu.as_deref().unwrap_or("--no-basis is given too"));
-    }
-    let mut workbench = Workbench::new(&original.file, place.path(), &options, bases, &mut shown)?;
+    let mut workbench = workbench(args, original, place.path(), &options, (of_gpu.as_deref(), &mut shown))?;
     drop(shown);
     let kv_heads: Vec<usize> = original.inspection.interface.layers.iter().map(|layer| layer.kv_heads).collect();
     let budget = args.budget.bytes(original.inspection.original_bytes_per_token);
