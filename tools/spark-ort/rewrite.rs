@@ -62,8 +62,8 @@ pub struct Args {
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = row_format)]
     row_format: u8,
 
-    /// Store keys in a basis that calibration finds, with 8, 4 or 2 bits a direction: the least error below a quarter
-    /// of float16. On the CPU only, and for attention that rotates its keys
+    /// Store keys in a basis that calibration finds, with 8, 4 or 2 bits a direction: less error below a quarter of
+    /// float16, up to some thousands of tokens. On the CPU only, and for attention that rotates its keys
     #[arg(
         long,
         value_enum,
