@@ -17,7 +17,7 @@ use crate::onnx::{DataFile, FileError, Homes, Placement, place, write_text};
 /// The file that marks a GenAI folder.
 pub const CONFIG: &str = "genai_config.json";
 
-/// The operator library.
+/// The operator library in a GenAI folder.
 pub const LIBRARY: &str = "libspark_ort.so";
 
 /// A GenAI folder.

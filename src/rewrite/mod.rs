@@ -47,7 +47,7 @@ use std::path::{Path, PathBuf};
 pub use basis::Basis;
 pub use error::{Refusal, RewriteError};
 pub use find::find_layers;
-pub use folder::find_library;
+pub use folder::{LIBRARY, find_library};
 pub use inspect::Inspection;
 pub use layer::{Layer, Source};
 pub use options::{CacheType, Calibration, Options, RecentIn};

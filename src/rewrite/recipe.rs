@@ -1,6 +1,5 @@
 //! Recipes: files that say how the rows of each layer are stored.
 
-use std::fmt::Display;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -13,10 +12,8 @@ use crate::files;
 /// The version of the files that this crate writes and reads.
 const VERSION: u64 = 1;
 
-/// What the fields of a setting are where keys are in a calibrated basis, as [`Rows`](super::Rows) then state them.
+/// The row format of keys in a calibrated basis.
 const BASIS_FORMAT: u8 = 3;
-const BASIS_RATIO: f64 = 0.0;
-const BASIS_KEY_BITS: u8 = 8;
 
 /// How a layer's rows are stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,34 +57,30 @@ impl LayerSetting {
     /// Refuses fields that say something else than the rows that would be written: keys in a basis have no share of
     /// pruned channels, and their bits follow from `key_bytes`.
     fn check(&self) -> Result<(), String> {
-        let &Self { ratio, key_bits, row_format, key_bytes, .. } = self;
+        let &Self { ratio, key_bits, value_bits, row_format, key_bytes } = self;
         if row_format != BASIS_FORMAT {
             return Ok(());
         }
-        let wrong = |field: &str, found: &dyn Display, why: &str, expected: &dyn Display| {
-            Err(format!("{field}: {found}, but row_format {BASIS_FORMAT} {why}: it is to be {expected}"))
-        };
-        if key_bytes.is_none() {
+        let Some(key_bytes) = key_bytes else {
             return Err(format!("missing field `key_bytes`, the size of a key row of row_format {BASIS_FORMAT}"));
+        };
+        let written = Self::in_basis(key_bytes, value_bits);
+        let but = format!("but row_format {BASIS_FORMAT}");
+        if ratio != written.ratio {
+            return Err(format!("ratio: {ratio}, {but} prunes no channels of keys: it is to be {}", written.ratio));
         }
-        if ratio != BASIS_RATIO {
-            return wrong("ratio", &ratio, "prunes no channels of keys", &BASIS_RATIO);
-        }
-        if key_bits != BASIS_KEY_BITS {
-            return wrong("key_bits", &key_bits, "has the bits that key_bytes have room for", &BASIS_KEY_BITS);
+        if key_bits != written.key_bits {
+            let expected = written.key_bits;
+            return Err(format!(
+                "key_bits: {key_bits}, {but} has the bits that key_bytes have room for: it is to be {expected}"
+            ));
         }
         Ok(())
     }
 
-    /// Keys of `key_bytes` bytes in a calibrated basis.
+    /// Keys of `key_bytes` bytes in a calibrated basis, as [`Rows`](super::Rows) state them.
     pub fn in_basis(key_bytes: usize, value_bits: u8) -> Self {
-        Self {
-            ratio: BASIS_RATIO,
-            key_bits: BASIS_KEY_BITS,
-            value_bits,
-            row_format: BASIS_FORMAT,
-            key_bytes: Some(key_bytes),
-        }
+        Self { ratio: 0.0, key_bits: 8, value_bits, row_format: BASIS_FORMAT, key_bytes: Some(key_bytes) }
     }
 
     /// Whether keys lose more than a rounding to float16.

@@ -1,12 +1,17 @@
-//! How many tokens a command may ask for.
+//! How much a command may ask for.
 
-/// More than any model reads; sums of a few such numbers are far from overflowing.
+/// Tokens: more than any model reads; sums of a few such numbers are far from overflowing.
 const MOST: usize = 1 << 30;
 
 /// A number of tokens as a command line spells it.
 pub fn tokens(text: &str) -> Result<usize, String> {
+    at_most(MOST, text, "tokens can be asked for")
+}
+
+/// A number as a command line spells it, of which `most` are allowed; an error ends with `why`.
+pub fn at_most(most: usize, text: &str, why: &str) -> Result<usize, String> {
     let count: usize = text.parse().map_err(|e| format!("{e}"))?;
-    if count <= MOST { Ok(count) } else { Err(format!("at most {MOST} tokens can be asked for")) }
+    if count <= most { Ok(count) } else { Err(format!("at most {most} {why}")) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use spark_ort::rewrite::LIBRARY;
 use spark_ort::runtime::Interface;
 use spark_ort::{files, onnx};
 
@@ -37,7 +38,7 @@ pub fn model_files<'a>(models: impl IntoIterator<Item = &'a PathBuf>) -> Result<
         "vocab.json",
         "merges.txt",
         "chat_template.jinja",
-        "libspark_ort.so",
+        LIBRARY,
     ];
     let mut files = Vec::new();
     for file in models {

@@ -3,6 +3,8 @@
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
+use crate::counts::at_most;
+
 /// For each processor. Each thread has memory of its own, so that some thousands fill a machine's.
 const MOST_EACH: usize = 16;
 
@@ -10,8 +12,7 @@ const MOST_EACH: usize = 16;
 pub fn count(text: &str) -> Result<usize, String> {
     let processors = available_parallelism().map_or(1, NonZeroUsize::get);
     let most = MOST_EACH * processors;
-    let count: usize = text.parse().map_err(|e| format!("{e}"))?;
-    if count <= most { Ok(count) } else { Err(format!("at most {most} make sense on {processors} processors")) }
+    at_most(most, text, &format!("make sense on {processors} processors"))
 }
 
 #[cfg(test)]
