@@ -81,14 +81,14 @@ struct Cpu {
 #[derive(Serialize)]
 struct Runtime {
     version: String,
-    #[serde(serialize_with = "spark_ort::files::path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::path")]
     file: PathBuf,
     providers: Vec<String>,
 }
 
 #[derive(Serialize)]
 struct Library {
-    #[serde(serialize_with = "spark_ort::files::path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::path")]
     file: PathBuf,
     bytes: u64,
     /// Why a trial run failed.
