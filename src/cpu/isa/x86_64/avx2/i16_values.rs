@@ -92,8 +92,8 @@ fn add_up<D: Dot, const NIBBLES: bool, const H: usize>(
     group: &Group<H>,
 ) -> [[__m256i; 2]; H] {
     let mut lanes = [[_mm256_setzero_si256(); 2]; H];
-    // More sums at once than there are registers for would go through memory. Fewer than eight leave an instruction
-    // that waits long for the one before it waiting.
+    // More sums at once than there are registers for would go through memory. Fewer than eight are too few for an
+    // instruction that waits long for the one before it.
     if H >= 4 {
         for (n, lanes) in lanes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
             *lanes = add_up_four::<_, NIBBLES>(dot, rows, at, prefetch && n == 0, group.together(4 * n));

@@ -48,27 +48,26 @@ fn expected(sum: [i32; 8], a: [i16; 16], b: [i16; 16]) -> [i32; 8] {
 }
 
 /// A vector as an array, or an array as a vector.
-macro_rules! bits {
-    ($x:expr) => {
-        // SAFETY: vectors and arrays of 32 bytes have any bits.
-        unsafe { std::mem::transmute($x) }
-    };
+fn bits<A: Copy, B: Copy>(x: A) -> B {
+    const { assert!(size_of::<A>() == 32 && size_of::<B>() == 32) };
+    // SAFETY: both are 32 bytes, and those of numbers are any.
+    unsafe { (&raw const x).cast::<B>().read_unaligned() }
 }
 
 #[target_feature(enable = "avx2")]
 fn of_one(vnni: Vnni, sum: [i32; 8], a: [i16; 16], b: [i16; 16]) -> [[i32; 8]; 2] {
-    let (sum, a, b): (__m256i, __m256i, __m256i) = (bits!(sum), bits!(a), bits!(b));
-    [bits!(add_product(Madd, sum, a, b)), bits!(add_product(vnni, sum, a, b))]
+    let (sum, a, b): (__m256i, __m256i, __m256i) = (bits(sum), bits(a), bits(b));
+    [bits(add_product(Madd, sum, a, b)), bits(add_product(vnni, sum, a, b))]
 }
 
 #[target_feature(enable = "avx2")]
 fn of_some<const H: usize>(vnni: Vnni, sums: &[[i32; 8]], a: [i16; 16], b: &[[i16; 16]]) -> [[[i32; 8]; H]; 2] {
     let queries: [Words; H] = std::array::from_fn(|h| Words(b[h]));
-    let (words, start): (__m256i, [__m256i; H]) = (bits!(a), std::array::from_fn(|h| bits!(sums[h])));
+    let (words, start): (__m256i, [__m256i; H]) = (bits(a), std::array::from_fn(|h| bits(sums[h])));
     let (mut madd, mut one) = (start, start);
     add_products(Madd, &mut madd, words, &queries);
     add_products(vnni, &mut one, words, &queries);
-    [madd, one].map(|sums| std::array::from_fn(|h| bits!(sums[h])))
+    [madd, one].map(|sums| std::array::from_fn(|h| bits(sums[h])))
 }
 
 fn some_are_arithmetic<const H: usize>(vnni: Vnni, sums: &[[i32; 8]], a: [i16; 16], b: &[[i16; 16]]) {
@@ -82,10 +81,10 @@ macro_rules! by_name {
     ($sum:tt $a:tt $b:tt, $base:tt, $($displacement:literal)*) => {
         |sum: [i32; 8], a: [i16; 16], b: [i16; 16]| {
             let with = |name: &str, got: __m256i| {
-                let got: [i32; 8] = bits!(got);
+                let got: [i32; 8] = bits(got);
                 assert_eq!(got, expected(sum, a, b), "{} {} {name}", $sum, $a);
             };
-            let (start, first, second): (__m256i, __m256i, __m256i) = (bits!(sum), bits!(a), bits!(b));
+            let (start, first, second): (__m256i, __m256i, __m256i) = (bits(sum), bits(a), bits(b));
             let mut got = start;
             // SAFETY: the instruction touches only these registers, or reads the vector that `second` is.
             unsafe {
@@ -119,7 +118,7 @@ fn all_by_name(sum: [i32; 8], a: [i16; 16], b: [i16; 16]) {
 /// After `vzeroupper` the upper halves are not in use: they read as zero, whatever a signal's frame has there.
 #[target_feature(enable = "avx2")]
 fn of_unused_halves(sum: [i32; 8], a: [i16; 16], b: [i16; 16]) -> [i32; 8] {
-    let (mut sum, a, b): (__m256i, __m256i, __m256i) = (bits!(sum), bits!(a), bits!(b));
+    let (mut sum, a, b): (__m256i, __m256i, __m256i) = (bits(sum), bits(a), bits(b));
     // SAFETY: the instructions touch only these registers and the upper halves of all others.
     unsafe {
         asm!(
@@ -131,7 +130,7 @@ fn of_unused_halves(sum: [i32; 8], a: [i16; 16], b: [i16; 16]) -> [i32; 8] {
             options(nomem, nostack, preserves_flags),
         )
     };
-    bits!(sum)
+    bits(sum)
 }
 
 proptest! {

@@ -32,8 +32,9 @@ impl Avx2 {
     }
 
     /// The same vectors, and kernels that use AVX-VNNI.
-    pub(super) fn with_vnni(self, vnni: Vnni) -> Self {
-        Self { vnni: Some(vnni), ..self }
+    pub(super) fn with_vnni(mut self, vnni: Vnni) -> Self {
+        self.vnni = Some(vnni);
+        self
     }
 
     /// What the kernels are to add products up by, if not by AVX2.
