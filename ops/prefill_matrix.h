@@ -309,8 +309,8 @@ struct MatrixPrefill {
         source.stage(keys.start, tile_end(keys, keys.start));
         for (u32 t = keys.start; t < keys.end; t += KEYS) {
             const u32 end = tile_end(keys, t);
-            // Registers have no room for the places of all operands.
-            across = anew(across), along = anew(along);
+            // For more than 64 channels registers have no room for the places of all operands.
+            if constexpr (STEPS > 2) across = anew(across), along = anew(along);
             const bool sees = wave_sees.any(t, end);
             block_barrier();
             if (source.has_tail(t, end)) {
