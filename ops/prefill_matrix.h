@@ -356,7 +356,8 @@ struct MatrixPrefill {
                 const u32 octet = 2 * n + 2 * odd + along / 2;
                 const u32 own = column(f);
                 if (8 * octet < call.head_dim && own < columns) {
-                    write_result(call, source.kv_head * group + own % group, own / group, split, octet, max[f], total, v);
+                    write_result(call, source.kv_head * group + own % group, own / group, split, octet, max[f], total,
+                                 v);
                 }
             }
         }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# tools/amd_code.sh [PYTEST OPTION...]: the kernels as clang 22 makes them for AMD GPUs, those included that the compilers
-# of Debian 12 do not know: registers, scratch memory, LDS, matrix instructions. No GPU is needed, and none is used.
+# tools/amd_code.sh [PYTEST OPTION...]: the kernels as clang 22 makes them for AMD GPUs, those included that Debian 12's
+# compilers do not know: registers, scratch memory, LDS, matrix instructions. No GPU is needed, and none is used.
 # The clang is the one within the Python package ziglang, which has all of LLVM's targets and its linker.
 # shellcheck source=tools/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -19,4 +19,4 @@ command_named() {
 command_named clang-22 clang :
 command_named ld.lld-22 ld.lld :
 command_named lld ld.lld 'shift 2'
-PATH=$names:$PATH .venv/bin/python -m pytest -q -rs tests/gpu/device_code "$@"
+PATH=$names:$PATH .venv/bin/python -m pytest -q -rs tests/gpu/device_code/test_device_code.py -k clang "$@"

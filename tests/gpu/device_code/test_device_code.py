@@ -47,7 +47,7 @@ def declared(cdna: bool) -> dict[str, tuple[int, int]]:
 
 
 def newest_clang() -> str | None:
-    """A clang from 19 on with its linker: it needs no device libraries for these sources. tools/amd_code.sh brings one."""
+    """A clang from 19 on with its linker: these sources need no device libraries. tools/amd_code.sh brings one."""
     for version in range(22, 18, -1):
         if shutil.which(f"clang-{version}") and shutil.which(f"ld.lld-{version}"):
             return f"clang-{version}"
