@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm test-cuda test-plugin cuda bench-genai eval eval-genai zoo fuzz asan miri clean
+.PHONY: help build venv wheel demo layer test test-hosts test-versions test-rocm test-cuda test-plugin test-amd cuda bench-genai eval eval-genai zoo fuzz asan miri clean
 
 help:
 	@echo 'make demo           rewrite a bundled model, generate with it and with the original, compare them'
@@ -8,6 +8,7 @@ help:
 	@echo 'make test-versions  the ONNX Runtime versions of tests/onnxruntime, the ones that make test leaves out included'
 	@echo 'make test-plugin    the operators on SparkExecutionProvider in ONNX Runtime 1.24 and later, by emulation'
 	@echo 'make test-rocm      the operators on the ROCm execution provider, by emulation: no GPU is needed'
+	@echo 'make test-amd       the kernels as the newest clang makes them for AMD GPUs: their registers and instructions'
 	@echo 'make test-cuda      the operators on the CUDA execution provider, by emulation: no GPU is needed'
 	@echo 'make cuda           the kernels on an NVIDIA GPU: checked against the CPU, timed'
 	@echo 'make test-hosts     the package in GenAI, plain loops, Optimum (torch: several GB) and all ONNX Runtime versions'
@@ -52,6 +53,9 @@ test-cuda:
 
 test-plugin:
 	@tools/plugin.sh
+
+test-amd:
+	@tools/amd_code.sh
 
 cuda:
 	@tools/cuda.sh build

@@ -32,9 +32,9 @@ struct Decode {
     const SparkCall& call;
     const Sequence& s;
     const u32 kv_head;
-    const u32 octet, row; // of the lane
+    u32 octet, row; // of the lane
     const bool active;    // whether the head has so many octets
-    const KeyReader<OCTETS> reader;
+    KeyReader<OCTETS> reader;
 
     const u32 first_column;
     const Shared<float> units; // of the D channels. 16-bit keys: c. Quantised ones: 1 / c, with c in the query.
@@ -51,7 +51,8 @@ struct Decode {
         const Shared<float> queries(4 * d);
         SPARK_UNROLL
         for (u32 c = 0; c < COLUMNS; ++c) {
-            seen[c] = seen_by(call, s, token(c));
+            const Keys sees = seen_by(call, s, same(token(c)));
+            seen[c] = {same(sees.start), same(sees.end)};
             max[c] = NO_SCORE;
             sum[c] = 0.0f;
             SPARK_UNROLL
@@ -221,6 +222,8 @@ struct Decode {
     SPARK_FN void tiles(const KeyLayout& layout, const ValueLayout& values, u32 staged, u32 start, u32 end) {
         const u32 size = N * ROWS;
         for (u32 t = start + wave() * size; t < end; t += DECODE_WAVES * size) {
+            // Each kind of rows has addresses of its own; those of all at once would not fit into registers.
+            octet = anew(octet), row = anew(row), reader.octet = octet;
             tile<KIND, N>(layout, values, staged, t, end);
         }
     }
@@ -287,11 +290,15 @@ struct Decode {
     // Writes the block's results, by its first wave.
     SPARK_FN void write(const DecodeBlock& block) const {
         if (thread() >= WAVE || row != 0 || !active) return;
+        // Divided by anew: else its reciprocal would be kept since the beginning.
+        const u32 group = same(anew(call.group));
         SPARK_UNROLL
         for (u32 c = 0; c < COLUMNS; ++c) {
+            const u32 column = first_column + c;
             // No break: clang 15 does not unroll a loop that has one.
-            if (first_column + c < block.columns) {
-                write_result(call, head(c), token(c), block.split, octet, max[c], sum[c], weighted[c]);
+            if (column < block.columns) {
+                write_result(call, kv_head * group + column % group, column / group, block.split, octet, max[c], sum[c],
+                             weighted[c]);
             }
         }
     }

@@ -72,7 +72,7 @@ SPARK_FN void stage_keys(const SparkCall& call, const KeyLayout& layout, const S
         SPARK_NOTE("padded rows");
         for (u32 r = 0; r < count; ++r) {
             const u32* words = (const u32*)(from + (i64)r * call.key_row_bytes);
-            for (u32 i = lane(); i < layout.words; i += WAVE) to.store(r * layout.words + i, load(words + i));
+            for (u32 i = anew(lane()); i < layout.words; i += WAVE) to.store(r * layout.words + i, load(words + i));
         }
     }
     wave_barrier();

@@ -226,13 +226,16 @@ SPARK_FN void decode_quantised(const SparkCall& call) {
     }
     own.template tiles<DENSE, 1>(layout, values, 0, keys.start > dense ? keys.start : dense, keys.end);
     own.merge_rows();
+    // Lanes without channels have those of others, and nobody asks them for theirs.
+    const u32 channel = own.active ? 8 * own.octet : 0;
     SPARK_UNROLL
     for (u32 c = 0; c < COLUMNS; ++c) {
         const u32 state = c * (call.head_dim + 2);
         float other[8];
         SPARK_UNROLL
-        for (u32 k = 0; k < 8; ++k) other[k] = own.active ? states.load(state + 8 * own.octet + k) : 0.0f;
+        for (u32 k = 0; k < 8; ++k) other[k] = states.load(state + channel + k);
         own.merge(c, states.load(state + call.head_dim), states.load(state + call.head_dim + 1), other);
+        in_order();
     }
     own.merge_waves();
     own.write(block);

@@ -12,6 +12,7 @@
 //   wave_barrier()               what lanes of the wave wrote to LDS is seen by its other lanes
 //   block_barrier()              the same for the block
 //   anew(x)                      x, of which nothing is computed ahead of a loop, where it would hold registers
+//   in_order()                   what comes after begins after what comes before, and no register holds it earlier
 //   look_up(nibbles, table, low, high)   eight entries of a table of sixteen bytes: four each in `low` and `high`
 //   half_to_float, float_to_half, exp2_of, sqrt_of, round_even, least, greatest, fused, product
 //

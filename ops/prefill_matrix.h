@@ -54,7 +54,7 @@ struct MatrixPrefill {
     const u32 first_column, columns;
     const Source<OCTETS, KEYS> source;
     const Shared<E> tile;
-    const u32 across, along; // of the lane, in operands: row or column, and which eight elements
+    u32 across, along; // of the lane, in operands: row or column, and which eight elements
 
     Keys seen[FRAGMENTS]; // by the lane's queries
     SeenByWave wave_sees;
@@ -309,6 +309,8 @@ struct MatrixPrefill {
         source.stage(keys.start, tile_end(keys, keys.start));
         for (u32 t = keys.start; t < keys.end; t += KEYS) {
             const u32 end = tile_end(keys, t);
+            // For more than 64 channels registers have no room for the places of all operands.
+            if constexpr (STEPS > 2) across = anew(across), along = anew(along);
             const bool sees = wave_sees.any(t, end);
             block_barrier();
             if (source.has_tail(t, end)) {
@@ -332,6 +334,8 @@ struct MatrixPrefill {
     // A lane has four channels of each tile of 16. Lanes of two groups exchange half of their channels of two tiles,
     // so that each has eight adjacent channels.
     SPARK_FN void write(u32 split) const {
+        // Divided by anew, as in decoding.
+        const u32 group = same(anew(call.group));
         SPARK_UNROLL
         for (u32 f = 0; f < FRAGMENTS; ++f) {
             float total = sum[f] * Weights<E>::UNIT;
@@ -350,8 +354,10 @@ struct MatrixPrefill {
                     v[4 + r] = odd ? second : other;
                 }
                 const u32 octet = 2 * n + 2 * odd + along / 2;
-                if (8 * octet < call.head_dim && column(f) < columns) {
-                    write_result(call, source.head(column(f)), source.token(column(f)), split, octet, max[f], total, v);
+                const u32 own = column(f);
+                if (8 * octet < call.head_dim && own < columns) {
+                    write_result(call, source.kv_head * group + own % group, own / group, split, octet, max[f], total,
+                                 v);
                 }
             }
         }

@@ -138,7 +138,7 @@ struct Source {
     SPARK_FN void find_dense(u32 t, u32 end) const {
         const Tail tail(call, s, kv_head);
         // Side by side, of one wave.
-        const u32 lanes = PREFILL_THREADS / KEYS, row = thread() / lanes, at = t + row;
+        const u32 lanes = PREFILL_THREADS / KEYS, own = anew(thread()), row = own / lanes, at = t + row;
         const bool asked = at < end && in_tail <= at && at < dense;
         Slot found = NO_SLOT;
         SPARK_ROLLED
@@ -146,7 +146,7 @@ struct Source {
             Slot slot = NO_SLOT;
             if (asked && found == NO_SLOT) slot = attempt == 0 ? tail.own_slot(at) : tail.earlier_slot(at);
             u32 other = slot == NO_SLOT;
-            for (u32 octet = thread() % lanes; slot != NO_SLOT && octet < call.head_dim / 8; octet += lanes) {
+            for (u32 octet = own % lanes; slot != NO_SLOT && octet < call.head_dim / 8; octet += lanes) {
                 u32 channels[4];
                 tail.fetch(slot, octet, channels);
                 const KeyReader<OCTETS> reader(octet);
@@ -156,7 +156,7 @@ struct Source {
             for (u32 m = 1; m < lanes; m *= 2) other |= shuffle_xor(other, m);
             if (!other) found = slot;
         }
-        if (thread() % lanes == 0) slots.store(row, found);
+        if (own % lanes == 0) slots.store(row, found);
     }
 
     // Key `row` of the tile from `t` on; zero from `end` on.

@@ -3,9 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-
-use serde::Serializer;
+use std::path::Path;
 
 /// Most bytes of a configuration.
 pub const MOST_JSON: u64 = 16 << 20;
@@ -18,25 +16,6 @@ pub const MOST_TOKENIZER_VALUES: usize = 8 << 20;
 
 /// Most bytes of a text.
 pub const MOST_TEXT: u64 = 256 << 20;
-
-/// A path as JSON can have it: bytes that are no UTF-8 become U+FFFD.
-///
-/// # Errors
-/// Those of the serializer.
-pub fn path_to_json<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
-}
-
-/// As [`path_to_json`]; null where there is none.
-///
-/// # Errors
-/// Those of the serializer.
-pub fn any_path_to_json<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    match path {
-        Some(path) => path_to_json(path, serializer),
-        None => serializer.serialize_none(),
-    }
-}
 
 /// Opens the file `path` for reading: no pipe, which nobody may ever write to, no device, which may have no end, and
 /// nothing of the kernel's own file systems, where to read can wait or do something.

@@ -27,6 +27,8 @@ pub mod eval;
 pub mod files;
 pub mod format;
 pub mod gpu;
+#[cfg(feature = "rewrite")]
+pub mod json_path;
 pub mod method;
 #[cfg(feature = "rewrite")]
 pub mod onnx;

@@ -71,6 +71,7 @@ SPARK_FN u32 anew(u32 x) {
     asm volatile("" : "+r"(x));
     return x;
 }
+SPARK_FN void in_order() {}
 SPARK_FN u32 popcount(u32 x) { return __popc(x); }
 SPARK_FN u32 popcount(u64 x) { return __popcll(x); }
 // The low word of (high:low) >> shift % 32.

@@ -77,6 +77,7 @@ struct Shared {
 
 SPARK_FN u64 vote(bool b) { return emulation::meet(emulation::Collective::Vote, b, 0); }
 SPARK_FN u32 anew(u32 x) { return x; }
+SPARK_FN void in_order() {}
 SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
 SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 SPARK_FN u32 rank_in(u64 mask) { return popcount(mask & (((u64)1 << lane()) - 1)); }

@@ -155,6 +155,12 @@ SPARK_FN u32 anew(u32 x) {
     return x;
 }
 
+// Without the builtin, of LLVM 15, nothing keeps a compiler from it.
+SPARK_FN void in_order() {
+#if __has_builtin(__builtin_amdgcn_sched_barrier)
+    __builtin_amdgcn_sched_barrier(0);
+#endif
+}
 SPARK_FN u32 popcount(u32 x) { return (u32)__builtin_popcount(x); }
 SPARK_FN u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 // The low word of (high:low) >> shift % 32.

@@ -110,7 +110,7 @@ def rewrite(
         exact_ratio: prune exactly `ratio`, even where key rows are padded and have room for more channels.
         calibrate: a text file, "random" for random tokens, "off", or "auto" for a bundled text.
         calibration_tokens: measure on at most so many tokens.
-        tokenizer: tokenizer.json for calibration; None: the one beside the model.
+        tokenizer: tokenizer.json for calibration, or its folder; None: the one beside the model.
         data: how external data comes to another folder.
         library: the libspark_ort.so that a GenAI folder gets; None: library_path().
         provider: name this execution provider in a GenAI folder too, after those that it names: "cuda", or

@@ -79,10 +79,14 @@ def register(options: onnxruntime.SessionOptions, *, gpu: bool | int | Literal["
         only from the argument `providers` of a session: name it there.
 
     Raises:
-        Error: no such provider or device; the message says why not of each.
+        Error: no such provider or device, or no such `gpu`; the message says why not of each.
     """
     import onnxruntime as ort
 
+    # What is neither is an error on machines without a GPU too.
+    number = 0 if gpu is True or gpu == "auto" else gpu
+    if not hasattr(number, "__index__") or number < 0:
+        raise Error(f"gpu is {gpu!r}: False, True, 'auto' or the number of a device, from 0 on, is expected")
     problems: dict[str, str | None] = {} if gpu is False else _problems()
     usable = [provider for provider, problem in problems.items() if problem is None]
     if gpu is False or (gpu == "auto" and not usable):
@@ -90,7 +94,6 @@ def register(options: onnxruntime.SessionOptions, *, gpu: bool | int | Literal["
         return CPU
     if not usable:
         raise Error("no GPU can be used: " + "; ".join(f"{name}: {why}" for name, why in problems.items()))
-    number = 0 if gpu is True or gpu == "auto" else int(gpu)
     if usable[0] != PROVIDER:
         options.register_custom_ops_library(library_path())
         if hasattr(options, "add_provider"):

@@ -30,7 +30,16 @@ pub(super) fn attention<T: Element>(
         assert!(set.is_available(), "this processor has no {}", set.name());
         return run(pool, call, &Reference::new(call), out);
     }
-    set.with(Call { pool, call, out });
+    set.with(work(pool, call, out));
+}
+
+/// The same as work of an instruction set.
+pub(super) fn work<'s, T: Element>(
+    pool: &'s dyn Pool,
+    call: &'s Attention<'_, T>,
+    out: ArrayViewMut4<'_, T>,
+) -> impl Work<Output = ()> {
+    Call { pool, call, out }
 }
 
 /// A call to be done with an instruction set.

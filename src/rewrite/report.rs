@@ -13,7 +13,7 @@ use crate::format::Planes;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Where the rewritten model is; `None` after a dry run.
-    #[serde(serialize_with = "crate::files::any_path_to_json")]
+    #[serde(serialize_with = "crate::json_path::any_path")]
     pub output: Option<PathBuf>,
     /// The rewritten model.
     pub model: Inspection,

@@ -6,21 +6,25 @@ use std::path::Path;
 use super::error::Error;
 use crate::files;
 
+/// What a model's folder calls it.
+const FILE: &str = "tokenizer.json";
+
 /// A model's tokenizer.
 pub struct Tokenizer(tokenizers::Tokenizer);
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`, or the one in the folder `path`.
     ///
     /// # Errors
     /// If there is no such file, or if it is malformed.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        if !path.is_file() {
-            return Err(Error::NoTokenizer { path: path.into() });
+        let path = if path.is_dir() { path.join(FILE) } else { path.into() };
+        if !path.exists() {
+            return Err(Error::NoTokenizer { path });
         }
-        let malformed = |e: tokenizers::Error| Error::Malformed { path: path.into(), problem: e.to_string() };
-        let text = files::read(path, files::MOST_TOKENIZER);
-        let text = text.map_err(|source| Error::Read { path: path.into(), source })?;
+        let malformed = |e: tokenizers::Error| Error::Malformed { path: path.clone(), problem: e.to_string() };
+        let text = files::read(&path, files::MOST_TOKENIZER);
+        let text = text.map_err(|source| Error::Read { path: path.clone(), source })?;
         // Each takes many times its size in memory while it is read.
         let values = text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
         if values > files::MOST_TOKENIZER_VALUES {
@@ -34,7 +38,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::open`].
     pub fn beside(model: &Path) -> Result<Self, Error> {
-        Self::open(&model.with_file_name("tokenizer.json"))
+        Self::open(&model.with_file_name(FILE))
     }
 
     /// The tokens of a text, with those that the tokenizer adds to every text, such as a start token.
@@ -153,5 +157,7 @@ mod tests {
         assert_eq!(error(&path), format!("there is no {}", path.display()));
         std::fs::write(&path, "{}").unwrap();
         assert!(error(&path).starts_with(&format!("{} is malformed: ", path.display())));
+        assert_eq!(error(folder.path()), error(&path));
+        assert_eq!(error(Path::new("/dev/null")), "cannot read /dev/null");
     }
 }

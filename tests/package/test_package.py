@@ -55,6 +55,9 @@ def test_register():
     for gpu in (True, True, 3):
         with pytest.raises(spark_ort.Error, match="no GPU can be used: .*SparkExecutionProvider"):
             spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu)
+    for gpu in ("cuda", -1, None, 1.5):
+        with pytest.raises(spark_ort.Error, match="'auto' or the number of a device"):
+            spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu)
 
 
 def test_two_files_in_one_runtime(exports, tmp_path):

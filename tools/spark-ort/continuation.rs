@@ -29,7 +29,7 @@ pub struct Task {
 /// The continuation of a prompt by a model.
 #[derive(Serialize)]
 pub struct Generated {
-    #[serde(serialize_with = "spark_ort::files::path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::path")]
     pub model: PathBuf,
     pub onnxruntime: String,
     /// The new tokens, without the one that ended the text.

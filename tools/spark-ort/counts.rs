@@ -1,7 +1,7 @@
 //! How much a command may ask for.
 
-/// Tokens: more than any model reads; sums of a few such numbers are far from overflowing.
-const MOST: usize = 1 << 30;
+/// More tokens than any model reads; sums of a few such numbers are far from overflowing.
+pub const MOST: usize = 1 << 30;
 
 /// A number of tokens as a command line spells it.
 pub fn tokens(text: &str) -> Result<usize, String> {

@@ -64,7 +64,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = threads::count)]
     threads: Option<usize>,
 
-    /// The tokenizer.json to use [default: the one beside the model]
+    /// The tokenizer.json to use, or its folder [default: the one beside the model]
     #[arg(long, value_name = "FILE", conflicts_with = "ids")]
     tokenizer: Option<PathBuf>,
 

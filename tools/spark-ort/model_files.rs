@@ -55,7 +55,10 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
         return Ok(path.into());
     }
     if !path.is_dir() {
-        bail!("there is no model {}", path.display());
+        bail!(match path.exists() {
+            true => format!("{} is a pipe or a device, not a model's file or folder", path.display()),
+            false => format!("there is no model {}", path.display()),
+        });
     }
     let config = path.join("genai_config.json");
     if config.is_file() {

@@ -119,7 +119,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     calibration_tokens: usize,
 
-    /// The tokenizer.json for calibration [default: the one beside the model]
+    /// The tokenizer.json for calibration, or its folder [default: the one beside the model]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 

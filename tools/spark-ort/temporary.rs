@@ -17,7 +17,7 @@ pub struct Temporary {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub calibration_tokens: usize,
 
-    /// The tokenizer.json to use [default: the one beside the original]
+    /// The tokenizer.json to use, or its folder [default: the one beside the original]
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
 

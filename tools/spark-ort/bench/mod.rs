@@ -22,6 +22,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Subcommand;
 
+use crate::counts::{MOST, at_most};
+
 /// Measure speed and memory: of one attention layer beside ONNX Runtime's own, or of two models
 #[derive(clap::Args)]
 pub struct Args {
@@ -49,12 +51,12 @@ fn positive(text: &str) -> Result<usize, String> {
 
 fn at_least(least: usize, text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
-        Ok(count) if count >= least => crate::counts::tokens(text),
+        Ok(count) if count >= least => at_most(MOST, text, "can be asked for"),
         _ => Err(format!("must be a number from {least} on")),
     }
 }
 
 /// At least one thread, and no more than make sense.
 fn threads(text: &str) -> Result<usize, String> {
-    positive(text).and_then(|_| crate::threads::count(text))
+    crate::threads::count(text).and_then(|_| positive(text))
 }

@@ -81,14 +81,14 @@ struct Cpu {
 #[derive(Serialize)]
 struct Runtime {
     version: String,
-    #[serde(serialize_with = "spark_ort::files::path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::path")]
     file: PathBuf,
     providers: Vec<String>,
 }
 
 #[derive(Serialize)]
 struct Library {
-    #[serde(serialize_with = "spark_ort::files::path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::path")]
     file: PathBuf,
     bytes: u64,
     /// Why a trial run failed.
@@ -222,7 +222,7 @@ fn features() -> Vec<(&'static str, bool)> {
         ($($name:tt)*) => { vec![$(($name, std::arch::is_x86_feature_detected!($name))),*] };
     }
     ask!(
-        "avx" "avx2" "fma" "f16c" "bmi2" "popcnt"
+        "avx" "avx2" "fma" "f16c" "bmi2" "popcnt" "avxvnni"
         "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vbmi2" "avx512vnni"
     )
 }
@@ -239,6 +239,7 @@ mod tests {
     #[test]
     fn what_the_kernels_ask_for_is_shown() {
         let kernels = [
+            include_str!("../../../src/cpu/isa/x86_64/avx2/dot.rs"),
             include_str!("../../../src/cpu/isa/x86_64/avx2/vector.rs"),
             include_str!("../../../src/cpu/isa/x86_64/avx512/vector.rs"),
             include_str!("../../../src/cpu/isa/x86_64/avx512_vnni/mod.rs"),

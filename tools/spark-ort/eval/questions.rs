@@ -38,7 +38,7 @@ pub struct Questions {
 pub struct Answers {
     #[serde(flatten)]
     pub described: Described,
-    #[serde(serialize_with = "spark_ort::files::path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::path")]
     pub file: PathBuf,
     pub dataset: String,
     pub questions: usize,

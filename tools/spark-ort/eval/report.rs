@@ -26,10 +26,10 @@ ort-int8, ort-int4: ONNX Runtime's own cache, a scale for each channel, calibrat
 /// All results of a measurement.
 #[derive(Serialize)]
 pub struct Report {
-    #[serde(serialize_with = "spark_ort::files::path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::path")]
     pub original: PathBuf,
     pub onnxruntime: String,
-    #[serde(serialize_with = "spark_ort::files::any_path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::any_path")]
     pub text: Option<PathBuf>,
     /// Tokens decoded after each prompt.
     pub decode: usize,

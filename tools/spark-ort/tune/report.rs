@@ -18,9 +18,9 @@ use crate::report::Table;
 /// All that was measured and decided.
 #[derive(Serialize)]
 pub struct Outcome {
-    #[serde(serialize_with = "spark_ort::files::path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::path")]
     pub original: PathBuf,
-    #[serde(serialize_with = "spark_ort::files::path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::path")]
     pub text: PathBuf,
     /// Bytes per token that the cache may have.
     pub budget: usize,
@@ -42,7 +42,7 @@ pub struct Outcome {
     pub expected_divergence: Option<f64>,
     pub verification: Option<Verification>,
     /// The recipe, if one was written.
-    #[serde(serialize_with = "spark_ort::files::any_path_to_json")]
+    #[serde(serialize_with = "spark_ort::json_path::any_path")]
     pub written: Option<PathBuf>,
     pub interrupted: bool,
 }

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
+use super::dot::{Dot, Madd, Words, add_products};
 use super::expand::places;
 use super::magnitudes::{BYTES, MagnitudeReader, Magnitudes, NIBBLES, Scalars};
 use super::reduce::{ROWS, by_head, sum_within_halves};
@@ -14,22 +15,6 @@ use crate::cpu::isa::rows::keys::truncate;
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::cpu::isa::x86_64::fixed_point::{GREATEST_SUM, GREATEST_WORD};
 use crate::format::v1::layout::{Bits, MAX_HEAD_DIM};
-
-/// Sixteen channels in int16.
-#[derive(Clone, Copy)]
-#[repr(C, align(32))]
-pub(super) struct Words(pub(super) [i16; LANES]);
-
-impl Words {
-    pub(super) const ZERO: Self = Self([0; LANES]);
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn load(&self) -> __m256i {
-        // SAFETY: memory is read through a reference to an array of the size and alignment that the instruction takes.
-        unsafe { _mm256_load_si256(self.0.as_ptr().cast()) }
-    }
-}
 
 /// `H` queries in int16.
 pub(in crate::cpu) struct I16Keys<'a, const H: usize> {
@@ -112,16 +97,19 @@ impl<'a, const H: usize> I16Keys<'a, H> {
         prefetch: &Prefetch,
         products: &mut ByKey<H>,
     ) -> usize {
-        match self.rows.layout.bits() {
-            Bits::B8 => self.multiply_coded::<BYTES>(rows, count, prefetch, products),
-            _ => self.multiply_coded::<NIBBLES>(rows, count, prefetch, products),
+        match (self.rows.layout.bits(), self.v.vnni()) {
+            (Bits::B8, None) => self.multiply_coded::<_, BYTES>(Madd, rows, count, prefetch, products),
+            (_, None) => self.multiply_coded::<_, NIBBLES>(Madd, rows, count, prefetch, products),
+            (Bits::B8, Some(vnni)) => self.multiply_coded::<_, BYTES>(vnni, rows, count, prefetch, products),
+            (_, Some(vnni)) => self.multiply_coded::<_, NIBBLES>(vnni, rows, count, prefetch, products),
         }
     }
 
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-    fn multiply_coded<const CODES: u8>(
+    fn multiply_coded<D: Dot, const CODES: u8>(
         &mut self,
+        dot: D,
         rows: &[u8],
         count: usize,
         prefetch: &Prefetch,
@@ -161,9 +149,10 @@ impl<'a, const H: usize> I16Keys<'a, H> {
                 // SAFETY: the row is there; two planes of a bit for each channel begin it.
                 let lanes = unsafe {
                     let sign = row.add(layout.mask_bytes());
-                    match multiply_row(&self.queries, (row, sign), &magnitudes[n], recovery) {
+                    let (queries, planes, magnitudes) = (&self.queries, (row, sign), &magnitudes[n]);
+                    match multiply_row(dot, queries, planes, magnitudes, recovery) {
                         (lanes, used) if used <= layout.kept() => lanes,
-                        _ => multiply_crowded_row(&self.queries, (row, sign), &magnitudes[n], recovery, layout.kept()),
+                        _ => multiply_crowded_row(dot, queries, planes, magnitudes, recovery, layout.kept()),
                     }
                 };
                 for (four, lanes) in lanes.chunks(4).enumerate() {
@@ -195,19 +184,22 @@ impl<'a, const H: usize> I16Keys<'a, H> {
 /// The row's two planes, of the mask and of the signs, have 16 bits for each block of `queries`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-unsafe fn multiply_row<const H: usize>(
+unsafe fn multiply_row<D: Dot, const H: usize>(
+    dot: D,
     queries: &[[Words; H]],
     (mask, sign): (*const u8, *const u8),
     magnitudes: &Magnitudes,
     recovery: __m256i,
 ) -> ([__m256i; H], usize) {
     let bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
-    let mut lanes = [_mm256_setzero_si256(); H];
+    // Two sums for each query where an instruction waits long for the one before it, and registers are enough.
+    let second = usize::from(D::VNNI && H <= 4);
+    let mut lanes = [[_mm256_setzero_si256(); H]; 2];
     let first = magnitudes.as_ptr();
     let mut from = first;
-    let mut add_block = |n: usize, queries: &[Words; H]| {
+    let mut add_block = |n: usize, queries: &[Words; H], lanes: &mut [__m256i; H]| {
         // SAFETY: by this function's contract. There are at most as many bits as channels, and that many magnitudes
-        // with eight more behind them; queries are arrays of the size and alignment that the instruction takes.
+        // with eight more behind them.
         unsafe {
             let [low, high] = [*mask.add(2 * n), *mask.add(2 * n + 1)];
             let places = _mm256_set_m128i(places(high), places(low));
@@ -218,19 +210,20 @@ unsafe fn multiply_row<const H: usize>(
             let signs = _mm256_set1_epi16(sign.add(2 * n).cast::<i16>().read_unaligned());
             let negative = _mm256_cmpeq_epi16(_mm256_and_si256(signs, bits), bits);
             let channels = _mm256_xor_si256(magnitude, negative);
-            for (lanes, query) in lanes.iter_mut().zip(queries) {
-                let query = _mm256_load_si256(query.0.as_ptr().cast());
-                *lanes = _mm256_add_epi32(*lanes, _mm256_madd_epi16(channels, query));
-            }
+            add_products(dot, lanes, channels, queries);
         }
     };
     let (pairs, rest) = queries.as_chunks::<2>();
     for (n, [a, b]) in pairs.iter().enumerate() {
-        add_block(2 * n, a);
-        add_block(2 * n + 1, b);
+        add_block(2 * n, a, &mut lanes[0]);
+        add_block(2 * n + 1, b, &mut lanes[second]);
     }
     if let [last] = rest {
-        add_block(2 * pairs.len(), last);
+        add_block(2 * pairs.len(), last, &mut lanes[0]);
+    }
+    let [mut lanes, others] = lanes;
+    if second == 1 {
+        lanes.iter_mut().zip(others).for_each(|(lanes, other)| *lanes = _mm256_add_epi32(*lanes, other));
     }
     // SAFETY: both lie within the magnitudes.
     let used = unsafe { from.offset_from_unsigned(first) };
@@ -244,7 +237,8 @@ unsafe fn multiply_row<const H: usize>(
 #[cold]
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-unsafe fn multiply_crowded_row<const H: usize>(
+unsafe fn multiply_crowded_row<D: Dot, const H: usize>(
+    dot: D,
     queries: &[[Words; H]],
     (mask, sign): (*const u8, *const u8),
     magnitudes: &Magnitudes,
@@ -257,6 +251,6 @@ unsafe fn multiply_crowded_row<const H: usize>(
     unsafe {
         mask.copy_to_nonoverlapping(copy.as_mut_ptr(), copy.len());
         truncate(copy, kept);
-        multiply_row(queries, (copy.as_ptr(), sign), magnitudes, recovery).0
+        multiply_row(dot, queries, (copy.as_ptr(), sign), magnitudes, recovery).0
     }
 }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::dot::{Dot, Madd, add_product};
 use super::reduce::ROWS;
 use super::vector::Avx2;
 use super::weights::weigh;
@@ -27,10 +28,21 @@ pub(in crate::cpu::isa::x86_64) fn add_rows<const H: usize>(
     assert!(layout.bits().is_quantised() && sums.len() * LANES == layout.head_dim());
     let rows = &ValueRows::new(v, layout, rows, count, prefetch);
     let groups = weigh(v, rows, weights, scaled);
+    match v.vnni() {
+        None => add_weighed(Madd, rows, groups, sums),
+        Some(vnni) => add_weighed(vnni, rows, groups, sums),
+    }
+}
+
+/// Adds the values of `rows` times the weights in `groups` to `sums`.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
+fn add_weighed<D: Dot, const H: usize>(dot: D, rows: &ValueRows<Avx2>, groups: &[Group<H>], sums: &mut [HeadLanes<H>]) {
+    let layout = rows.layout;
     match layout.bits() {
         Bits::B8 => {
             for (block, sums) in sums.iter_mut().enumerate() {
-                let lanes = add_up::<false, H>(rows, layout.codes_at() + LANES * block, block == 0, &groups[0]);
+                let lanes = add_up::<_, false, H>(dot, rows, layout.codes_at() + LANES * block, block == 0, &groups[0]);
                 for (h, lanes) in lanes.into_iter().enumerate() {
                     let (first, second) = sums.0[h].split_first_chunk_mut::<8>().expect("two halves");
                     add(&groups[0], h, lanes, [first, second.first_chunk_mut().expect("the other half")]);
@@ -43,7 +55,7 @@ pub(in crate::cpu::isa::x86_64) fn add_rows<const H: usize>(
                 let group = &groups[n.min(groups.len() - 1)];
                 for half in 0..2 {
                     let at = layout.codes_at() + LANES * n + LANES / 2 * half;
-                    let lanes = add_up::<true, H>(rows, at, n == 0 && half == 0, group);
+                    let lanes = add_up::<_, true, H>(dot, rows, at, n == 0 && half == 0, group);
                     for (h, lanes) in lanes.into_iter().enumerate() {
                         let (even, odd) = (even.0[h].as_chunks_mut::<8>().0, odd.0[h].as_chunks_mut::<8>().0);
                         add(group, h, lanes, [&mut even[half], &mut odd[half]]);
@@ -72,28 +84,49 @@ fn add<const H: usize>(group: &Group<H>, h: usize, lanes: [__m256i; 2], sums: [&
 /// `NIBBLES`, those of low nibbles and then those of high ones.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-fn add_up<const NIBBLES: bool, const H: usize>(
+fn add_up<D: Dot, const NIBBLES: bool, const H: usize>(
+    dot: D,
     rows: &ValueRows<Avx2>,
     at: usize,
     prefetch: bool,
     group: &Group<H>,
 ) -> [[__m256i; 2]; H] {
     let mut lanes = [[_mm256_setzero_si256(); 2]; H];
-    // More sums at once than there are registers for would go through memory.
-    if H == 8 {
+    // More sums at once than there are registers for would go through memory. Fewer than eight are too few for an
+    // instruction that waits long for the one before it.
+    if H >= 4 {
         for (n, lanes) in lanes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *lanes = add_up_some::<NIBBLES, 4>(rows, at, prefetch && n == 0, group.together(4 * n));
+            *lanes = add_up_four::<_, NIBBLES>(dot, rows, at, prefetch && n == 0, group.together(4 * n));
         }
+    } else if D::VNNI && H == 1 {
+        lanes = add_up_some::<_, NIBBLES, 4, H>(dot, rows, at, prefetch, group.together(0));
+    } else if D::VNNI && H == 2 {
+        lanes = add_up_some::<_, NIBBLES, 2, H>(dot, rows, at, prefetch, group.together(0));
     } else {
-        lanes = add_up_some::<NIBBLES, H>(rows, at, prefetch, group.together(0));
+        lanes = add_up_some::<_, NIBBLES, 1, H>(dot, rows, at, prefetch, group.together(0));
     }
     lanes
 }
 
-/// As [`add_up`], of as many queries as have weights in `pairs`.
+/// As [`add_up`], of four queries. Apart, because the compiler spills sums where it has this inlined.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
+fn add_up_four<D: Dot, const NIBBLES: bool>(
+    dot: D,
+    rows: &ValueRows<Avx2>,
+    at: usize,
+    prefetch: bool,
+    pairs: &[[i32; CHUNK / 2]; 4],
+) -> [[__m256i; 2]; 4] {
+    add_up_some::<_, NIBBLES, 1, 4>(dot, rows, at, prefetch, pairs)
+}
+
+/// As [`add_up`], of as many queries as have weights in `pairs`; with so many `SUMS` of each number, which are added up
+/// at last.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-fn add_up_some<const NIBBLES: bool, const N: usize>(
+fn add_up_some<D: Dot, const NIBBLES: bool, const SUMS: usize, const N: usize>(
+    dot: D,
     rows: &ValueRows<Avx2>,
     at: usize,
     prefetch: bool,
@@ -101,8 +134,8 @@ fn add_up_some<const NIBBLES: bool, const N: usize>(
 ) -> [[__m256i; 2]; N] {
     let (count, stride) = (rows.count, rows.layout.row_bytes());
     assert!(count <= CHUNK && at + if NIBBLES { LANES / 2 } else { LANES } <= stride);
-    let mut lanes = [[_mm256_setzero_si256(); 2]; N];
-    let mut add_pair = |a: *const u8, b: *const u8, n: usize| {
+    let mut lanes = [[[_mm256_setzero_si256(); 2]; N]; SUMS];
+    let add_pair = |lanes: &mut [[__m256i; 2]; N], a: *const u8, b: *const u8, n: usize| {
         // Bytes of both keys beside each other, each in a word: those of eight channels, or of sixteen in nibbles.
         // SAFETY: the rows have these bytes, as the assertion says.
         let codes = unsafe {
@@ -118,7 +151,7 @@ fn add_up_some<const NIBBLES: bool, const N: usize>(
         for (lanes, pairs) in lanes.iter_mut().zip(pairs) {
             let weights = _mm256_set1_epi32(pairs[n]);
             for (lanes, codes) in lanes.iter_mut().zip(codes) {
-                *lanes = _mm256_add_epi32(*lanes, _mm256_madd_epi16(codes, weights));
+                *lanes = add_product(dot, *lanes, codes, weights);
             }
         }
     };
@@ -130,13 +163,19 @@ fn add_up_some<const NIBBLES: bool, const N: usize>(
         }
         let mut a = row(first);
         for n in 0..ROWS / 2 {
-            add_pair(a, a.wrapping_add(stride), first / 2 + n);
+            add_pair(&mut lanes[n % SUMS], a, a.wrapping_add(stride), first / 2 + n);
             a = a.wrapping_add(2 * stride);
         }
     }
     for key in (whole..count).step_by(2) {
         // A last key without a second has it twice, once with no weight.
-        add_pair(row(key), row(key + 1), key / 2);
+        add_pair(&mut lanes[0], row(key), row(key + 1), key / 2);
     }
-    lanes
+    let mut all = lanes[0];
+    for lanes in &lanes[1..] {
+        for (all, lanes) in all.as_flattened_mut().iter_mut().zip(lanes.as_flattened()) {
+            *all = _mm256_add_epi32(*all, *lanes);
+        }
+    }
+    all
 }

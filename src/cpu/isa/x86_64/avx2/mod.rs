@@ -1,6 +1,10 @@
 //! AVX2 with FMA, F16C, BMI2 and POPCNT: quantised rows in int16 fixed point, as AVX-512 VNNI reads them, and rows of
-//! float16 in float32, with the registers of AVX2.
+//! float16 in float32, with the registers of AVX2. With AVX-VNNI beside, one instruction multiplies and adds where AVX2
+//! takes two: the kernels of int16 are there twice, and everything else serves both.
 
+mod dot;
+#[cfg(all(test, target_os = "linux"))]
+mod emulation;
 mod expand;
 mod f16_keys;
 mod f16_values;
@@ -9,6 +13,8 @@ pub(super) mod i16_values;
 mod magnitudes;
 pub(super) mod planes;
 mod reduce;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
 pub(super) mod vector;
 mod weights;
 

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::i16_keys::Words;
+use super::dot::{Dot, Madd, Words, add_products};
 use super::reduce::{ROWS, by_head, sum_within_halves};
 use super::vector::Avx2;
 use crate::cpu::decode::chunk::{ByKey, HeadLanes};
@@ -122,7 +122,6 @@ impl<const H: usize> PlaneKeys<H> {
     }
 
     /// Sets the products of the queries with the `count` first of `rows`.
-    #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
     pub(in crate::cpu::isa::x86_64) fn multiply(
         &self,
@@ -131,6 +130,15 @@ impl<const H: usize> PlaneKeys<H> {
         prefetch: &Prefetch,
         products: &mut ByKey<H>,
     ) {
+        match self.v.vnni() {
+            None => self.multiply_by(Madd, rows, count, prefetch, products),
+            Some(vnni) => self.multiply_by(vnni, rows, count, prefetch, products),
+        }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
+    fn multiply_by<D: Dot>(&self, dot: D, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) {
         const { assert!(H <= 8) };
         for first in (0..count).step_by(ROWS) {
             let some = ROWS.min(count - first);
@@ -142,12 +150,12 @@ impl<const H: usize> PlaneKeys<H> {
                 *scale = [row[0], row[1]];
                 let lanes = if row.len() >= self.used + BEYOND {
                     // SAFETY: so many bytes are there.
-                    unsafe { self.multiply_row(row.as_ptr()) }
+                    unsafe { self.multiply_row(dot, row.as_ptr()) }
                 } else {
                     let mut copy = [0; MOST_BYTES + BEYOND];
                     copy[..self.used].copy_from_slice(&row[..self.used]);
                     // SAFETY: the copy has the fields, and as many bytes more.
-                    unsafe { self.multiply_row(copy.as_ptr()) }
+                    unsafe { self.multiply_row(dot, copy.as_ptr()) }
                 };
                 for (four, lanes) in lanes.chunks(4).enumerate() {
                     let mut of = [_mm256_setzero_ps(); 4];
@@ -177,14 +185,14 @@ impl<const H: usize> PlaneKeys<H> {
     /// The fields of a row and [`BEYOND`] bytes more can be read from `row` on.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-    unsafe fn multiply_row(&self, row: *const u8) -> [__m256i; H] {
-        let mut lanes = self.offsets;
+    unsafe fn multiply_row<D: Dot>(&self, dot: D, row: *const u8) -> [__m256i; H] {
+        // As for other keys.
+        let second = usize::from(D::VNNI && H <= 4);
+        let mut lanes = [self.offsets, [_mm256_setzero_si256(); H]];
         let mut queries = self.queries.iter();
-        let mut add = |words: __m256i| {
+        let mut add = |words: __m256i, lanes: &mut [__m256i; H]| {
             let Some(queries) = queries.next() else { return };
-            for (lanes, query) in lanes.iter_mut().zip(queries) {
-                *lanes = _mm256_add_epi32(*lanes, _mm256_madd_epi16(words, query.load()));
-            }
+            add_products(dot, lanes, words, queries);
         };
         let [eights, fours, twos] = self.planes;
         let zero = _mm256_setzero_si256();
@@ -192,24 +200,29 @@ impl<const H: usize> PlaneKeys<H> {
         // instruction takes.
         unsafe {
             for step in 0..eights.1 {
-                add(_mm256_cvtepu8_epi16(_mm_loadu_si128(row.add(eights.0 + STEPS[0] * step).cast())));
+                let words = _mm256_cvtepu8_epi16(_mm_loadu_si128(row.add(eights.0 + STEPS[0] * step).cast()));
+                add(words, &mut lanes[0]);
             }
             let levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(LEVELS_4.as_ptr().cast()));
             for step in 0..fours.1 {
                 let bytes = _mm_loadu_si128(row.add(fours.0 + STEPS[1] * step).cast());
                 let codes = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
                 let bytes = _mm256_shuffle_epi8(levels, _mm256_and_si256(codes, _mm256_set1_epi8(0x0f)));
-                add(_mm256_unpacklo_epi8(bytes, zero));
-                add(_mm256_unpackhi_epi8(bytes, zero));
+                add(_mm256_unpacklo_epi8(bytes, zero), &mut lanes[0]);
+                add(_mm256_unpackhi_epi8(bytes, zero), &mut lanes[second]);
             }
             let levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(TWOS.as_ptr().cast()));
             for step in 0..twos.1 {
                 let bytes = _mm256_set1_epi64x(row.add(twos.0 + STEPS[2] * step).cast::<i64>().read_unaligned());
                 let codes = _mm256_srlv_epi64(bytes, _mm256_setr_epi64x(0, 2, 4, 6));
                 let bytes = _mm256_shuffle_epi8(levels, _mm256_and_si256(codes, _mm256_set1_epi8(3)));
-                add(_mm256_unpacklo_epi8(bytes, zero));
-                add(_mm256_unpackhi_epi8(bytes, zero));
+                add(_mm256_unpacklo_epi8(bytes, zero), &mut lanes[0]);
+                add(_mm256_unpackhi_epi8(bytes, zero), &mut lanes[second]);
             }
+        }
+        let [mut lanes, others] = lanes;
+        if second == 1 {
+            lanes.iter_mut().zip(others).for_each(|(lanes, other)| *lanes = _mm256_add_epi32(*lanes, other));
         }
         lanes
     }

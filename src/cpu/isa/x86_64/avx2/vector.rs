@@ -2,14 +2,17 @@
 
 use std::arch::x86_64::*;
 
+use super::dot::Vnni;
 use super::expand::expand_eight_words;
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::cpu::isa::x86_64::nibbles::nibbles_to_bytes;
 use crate::cpu::isa::x86_64::prefetch::prefetch;
 
-/// Sixteen float32 in two 256-bit registers.
+/// Sixteen float32 in two 256-bit registers. The kernels of int16 also ask whether the processor has AVX-VNNI.
 #[derive(Clone, Copy)]
-pub(in crate::cpu) struct Avx2(());
+pub(in crate::cpu) struct Avx2 {
+    vnni: Option<Vnni>,
+}
 
 impl Avx2 {
     /// If this processor has the instructions.
@@ -19,7 +22,25 @@ impl Avx2 {
             && is_x86_feature_detected!("f16c")
             && is_x86_feature_detected!("bmi2")
             && is_x86_feature_detected!("popcnt");
-        available.then_some(Self(()))
+        available.then_some(Self { vnni: None })
+    }
+
+    /// If this processor has AVX-VNNI too: the same vectors, and kernels that use it.
+    pub(in crate::cpu) fn detect_vnni() -> Option<Self> {
+        let vnni = Vnni::detect()?;
+        Self::detect().map(|avx2| avx2.with_vnni(vnni))
+    }
+
+    /// The same vectors, and kernels that use AVX-VNNI.
+    pub(super) fn with_vnni(mut self, vnni: Vnni) -> Self {
+        self.vnni = Some(vnni);
+        self
+    }
+
+    /// What the kernels are to add products up by, if not by AVX2.
+    #[inline(always)]
+    pub(super) fn vnni(self) -> Option<Vnni> {
+        self.vnni
     }
 }
 
@@ -126,7 +147,7 @@ unsafe fn bytes_of(mask: u8) -> u64 {
     avx2!(_pdep_u64(mask.into(), 0x0101_0101_0101_0101)) * 0xff
 }
 
-// SAFETY: `try_new` alone makes an `Avx2`, where all these instructions are there.
+// SAFETY: `detect` alone makes an `Avx2`, where all these instructions are there.
 unsafe impl Vector for Avx2 {
     type Lanes = Lanes;
     const REGISTERS: usize = 2;
