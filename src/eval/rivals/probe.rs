@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use half::f16;
+
 use super::evict::Rotary;
 use super::statistics::PromptStatistics;
-use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+use crate::onnx::proto::tensor_proto::DataType;
+use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::onnx::{Placement, data_files, read, write};
 use crate::rewrite::{Layer, RewriteError, find_layers};
 use crate::runtime::{Error, Model, Sequence};
@@ -14,8 +17,10 @@ pub struct Probe {
     /// The .onnx file.
     pub path: PathBuf,
     layers: Vec<Layer>,
-    /// Outputs of the queries, then of the rotation tables.
+    /// Outputs of the queries, then of the rotation tables, then of the projections.
     outputs: Vec<String>,
+    /// Whether there are projections.
+    projections: bool,
 }
 
 /// A prompt that has been read.
@@ -28,11 +33,12 @@ pub struct Prompt {
     pub rotary: Option<Rotary>,
 }
 
-/// Writes the model at `original` to `folder` with its queries as additional outputs.
+/// Writes the model at `original` to `folder` with its queries as additional outputs, and, if `projections` are wanted
+/// and known, with the matrices that the results of attention are multiplied with.
 ///
 /// # Errors
 /// The model cannot be rewritten, or a file cannot be written.
-pub fn probe_model(original: &Path, folder: &Path) -> Result<Probe, RewriteError> {
+pub fn probe_model(original: &Path, folder: &Path, projections: bool) -> Result<Probe, RewriteError> {
     let mut model = read(original)?;
     let layers = find_layers(&model)?;
     let graph = model.graph.mut_or_insert_default();
@@ -42,10 +48,15 @@ pub fn probe_model(original: &Path, folder: &Path) -> Result<Probe, RewriteError
     for (tensor, element) in queries.chain(tables).collect::<Vec<_>>() {
         outputs.push(expose(graph, &tensor, element, outputs.len()));
     }
+    let found = if projections { layers.iter().map(|layer| add_projection(graph, layer)).collect() } else { None };
+    let projections = found.is_some();
+    for (tensor, layer) in found.into_iter().flat_map(|found: Vec<String>| found).zip(&layers) {
+        outputs.push(expose(graph, &tensor, layer.element, outputs.len()));
+    }
     let path = folder.join("probe.onnx");
     place_data(&model, original, folder)?;
     write(&model, &path)?;
-    Ok(Probe { path, layers, outputs })
+    Ok(Probe { path, layers, outputs, projections })
 }
 
 /// Links the data of the model at `original` into `folder`.
@@ -55,6 +66,38 @@ pub fn place_data(model: &ModelProto, original: &Path, folder: &Path) -> Result<
         file.place(from, folder, Placement::Link)?;
     }
     Ok(())
+}
+
+/// Adds a copy of the node that multiplies the layer's result, for an identity matrix: what it makes of that is the
+/// matrix itself, however it is stored. Returns the tensor `[1, Hq * D, any]`; `None` if there is no such node.
+fn add_projection(graph: &mut GraphProto, layer: &Layer) -> Option<String> {
+    let multiplies = |node: &&NodeProto| {
+        matches!(node.op_type(), "MatMul" | "MatMulNBits") && node.input.first() == Some(&layer.output)
+    };
+    let mut node = graph.node.iter().find(multiplies)?.clone();
+    let size = layer.query_heads * layer.head_dim;
+    let name = format!("spark_probe/projection/{}", layer.name);
+    let mut identity = TensorProto::new();
+    identity.set_name(format!("{name}/identity"));
+    identity.set_data_type(layer.element);
+    identity.dims = vec![1, size as i64, size as i64];
+    identity.set_raw_data(identity_of(size, layer.element)?);
+    node.set_name(name.clone());
+    node.input[0] = identity.name().into();
+    node.output = vec![name.clone()];
+    graph.initializer.push(identity);
+    graph.node.push(node);
+    Some(name)
+}
+
+/// The bytes of an identity matrix; `None` for a type that is neither float32 nor float16.
+fn identity_of(size: usize, element: i32) -> Option<Vec<u8>> {
+    let (zero, one) = match element {
+        t if t == DataType::FLOAT as i32 => (0f32.to_le_bytes().to_vec(), 1f32.to_le_bytes().to_vec()),
+        t if t == DataType::FLOAT16 as i32 => (f16::ZERO.to_le_bytes().to_vec(), f16::ONE.to_le_bytes().to_vec()),
+        _ => return None,
+    };
+    Some((0..size * size).flat_map(|n| if n % (size + 1) == 0 { one.clone() } else { zero.clone() }).collect())
 }
 
 /// Makes a tensor an output of the graph, and returns the output's name.
@@ -87,9 +130,13 @@ impl Probe {
         let table = |i: usize| found[count + i].iter().copied().collect::<Vec<f32>>();
         let rotary = self.layers[0].rotary.as_ref();
         let rotary = rotary.map(|r| Rotary { cos: table(0), sin: table(1), interleaved: r.interleaved });
-        let statistics = self.layers.iter().zip(&found).map(|(layer, output)| {
+        let first = found.len() - count;
+        let projections = (0..count).map(|i| self.projections.then(|| found[first + i].iter().copied().collect()));
+        let statistics = self.layers.iter().zip(&found).zip(projections).map(|((layer, output), projection)| {
             let flat: Vec<f32> = output.iter().copied().collect();
-            PromptStatistics::new(layer, &queries(layer, &flat, prompt.len(), rotary.as_ref()))
+            let projection: Option<Vec<f32>> = projection;
+            let queries = queries(layer, &flat, prompt.len(), rotary.as_ref());
+            PromptStatistics::new(layer, &queries, projection.as_deref())
         });
         Ok(Prompt { statistics: statistics.collect(), sequence, rotary })
     }

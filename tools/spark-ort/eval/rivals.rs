@@ -87,7 +87,9 @@ fn measure_simulated(
     report: &mut Report,
 ) -> Result<()> {
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
-    let probe = probe_model(&original.file, folder.path()).context("the original with its queries as outputs")?;
+    let projections = rivals.iter().any(|rival| matches!(rival.method, Method::Basis { .. }) && rival.compresses(true));
+    let probe =
+        probe_model(&original.file, folder.path(), projections).context("the original with its queries as outputs")?;
     let interface = &original.inspection.interface;
     let mut model = Model::open(&probe.path, interface, &Options { threads: measurement.threads })?;
     measurement.interrupt.watch(model.canceller());
