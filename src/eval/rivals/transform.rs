@@ -154,8 +154,8 @@ impl Rotation {
 }
 
 fn no_projection() -> Error {
-    let problem = "what multiplies the result of attention is no MatMul or MatMulNBits, so that a basis of values cannot \
-                   be found";
+    let problem = "what multiplies the result of attention is no MatMul or MatMulNBits, so that a basis of values \
+                   cannot be found";
     Error::Unsupported { path: "the original".into(), problem: problem.into() }
 }
 
