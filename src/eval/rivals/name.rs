@@ -80,6 +80,9 @@ pub struct Rival {
 /// Fewest and most bytes of a row in a basis: a scale and eight directions of two bits; as many as no row has.
 const BASIS_BYTES: RangeInclusive<usize> = 4..=1024;
 
+/// Most unchanged recent tokens: more than any model reads.
+const MOST_RECENT: usize = 1 << 30;
+
 /// Default number of unchanged recent tokens.
 const RECENT: usize = 64;
 
@@ -120,7 +123,8 @@ impl Rival {
             Method::SnapKv { ratio } => dense(width) * (1.0 - ratio),
             Method::Prune { ratio } => width as f64 / 8.0 + quantised(8, width) - dropped(ratio, width) as f64,
             Method::PerToken { bits } | Method::Hadamard { bits } | Method::Oscar { bits } => quantised(bits, width),
-            Method::Basis { bytes } => bytes as f64,
+            // A scale, and at most a byte of each direction.
+            Method::Basis { bytes } => bytes.min(2 + width) as f64,
             Method::OnnxRuntime { bits } => (width * bits as usize) as f64 / 8.0,
         };
         let layer = |width: usize| row(false, width) + row(true, width);
@@ -147,7 +151,7 @@ impl FromStr for Rival {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, recent) = match text.split_once('+') {
-            Some((name, recent)) => (name, recent.parse().ok()),
+            Some((name, recent)) => (name, recent.parse().ok().filter(|&recent| recent <= MOST_RECENT)),
             None => (text, Some(RECENT)),
         };
         let (name, part) = match (name.strip_suffix("-keys"), name.strip_suffix("-values")) {
@@ -190,7 +194,7 @@ impl FromStr for Rival {
             _ => Err(format!(
                 "'{text}' is no rival: int8, int4, hadamard4, hadamard3, oscar2, prune0.5, basis36 (all of these also \
                  with -keys or -values behind, for these alone), think0.5, snapkv0.5, ort-int8 and ort-int4 are, with \
-                 other bits and shares, and +N for N recent tokens as they are ({RECENT} without)"
+                 other bits, bytes (4 to 1024) and shares, and +N for N recent tokens as they are ({RECENT} without)"
             )),
         }
     }
@@ -243,6 +247,7 @@ mod tests {
             "int",
             "int5",
             "basis3",
+            "int8+18446744073709551615",
             "basis9999",
             "think",
             "think1",

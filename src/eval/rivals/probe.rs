@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 use half::f16;
 
 use super::evict::Rotary;
+use super::name::{Method, Rival};
 use super::statistics::PromptStatistics;
 use crate::onnx::proto::tensor_proto::DataType;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::onnx::{Placement, data_files, read, write};
 use crate::rewrite::{Layer, RewriteError, find_layers};
 use crate::runtime::{Error, Model, Sequence};
+
+/// Tokens a channel that a basis is found from, at least.
+const TOKENS_A_CHANNEL: usize = 8;
 
 /// A copy of a model that also outputs its queries.
 pub struct Probe {
@@ -33,6 +37,14 @@ pub struct Prompt {
     pub rotary: Option<Rotary>,
 }
 
+/// Most bytes of all projections as float32: ONNX Runtime computes them while it loads the model, and each prompt reads
+/// them.
+const MOST_PROJECTIONS: usize = 256 << 20;
+
+const NO_PROJECTION: &str = "a basis of values needs the matrix that multiplies the result of attention, which is read \
+                             from a MatMul or MatMulNBits that takes this result itself, and of all layers at most 256 \
+                             MiB; with -keys behind, keys alone are in a basis";
+
 /// Writes the model at `original` to `folder` with its queries as additional outputs, and, if `projections` are wanted
 /// and known, with the matrices that the results of attention are multiplied with.
 ///
@@ -48,10 +60,13 @@ pub fn probe_model(original: &Path, folder: &Path, projections: bool) -> Result<
     for (tensor, element) in queries.chain(tables).collect::<Vec<_>>() {
         outputs.push(expose(graph, &tensor, element, outputs.len()));
     }
-    let found = if projections { layers.iter().map(|layer| add_projection(graph, layer)).collect() } else { None };
+    let size = |layer: &Layer| layer.query_heads * layer.head_dim;
+    let wanted = projections && layers.iter().map(|layer| 4 * size(layer).pow(2)).sum::<usize>() <= MOST_PROJECTIONS;
+    let found: Option<Vec<String>> =
+        if wanted { layers.iter().map(|layer| add_projection(graph, layer, size(layer))).collect() } else { None };
     let projections = found.is_some();
-    for (tensor, layer) in found.into_iter().flat_map(|found: Vec<String>| found).zip(&layers) {
-        outputs.push(expose(graph, &tensor, layer.element, outputs.len()));
+    for (tensor, layer) in found.iter().flatten().zip(&layers) {
+        outputs.push(expose(graph, tensor, layer.element, outputs.len()));
     }
     let path = folder.join("probe.onnx");
     place_data(&model, original, folder)?;
@@ -69,23 +84,28 @@ pub fn place_data(model: &ModelProto, original: &Path, folder: &Path) -> Result<
 }
 
 /// Adds a copy of the node that multiplies the layer's result, for an identity matrix: what it makes of that is the
-/// matrix itself, however it is stored. Returns the tensor `[1, Hq * D, any]`; `None` if there is no such node.
-fn add_projection(graph: &mut GraphProto, layer: &Layer) -> Option<String> {
+/// matrix itself, however it is stored. Returns the tensor `[1, size, any]` for `size` of Hq * D; `None` if there is no
+/// such node.
+fn add_projection(graph: &mut GraphProto, layer: &Layer, size: usize) -> Option<String> {
     let multiplies = |node: &&NodeProto| {
         matches!(node.op_type(), "MatMul" | "MatMulNBits") && node.input.first() == Some(&layer.output)
     };
     let mut node = graph.node.iter().find(multiplies)?.clone();
-    let size = layer.query_heads * layer.head_dim;
     let name = format!("spark_probe/projection/{}", layer.name);
-    let mut identity = TensorProto::new();
-    identity.set_name(format!("{name}/identity"));
-    identity.set_data_type(layer.element);
-    identity.dims = vec![1, size as i64, size as i64];
-    identity.set_raw_data(identity_of(size, layer.element)?);
+    let identity = format!("spark_probe/identity/{size}/{}", layer.element);
+    if graph.initializer.iter().all(|tensor| tensor.name() != identity) {
+        let mut tensor = TensorProto::new();
+        tensor.set_name(identity.clone());
+        tensor.set_data_type(layer.element);
+        tensor.dims = vec![1, size as i64, size as i64];
+        tensor.set_raw_data(identity_of(size, layer.element)?);
+        graph.initializer.push(tensor);
+    }
     node.set_name(name.clone());
-    node.input[0] = identity.name().into();
+    node.input[0] = identity;
+    // What follows, of MatMulNBits, is added to each row.
+    node.input.truncate(5);
     node.output = vec![name.clone()];
-    graph.initializer.push(identity);
     graph.node.push(node);
     Some(name)
 }
@@ -114,6 +134,25 @@ fn expose(graph: &mut GraphProto, tensor: &str, element: i32, number: usize) -> 
     info.type_.mut_or_insert_default().mut_tensor_type().set_elem_type(element);
     graph.output.push(info);
     name
+}
+
+impl Prompt {
+    /// Why `rival` cannot be simulated after this prompt, if so.
+    pub fn obstacle(&self, rival: &Rival, head_dim: usize) -> Option<String> {
+        let (tokens, needed) = (self.sequence.len(), TOKENS_A_CHANNEL * head_dim);
+        let of_values = rival.compresses(true);
+        let unknown = self.statistics.iter().any(|statistics| statistics.projection.is_empty());
+        match rival.method {
+            Method::SnapKv { .. } if self.rotary.is_none() => {
+                Some("keys are rotated before they reach attention, so that snapkv cannot be simulated".into())
+            }
+            Method::Basis { .. } if tokens < needed => {
+                Some(format!("a basis needs {needed} tokens, a prompt has {tokens}"))
+            }
+            Method::Basis { .. } if of_values && unknown => Some(NO_PROJECTION.into()),
+            _ => None,
+        }
+    }
 }
 
 impl Probe {

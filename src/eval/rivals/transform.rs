@@ -72,7 +72,7 @@ impl Transform {
             Method::Basis { bytes } => {
                 let rows = held(sequence, 2 * layer + usize::from(values), head)?;
                 let asked = if values { &statistics.projection } else { &statistics.covariance };
-                Self::in_basis(&rows, asked.get(head).ok_or_else(no_projection)?, bytes, width)
+                Self::in_basis(&rows, &asked[head], bytes, width)
             }
         })
     }
@@ -151,12 +151,6 @@ impl Rotation {
             other => other.turn(rows, width),
         }
     }
-}
-
-fn no_projection() -> Error {
-    let problem = "what multiplies the result of attention is no MatMul or MatMulNBits, so that a basis of values \
-                   cannot be found";
-    Error::Unsupported { path: "the original".into(), problem: problem.into() }
 }
 
 /// Computes rows * R in place.

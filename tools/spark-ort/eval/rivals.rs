@@ -103,6 +103,10 @@ fn measure_simulated(
                 prompt => prompt?,
             };
             for (rival, scored) in rivals.iter().zip(&mut scored) {
+                if let Some(why) = prompt.obstacle(rival, interface.layers[0].head_dim) {
+                    scored.problem = Some(why);
+                    continue;
+                }
                 let mut scores = Vec::new();
                 let outcome = simulate(rival, &mut model, &prompt, passage, &mut |logits, token| {
                     scores.push(compared(&measurement.originals, index + scores.len(), logits, token)?);
