@@ -8,7 +8,7 @@ help:
 	@echo 'make test-versions  the ONNX Runtime versions of tests/onnxruntime, the ones that make test leaves out included'
 	@echo 'make test-plugin    the operators on SparkExecutionProvider in ONNX Runtime 1.24 and later, by emulation'
 	@echo 'make test-rocm      the operators on the ROCm execution provider, by emulation: no GPU is needed'
-	@echo 'make test-amd       the kernels as the newest clang makes them for AMD GPUs: their registers and instructions'
+	@echo 'make test-amd       the kernels as clang 22 makes them for AMD GPUs: registers, instructions (100 MB, 10 to 20 minutes)'
 	@echo 'make test-cuda      the operators on the CUDA execution provider, by emulation: no GPU is needed'
 	@echo 'make cuda           the kernels on an NVIDIA GPU: checked against the CPU, timed'
 	@echo 'make test-hosts     the package in GenAI, plain loops, Optimum (torch: several GB) and all ONNX Runtime versions'

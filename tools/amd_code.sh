@@ -9,9 +9,8 @@ venv_or_skip .venv-clang tests/gpu/device_code/clang.txt
 venv
 zig=$(.venv-clang/bin/python -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).parent / "zig")')
 
-# Under the names of Debian's packages. The compiler calls its linker `lld -flavor gnu`.
-names=$(mktemp -d)
-trap 'rm -rf "$names"' EXIT
+# Under the names of Debian's packages, in .venv-clang/bin. The compiler calls its linker `lld -flavor gnu`.
+names=$PWD/.venv-clang/bin
 command_named() {
     printf '#!/bin/sh\n%s\nexec "%s" %s "$@"\n' "$3" "$zig" "$2" >"$names/$1"
     chmod +x "$names/$1"

@@ -56,6 +56,11 @@ impl Basis {
         basis
     }
 
+    /// The planes of rows of at most `bytes` bytes that cost least.
+    pub fn planes(&self, bytes: usize) -> Planes {
+        planes(&self.costs, bytes)
+    }
+
     /// Replaces `key` of KV head `head` by its directions.
     pub fn change(&self, head: usize, key: &mut [f32]) {
         let (d, from) = (key.len(), key.to_vec());

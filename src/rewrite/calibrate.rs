@@ -81,15 +81,15 @@ fn tokens_of(model: &Path, options: &Options) -> Result<Option<Tokens>, RewriteE
         Calibration::Auto => match tokenizer() {
             Ok(tokenizer) => (SAMPLE.to_string(), "the bundled sample".to_string(), tokenizer),
             // A tokenizer that was named must exist.
-            Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("tokenizer", e.to_string())),
+            Err(e) if options.tokenizer.is_some() => return Err(RewriteError::option("tokenizer", chain(&e))),
             Err(crate::runtime::Error::NoTokenizer { .. }) => return Ok(Some(Tokens::Random(most))),
-            Err(e) => return Err(problem(format!("{e}; mend it, or say random"))),
+            Err(e) => return Err(problem(format!("{}; mend it, or say random", chain(&e)))),
         },
         Calibration::File(path) => {
             let text =
                 files::read_text(path, files::MOST_TEXT).map_err(|e| problem(format!("{}: {e}", path.display())))?;
             let tokenizer = tokenizer().map_err(|e| {
-                problem(format!("a text needs a tokenizer: {e}; name one with --tokenizer, or say random"))
+                problem(format!("a text needs a tokenizer: {}; name one with --tokenizer, or say random", chain(&e)))
             })?;
             (text, path.display().to_string(), tokenizer)
         }

@@ -44,7 +44,7 @@ mod workbench;
 
 use std::path::{Path, PathBuf};
 
-pub use basis::Basis;
+pub use basis::{Basis, Covariance};
 pub use error::{Refusal, RewriteError};
 pub use find::find_layers;
 pub use folder::{LIBRARY, find_library};

@@ -1,6 +1,7 @@
 //! Names of rivals.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use super::SINKS;
@@ -40,6 +41,13 @@ pub enum Method {
         /// Bits of an element.
         bits: u32,
     },
+    /// In the directions of a basis, each with the bits that it deserves: rows of row format 3, for values too. The
+    /// basis is found from the prompt, and from what attention asks for: its queries for keys, its projection for
+    /// values.
+    Basis {
+        /// Most bytes of a row.
+        bytes: usize,
+    },
     /// GroupQueryAttention's own quantised cache, with one scale per channel.
     OnnxRuntime {
         /// 8 or 4.
@@ -68,6 +76,12 @@ pub struct Rival {
     /// Number of last tokens whose rows stay unchanged.
     pub recent: usize,
 }
+
+/// Fewest and most bytes of a row in a basis: a scale and eight directions of two bits; as many as no row has.
+const BASIS_BYTES: RangeInclusive<usize> = 4..=1024;
+
+/// Most unchanged recent tokens: more than any model reads.
+const MOST_RECENT: usize = 1 << 30;
 
 /// Default number of unchanged recent tokens.
 const RECENT: usize = 64;
@@ -109,6 +123,8 @@ impl Rival {
             Method::SnapKv { ratio } => dense(width) * (1.0 - ratio),
             Method::Prune { ratio } => width as f64 / 8.0 + quantised(8, width) - dropped(ratio, width) as f64,
             Method::PerToken { bits } | Method::Hadamard { bits } | Method::Oscar { bits } => quantised(bits, width),
+            // A scale, and at most a byte of each direction.
+            Method::Basis { bytes } => bytes.min(2 + width) as f64,
             Method::OnnxRuntime { bits } => (width * bits as usize) as f64 / 8.0,
         };
         let layer = |width: usize| row(false, width) + row(true, width);
@@ -135,7 +151,7 @@ impl FromStr for Rival {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, recent) = match text.split_once('+') {
-            Some((name, recent)) => (name, recent.parse().ok()),
+            Some((name, recent)) => (name, recent.parse().ok().filter(|&recent| recent <= MOST_RECENT)),
             None => (text, Some(RECENT)),
         };
         let (name, part) = match (name.strip_suffix("-keys"), name.strip_suffix("-values")) {
@@ -161,6 +177,9 @@ impl FromStr for Rival {
             if let Some(rest) = name.strip_prefix("oscar") {
                 return Some(Method::Oscar { bits: bits(rest, &[2, 3, 4, 8])? });
             }
+            if let Some(rest) = name.strip_prefix("basis") {
+                return Some(Method::Basis { bytes: rest.parse().ok().filter(|bytes| BASIS_BYTES.contains(bytes))? });
+            }
             if let Some(rest) = name.strip_prefix("ort-int") {
                 return Some(Method::OnnxRuntime { bits: bits(rest, &[4, 8])? });
             }
@@ -173,9 +192,9 @@ impl FromStr for Rival {
         match (method().filter(of_parts), recent) {
             (Some(method), Some(recent)) => Ok(Self { method, part, recent }),
             _ => Err(format!(
-                "'{text}' is no rival: int8, int4, hadamard4, hadamard3, oscar2, prune0.5 (all of these also with \
-                 -keys or -values behind, for these alone), think0.5, snapkv0.5, ort-int8 and ort-int4 are, with \
-                 other bits and shares, and +N for N recent tokens as they are ({RECENT} without)"
+                "'{text}' is no rival: int8, int4, hadamard4, hadamard3, oscar2, prune0.5, basis36 (all of these also \
+                 with -keys or -values behind, for these alone), think0.5, snapkv0.5, ort-int8 and ort-int4 are, with \
+                 other bits, bytes (4 to 1024) and shares, and +N for N recent tokens as they are ({RECENT} without)"
             )),
         }
     }
@@ -190,6 +209,7 @@ impl fmt::Display for Rival {
             Method::PerToken { bits } => write!(f, "int{bits}")?,
             Method::Hadamard { bits } => write!(f, "hadamard{bits}")?,
             Method::Oscar { bits } => write!(f, "oscar{bits}")?,
+            Method::Basis { bytes } => write!(f, "basis{bytes}")?,
             // It keeps no token unchanged.
             Method::OnnxRuntime { bits } => return write!(f, "ort-int{bits}"),
         }
@@ -217,13 +237,27 @@ mod tests {
             "ort-int4",
             "prune0.5-values+64",
             "int4-keys+16",
+            "basis36-values+64",
         ] {
             assert_eq!(name.parse::<Rival>().unwrap().to_string(), name);
         }
         assert_eq!("int4".parse::<Rival>().unwrap().recent, RECENT);
-        for name in
-            ["", "int", "int5", "think", "think1", "snapkv-1", "ort-int2", "int8+", "kivi", "think0.5-values", "-keys"]
-        {
+        for name in [
+            "",
+            "int",
+            "int5",
+            "basis3",
+            "int8+18446744073709551615",
+            "basis9999",
+            "think",
+            "think1",
+            "snapkv-1",
+            "ort-int2",
+            "int8+",
+            "kivi",
+            "think0.5-values",
+            "-keys",
+        ] {
             assert!(name.parse::<Rival>().is_err(), "{name}");
         }
         assert!(Rival::all().len() > 8);

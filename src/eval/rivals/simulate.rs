@@ -15,7 +15,10 @@ use crate::runtime::{Error, Model, Sequence};
 /// cache.
 ///
 /// # Errors
-/// As [`Model::run`] or `seen`, or the rival needs the model's rotation and it is not known.
+/// As [`Model::run`] or `seen`.
+///
+/// # Panics
+/// If there is an obstacle ([`Prompt::obstacle`]).
 pub fn simulate<E: From<Error>>(
     rival: &Rival,
     model: &mut Model,
@@ -55,10 +58,6 @@ impl Cache {
         let sequence = match (rival.method, &prompt.rotary) {
             (Method::SnapKv { ratio }, Some(rotary)) => {
                 evict(&prompt.sequence, &prompt.statistics, rotary, ratio, &kv_heads, width)?
-            }
-            (Method::SnapKv { .. }, None) => {
-                let problem = "keys are rotated before they reach attention, so that snapkv cannot be simulated".into();
-                return Err(Error::Unsupported { path: "the original".into(), problem });
             }
             _ => prompt.sequence.copy()?,
         };

@@ -17,14 +17,18 @@ pub struct PromptStatistics {
     pub window: usize,
     /// Sum of q q^T over the prompt's queries, `[Hk][D * D]`.
     pub covariance: Vec<Vec<f64>>,
+    /// Sum of W W^T over the query heads, of the rows W that multiply a head's result in the projection behind
+    /// attention, `[Hk][D * D]`. Empty if it is not known.
+    pub projection: Vec<Vec<f64>>,
 }
 
 /// Every fourth query goes into the covariance.
 const STRIDE: usize = 4;
 
 impl PromptStatistics {
-    /// From the queries `[Hq, L, D]` of a layer, after rotation.
-    pub fn new(layer: &Layer, queries: &[f32]) -> Self {
+    /// From the queries `[Hq, L, D]` of a layer, after rotation, and the matrix `[Hq * D, any]` that its result is
+    /// multiplied with, if that is known.
+    pub fn new(layer: &Layer, queries: &[f32], projection: Option<&[f32]>) -> Self {
         let (heads, width) = (layer.query_heads, layer.head_dim);
         let tokens = queries.len() / (heads * width);
         let window = OBSERVED.min(tokens);
@@ -41,7 +45,11 @@ impl PromptStatistics {
             })
             .collect();
         let scale = if layer.scale == 0.0 { (width as f32).sqrt().recip() } else { layer.scale };
-        Self { heads_per_kv_head: group, scale, queries: last, window, covariance }
+        let projection = projection.map_or(vec![], |matrix| {
+            let of_kv_head = |rows: &[f32]| products(rows, width, matrix.len() / (heads * width));
+            matrix.chunks(matrix.len() / layer.kv_heads).map(of_kv_head).collect()
+        });
+        Self { heads_per_kv_head: group, scale, queries: last, window, covariance, projection }
     }
 
     /// Attention weights of the last queries of the heads of `kv_head` over `keys`, `[L, D]`: a row of L weights for
@@ -75,6 +83,19 @@ impl PromptStatistics {
     }
 }
 
+/// Sum of W W^T over matrices of `width` rows, of so many columns each.
+fn products(rows: &[f32], width: usize, columns: usize) -> Vec<f64> {
+    let mut sum = vec![0.0; width * width];
+    for matrix in rows.chunks(width * columns) {
+        for (n, sum) in sum.iter_mut().enumerate() {
+            let row = |i: usize| &matrix[i * columns..(i + 1) * columns];
+            let product: f32 = row(n / width).iter().zip(row(n % width)).map(|(a, b)| a * b).sum();
+            *sum += f64::from(product);
+        }
+    }
+    sum
+}
+
 /// Adds x x^T.
 pub fn add_square(sum: &mut [f64], x: &[f32]) {
     for (row, &a) in sum.chunks_mut(x.len()).zip(x) {
@@ -92,4 +113,16 @@ fn softmax(row: &mut [f32]) {
 /// The rows of a tensor and KV head in a sequence.
 pub fn held(sequence: &Sequence, tensor: usize, head: usize) -> Result<Vec<f32>, Error> {
     sequence.read_rows(tensor, head, 0..sequence.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_are_added_over_heads() {
+        // Two heads of two channels, three columns.
+        let rows = [1.0, 2.0, 3.0, 0.0, 1.0, -1.0, 2.0, 0.0, 0.0, 1.0, 1.0, 0.0];
+        assert_eq!(products(&rows, 2, 3), [18.0, 1.0, 1.0, 4.0]);
+    }
 }

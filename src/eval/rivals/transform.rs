@@ -5,6 +5,8 @@ use nalgebra::{DMatrix, SymmetricEigen};
 use super::name::{Method, Rival, dropped, group};
 use super::quantise::{bit_reversed, hadamard, prune, quantise};
 use super::statistics::{PromptStatistics, add_square, held};
+use crate::format::Planes;
+use crate::rewrite::{Basis, Covariance};
 use crate::runtime::{Error, Sequence};
 
 /// The transform of the rows of one tensor and KV head.
@@ -22,6 +24,8 @@ pub enum Transform {
         /// Share of the range that is covered.
         clip: f32,
     },
+    /// They are stored in the directions of a basis, as keys of row format 3 are.
+    Basis(Basis, Planes),
 }
 
 /// An orthonormal change of basis.
@@ -65,7 +69,22 @@ impl Transform {
                 transform.choose_clip(&rows, width);
                 transform
             }
+            Method::Basis { bytes } => {
+                let rows = held(sequence, 2 * layer + usize::from(values), head)?;
+                let asked = if values { &statistics.projection } else { &statistics.covariance };
+                Self::in_basis(&rows, &asked[head], bytes, width)
+            }
         })
+    }
+
+    /// The basis in which errors of `rows` count alike, where q q^T of what multiplies them has the sum `asked`.
+    fn in_basis(rows: &[f32], asked: &[f64], bytes: usize, width: usize) -> Self {
+        let mut sums = vec![0.0; width * width];
+        rows.chunks(width).for_each(|row| add_square(&mut sums, row));
+        sums.extend(asked);
+        let basis = Basis::new(&Covariance { sums, tokens: rows.len() / width }, width);
+        let planes = basis.planes(bytes);
+        Self::Basis(basis, planes)
     }
 
     /// Replaces rows by their lossy versions.
@@ -80,6 +99,15 @@ impl Transform {
                 rotation.turn(rows, width);
                 rows.chunks_mut(width).for_each(|row| quantise(row, *bits, group(*bits, width), *clip));
                 rotation.turn_back(rows, width);
+            }
+            Self::Basis(basis, planes) => {
+                let mut stored = vec![0; planes.bytes()];
+                for row in rows.chunks_mut(width) {
+                    basis.change(0, row);
+                    planes.encode(row, &basis.saliency, &mut stored);
+                    planes.decode(&stored, row);
+                    basis.restore(0, row);
+                }
             }
         }
     }
@@ -174,14 +202,47 @@ fn spectral(covariance: &[f64], width: usize) -> DMatrix<f32> {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
     use super::*;
+
+    /// Rows along one direction, far from any axis.
+    fn along_one(width: usize) -> Vec<f32> {
+        (0..width * width).map(|i| ((i / width) as f32).sin() * ((i % width) as f32 * 0.7).cos()).collect()
+    }
+
+    fn error(transform: &Transform, rows: &[f32], width: usize) -> f32 {
+        let mut stored = rows.to_vec();
+        transform.apply(&mut stored, width);
+        stored.iter().zip(rows).map(|(a, b)| (a - b) * (a - b)).sum()
+    }
+
+    #[test]
+    fn a_basis_has_bits_for_what_varies_or_counts() {
+        let width = 32;
+        let identity = |first: f64| -> Vec<f64> {
+            (0..width * width).map(|n| if n == 0 { first } else { f64::from(n % (width + 1) == 0) }).collect()
+        };
+        let rows = along_one(width);
+        let plain = Transform::Quantise { bits: 2, rotation: Rotation::None, clip: 1.0 };
+        let own = Transform::in_basis(&rows, &identity(1.0), 12, width);
+        assert!(error(&own, &rows, width) < error(&plain, &rows, width) / 100.0);
+        // Independent channels, of which the first counts a thousand times as much.
+        let mut random = StdRng::seed_from_u64(1);
+        let rows: Vec<f32> = (0..512 * width).map(|_| random.random::<f32>() - 0.5).collect();
+        let of_first = |first: f64| {
+            let mut stored = rows.clone();
+            Transform::in_basis(&rows, &identity(first), 12, width).apply(&mut stored, width);
+            stored.chunks(width).zip(rows.chunks(width)).map(|(a, b)| (a[0] - b[0]).powi(2)).sum::<f32>()
+        };
+        assert!(of_first(1e6) < of_first(1.0) / 4.0, "{} {}", of_first(1e6), of_first(1.0));
+    }
 
     #[test]
     fn a_rotation_is_undone_and_helps_where_channels_depend() {
         let width = 32;
-        // Rows along one direction, far from any axis.
-        let rows: Vec<f32> =
-            (0..width * width).map(|i| ((i / width) as f32).sin() * ((i % width) as f32 * 0.7).cos()).collect();
+        let rows = along_one(width);
         let mut covariance = vec![0.0; width * width];
         rows.chunks(width).for_each(|row| add_square(&mut covariance, row));
         let rotation = Rotation::Matrix(spectral(&covariance, width));
@@ -189,12 +250,7 @@ mod tests {
         rotation.turn(&mut turned, width);
         rotation.turn_back(&mut turned, width);
         assert!(rows.iter().zip(&turned).all(|(a, b)| (a - b).abs() < 1e-4));
-        let error = |rotation| {
-            let transform = Transform::Quantise { bits: 3, rotation, clip: 1.0 };
-            let mut stored = rows.clone();
-            transform.apply(&mut stored, width);
-            stored.iter().zip(&rows).map(|(a, b)| (a - b) * (a - b)).sum::<f32>()
-        };
+        let error = |rotation| error(&Transform::Quantise { bits: 3, rotation, clip: 1.0 }, &rows, width);
         let (turned, plain) = (error(rotation), error(Rotation::None));
         assert!(turned < plain / 2.0, "{turned} {plain}");
     }

@@ -48,8 +48,8 @@ pub struct Args {
 
     /// Other ways to make the cache smaller, on the original: int8, int4, hadamard4, hadamard3, oscar4, oscar3,
     /// oscar2, think0.5, snapkv0.5 (simulated), ort-int8, ort-int4 (ONNX Runtime's own), or all; also prune0.5, the
-    /// smallest half of each row's channels dropped; -keys or -values compresses these alone; +N keeps N recent tokens
-    /// dense
+    /// smallest half of each row's channels dropped, and basis36, rows of 36 bytes in a basis of the prompt's own;
+    /// -keys or -values compresses these alone; +N keeps N recent tokens dense
     #[arg(long, value_name = "NAME[+RECENT],...|all", value_delimiter = ',')]
     pub(super) rivals: Vec<Rivals>,
 

@@ -15,7 +15,7 @@ use crate::report::Table;
 const SIMULATED: &str = "
 * dense simulation: the original's cache is rewritten between calls. Bytes are what the rival would store, with dense
   elements as float16; the first 4 tokens and the last N of +N stay dense and are not counted. What a rival needs to
-  know of queries is taken from each prompt itself.
+  know of queries, or a basis of keys and values, is taken from each prompt itself.
 ";
 
 /// Note below a table with ONNX Runtime's own caches.

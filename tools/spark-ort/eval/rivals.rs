@@ -87,7 +87,9 @@ fn measure_simulated(
     report: &mut Report,
 ) -> Result<()> {
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
-    let probe = probe_model(&original.file, folder.path()).context("the original with its queries as outputs")?;
+    let projections = rivals.iter().any(|rival| matches!(rival.method, Method::Basis { .. }) && rival.compresses(true));
+    let probe =
+        probe_model(&original.file, folder.path(), projections).context("the original with its queries as outputs")?;
     let interface = &original.inspection.interface;
     let mut model = Model::open(&probe.path, interface, &Options { threads: measurement.threads })?;
     measurement.interrupt.watch(model.canceller());
@@ -101,6 +103,10 @@ fn measure_simulated(
                 prompt => prompt?,
             };
             for (rival, scored) in rivals.iter().zip(&mut scored) {
+                if let Some(why) = prompt.obstacle(rival, interface.layers[0].head_dim) {
+                    scored.problem = Some(why);
+                    continue;
+                }
                 let mut scores = Vec::new();
                 let outcome = simulate(rival, &mut model, &prompt, passage, &mut |logits, token| {
                     scores.push(compared(&measurement.originals, index + scores.len(), logits, token)?);
