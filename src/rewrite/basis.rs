@@ -38,7 +38,15 @@ pub struct Basis {
     pub costs: Vec<f64>,
 }
 
+/// Tokens a channel that a basis is found from, at least.
+const TOKENS_A_CHANNEL: usize = 8;
+
 impl Basis {
+    /// Fewest tokens that a basis of heads of `head_dim` channels is found from.
+    pub fn fewest_tokens(head_dim: usize) -> usize {
+        TOKENS_A_CHANNEL * head_dim
+    }
+
     /// The basis of a layer whose heads have `head_dim` channels.
     pub fn new(covariance: &Covariance, head_dim: usize) -> Self {
         let d = head_dim;

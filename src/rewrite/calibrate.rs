@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::apply::Names;
-use super::basis::Covariance;
+use super::basis::{Basis, Covariance};
 use super::error::{Refusal, RewriteError};
 use super::inspect::Inspection;
 use super::layer::Layer;
@@ -28,9 +28,6 @@ const FEWEST: usize = 64;
 
 /// Text of the usual kinds, for models that come with a tokenizer.
 const SAMPLE: &str = include_str!("calibration.txt");
-
-/// Tokens a channel that a basis is calibrated on, at least.
-const TOKENS_A_CHANNEL: usize = 8;
 
 /// What was measured.
 pub struct Measured {
@@ -121,7 +118,7 @@ pub fn can_find_basis(layers: &[Layer], layer: &Layer, tokens: Option<&Tokens>) 
                      for the first positions only";
         return Err(Refusal::new(&other.title, "attention that rotates its keys, as with do_rotary", found).into());
     }
-    let needed = TOKENS_A_CHANNEL * layer.head_dim;
+    let needed = Basis::fewest_tokens(layer.head_dim);
     let problem = match tokens {
         Some(Tokens::Text(tokens, _)) if tokens.len() >= needed => return Ok(()),
         Some(Tokens::Text(tokens, name)) => {

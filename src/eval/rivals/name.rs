@@ -109,6 +109,11 @@ impl Rival {
         by_method && self.part != if values { Part::Keys } else { Part::Values }
     }
 
+    /// Whether it asks what the results of attention are multiplied with.
+    pub fn needs_projections(&self) -> bool {
+        matches!(self.method, Method::Basis { .. }) && self.compresses(true)
+    }
+
     /// Bytes that a token adds to the cache of a model as the rival would store it, with dense elements as float16.
     /// For eviction, the bytes of the remaining tokens are averaged over all.
     pub fn bytes_per_token(&self, interface: &Interface) -> f64 {

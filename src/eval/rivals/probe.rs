@@ -10,11 +10,8 @@ use super::statistics::PromptStatistics;
 use crate::onnx::proto::tensor_proto::DataType;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::onnx::{Placement, data_files, read, write};
-use crate::rewrite::{Layer, RewriteError, find_layers};
+use crate::rewrite::{Basis, Layer, RewriteError, find_layers};
 use crate::runtime::{Error, Model, Sequence};
-
-/// Tokens a channel that a basis is found from, at least.
-const TOKENS_A_CHANNEL: usize = 8;
 
 /// A copy of a model that also outputs its queries.
 pub struct Probe {
@@ -139,8 +136,7 @@ fn expose(graph: &mut GraphProto, tensor: &str, element: i32, number: usize) -> 
 impl Prompt {
     /// Why `rival` cannot be simulated after this prompt, if so.
     pub fn obstacle(&self, rival: &Rival, head_dim: usize) -> Option<String> {
-        let (tokens, needed) = (self.sequence.len(), TOKENS_A_CHANNEL * head_dim);
-        let of_values = rival.compresses(true);
+        let (tokens, needed) = (self.sequence.len(), Basis::fewest_tokens(head_dim));
         let unknown = self.statistics.iter().any(|statistics| statistics.projection.is_empty());
         match rival.method {
             Method::SnapKv { .. } if self.rotary.is_none() => {
@@ -149,7 +145,7 @@ impl Prompt {
             Method::Basis { .. } if tokens < needed => {
                 Some(format!("a basis needs {needed} tokens, a prompt has {tokens}"))
             }
-            Method::Basis { .. } if of_values && unknown => Some(NO_PROJECTION.into()),
+            Method::Basis { .. } if rival.needs_projections() && unknown => Some(NO_PROJECTION.into()),
             _ => None,
         }
     }

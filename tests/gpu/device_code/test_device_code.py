@@ -128,12 +128,15 @@ def test_a_plan_counts_on_what_is_declared() -> None:
         ("clang-19", "gfx942", "spark_decode_quantised_16x4", {"key8", "value8"}, 2, 19, 1.25),
         ("clang-19", "gfx942", "spark_decode_quantised_16x4", {"key4", "value4"}, 1, 24, 1.75),
         ("clang-19", "gfx942", "spark_decode_16x4", {"key16", "value16"}, 2, 79, 0),
-        ("clang-22", "gfx942", "spark_decode_quantised_16x4", {"key8", "value8"}, 2, 19, 1.25),
-        ("clang-22", "gfx942", "spark_decode_quantised_16x4", {"key4", "value4"}, 1, 23, 1.75),
-        ("clang-22", "gfx942", "spark_decode_16x4", {"key16", "value16"}, 2, 77, 0),
-        ("clang-22", "gfx950", "spark_decode_quantised_16x4", {"key8", "value8"}, 2, 19, 1.25),
-        ("clang-22", "gfx950", "spark_decode_quantised_16x4", {"key4", "value4"}, 1, 23, 1.75),
-        ("clang-22", "gfx950", "spark_decode_16x4", {"key16", "value16"}, 2, 77, 0),
+        *(
+            ("clang-22", arch, *counted)
+            for arch in ("gfx942", "gfx950")
+            for counted in (
+                ("spark_decode_quantised_16x4", {"key8", "value8"}, 2, 19, 1.25),
+                ("spark_decode_quantised_16x4", {"key4", "value4"}, 1, 23, 1.75),
+                ("spark_decode_16x4", {"key16", "value16"}, 2, 77, 0),
+            )
+        ),
     ],
 )
 def test_instructions_of_a_row(

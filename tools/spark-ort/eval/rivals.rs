@@ -87,7 +87,7 @@ fn measure_simulated(
     report: &mut Report,
 ) -> Result<()> {
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
-    let projections = rivals.iter().any(|rival| matches!(rival.method, Method::Basis { .. }) && rival.compresses(true));
+    let projections = rivals.iter().any(Rival::needs_projections);
     let probe =
         probe_model(&original.file, folder.path(), projections).context("the original with its queries as outputs")?;
     let interface = &original.inspection.interface;
