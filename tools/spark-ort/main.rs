@@ -17,6 +17,7 @@ mod progress;
 mod prompt;
 mod report;
 mod rewrite;
+mod room;
 mod temporary;
 mod terminal;
 mod threads;

@@ -228,7 +228,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     drop(progress);
     if matches!(report, Err(spark_ort::rewrite::RewriteError::Cancelled)) {
         note("cancelled, nothing was written\n");
-        return Ok(ExitCode::from(crate::interrupt::EXIT_CODE));
+        return Ok(ExitCode::from(crate::interrupt::exit_code()));
     }
     let report = report?;
     match &args.json {
