@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -40,12 +41,10 @@ pub enum Placement {
 /// A file that is missing, too short for a tensor, or outside the model's folder; an offset or length that is not a
 /// number.
 pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, FileError> {
-    let folder = path.parent().unwrap_or(Path::new(""));
     let homes = Homes::of(path);
     let mut files: BTreeMap<PathBuf, u64> = BTreeMap::new();
     for tensor in tensors(model) {
-        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key() == key).map(|e| e.value());
-        let location = entry("location").unwrap_or_default();
+        let location = entry(tensor, "location").unwrap_or_default();
         let Some(inside) = relative(location) else {
             return Err(FileError::Location {
                 model: path.into(),
@@ -53,33 +52,66 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
                 location: location.into(),
             });
         };
-        let file = folder.join(location);
-        let missing = || FileError::MissingData(file.clone(), path.into(), tensor.name().into());
-        let have = match files.get(&inside) {
-            Some(&have) => have,
-            None => match fs::metadata(&file) {
-                Ok(m) if m.is_file() => {
-                    homes.check(&file)?;
-                    m.len()
-                }
-                _ => return Err(missing()),
-            },
-        };
-        files.insert(inside, have);
-        let number = |key: &'static str| match entry(key).map(|v| (v, v.trim().parse::<u64>())) {
-            None => Ok(0),
-            Some((_, Ok(number))) => Ok(number),
-            Some((value, Err(_))) => {
-                let (model, tensor) = (path.into(), tensor.name().into());
-                Err(FileError::Number { model, tensor, key, value: value.into() })
-            }
-        };
-        let need = number("offset")?.saturating_add(number("length")?.max(bytes(tensor)));
-        if need > have {
-            return Err(FileError::ShortData { file, have, need, tensor: tensor.name().into() });
-        }
+        check_tensor(tensor, path, inside, &mut files, |file| homes.check(file))?;
     }
     Ok(files.into_iter().map(|(location, bytes)| DataFile { location, bytes }).collect())
+}
+
+/// Checks that the data files of `model`, which lies at `path`, are there and long enough for it to be run. Where links
+/// lead to is left to ONNX Runtime, and so are locations that are no path inside the folder.
+///
+/// # Errors
+/// A file that is missing or too short for a tensor; an offset or length that is not a number.
+pub fn check_data(model: &ModelProto, path: &Path) -> Result<(), FileError> {
+    let mut files = BTreeMap::new();
+    for tensor in tensors(model) {
+        if let Some(inside) = relative(entry(tensor, "location").unwrap_or_default()) {
+            check_tensor(tensor, path, inside, &mut files, |_| Ok(()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The value of `key` of a tensor's external data.
+fn entry<'t>(tensor: &'t TensorProto, key: &str) -> Option<&'t str> {
+    tensor.external_data.iter().find(|e| e.key() == key).map(|e| e.value())
+}
+
+/// Checks that the file `location` has all bytes of `tensor`; `files` are those that were looked at before, with their
+/// sizes, and `allowed` is asked of others.
+fn check_tensor(
+    tensor: &TensorProto,
+    path: &Path,
+    location: PathBuf,
+    files: &mut BTreeMap<PathBuf, u64>,
+    allowed: impl FnOnce(&Path) -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    let file = path.parent().unwrap_or(Path::new("")).join(&location);
+    let have = match files.get(&location) {
+        Some(&have) => have,
+        None => match fs::metadata(&file) {
+            Ok(status) if status.is_file() => {
+                allowed(&file)?;
+                status.len()
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(FileError::Io(file, error)),
+            _ => return Err(FileError::MissingData(file, path.into(), tensor.name().into())),
+        },
+    };
+    files.insert(location, have);
+    let number = |key: &'static str| match entry(tensor, key).map(|v| (v, v.trim().parse::<u64>())) {
+        None => Ok(0),
+        Some((_, Ok(number))) => Ok(number),
+        Some((value, Err(_))) => {
+            let (model, tensor) = (path.into(), tensor.name().into());
+            Err(FileError::Number { model, tensor, key, value: value.into() })
+        }
+    };
+    let need = number("offset")?.saturating_add(number("length")?.max(bytes(tensor)));
+    match need > have {
+        true => Err(FileError::ShortData { file, have, need, tensor: tensor.name().into() }),
+        false => Ok(()),
+    }
 }
 
 /// Where the files of a model may lie after following links. A file of someone else's model may be a link to something

@@ -12,7 +12,7 @@ use spark_ort::rewrite::{CacheType, Calibration, Options, Progress, RecentIn, Re
 use crate::progress::Steps;
 use crate::report::write_json;
 use crate::terminal::{note, show};
-use crate::threads;
+use crate::{threads, whole_file};
 
 /// Rewrite a model so that its KV cache is stored pruned
 ///
@@ -214,6 +214,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         threads: args.threads,
         trial: (!args.no_trial).then(std::env::current_exe).transpose()?,
     };
+    if let Some(json) = &args.json {
+        let named = [&args.tokenizer, &args.recipe, &args.library].into_iter().flatten();
+        let read: Vec<_> = [&args.input, &args.output].into_iter().chain(named).cloned().collect();
+        whole_file::check("--json", json, &read)?;
+    }
     let cancelled = Arc::new(AtomicBool::new(false));
     let handler = cancelled.clone();
     // The work stops at its next step and removes its partial output.
@@ -223,7 +228,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     drop(progress);
     if matches!(report, Err(spark_ort::rewrite::RewriteError::Cancelled)) {
         note("cancelled, nothing was written\n");
-        return Ok(ExitCode::from(crate::interrupt::EXIT_CODE));
+        return Ok(ExitCode::from(crate::interrupt::exit_code()));
     }
     let report = report?;
     match &args.json {

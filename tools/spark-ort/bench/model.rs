@@ -17,7 +17,7 @@ use crate::interrupt::{self, Interrupt};
 use crate::model_files::{ModelSource, model_files};
 use crate::report::{Statistics, Table, bytes, write_json};
 use crate::terminal::{note, show};
-use crate::whole_file;
+use crate::{room, whole_file};
 
 /// Measure a model beside its rewritten self: speed of prompt and decoding, cache, peak memory
 ///
@@ -89,6 +89,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut contexts = args.contexts.clone();
     contexts.sort_unstable();
     contexts.dedup();
+    let (most, new) = (contexts.last().copied().unwrap_or(0), args.new_tokens);
+    for source in &sources {
+        room::check_cache(&format!("--contexts {most} and --new-tokens {new}"), &source.interface, most + new)?;
+    }
     let mut cells: Vec<Cell> = Vec::new();
     for &prompt_tokens in &contexts {
         cells.push(Cell { prompt_tokens, original: Vec::new(), rewritten: Vec::new() });
@@ -103,7 +107,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             json.map_or(Ok(()), |path| write_json(path, &report))?;
         }
     }
-    Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+    Ok(if interrupted { ExitCode::from(interrupt::exit_code()) } else { ExitCode::SUCCESS })
 }
 
 /// Runs all rounds; returns whether Ctrl-C ended them.
