@@ -23,8 +23,8 @@ fn position(i: usize, rows: usize) -> usize {
 /// Vectors that are added at once.
 const AT_ONCE: usize = 16;
 
-/// Writes the sums of `k k^T` over the valid new tokens, weighed by the attention that later queries pay to them, and of
-/// `q q^T` over these and the query heads that share a KV head, to `out`, `[B, Hk, 2, D, D]`, in the model's own
+/// Writes the sums of `k k^T` over the valid new tokens, weighed by the attention that later queries pay to them, and
+/// of `q q^T` over these and the query heads that share a KV head, to `out`, `[B, Hk, 2, D, D]`, in the model's own
 /// channels. Where they are rotated, it is at positions that are spread over all octaves of the rotation's, but for the
 /// first token of a sequence, which stays the first.
 ///
