@@ -1,6 +1,6 @@
 //! Data that a model keeps in external files: checked, linked or copied, never read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::FileError;
+use super::index::reads;
 use super::proto::tensor_proto::DataLocation;
 use super::proto::{AttributeProto, GraphProto, ModelProto, TensorProto};
 use crate::files;
@@ -58,18 +59,27 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
 }
 
 /// Checks that the data files of `model`, which lies at `path`, are there and long enough for it to be run. Where links
-/// lead to is left to ONNX Runtime, and so are locations that are no path inside the folder.
+/// lead to is left to ONNX Runtime, and so are locations that are no path inside the folder. What no node reads may be
+/// missing, as there.
 ///
 /// # Errors
 /// A file that is missing or too short for a tensor; an offset or length that is not a number.
 pub fn check_data(model: &ModelProto, path: &Path) -> Result<(), FileError> {
     let mut files = BTreeMap::new();
-    for tensor in tensors(model) {
+    let unread = unread(model);
+    for tensor in tensors(model).into_iter().filter(|tensor| !unread.contains(tensor.name())) {
         if let Some(inside) = relative(entry(tensor, "location").unwrap_or_default()) {
             check_tensor(tensor, path, inside, &mut files, |_| Ok(()))?;
         }
     }
     Ok(())
+}
+
+/// Names of initializers of the graph that no node reads, and that are no output.
+fn unread(model: &ModelProto) -> HashSet<&str> {
+    let Some(graph) = model.graph.as_ref() else { return HashSet::new() };
+    let read: HashSet<&str> = graph.node.iter().flat_map(reads).chain(graph.output.iter().map(|o| o.name())).collect();
+    graph.initializer.iter().map(|tensor| tensor.name()).filter(|name| !read.contains(name)).collect()
 }
 
 /// The value of `key` of a tensor's external data.

@@ -242,3 +242,12 @@ def test_sizes_that_overflow(tmp_path):
     onnx.save(model, tmp_path / "large.onnx")
     done = spark_ort("inspect", tmp_path / "large.onnx", check=False)
     assert done.returncode in (0, 1) and "fault" not in done.stderr and "panicked" not in done.stderr
+
+
+def test_a_working_folder_that_was_removed(tmp_path):
+    """Paths that begin there lead nowhere, and are refused."""
+    source, gone = write(tmp_path, small()), tmp_path / "gone"
+    gone.mkdir()
+    command = f'cd "{gone}" && rmdir "{gone}" && exec "{binary_path()}" rewrite "{source}" out.onnx --json x.json'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 1 and "overflowed" not in done.stderr, done.stderr

@@ -9,6 +9,7 @@ use anyhow::Result;
 use spark_ort::onnx::Placement;
 use spark_ort::rewrite::{CacheType, Calibration, Options, Progress, RecentIn, Recovery};
 
+use crate::model_files::{model_file, model_files};
 use crate::progress::Steps;
 use crate::report::write_json;
 use crate::terminal::{note, show};
@@ -216,7 +217,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     if let Some(json) = &args.json {
         let named = [&args.tokenizer, &args.recipe, &args.library].into_iter().flatten();
-        let read: Vec<_> = [&args.input, &args.output].into_iter().chain(named).cloned().collect();
+        let mut read: Vec<_> = [&args.input, &args.output].into_iter().chain(named).cloned().collect();
+        // What is wrong with the model, the rewrite says.
+        read.extend(model_file(&args.input).and_then(|file| model_files([&file])).unwrap_or_default());
         whole_file::check("--json", json, &read)?;
     }
     let cancelled = Arc::new(AtomicBool::new(false));

@@ -294,6 +294,16 @@ def test_data_that_is_not_there_is_named_before_a_model_is_run(tmp_path, command
     assert done.returncode == 1 and f"{data} is missing, where {source} has the data of" in done.stderr, done.stderr
 
 
+def test_data_that_nothing_reads_may_be_missing(tmp_path):
+    source, _ = external(tmp_path / "from")
+    model = onnx.load(source, load_external_data=False)
+    unread = model.graph.initializer.add(name="unread", dims=[4], data_type=1, data_location=1)
+    unread.external_data.add(key="location", value="gone.bin")
+    onnx.save(model, source)
+    done = spark_ort("generate", source, "--ids", "--prompt", "1 2", "-n", 1, check=False)
+    assert "is missing" not in done.stderr, done.stderr
+
+
 def test_data_behind_a_link_is_run(tmp_path):
     """What a rewrite would not copy may still be run, as ONNX Runtime does."""
     source, data = external(tmp_path / "from")

@@ -98,6 +98,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         cells.push(Cell { prompt_tokens, original: Vec::new(), rewritten: Vec::new() });
     }
     let interrupted = measure(args, &sources, &settings, &mut cells)?;
+    if interrupted && cells.iter().all(|cell| cell.original.is_empty()) {
+        note("interrupted, nothing was measured, and no file is written\n");
+        return Ok(ExitCode::from(interrupt::exit_code()));
+    }
     let models = sources.map(|source| source.file.display().to_string());
     let report = Report { machine, models, threads: args.threads, contexts: cells, interrupted };
     match args.json.as_deref() {
