@@ -166,7 +166,7 @@ impl Lab {
                 window: None,
                 causal: true,
             },
-            prune: PruneSettings { common, observation_window: 32 },
+            prune: PruneSettings { common, observation_window: 32, observation_scale: None },
             scale: saliency.iter().map(|&s| channel_scale(s)).collect(),
             basis: planes.map(|_| reflections(shape)),
             token: filling,

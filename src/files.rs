@@ -1,6 +1,6 @@
 //! Opening files that others made: files only, of a stated size at most.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, FileType, Metadata};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -32,6 +32,18 @@ pub fn open(path: &Path) -> Result<File> {
     // Whatever has taken its place since.
     check(&file.metadata()?)?;
     Ok(file)
+}
+
+/// What is at `path`, through any links; `None`: nothing.
+///
+/// # Errors
+/// The file system does not say: a folder on the way may not be searched, or links lead in a circle.
+pub fn kind(path: &Path) -> Result<Option<FileType>> {
+    match std::fs::metadata(path) {
+        Ok(status) => Ok(Some(status.file_type())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// What statfs(2) calls procfs and sysfs.
@@ -85,6 +97,17 @@ pub fn text(bytes: Vec<u8>) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_told_from_what_cannot_be_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, circle, none] = ["file", "circle", "none"].map(|name| folder.path().join(name));
+        std::fs::write(&file, "text").unwrap();
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        assert!(kind(&file).unwrap().unwrap().is_file() && kind(folder.path()).unwrap().unwrap().is_dir());
+        assert!(kind(&none).unwrap().is_none());
+        assert!(kind(&circle).is_err() && kind(&file.join("nested")).is_err());
+    }
 
     #[test]
     fn only_files_are_opened() {

@@ -25,7 +25,7 @@ pub const PRUNE: Operator = Operator {
         Tensor::optional("observed_saliency", Type::Float32),
         Tensor::optional("observed_covariance", Type::Float32),
     ],
-    own_attributes: &[OBSERVATION_WINDOW],
+    own_attributes: &[OBSERVATION_WINDOW, OBSERVATION_SCALE],
 };
 
 /// `SparkAttention`, the read path.
@@ -254,6 +254,8 @@ pub const KEY_DIRECTIONS_4: Attribute = Attribute { name: "key_directions_4", ..
 /// W, queries that saliency looks at.
 pub const OBSERVATION_WINDOW: Attribute =
     int("observation_window", Some(32), Range::AtLeast(1), "a positive number of queries");
+/// Factor of the scores that weigh the keys of observed_covariance, 0: 1/sqrt(D).
+pub const OBSERVATION_SCALE: Attribute = Attribute { name: "observation_scale", since: 2, ..SCALE };
 /// Factor of the scores, 0: 1/sqrt(D).
 pub const SCALE: Attribute = Attribute { name: "scale", since: 1, value: Value::Float { default: 0.0 } };
 /// Limit of the scores; what is not positive means none, as in GroupQueryAttention.

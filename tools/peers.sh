@@ -62,12 +62,14 @@ variant int8 int8
 variant int4 int4
 rewrite spark-8 --ratio 0.5 --key-bits 8 --value-bits 8
 rewrite spark-4 --ratio 0.7 --key-bits 4 --value-bits 4
+# Key rows take the bytes of value rows, here 36.
+rewrite basis-4 --basis calibrated --value-bits 4
 rm -f "$work"/*.json
 for context in "$@"; do
     for ((round = 1; round <= ROUNDS; round++)); do
         say "$context tokens, and $NEW more, round $round of $ROUNDS"
         # In turns, so that other load on the machine affects all alike.
-        for name in original int8 int4 spark-8 spark-4; do
+        for name in original int8 int4 spark-8 spark-4 basis-4; do
             .venv-hosts/bin/python tools/genai/measure.py "$work/$name" "$context" "$NEW" "$chunk" "$THREADS" |
                 tee -a "$work/$name.json"
         done
@@ -81,5 +83,6 @@ done
 files=("original=$work/original.json" "GenAI's int8 cache=$work/int8.json" "GenAI's int4 cache=$work/int4.json")
 [[ -z $llama ]] || files+=("llama.cpp, f16=$work/llama-f16.json" "llama.cpp, q8_0=$work/llama-q8_0.json")
 files+=("rewritten, 0.5/8/8=$work/spark-8.json" "rewritten, 0.7/4/4=$work/spark-4.json")
+files+=("rewritten, keys in a basis, values of 4 bits=$work/basis-4.json")
 say "$(basename "$model"), threads: $THREADS, $NEW tokens decoded, medians of $ROUNDS"
 .venv-hosts/bin/python tools/genai/table.py "${files[@]}"

@@ -105,7 +105,7 @@ impl Operators {
             tail_window: setting.tail_window,
             rotary: Some(Rotary::Halves),
         };
-        let prune = PruneSettings { common: common.clone(), observation_window: 32 };
+        let prune = PruneSettings { common: common.clone(), observation_window: 32, observation_scale: None };
         let attention = AttentionSettings { common, scale: None, softcap: None, window: None, causal: true };
         Ok(Self { shape, key, value, prune, attention })
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import threading
 from functools import cache
 from typing import TYPE_CHECKING, Literal
@@ -80,16 +81,23 @@ def register(options: onnxruntime.SessionOptions, *, gpu: bool | int | Literal["
 
     Raises:
         Error: no such provider or device, or no such `gpu`; the message says why not of each.
+        TypeError: `options` are no SessionOptions, or `gpu` is neither a word nor a whole number.
     """
     import onnxruntime as ort
 
+    if not isinstance(options, ort.SessionOptions):
+        raise TypeError(f"options are a {type(options).__name__}: an onnxruntime.SessionOptions is expected")
     # What is neither is an error on machines without a GPU too.
-    number = 0 if gpu is True or gpu == "auto" else gpu
-    if not hasattr(number, "__index__") or number < 0:
-        raise Error(f"gpu is {gpu!r}: False, True, 'auto' or the number of a device, from 0 on, is expected")
+    expected = "False, True, 'auto' or the number of a device, from 0 on, is expected"
+    try:
+        number = 0 if gpu is True or isinstance(gpu, str) else operator.index(gpu)
+    except TypeError:
+        raise TypeError(f"gpu is a {type(gpu).__name__}: {expected}") from None
+    if number < 0 or (isinstance(gpu, str) and gpu != "auto"):
+        raise Error(f"gpu is {gpu!r}: {expected}")
     problems: dict[str, str | None] = {} if gpu is False else _problems()
     usable = [provider for provider, problem in problems.items() if problem is None]
-    if gpu is False or (gpu == "auto" and not usable):
+    if gpu is False or (isinstance(gpu, str) and not usable):
         options.register_custom_ops_library(library_path())
         return CPU
     if not usable:

@@ -5,7 +5,7 @@ use super::{CallError, Input, Settings};
 use crate::format::{KeyLayout, ValueLayout};
 
 /// Most channels of one token, over all sequences and query heads: 1 GiB of float32.
-const MOST_CHANNELS_A_TOKEN: usize = 1 << 28;
+pub const MOST_CHANNELS_A_TOKEN: usize = 1 << 28;
 
 /// How queries, and keys and values with them, lie in their tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

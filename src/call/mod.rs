@@ -7,7 +7,7 @@ mod input;
 mod lengths;
 mod settings;
 
-pub use geometry::{Geometry, QueryLayout, Shapes};
+pub use geometry::{Geometry, MOST_CHANNELS_A_TOKEN, QueryLayout, Shapes};
 pub use input::{CallError, Input};
 pub use lengths::{Lengths, channel_scales, check_bias_columns, positions};
 pub use settings::{AttentionSettings, Attribute, Attributes, PruneSettings, Rotary, Settings};

@@ -69,12 +69,14 @@ pub struct Settings {
 }
 
 /// Attributes of `SparkPrune`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PruneSettings {
     /// The shared ones.
     pub common: Settings,
     /// W, queries that saliency looks at, at least 1.
     pub observation_window: usize,
+    /// Factor of the scores that weigh keys for covariances; `None`: 1/sqrt(D).
+    pub observation_scale: Option<f32>,
 }
 
 /// Attributes of `SparkAttention`.
@@ -295,8 +297,12 @@ impl PruneSettings {
     /// # Errors
     /// Names the attribute that is missing, of another type or out of range.
     pub fn read(source: &impl Attributes) -> Result<Self, CallError> {
-        let observation_window = Node::new(source)?.size(&spec::OBSERVATION_WINDOW)?;
-        Ok(Self { common: Settings::read(source)?, observation_window })
+        let node = Node::new(source)?;
+        Ok(Self {
+            common: Settings::read(source)?,
+            observation_window: node.size(&spec::OBSERVATION_WINDOW)?,
+            observation_scale: Some(node.float(&spec::OBSERVATION_SCALE)?).filter(|&s| s != 0.0),
+        })
     }
 }
 

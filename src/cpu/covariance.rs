@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use super::attended::key_weights;
 use super::pool::Pool;
 use super::prune::Prune;
 use super::tokens::{Rotation, Tokens};
@@ -22,9 +23,10 @@ fn position(i: usize, rows: usize) -> usize {
 /// Vectors that are added at once.
 const AT_ONCE: usize = 16;
 
-/// Writes the sums of `k k^T` over the valid new tokens, and of `q q^T` over these and the query heads that share a KV
-/// head, to `out`, `[B, Hk, 2, D, D]`, in the model's own channels. Where they are rotated, it is at positions that are
-/// spread over all octaves of the rotation's, but for the first token of a sequence, which stays the first.
+/// Writes the sums of `k k^T` over the valid new tokens, weighed by the attention that later queries pay to them, and
+/// of `q q^T` over these and the query heads that share a KV head, to `out`, `[B, Hk, 2, D, D]`, in the model's own
+/// channels. Where they are rotated, it is at positions that are spread over all octaves of the rotation's, but for the
+/// first token of a sequence, which stays the first.
 ///
 /// # Panics
 /// If `out` has another length.
@@ -63,10 +65,16 @@ pub fn covariances<T: Element>(pool: &dyn Pool, call: &Prune<'_, T>, out: &mut [
                 used = 0;
             }
         };
-        for i in 0..call.lengths.new[b] {
-            match of_queries {
-                true => (0..group).for_each(|g| add(&|x| tokens.query(b, h * group + g, i, x))),
-                false => add(&|x| tokens.key(b, h, i, x)),
+        if of_queries {
+            for i in 0..call.lengths.new[b] {
+                (0..group).for_each(|g| add(&|x| tokens.query(b, h * group + g, i, x)));
+            }
+        } else {
+            for (i, weight) in key_weights(call, b, h).into_iter().enumerate() {
+                add(&|x| {
+                    tokens.key(b, h, i, x);
+                    x.iter_mut().for_each(|x| *x *= weight.sqrt());
+                });
             }
         }
         add_squares(sum, &vectors[..used * d], d);

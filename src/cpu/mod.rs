@@ -5,6 +5,7 @@
 //! instruction set of `isa`: few queries to `decode`, many to `prefill`.
 
 mod attend;
+mod attended;
 mod attention;
 mod cache;
 mod covariance;

@@ -1,13 +1,15 @@
 //! Data that a model keeps in external files: checked, linked or copied, never read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::FileError;
+use super::index::reads;
 use super::proto::tensor_proto::DataLocation;
 use super::proto::{AttributeProto, GraphProto, ModelProto, TensorProto};
 use crate::files;
@@ -40,12 +42,10 @@ pub enum Placement {
 /// A file that is missing, too short for a tensor, or outside the model's folder; an offset or length that is not a
 /// number.
 pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, FileError> {
-    let folder = path.parent().unwrap_or(Path::new(""));
     let homes = Homes::of(path);
     let mut files: BTreeMap<PathBuf, u64> = BTreeMap::new();
     for tensor in tensors(model) {
-        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key() == key).map(|e| e.value());
-        let location = entry("location").unwrap_or_default();
+        let location = entry(tensor, "location").unwrap_or_default();
         let Some(inside) = relative(location) else {
             return Err(FileError::Location {
                 model: path.into(),
@@ -53,33 +53,75 @@ pub fn data_files(model: &ModelProto, path: &Path) -> Result<Vec<DataFile>, File
                 location: location.into(),
             });
         };
-        let file = folder.join(location);
-        let missing = || FileError::MissingData(file.clone(), path.into(), tensor.name().into());
-        let have = match files.get(&inside) {
-            Some(&have) => have,
-            None => match fs::metadata(&file) {
-                Ok(m) if m.is_file() => {
-                    homes.check(&file)?;
-                    m.len()
-                }
-                _ => return Err(missing()),
-            },
-        };
-        files.insert(inside, have);
-        let number = |key: &'static str| match entry(key).map(|v| (v, v.trim().parse::<u64>())) {
-            None => Ok(0),
-            Some((_, Ok(number))) => Ok(number),
-            Some((value, Err(_))) => {
-                let (model, tensor) = (path.into(), tensor.name().into());
-                Err(FileError::Number { model, tensor, key, value: value.into() })
-            }
-        };
-        let need = number("offset")?.saturating_add(number("length")?.max(bytes(tensor)));
-        if need > have {
-            return Err(FileError::ShortData { file, have, need, tensor: tensor.name().into() });
-        }
+        check_tensor(tensor, path, inside, &mut files, |file| homes.check(file))?;
     }
     Ok(files.into_iter().map(|(location, bytes)| DataFile { location, bytes }).collect())
+}
+
+/// Checks that the data files of `model`, which lies at `path`, are there and long enough for it to be run. Where links
+/// lead to is left to ONNX Runtime, and so are locations that are no path inside the folder. What no node reads may be
+/// missing, as there.
+///
+/// # Errors
+/// A file that is missing or too short for a tensor; an offset or length that is not a number.
+pub fn check_data(model: &ModelProto, path: &Path) -> Result<(), FileError> {
+    let mut files = BTreeMap::new();
+    let unread = unread(model);
+    for tensor in tensors(model).into_iter().filter(|tensor| !unread.contains(tensor.name())) {
+        if let Some(inside) = relative(entry(tensor, "location").unwrap_or_default()) {
+            check_tensor(tensor, path, inside, &mut files, |_| Ok(()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Names of initializers of the graph that no node reads, and that are no output.
+fn unread(model: &ModelProto) -> HashSet<&str> {
+    let Some(graph) = model.graph.as_ref() else { return HashSet::new() };
+    let read: HashSet<&str> = graph.node.iter().flat_map(reads).chain(graph.output.iter().map(|o| o.name())).collect();
+    graph.initializer.iter().map(|tensor| tensor.name()).filter(|name| !read.contains(name)).collect()
+}
+
+/// The value of `key` of a tensor's external data.
+fn entry<'t>(tensor: &'t TensorProto, key: &str) -> Option<&'t str> {
+    tensor.external_data.iter().find(|e| e.key() == key).map(|e| e.value())
+}
+
+/// Checks that the file `location` has all bytes of `tensor`; `files` are those that were looked at before, with their
+/// sizes, and `allowed` is asked of others.
+fn check_tensor(
+    tensor: &TensorProto,
+    path: &Path,
+    location: PathBuf,
+    files: &mut BTreeMap<PathBuf, u64>,
+    allowed: impl FnOnce(&Path) -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    let file = path.parent().unwrap_or(Path::new("")).join(&location);
+    let have = match files.get(&location) {
+        Some(&have) => have,
+        None => match fs::metadata(&file) {
+            Ok(status) if status.is_file() => {
+                allowed(&file)?;
+                status.len()
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(FileError::Io(file, error)),
+            _ => return Err(FileError::MissingData(file, path.into(), tensor.name().into())),
+        },
+    };
+    files.insert(location, have);
+    let number = |key: &'static str| match entry(tensor, key).map(|v| (v, v.trim().parse::<u64>())) {
+        None => Ok(0),
+        Some((_, Ok(number))) => Ok(number),
+        Some((value, Err(_))) => {
+            let (model, tensor) = (path.into(), tensor.name().into());
+            Err(FileError::Number { model, tensor, key, value: value.into() })
+        }
+    };
+    let need = number("offset")?.saturating_add(number("length")?.max(bytes(tensor)));
+    match need > have {
+        true => Err(FileError::ShortData { file, have, need, tensor: tensor.name().into() }),
+        false => Ok(()),
+    }
 }
 
 /// Where the files of a model may lie after following links. A file of someone else's model may be a link to something

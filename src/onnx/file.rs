@@ -13,6 +13,9 @@ use crate::files;
 /// Bytes that a model may take in memory in addition to twice its file size.
 const MOST_MEMORY: u64 = 768 << 20;
 
+/// Most bytes of a model's file, as protobuf allows them. Larger weights are in files of their own.
+const MOST_BYTES: u64 = 2 << 30;
+
 /// Why a model file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,6 +29,9 @@ pub enum FileError {
     /// Takes too much memory for its size.
     #[error("{0} is not read: its more than {1} MB in memory are many times its size, as of no model that is in use")]
     TooLarge(PathBuf, u64),
+    /// Larger than protobuf allows.
+    #[error("{0} has {1} bytes, and an .onnx file has 2 GiB at most, with larger weights in files beside it")]
+    OverLimit(PathBuf, u64),
     /// Protobuf, but not a model.
     #[error("{0} is not an ONNX model: it has no graph")]
     NoGraph(PathBuf),
@@ -103,6 +109,9 @@ pub fn read(path: &Path) -> Result<ModelProto, FileError> {
     let mut reader = BufReader::new(file);
     if reader.fill_buf().map_err(io())?.get(4..8) == Some(b"ORTM") {
         return Err(FileError::OrtFormat(path.into()));
+    }
+    if bytes > MOST_BYTES {
+        return Err(FileError::OverLimit(path.into(), bytes));
     }
     let most = MOST_MEMORY.saturating_add(bytes.saturating_mul(2));
     let memory = measure::memory(&mut reader, bytes, most).map_err(io())?;

@@ -27,7 +27,7 @@ pub fn onnx_opset(model: &proto::ModelProto) -> i64 {
 }
 
 pub use cleanup::{remove_nodes, sort_nodes};
-pub use external::{DataFile, Placement, data_files, data_locations, move_data};
+pub use external::{DataFile, Placement, check_data, data_files, data_locations, move_data};
 pub(crate) use external::{Homes, place};
 pub(crate) use file::write_text;
 pub use file::{FileError, read, write};

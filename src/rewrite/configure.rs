@@ -84,7 +84,7 @@ pub fn configure(model: &mut ModelProto, layers: &[Layer], names: &[Names], vers
             }
         }
         for name in [&names.attention, &names.prune] {
-            set_node(&mut graph.node[places.nodes[name]], names, rows, version, saliency.is_some());
+            set_node(&mut graph.node[places.nodes[name]], (layer, names), rows, version, saliency.is_some());
         }
         // Sizes of one name are equal.
         let suffix = if differ { format!("_{i}") } else { String::new() };
@@ -143,7 +143,14 @@ impl Places {
     }
 }
 
-fn set_node(node: &mut NodeProto, names: &Names, rows: &Rows, version: &Version<'_>, saliency: bool) {
+fn set_node(
+    node: &mut NodeProto,
+    (layer, names): (&Layer, &Names),
+    rows: &Rows,
+    version: &Version<'_>,
+    saliency: bool,
+) {
+    let covariance = version.observe.is_some_and(|observe| observe.covariance);
     set_attribute(node, "kept_channels", Attribute::Int(rows.kept_channels as i64));
     set_attribute(node, "key_bits", Attribute::Int(rows.key_bits.into()));
     set_attribute(node, "value_bits", Attribute::Int(rows.value_bits.into()));
@@ -152,10 +159,12 @@ fn set_node(node: &mut NodeProto, names: &Names, rows: &Rows, version: &Version<
     set_attribute(node, "recovery", Attribute::Text(rows.recovery.name()));
     set_attribute(node, "recent_window", Attribute::Int(rows.recent_window as i64));
     let directions = [spec::KEY_DIRECTIONS_8.name, spec::KEY_DIRECTIONS_4.name];
-    let later = [spec::TAIL_WINDOW.name, spec::ROW_FORMAT.name, spec::VERSION.name];
+    let later = [&spec::TAIL_WINDOW, &spec::ROW_FORMAT, &spec::VERSION, &spec::OBSERVATION_SCALE].map(|a| a.name);
     node.attribute.retain(|a| !later.contains(&a.name()) && !directions.contains(&a.name()));
-    if rows.operator_version() > *spec::VERSIONS.start() {
-        set_attribute(node, spec::VERSION.name, Attribute::Int(rows.operator_version()));
+    let least = if covariance { spec::OBSERVATION_SCALE.since } else { *spec::VERSIONS.start() };
+    let operator_version = rows.operator_version().max(least);
+    if operator_version > *spec::VERSIONS.start() {
+        set_attribute(node, spec::VERSION.name, Attribute::Int(operator_version));
     }
     if rows.row_format > 1 {
         set_attribute(node, spec::ROW_FORMAT.name, Attribute::Int(rows.row_format.into()));
@@ -188,11 +197,10 @@ fn set_node(node: &mut NodeProto, names: &Names, rows: &Rows, version: &Version<
         node.output.truncate(2);
         node.output.push(if recent { names.key_recent[1].clone() } else { String::new() });
         node.output.push(if version.observe.is_some() { names.observed_saliency.clone() } else { String::new() });
-        node.output.push(if version.observe.is_some_and(|observe| observe.covariance) {
-            names.observed_covariance.clone()
-        } else {
-            String::new()
-        });
+        node.output.push(if covariance { names.observed_covariance.clone() } else { String::new() });
+        if covariance {
+            set_attribute(node, spec::OBSERVATION_SCALE.name, Attribute::Float(layer.scale));
+        }
         while node.output.last().is_some_and(String::is_empty) {
             node.output.pop();
         }

@@ -122,25 +122,33 @@ impl GenAiFolder {
         search["past_present_share_buffer"] == true && search["num_beams"].as_u64().is_none_or(|beams| beams <= 1)
     }
 
-    /// Checks that the configuration is about the model with these `layers`, and can run it with `rows`.
-    pub fn check(&self, layers: &[Layer], rows: &[Rows]) -> Result<(), RewriteError> {
+    /// Checks that the configuration is about the model with these `layers`, and can run it with `rows`, which are
+    /// those of a `recipe` if there is one.
+    pub fn check(&self, layers: &[Layer], rows: &[Rows], recipe: Option<&Path>) -> Result<(), RewriteError> {
         self.check_sizes(layers)?;
-        self.check_rows(rows)
+        self.check_rows(rows, recipe)
     }
 
-    /// Checks that the execution providers of the configuration have kernels for `rows`.
-    fn check_rows(&self, rows: &[Rows]) -> Result<(), RewriteError> {
+    /// Checks that the execution providers of the configuration have kernels for `rows`, which may be a `recipe`'s.
+    fn check_rows(&self, rows: &[Rows], recipe: Option<&Path>) -> Result<(), RewriteError> {
         let provider = providers::on_gpu(&self.config["model"]["decoder"]["session_options"]);
-        match provider.filter(|_| rows.iter().any(Rows::have_basis)) {
-            None => Ok(()),
-            Some(provider) => Err(RewriteError::option(
-                "basis",
+        let Some(provider) = provider.filter(|_| rows.iter().any(Rows::have_basis)) else { return Ok(()) };
+        let why =
+            format!("the folder names the execution provider {provider}, and no kernel of a GPU reads keys in a basis");
+        Err(match recipe {
+            Some(recipe) => RewriteError::option(
+                "recipe",
                 format!(
-                    "the folder names the execution provider {provider}, and no kernel of a GPU reads keys in a basis: \
-                     leave it out of provider_options, or rewrite without a basis"
+                    "{}: it has layers of row_format 3, a basis; {why}: name another provider, or a recipe of \
+                     `spark-ort tune --no-basis`",
+                    recipe.display()
                 ),
-            )),
-        }
+            ),
+            None => RewriteError::option(
+                "basis",
+                format!("{why}: leave it out of provider_options, or rewrite without a basis"),
+            ),
+        })
     }
 
     /// Warns of what the execution providers of the configuration mean for the operators.
@@ -255,7 +263,8 @@ struct Copies<'a> {
 
 fn read_config(path: &Path) -> Result<Value, RewriteError> {
     let file = path.join(CONFIG);
-    if !file.is_file() {
+    let kind = files::kind(&file).map_err(FileError::io(&file))?;
+    if !kind.is_some_and(|kind| kind.is_file()) {
         let found = format!("no {CONFIG} in it; of other folders name the .onnx file itself");
         return Err(Refusal::new(path.display().to_string(), "a folder of ONNX Runtime GenAI", found).into());
     }
@@ -317,9 +326,10 @@ fn check_library(library: &Path) -> Result<(), RewriteError> {
 pub fn find_library(named: Option<&Path>) -> Result<PathBuf, RewriteError> {
     let problem = |text: String| RewriteError::option("library", text);
     if let Some(path) = named {
-        return match path.is_file() {
-            true => Ok(path.into()),
-            false => Err(problem(format!("{} is no file", path.display()))),
+        return match files::kind(path) {
+            Ok(Some(kind)) if kind.is_file() => Ok(path.into()),
+            Ok(_) => Err(problem(format!("{} is no file", path.display()))),
+            Err(error) => Err(problem(format!("{}: {error}", path.display()))),
         };
     }
     let program = std::env::current_exe().unwrap_or_default();

@@ -32,6 +32,7 @@ mod providers;
 mod publish;
 mod recent;
 mod recipe;
+mod recipe_entry;
 mod report;
 mod rewritten;
 mod roundings;
@@ -53,7 +54,7 @@ pub use layer::{Layer, Source};
 pub use options::{CacheType, Calibration, Options, RecentIn};
 pub use progress::Progress;
 pub use publish::{contains, same_file};
-pub use recent::RECENT_OF_FOLDERS;
+pub use recent::{MOST as MOST_RECENT, RECENT_OF_FOLDERS};
 pub use recipe::{LayerSetting, Recipe, RecipeModel};
 pub use report::Report;
 pub use rows::Rows;
@@ -103,7 +104,7 @@ pub fn rewrite(
     let layers = find_layers(&model)?;
     let noticed = warnings::of_model(&model, &layers, roundings);
     let (rows, recent) = layer_rows(options, &model, &layers, folder.is_some())?;
-    folder.iter().try_for_each(|folder| folder.check(&layers, &rows))?;
+    folder.iter().try_for_each(|folder| folder.check(&layers, &rows, options.recipe.as_deref()))?;
     let tokens = calibrate::tokens(&path, options, (&layers, &rows))?;
     let positions = calibrate::positions(&model, &layers);
     let names = apply::apply(&mut model, &layers, recent, operator_version(&rows))?;
@@ -222,7 +223,21 @@ pub fn gpu_provider(folder: &Path) -> Result<Option<String>, RewriteError> {
 /// # Errors
 /// It cannot be read, or is neither rewritten nor rewritable.
 pub fn inspect(model: &Path) -> Result<Inspection, RewriteError> {
-    let mut model = onnx::read(&model_file(model)?)?;
+    inspection_of(onnx::read(&model_file(model)?)?)
+}
+
+/// As [`inspect`], of a model that is to be run: its external data is there too, which is looked for but not read.
+///
+/// # Errors
+/// As [`inspect`]; or a file of external data is missing or cut short.
+pub fn inspect_whole(model: &Path) -> Result<Inspection, RewriteError> {
+    let file = model_file(model)?;
+    let model = onnx::read(&file)?;
+    onnx::check_data(&model, &file)?;
+    inspection_of(model)
+}
+
+fn inspection_of(mut model: ModelProto) -> Result<Inspection, RewriteError> {
     prepare(&mut model)?;
     Ok(Inspection::new(&model)?)
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::error::RewriteError;
 use super::options::Options;
+use super::recipe_entry::Entry;
 use crate::files;
 
 /// The version of the files that this crate writes and reads.
@@ -125,7 +126,7 @@ struct File {
     model: Option<RecipeModel>,
     #[serde(default)]
     uniform_rows: bool,
-    layers: Vec<Value>,
+    layers: Vec<Entry>,
 }
 
 impl Recipe {
@@ -149,11 +150,13 @@ impl Recipe {
                 return Err(format!("spark_recipe is {other}: this version of spark-ort reads recipes of {VERSION}"));
             }
         }
-        let file: File = serde_json::from_value(json).map_err(|e| e.to_string())?;
+        let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let mut layers = Vec::new();
         for (place, mut entry) in file.layers.into_iter().enumerate() {
-            let number = entry.as_object_mut().and_then(|fields| fields.shift_remove("layer"));
-            match number {
+            if let Some(field) = entry.twice {
+                return Err(format!("layer {place}: the field {field} is there twice; leave one out"));
+            }
+            match entry.fields.shift_remove("layer") {
                 Some(number) if number == place => {}
                 Some(number) => {
                     return Err(format!(
@@ -163,7 +166,7 @@ impl Recipe {
                 }
                 None => return Err(format!("layers: entry {place} has no field layer, its number")),
             }
-            let setting = LayerSetting::deserialize(entry).map_err(|e| e.to_string());
+            let setting = LayerSetting::deserialize(Value::Object(entry.fields)).map_err(|e| e.to_string());
             let setting = setting.and_then(|setting: LayerSetting| setting.check().map(|()| setting));
             layers.push(setting.map_err(|problem| format!("layer {place}: {problem}"))?);
         }
@@ -243,6 +246,10 @@ mod tests {
             ("\"ratio\": 0.25", "\"ration\": 0.25", "layer 1: unknown field `ration`"),
             ("\"ratio\": 0.25,", "", "layer 1: missing field `ratio`"),
             ("\"key_bits\": 4", "\"key_bits\": 400", "layer 1: invalid value"),
+            ("\"key_bits\": 4", "\"key_bits\": 4, \"key_bits\": 8", "layer 1: the field key_bits is there twice"),
+            ("\"layer\": 1", "\"layer\": 0, \"layer\": 1", "layer 1: the field layer is there twice"),
+            ("\"layers\": [", "\"layers\": [], \"layers\": [", "duplicate field `layers`"),
+            ("\"layers\": [", "\"layers\": [5, ", "expected an object with the fields of a layer"),
             ("]", "", "is not JSON"),
         ];
         for (old, new, message) in cases {

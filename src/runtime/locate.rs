@@ -12,6 +12,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use crate::files;
+
 /// Names passed to the system's loader.
 const SYSTEM: [&str; 2] = ["libonnxruntime.so", "libonnxruntime.so.1"];
 
@@ -46,9 +48,10 @@ pub(super) fn places(variable: impl Fn(&str) -> Option<OsString>) -> impl Iterat
     let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
     let named = variable("ORT_DYLIB_PATH").map(|path| {
         let path = PathBuf::from(path);
-        let library = match path.is_file() {
-            true => Ok(path.clone()),
-            false => Err("no such file".into()),
+        let library = match files::kind(&path) {
+            Ok(Some(kind)) if kind.is_file() => Ok(path.clone()),
+            Ok(_) => Err("no such file".into()),
+            Err(error) => Err(error.to_string()),
         };
         Place { name: format!("ORT_DYLIB_PATH ({})", path.display()), library }
     });
@@ -171,6 +174,9 @@ mod tests {
         assert_eq!(missing.len(), 1);
         assert_eq!(missing[0].library, Err("no such file".into()));
         assert!(missing[0].name.contains(file.to_str().unwrap()));
+        let circle = folder.path().join("circle");
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        assert!(found(&[("ORT_DYLIB_PATH", &circle)])[0].library.as_ref().unwrap_err().contains("symbolic links"));
         std::fs::write(&file, "").unwrap();
         assert_eq!(found(&[("ORT_DYLIB_PATH", &file)])[0].library, Ok(file));
     }

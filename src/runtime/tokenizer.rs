@@ -16,10 +16,14 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`, or the one in the folder `path`.
     ///
     /// # Errors
-    /// If there is no such file, or if it is malformed.
+    /// If there is no such file, or if it cannot be read or is malformed.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let path = if path.is_dir() { path.join(FILE) } else { path.into() };
-        if !path.exists() {
+        let kind = |path: &Path| files::kind(path).map_err(|source| Error::Read { path: path.into(), source });
+        let path = match kind(path)? {
+            Some(found) if found.is_dir() => path.join(FILE),
+            _ => path.into(),
+        };
+        if kind(&path)?.is_none() {
             return Err(Error::NoTokenizer { path });
         }
         let malformed = |e: tokenizers::Error| Error::Malformed { path: path.clone(), problem: e.to_string() };
@@ -159,5 +163,8 @@ mod tests {
         assert!(error(&path).starts_with(&format!("{} is malformed: ", path.display())));
         assert_eq!(error(folder.path()), error(&path));
         assert_eq!(error(Path::new("/dev/null")), "cannot read /dev/null");
+        let circle = folder.path().join("circle");
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        assert_eq!(error(&circle), format!("cannot read {}", circle.display()));
     }
 }

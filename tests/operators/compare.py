@@ -72,7 +72,12 @@ def check_plane_rows(s, got, k, n):
     slack = 1e-3 * np.abs(kept).max(initial=0) * scale + 2e-3 * np.abs(kept)
     other = rows.decode_planes(nearest, s.D, s.kept, s.planes)[..., : s.kept]
     assert (np.abs(np.abs(read - kept) - np.abs(other - kept)) <= slack + 1e-6).all(), "codes are not the nearest"
-    assert (error(got) <= error(best) * 1.02 + 1e-6).all(), "another scale is better"
+    found, least = error(got), error(best)
+    as_good = found <= least * 1.02 + 1e-6
+    # Where a key came out as a neighbouring float16, the scale is the best one for that.
+    off = np.sqrt((n**2 * (2.0**-10 * kept) ** 2).sum(-1))
+    assert (as_good | (np.sqrt(found) <= np.sqrt(least) + 2 * off)).all(), "another scale is better"
+    assert as_good.mean() > 0.9, "other scales are better"
     used = rows.key_row_bytes(s.D, s.kept, 8, s.planes)
     assert (got[..., used:] == 0).all(), "padding of a key row is not zero"
 

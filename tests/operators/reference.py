@@ -31,6 +31,7 @@ class Settings:
     do_rotary: int = 0
     rotary_interleaved: int = 0
     observation_window: int = 32
+    observation_scale: float = 0.0
     scale: float = 0.0
     softcap: float = 0.0
     local_window_size: int = -1

@@ -63,26 +63,41 @@ def test_recent_keys_are_exact_in_any_basis():
     assert np.abs(outputs[1] - outputs[2]).max() > 10 * np.abs(outputs[0] - outputs[2]).max()
 
 
-def covariance(s, feeds):
-    made = models.node("SparkPrune", s, feeds, ["present_key", "present_value", "", "", "observed_covariance"])
+def covariance(s, feeds, scale=0.0):
+    attributes = {**models.prune_attributes(s), "version": 2, "observation_scale": float(scale)}
+    outputs = ["present_key", "present_value", "", "", "observed_covariance"]
+    made = models.node("SparkPrune", s, feeds, outputs, attributes)
     names = [n for n in models.PRUNE_INPUTS if n in feeds]
     model = models.graph([made], names, [n for n in made.output if n], "f32", "u8")
     return models.run(models.session(model), feeds)["observed_covariance"]
 
 
+def key_weights(keys, queries, scale):
+    """How keys `[L,D]` count: by what queries `[G,L,D]` at least 64 tokens later give them."""
+    scores = np.where(np.tri(len(keys), dtype=bool), queries @ keys.T * scale, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    costs = (p * (1 - p) * np.tri(len(keys), k=-64)).sum((0, 1))
+    return 0.3 + 0.7 * costs / costs.mean() if costs.any() else np.ones(len(keys))
+
+
+@pytest.mark.parametrize("L,scale", [(20, 0), (64, 0), (65, 0), (150, 0), (150, 0.02)])
 @pytest.mark.parametrize("in_basis", [True, False])
-def test_observed_covariance(in_basis):
+def test_observed_covariance(in_basis, L, scale):
     """Of keys and queries that are neither rotated nor in the basis."""
     s = dataclasses.replace(BASE, do_rotary=0) if in_basis else Settings(6, 2, 64, 40, key_bits=8)
-    feeds = cases.call(3, s, "f32", "u8", B=2, L=20, P=9, mode="prompt")
-    got, sp = covariance(s, feeds), reference.spans(s, feeds)
+    feeds = cases.call(3, s, "f32", "u8", B=2, L=L, P=9, mode="prompt")
+    got, sp = covariance(s, feeds, scale), reference.spans(s, feeds)
     q, k, _ = reference.tokens(dataclasses.replace(s, row_format=1), feeds, sp)
     assert got.shape == (2, 2, 2, 64, 64)
     for b, new in enumerate(sp.new):
         for h in range(2):
-            for part, x in enumerate((k[b, h : h + 1, :new], q[b, 3 * h : 3 * h + 3, :new])):
-                x = x.reshape(-1, 64)
-                close(got[b, h, part], x.T @ x, 1e-5)
+            keys, queries = k[b, h, :new], q[b, 3 * h : 3 * h + 3, :new]
+            weights = key_weights(keys, queries, scale or 1 / 8)
+            assert (weights == 1).all() == (new <= 64)
+            close(got[b, h, 0], (keys.T * weights) @ keys, 1e-5)
+            x = queries.reshape(-1, 64)
+            close(got[b, h, 1], x.T @ x, 1e-5)
 
 
 def test_observed_covariance_is_spread_over_positions():

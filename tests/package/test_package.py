@@ -55,9 +55,15 @@ def test_register():
     for gpu in (True, True, 3):
         with pytest.raises(spark_ort.Error, match="no GPU can be used: .*SparkExecutionProvider"):
             spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu)
-    for gpu in ("cuda", -1, None, 1.5):
+    for gpu in ("cuda", -1):
         with pytest.raises(spark_ort.Error, match="'auto' or the number of a device"):
             spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu)
+    for gpu in (None, 1.5, [], np.array([1, 2]), np.array([0.5])):
+        with pytest.raises(TypeError, match=f"gpu is a {type(gpu).__name__}: .*'auto' or the number of a device"):
+            spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu)
+    for options in (None, np.zeros(2), "options"):
+        with pytest.raises(TypeError, match=f"options are a {type(options).__name__}: .*SessionOptions"):
+            spark_ort.register(options)
 
 
 def test_two_files_in_one_runtime(exports, tmp_path):

@@ -177,8 +177,34 @@ def test_files_of_a_folder_are_not_written_to(name, exports, tmp_path):
     assert (folder / name).read_bytes() == before
 
 
+def test_what_is_named_twice_is_measured_once(exports):
+    options = ("--settings", "0.5/8/8,0.50/8/8", "--rivals", "int8,int8+64")
+    rows = measure(exports["genai-cpu-fp32"], *options, *SMALL)["rows"]
+    assert [row["name"] for row in rows] == ["original", "0.5/8/8", "int8+64"]
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_before_the_first_figure_leaves_old_ones(number, status, exports, tmp_path):
+    files = [tmp_path / "report.json", tmp_path / "plot.svg"]
+    for file in files:
+        file.write_text("old")
+    # One prompt after the other, of which the first takes a while.
+    options = ("--contexts", 1024, "--passages", 1, "--decode", 512, "--chunk", 1, "--threads", 1)
+    arguments = ["eval", exports["optimum-fp32"], "--text", TEXT, *options, "--json", files[0], "--plot", files[1]]
+    command = [str(argument) for argument in (binary_path(), *arguments)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("original: prompts"):
+            break
+    process.send_signal(number)
+    table, error = process.communicate(timeout=60)
+    assert process.returncode == status and table == "" and "nothing was measured" in error, error
+    assert [file.read_text() for file in files] == ["old", "old"]
+
+
 def test_an_interrupt_keeps_what_there_is(exports, tmp_path):
-    arguments = ["eval", exports[BUNDLED], "--text", TEXT, "--settings", ",".join(["0.5/8/8"] * 500), *SMALL]
+    settings = ",".join(["0.5/8/8", *(f"0.5/8/8+{recent}" for recent in range(1, 500))])
+    arguments = ["eval", exports[BUNDLED], "--text", TEXT, "--settings", settings, *SMALL]
     command = [str(argument) for argument in (binary_path(), *arguments, "--json", tmp_path / "report.json")]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
@@ -186,8 +212,8 @@ def test_an_interrupt_keeps_what_there_is(exports, tmp_path):
             break
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    table, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "original" in table and "interrupted" in table
+    table, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "original" in table and "interrupted" in error and "interrupted" not in table
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["interrupted"] and report["rows"][0]["tokens"] == 64
 

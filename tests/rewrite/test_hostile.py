@@ -90,6 +90,37 @@ def test_what_is_no_file(folder, tmp_path, kind, what):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "genai_config.json", "tokenizer.json", "model.onnx.data"])
+def test_links_in_a_circle(folder, name):
+    """What the file system says of a file, not that it is not there."""
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)
+    done = spark_ort("generate", folder, "--prompt", "text", check=False)
+    assert done.returncode == 1 and name in done.stderr and "symbolic links" in done.stderr, done.stderr
+    assert "there is no" not in done.stderr and "is missing" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["sse9", os.fsdecode(b"avx2\xff")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rewrite", "{in}", "{out}"],
+        ["generate", "{in}", "--prompt", "text"],
+        ["eval", "{in}", "--text", "none"],
+        ["tune", "{in}", "--text", "none", "--budget", "0.2", "--output", "{out}"],
+        ["bench", "attention"],
+        ["bench", "model", "{in}", "{in}"],
+    ],
+)
+def test_a_wrong_instruction_set(folder, tmp_path, arguments, value):
+    """Every command that runs kernels says so before it does anything."""
+    words = [word.format(**{"in": folder, "out": tmp_path / "out"}) for word in arguments]
+    done = spark_ort(*words, check=False, env=environment(SPARK_ORT_CPU=value), timeout=10)
+    assert done.returncode == 1 and done.stderr.startswith("error: SPARK_ORT_CPU="), done.stderr
+    assert "it is no instruction set; this processor has scalar, portable" in done.stderr
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_python_that_hangs(folder, tmp_path):
     """A Python that does not answer is left behind."""
     (tmp_path / "bin").mkdir()
@@ -125,7 +156,7 @@ def test_signals(exports, tmp_path, number):
             _, error = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130 and "nothing was written" in error
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGHUP: 130}[number] and "nothing was written" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -211,3 +242,12 @@ def test_sizes_that_overflow(tmp_path):
     onnx.save(model, tmp_path / "large.onnx")
     done = spark_ort("inspect", tmp_path / "large.onnx", check=False)
     assert done.returncode in (0, 1) and "fault" not in done.stderr and "panicked" not in done.stderr
+
+
+def test_a_working_folder_that_was_removed(tmp_path):
+    """Paths that begin there lead nowhere, and are refused."""
+    source, gone = write(tmp_path, small()), tmp_path / "gone"
+    gone.mkdir()
+    command = f'cd "{gone}" && rmdir "{gone}" && exec "{binary_path()}" rewrite "{source}" out.onnx --json x.json'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 1 and "overflowed" not in done.stderr, done.stderr

@@ -247,6 +247,18 @@ def test_tokenizer_of_many_values(folder, tmp_path):
     assert done.returncode == 1 and "values" in done.stderr and memory < 400 << 20
 
 
+@pytest.mark.parametrize("command", ["inspect", "rewrite", "generate"])
+def test_a_sparse_model_of_gigabytes(tmp_path, command):
+    """More than protobuf allows is refused by its size."""
+    with open(tmp_path / "in.onnx", "wb") as file:
+        file.truncate(30 << 30)
+    more = {"inspect": [], "rewrite": [tmp_path / "out.onnx"], "generate": ["--ids", "--prompt", "1"]}[command]
+    begin = time.monotonic()
+    done, memory = peak(command, tmp_path / "in.onnx", *more)
+    assert done.returncode == 1 and f"has {30 << 30} bytes, and an .onnx file has 2 GiB at most" in done.stderr
+    assert memory < 100 << 20 and time.monotonic() - begin < 5
+
+
 def test_files_without_end(folder):
     """A prompt that never ends, and a configuration of gigabytes, are refused as well."""
     done, memory = peak("generate", folder, "--prompt-file", "/dev/zero")

@@ -173,7 +173,7 @@ def test_report_over_a_file(folder, tmp_path, kind):
     if kind == "folder":
         reports += [folder / "new.json", folder / "genai_config.json", target / "model.onnx"]
     else:
-        reports += [tmp_path / "to/model.onnx.data"]
+        reports += [tmp_path / "to/model.onnx.data", folder / "tokenizer.json"]
     for report in reports:
         check_refused(tmp_path, source, "--json", target=target, options=(*OFF, "--json", report))
     text = ("--calibrate", folder / "text.txt", "--json", folder / "text.txt")

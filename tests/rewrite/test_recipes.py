@@ -162,6 +162,8 @@ def test_errors_name_file_layer_and_field(exports, tmp_path):
     text["layers"][1]["bits"] = 8
     file.write_text(json.dumps(text))
     refused(f"{file}: layer 1: unknown field `bits`")
+    file.write_text(json.dumps(text).replace('"bits": 8', '"ratio": 0'))
+    refused(f"{file}: layer 1: the field ratio is there twice; leave one out")
     del text["layers"][1]
     file.write_text(json.dumps(text))
     refused("layer 1 is missing")

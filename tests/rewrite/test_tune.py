@@ -212,6 +212,7 @@ def test_people_get_tables(exports, tmp_path):
         (("--budget", "900", "--verify-decode", str(2**30)), "the model's context is"),
         (("--budget", "900", "--output", "nowhere/recipe.json"), "there is no folder nowhere"),
         (("--budget", "900", "--output", "out.json", "--json", "out.json"), "out.json is a file that is read or made"),
+        (("--budget", "900", "--output", "-", "--json", "-"), "--output - and --json - cannot both be stdout"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(exports, tmp_path, options, message):
@@ -222,6 +223,12 @@ def test_what_cannot_be_tuned_is_refused(exports, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
     # Only the smallest and the largest budget depend on what calibration finds.
     assert "error: --budget: " in done.stderr or "calibrating" not in done.stderr, done.stderr
+
+
+def test_a_recipe_goes_to_stdout(exports, tmp_path):
+    options = small("--output", "-", "--budget", "0.22", "--verify", 0, *CANDIDATES)
+    done = spark_ort("tune", exports["optimum-fp32"] / "model.onnx", *options, cwd=tmp_path)
+    assert len(json.loads(done.stdout)["layers"]) == LAYERS and not list(tmp_path.iterdir())
 
 
 def test_a_basis_that_cannot_be_is_refused_at_once(exports, tmp_path):

@@ -186,7 +186,7 @@ impl Case {
                 causal: r.below(4) > 0,
             },
             recent: r.coin().then(|| r.array([b, kv_heads, settings.recent_window, head_dim])),
-            prune: PruneSettings { common: settings, observation_window: 1 + r.below(40) },
+            prune: PruneSettings { common: settings, observation_window: 1 + r.below(40), observation_scale: None },
             query: r.array([b, geometry.query_heads, l, head_dim]),
             key: r.array([b, kv_heads, l, head_dim]),
             value: r.array([b, kv_heads, l, head_dim]),

@@ -16,7 +16,7 @@ use crate::model_files::{ModelSource, model_files};
 use crate::prompt::{self, Spelling};
 use crate::report::write_json;
 use crate::terminal::note;
-use crate::{threads, whole_file};
+use crate::{room, threads, whole_file};
 
 /// Continue a prompt, and say how fast and how large the cache was
 ///
@@ -135,7 +135,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             report.statistics.interrupted
         }
     };
-    Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+    Ok(if interrupted { ExitCode::from(interrupt::exit_code()) } else { ExitCode::SUCCESS })
 }
 
 fn write(args: &Args, report: &impl Serialize) -> Result<()> {
@@ -171,6 +171,13 @@ fn task(args: &Args, model: ModelSource, original: Option<&ModelSource>) -> Resu
             note(&format!("note: {room} new tokens at most, the model's context is {context} tokens\n"));
             max_new_tokens = room;
         }
+    }
+    if !args.no_shared_buffer {
+        let capacity = prompt.len() + max_new_tokens;
+        let sources = std::iter::once(&model).chain(original).map(|source| &source.interface);
+        sources.filter(|interface| interface.shares_buffer).try_for_each(|interface| {
+            room::check_cache(&format!("--max-new-tokens {max_new_tokens}"), interface, capacity)
+        })?;
     }
     let named = folders.into_iter().map(|folder| folder.end_of_sequence).find(|ends| !ends.is_empty());
     let ends = named.filter(|_| !args.ignore_eos).unwrap_or_default();

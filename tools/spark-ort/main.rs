@@ -12,10 +12,12 @@ mod inspect;
 mod interrupt;
 mod model_files;
 mod output;
+mod processor;
 mod progress;
 mod prompt;
 mod report;
 mod rewrite;
+mod room;
 mod temporary;
 mod terminal;
 mod threads;
@@ -54,6 +56,10 @@ enum Command {
 
 impl Command {
     fn run(&self) -> anyhow::Result<ExitCode> {
+        // `inspect` runs nothing, and `doctor` reports what is wrong.
+        if !matches!(self, Command::Inspect(_) | Command::Doctor(_)) {
+            processor::check()?;
+        }
         match self {
             Command::Rewrite(args) => rewrite::run(args),
             Command::Inspect(args) => inspect::run(args),

@@ -1,9 +1,10 @@
 //! The files of a model.
 
+use std::fs::FileType;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use spark_ort::rewrite::LIBRARY;
+use spark_ort::rewrite::{Inspection, LIBRARY, RewriteError, inspect_whole};
 use spark_ort::runtime::Interface;
 use spark_ort::{files, onnx};
 
@@ -18,10 +19,21 @@ impl ModelSource {
     /// Finds and inspects an .onnx file, a GenAI folder or a folder with one .onnx file.
     pub fn find(path: &Path) -> Result<Self> {
         let file = model_file(path)?;
-        let inspection = spark_ort::rewrite::inspect(&file);
-        let interface = inspection.with_context(|| format!("{} is not understood", file.display()))?.interface;
+        let interface = inspected(&file)?.interface;
         Ok(Self { file, interface })
     }
+}
+
+/// What the .onnx `file` is like, which is to be run.
+///
+/// # Errors
+/// It cannot be read or driven, or its external data is missing or cut short.
+pub fn inspected(file: &Path) -> Result<Inspection> {
+    inspect_whole(file).map_err(|error| match error {
+        // It names the file, which may be another one.
+        RewriteError::File(error) => error.into(),
+        other => anyhow::Error::new(other).context(format!("{} is not understood", file.display())),
+    })
 }
 
 /// The files of the models in these .onnx files, with those of their folders that programs read beside them.
@@ -51,24 +63,21 @@ pub fn model_files<'a>(models: impl IntoIterator<Item = &'a PathBuf>) -> Result<
 
 /// The .onnx file for a path: the file itself, that of a GenAI folder, or the only one in a folder.
 pub fn model_file(path: &Path) -> Result<PathBuf> {
-    if path.is_file() {
-        return Ok(path.into());
-    }
-    if !path.is_dir() {
-        bail!(match path.exists() {
-            true => format!("{} is a pipe or a device, not a model's file or folder", path.display()),
-            false => format!("there is no model {}", path.display()),
-        });
+    match kind(path)? {
+        Some(kind) if kind.is_file() => return Ok(path.into()),
+        Some(kind) if kind.is_dir() => {}
+        Some(_) => bail!("{} is a pipe or a device, not a model's file or folder", path.display()),
+        None => bail!("there is no model {}", path.display()),
     }
     let config = path.join("genai_config.json");
-    if config.is_file() {
+    if kind(&config)?.is_some_and(|kind| kind.is_file()) {
         let text =
             files::read(&config, files::MOST_JSON).with_context(|| format!("cannot read {}", config.display()))?;
         let json: serde_json::Value =
             serde_json::from_slice(&text).with_context(|| format!("{} is malformed", config.display()))?;
         let name = json.pointer("/model/decoder/filename").and_then(|name| name.as_str());
         let file = path.join(name.with_context(|| format!("{} names no model.decoder.filename", config.display()))?);
-        if !file.is_file() {
+        if !kind(&file)?.is_some_and(|kind| kind.is_file()) {
             bail!("there is no {}, which {} names", file.display(), config.display());
         }
         return Ok(file);
@@ -84,5 +93,26 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
             let names: Vec<_> = many.iter().filter_map(|file| file.file_name()).map(|n| n.to_string_lossy()).collect();
             bail!("the folder {} holds several models, name one of them: {}", path.display(), names.join(", "))
         }
+    }
+}
+
+fn kind(path: &Path) -> Result<Option<FileType>> {
+    files::kind(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_is_not_said_to_be_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let circle = folder.path().join("circle");
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        let error = |path: &Path| format!("{:#}", model_file(path).unwrap_err());
+        assert!(error(&circle).contains("cannot read") && error(&circle).contains("symbolic links"));
+        assert!(error(&folder.path().join("none")).starts_with("there is no model"));
+        std::os::unix::fs::symlink("genai_config.json", folder.path().join("genai_config.json")).unwrap();
+        assert!(error(folder.path()).contains("genai_config.json: Too many levels"));
     }
 }

@@ -19,7 +19,7 @@ impl Spelling {
     /// Text, with the given tokenizer or else that of the first model with one beside it.
     pub fn text(tokenizer: Option<&Path>, models: &[&Path]) -> Result<Self> {
         let beside = |model: &&Path| model.with_file_name("tokenizer.json");
-        let found = models.iter().map(beside).find(|path| path.is_file());
+        let found = models.iter().map(beside).find(|path| !matches!(files::kind(path), Ok(None)));
         let path: PathBuf = tokenizer.map(PathBuf::from).or(found).unwrap_or_else(|| beside(&models[0]));
         match Tokenizer::open(&path) {
             Ok(tokenizer) => Ok(Self::Text(Box::new(tokenizer))),

@@ -9,10 +9,11 @@ use anyhow::Result;
 use spark_ort::onnx::Placement;
 use spark_ort::rewrite::{CacheType, Calibration, Options, Progress, RecentIn, Recovery};
 
+use crate::model_files::{model_file, model_files};
 use crate::progress::Steps;
 use crate::report::write_json;
 use crate::terminal::{note, show};
-use crate::threads;
+use crate::{threads, whole_file};
 
 /// Rewrite a model so that its KV cache is stored pruned
 ///
@@ -63,7 +64,7 @@ pub struct Args {
     row_format: u8,
 
     /// Store keys in a basis that calibration finds, with 8, 4 or 2 bits a direction: less error below a quarter of
-    /// float16, up to some thousands of tokens. On the CPU only, and for attention that rotates its keys
+    /// float16. On the CPU only, and for attention that rotates its keys
     #[arg(
         long,
         value_enum,
@@ -214,6 +215,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         threads: args.threads,
         trial: (!args.no_trial).then(std::env::current_exe).transpose()?,
     };
+    if let Some(json) = &args.json {
+        let named = [&args.tokenizer, &args.recipe, &args.library].into_iter().flatten();
+        let mut read: Vec<_> = [&args.input, &args.output].into_iter().chain(named).cloned().collect();
+        // What is wrong with the model, the rewrite says.
+        read.extend(model_file(&args.input).and_then(|file| model_files([&file])).unwrap_or_default());
+        whole_file::check("--json", json, &read)?;
+    }
     let cancelled = Arc::new(AtomicBool::new(false));
     let handler = cancelled.clone();
     // The work stops at its next step and removes its partial output.
@@ -223,7 +231,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     drop(progress);
     if matches!(report, Err(spark_ort::rewrite::RewriteError::Cancelled)) {
         note("cancelled, nothing was written\n");
-        return Ok(ExitCode::from(crate::interrupt::EXIT_CODE));
+        return Ok(ExitCode::from(crate::interrupt::exit_code()));
     }
     let report = report?;
     match &args.json {

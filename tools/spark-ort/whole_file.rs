@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{Access, access};
+use spark_ort::files;
 use spark_ort::rewrite::{contains, same_file};
 
 /// Writes `bytes` to `path`, which is replaced when they are on disk and not before; a link stays a link.
@@ -21,7 +23,7 @@ fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if present.as_ref().is_some_and(|present| !present.is_file()) {
         return std::fs::write(path, bytes);
     }
-    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let target = target(path);
     let folder = folder_of(&target);
     // Less what the user's mask takes away.
     let permissions = present.map_or(PermissionsExt::from_mode(0o666), |present| present.permissions());
@@ -35,22 +37,36 @@ fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 /// Refuses, before long work, a `path` of `option` that cannot be written or is one of the files that are `read`.
 ///
 /// # Errors
-/// It is such a file or a folder, or its folder is not there. `-`, standard output, is fine.
+/// It is such a file or a folder, or its folder is not there or lets nothing be made in it. `-`, standard output, is
+/// fine.
 pub fn check(option: &str, path: &Path, read: &[PathBuf]) -> Result<()> {
-    if path.as_os_str() == "-" {
+    if is_stdout(path) {
         return Ok(());
     }
     let (shown, folder) = (path.display(), folder_of(path));
-    if !folder.is_dir() {
-        bail!("{option} {shown}: there is no folder {}", folder.display());
-    }
-    if path.is_dir() {
-        bail!("{option} {shown} is a folder; name a file");
-    }
     if read.iter().any(|file| same_file(file, path) || contains(file, path)) {
         bail!("{option} {shown} is a file that is read or made; name another one");
     }
-    Ok(())
+    let refused = || format!("{option} {shown} cannot be written");
+    if !files::kind(folder).with_context(refused)?.is_some_and(|kind| kind.is_dir()) {
+        bail!("{option} {shown}: there is no folder {}", folder.display());
+    }
+    match files::kind(path).with_context(refused)? {
+        Some(kind) if kind.is_dir() => bail!("{option} {shown} is a folder; name a file"),
+        Some(kind) if !kind.is_file() => access(path, Access::WRITE_OK).with_context(refused),
+        // As it is written: beside what it replaces. This file has no name and is gone at once.
+        _ => tempfile::tempfile_in(folder_of(&target(path))).map(drop).with_context(refused),
+    }
+}
+
+/// Whether `path` stands for standard output.
+pub fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// The file that is replaced when `path` is written.
+fn target(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// Checks the files that are written, each with its option, one after the other: none is one that is `read`, or written
@@ -99,6 +115,27 @@ mod tests {
             assert!(problem(wrong).is_some(), "{wrong:?}");
         }
         assert!(problem(&new).is_none() && problem(Path::new("-")).is_none());
+    }
+
+    #[test]
+    fn what_the_file_system_refuses_is_known_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let [circle, file] = ["circle", "file"].map(|name| folder.path().join(name));
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        write(&file, b"text").unwrap();
+        // Nobody can make a file in /proc, not even root.
+        for (path, reason) in [
+            (circle.as_path(), "symbolic links"),
+            (&circle.join("report"), "symbolic links"),
+            (&file.join("report"), "there is no folder"),
+            (Path::new("/proc/report.json"), "cannot be written"),
+        ] {
+            let error = format!("{:#}", check("--json", path, &[]).unwrap_err());
+            assert!(error.contains(reason) && error.contains("--json"), "{error}");
+        }
+        check("--json", &file, &[]).unwrap();
+        check("--json", Path::new("/dev/null"), &[]).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -142,6 +142,10 @@ def main():
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--exporters", nargs="*", default=list(EXPORTERS), choices=list(EXPORTERS))
     options = parser.parse_args()
+    # Exports take an hour: what cannot be written is said before.
+    for file in (options.output, options.results):
+        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+            parser.error(f"{file} cannot be written: name a file in a folder that can be written to")
     os.environ["HF_HUB_OFFLINE"] = "1"
     known = json.loads(options.results.read_text()) if options.results.exists() else {}
     results = {"versions": {}, "cells": {}, **known}

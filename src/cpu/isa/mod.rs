@@ -10,6 +10,7 @@ pub(super) mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+use std::ffi::OsStr;
 use std::sync::OnceLock;
 
 use portable::Portable;
@@ -102,18 +103,26 @@ impl InstructionSet {
     /// The variable names no set, or one that this processor lacks.
     pub fn chosen() -> Result<Self, &'static str> {
         static CHOSEN: OnceLock<Result<InstructionSet, String>> = OnceLock::new();
-        let chosen = CHOSEN.get_or_init(|| Self::choose(std::env::var(CPU_VARIABLE).ok().as_deref()));
+        let chosen = CHOSEN.get_or_init(|| Self::choose(std::env::var_os(CPU_VARIABLE).as_deref()));
         chosen.as_ref().copied().map_err(String::as_str)
     }
 
-    fn choose(named: Option<&str>) -> Result<Self, String> {
+    fn choose(named: Option<&OsStr>) -> Result<Self, String> {
         let available = || Self::ALL.into_iter().filter(|set| set.is_available());
         let Some(name) = named.filter(|n| !n.is_empty()) else {
             return Ok(available().next_back().unwrap_or(Self::Scalar));
         };
-        available().find(|set| set.name() == name).ok_or_else(|| {
+        available().find(|set| name == set.name()).ok_or_else(|| {
+            let problem = match Self::ALL.into_iter().any(|set| name == set.name()) {
+                true => "this processor lacks it",
+                false => "it is no instruction set",
+            };
             let names: Vec<_> = available().map(Self::name).collect();
-            format!("{CPU_VARIABLE}={name}: this processor has {}", names.join(", "))
+            let name = name.to_string_lossy();
+            format!(
+                "{CPU_VARIABLE}={name}: {problem}; this processor has {}: set it to one of these, or unset it",
+                names.join(", ")
+            )
         })
     }
 }

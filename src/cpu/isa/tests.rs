@@ -1,5 +1,8 @@
 //! Every operation of every instruction set against plain arithmetic; the choice of a set.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use half::f16;
 use proptest::prelude::*;
 
@@ -134,9 +137,16 @@ fn exp_at_its_ends() {
 
 #[test]
 fn the_variable_chooses() {
-    assert_eq!(InstructionSet::choose(Some("scalar")), Ok(InstructionSet::Scalar));
-    assert_eq!(InstructionSet::choose(Some("portable")), Ok(InstructionSet::Portable));
+    let choose = |name: &str| InstructionSet::choose(Some(OsStr::new(name)));
+    assert_eq!(choose("scalar"), Ok(InstructionSet::Scalar));
+    assert_eq!(choose("portable"), Ok(InstructionSet::Portable));
     assert_ne!(InstructionSet::choose(None), Ok(InstructionSet::Scalar));
-    let error = InstructionSet::choose(Some("sse9")).unwrap_err();
-    assert!(error.contains("SPARK_ORT_CPU=sse9") && error.contains("scalar, portable"), "{error}");
+    let error = choose("sse9").unwrap_err();
+    assert!(error.contains("SPARK_ORT_CPU=sse9: it is no") && error.contains("scalar, portable"), "{error}");
+    for set in InstructionSet::ALL.into_iter().filter(|set| !set.is_available()) {
+        assert!(choose(set.name()).unwrap_err().contains("this processor lacks it"));
+    }
+    // Bytes that are no UTF-8 name nothing, and are not as good as no name.
+    let error = InstructionSet::choose(Some(OsStr::from_bytes(b"avx2\xff"))).unwrap_err();
+    assert!(error.contains("SPARK_ORT_CPU=avx2\u{fffd}: it is no"), "{error}");
 }

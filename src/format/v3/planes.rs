@@ -9,7 +9,7 @@ use crate::format::limits::MAX_HEAD_DIM;
 use crate::format::slot::{halves, write_dense_key};
 
 /// Scales that are tried, in units of the root mean square of a row.
-const SCALES: [f32; 7] = [0.6, 0.75, 0.9, 1.05, 1.25, 1.5, 1.9];
+const SCALES: [f32; 15] = [0.55, 0.65, 0.75, 0.85, 0.95, 1.05, 1.15, 1.25, 1.35, 1.45, 1.55, 1.65, 1.75, 1.85, 1.95];
 
 /// Kept directions by their bits: the first ones have 8, the next ones 4, the last ones 2. What follows them is
 /// dropped.

@@ -35,7 +35,11 @@ fn places(path: &Path) -> Vec<PathBuf> {
 
 /// `path` without links, as far as it exists.
 fn canonical(path: &Path) -> Option<PathBuf> {
-    fs::canonicalize(path).ok().or_else(|| Some(canonical(&parent(path))?.join(path.file_name()?)))
+    fs::canonicalize(path).ok().or_else(|| {
+        // The working folder, if it was removed, has no name and no parent.
+        let name = path.file_name()?;
+        Some(canonical(&parent(path))?.join(name))
+    })
 }
 
 /// Whether the folder or file `outer` is or contains `inner`, through any links.

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ..command import binary_path, rewrite, session
+from ..command import binary_path, rewrite, session, spark_ort
 from .compare import calls, difference, logits
 from .refused import OFF, check_refused, small, write
 
@@ -271,3 +271,44 @@ def test_memory_of_embedded_weights(tmp_path, megabytes, typed):
     assert memory < 3 * source.stat().st_size + BASE
     found = {t.name: t for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
     assert found["table"] == tensor
+
+
+@pytest.mark.parametrize("command", ["generate", "eval", "bench", "tune"])
+def test_data_that_is_not_there_is_named_before_a_model_is_run(tmp_path, command):
+    """With the bytes that a tensor needs, and those that there are."""
+    source, data = external(tmp_path / "from")
+    arguments = {
+        "generate": ["generate", source, "--ids", "--prompt", "1 2"],
+        "eval": ["eval", source, "--text", source],
+        "bench": ["bench", "model", source, source],
+        "tune": ["tune", source, "--text", source, "--budget", "0.5", "--output", tmp_path / "recipe.json"],
+    }[command]
+    size = data.stat().st_size
+    with open(data, "ab") as file:
+        file.truncate(size - 100)
+    done = spark_ort(*arguments, check=False)
+    assert done.returncode == 1 and f"{data} has {size - 100} bytes, tensor '" in done.stderr, done.stderr
+    assert f"needs {size}: the file is cut short" in done.stderr and "cannot load" not in done.stderr
+    data.unlink()
+    done = spark_ort(*arguments, check=False)
+    assert done.returncode == 1 and f"{data} is missing, where {source} has the data of" in done.stderr, done.stderr
+
+
+def test_data_that_nothing_reads_may_be_missing(tmp_path):
+    source, _ = external(tmp_path / "from")
+    model = onnx.load(source, load_external_data=False)
+    unread = model.graph.initializer.add(name="unread", dims=[4], data_type=1, data_location=1)
+    unread.external_data.add(key="location", value="gone.bin")
+    onnx.save(model, source)
+    done = spark_ort("generate", source, "--ids", "--prompt", "1 2", "-n", 1, check=False)
+    assert "is missing" not in done.stderr, done.stderr
+
+
+def test_data_behind_a_link_is_run(tmp_path):
+    """What a rewrite would not copy may still be run, as ONNX Runtime does."""
+    source, data = external(tmp_path / "from")
+    (tmp_path / "elsewhere").mkdir()
+    data.rename(tmp_path / "elsewhere/data")
+    data.symlink_to(tmp_path / "elsewhere/data")
+    done = spark_ort("generate", source, "--ids", "--prompt", "1 2", "-n", 1, check=False)
+    assert "leads out" not in done.stderr and "is missing" not in done.stderr, done.stderr

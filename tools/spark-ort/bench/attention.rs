@@ -7,14 +7,15 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use spark_ort::runtime::load;
 
-use super::cache::Heads;
+use super::cache::{Cache, Heads};
 use super::lab::Lab;
 use super::machine::Machine;
 use super::rounds::Budget;
 use super::shape::Shape;
-use super::{append, at_least, decoding, positive, prefill, threads};
+use super::{append, at_least, decoding, head_dim, needs, positive, prefill, threads};
 use crate::eval::setting::Setting;
 use crate::report::write_json;
+use crate::whole_file;
 
 /// Measure one attention layer beside ONNX Runtime's GroupQueryAttention with float32, float16, int8 and int4 caches
 ///
@@ -63,7 +64,7 @@ pub struct Args {
     heads: Heads,
 
     /// Channels of a head
-    #[arg(long, value_name = "N", default_value = "128", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "128", value_parser = head_dim)]
     head_dim: usize,
 
     /// Sequences in a call
@@ -111,6 +112,23 @@ fn context(text: &str) -> Result<usize, String> {
     at_least(2, text)
 }
 
+impl Args {
+    /// Checks sizes and memory of all that is measured.
+    fn check_needs(&self, shape: &Shape, own: &[Cache]) -> Result<()> {
+        needs::check_shape(shape, own)?;
+        self.prefill.iter().try_for_each(|&length| needs::check_prefill(shape, own, length))?;
+        if self.append {
+            return self.contexts.iter().try_for_each(|&context| needs::check_append(shape, own, context));
+        }
+        if self.prefill.is_empty() {
+            decoding::check(&self.contexts, &self.new)?;
+            let new = self.new.iter().copied().max().unwrap_or(1);
+            self.contexts.iter().try_for_each(|&context| needs::check_decoding(shape, own, context, new))?;
+        }
+        Ok(())
+    }
+}
+
 #[derive(Serialize)]
 struct Report<'a> {
     machine: Machine,
@@ -127,9 +145,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bail!("--seconds must be a number");
     }
     let shape = Shape { heads: args.heads, head_dim: args.head_dim, batch: args.batch };
+    args.json.as_deref().map_or(Ok(()), |json| whole_file::check("--json", json, &[]))?;
+    let own = args.settings.iter().map(|setting| Cache::spark(setting.clone(), shape.head_dim));
+    let own: Vec<Cache> = own.collect::<Result<_>>()?;
+    args.check_needs(&shape, &own)?;
     let budget = Budget { rounds: args.rounds, seconds: args.seconds, least: 3 };
     let runtime = load()?;
-    let mut lab = Lab::new(runtime, shape, &args.threads, &args.settings, budget)?;
+    let mut lab = Lab::new(runtime, shape, &args.threads, own, budget);
     let machine = Machine::new(runtime);
     let Heads { query, kv } = shape.heads;
     let mut text = machine.line();

@@ -37,13 +37,21 @@ struct Step {
     samples: Vec<f64>,
 }
 
-/// Measures every context with every number of threads and of new tokens.
-pub fn measure(lab: &mut Lab, contexts: &[usize], new_tokens: &[usize]) -> Result<Vec<Cell>> {
+/// Refuses contexts without a past.
+///
+/// # Errors
+/// As many tokens are new as there are in one of `contexts`.
+pub fn check(contexts: &[usize], new_tokens: &[usize]) -> Result<()> {
     if let (Some(most), Some(least)) = (new_tokens.iter().max(), contexts.iter().min())
         && most >= least
     {
         bail!("--new {most} leaves no past token of --contexts {least}");
     }
+    Ok(())
+}
+
+/// Measures every context with every number of threads and of new tokens.
+pub fn measure(lab: &mut Lab, contexts: &[usize], new_tokens: &[usize]) -> Result<Vec<Cell>> {
     let mut cells = Vec::new();
     for &context in contexts {
         for threads in lab.threads.clone() {

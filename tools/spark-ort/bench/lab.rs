@@ -9,7 +9,6 @@ use super::bandwidth::Memory;
 use super::cache::Cache;
 use super::rounds::{Budget, Samples, median};
 use super::shape::Shape;
-use crate::eval::setting::Setting;
 use crate::progress::Steps;
 
 /// The setup for measuring layers.
@@ -26,17 +25,9 @@ pub struct Lab {
 }
 
 impl Lab {
-    pub fn new(
-        runtime: &'static Runtime,
-        shape: Shape,
-        threads: &[usize],
-        settings: &[Setting],
-        budget: Budget,
-    ) -> Result<Self> {
-        let own = settings.iter().map(|setting| Cache::spark(setting.clone(), shape.head_dim));
-        let own = own.collect::<Result<_>>()?;
+    pub fn new(runtime: &'static Runtime, shape: Shape, threads: &[usize], own: Vec<Cache>, budget: Budget) -> Self {
         let memory = Memory::new();
-        Ok(Self { runtime, shape, threads: threads.into(), budget, own, unavailable: BTreeMap::new(), memory })
+        Self { runtime, shape, threads: threads.into(), budget, own, unavailable: BTreeMap::new(), memory }
     }
 
     /// The result of `prepare` for `cache`; None for a baseline for which it fails, now or earlier.

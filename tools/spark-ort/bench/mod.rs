@@ -12,6 +12,7 @@ mod lab;
 pub mod layer;
 pub mod machine;
 mod model;
+mod needs;
 mod prefill;
 mod rounds;
 pub mod shape;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Subcommand;
+use spark_ort::format::{MAX_HEAD_DIM, MIN_HEAD_DIM};
 
 use crate::counts::{MOST, at_most};
 
@@ -42,6 +44,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Attention(args) => attention::run(args),
         What::Model(args) => model::run(args),
     }
+}
+
+/// Parses a number of channels that rows may have.
+fn head_dim(text: &str) -> Result<usize, String> {
+    let found = text.parse().ok().filter(|d: &usize| d.is_multiple_of(8) && (MIN_HEAD_DIM..=MAX_HEAD_DIM).contains(d));
+    found.ok_or_else(|| format!("must be a multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"))
 }
 
 /// Parses a number of at least 1.

@@ -17,7 +17,7 @@ use crate::interrupt::{self, Interrupt};
 use crate::model_files::{ModelSource, model_files};
 use crate::report::{Statistics, Table, bytes, write_json};
 use crate::terminal::{note, show};
-use crate::whole_file;
+use crate::{room, whole_file};
 
 /// Measure a model beside its rewritten self: speed of prompt and decoding, cache, peak memory
 ///
@@ -89,11 +89,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut contexts = args.contexts.clone();
     contexts.sort_unstable();
     contexts.dedup();
+    let (most, new) = (contexts.last().copied().unwrap_or(0), args.new_tokens);
+    for source in &sources {
+        room::check_cache(&format!("--contexts {most} and --new-tokens {new}"), &source.interface, most + new)?;
+    }
     let mut cells: Vec<Cell> = Vec::new();
     for &prompt_tokens in &contexts {
         cells.push(Cell { prompt_tokens, original: Vec::new(), rewritten: Vec::new() });
     }
     let interrupted = measure(args, &sources, &settings, &mut cells)?;
+    if interrupted && cells.iter().all(|cell| cell.original.is_empty()) {
+        note("interrupted, nothing was measured, and no file is written\n");
+        return Ok(ExitCode::from(interrupt::exit_code()));
+    }
     let models = sources.map(|source| source.file.display().to_string());
     let report = Report { machine, models, threads: args.threads, contexts: cells, interrupted };
     match args.json.as_deref() {
@@ -103,7 +111,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             json.map_or(Ok(()), |path| write_json(path, &report))?;
         }
     }
-    Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+    Ok(if interrupted { ExitCode::from(interrupt::exit_code()) } else { ExitCode::SUCCESS })
 }
 
 /// Runs all rounds; returns whether Ctrl-C ended them.

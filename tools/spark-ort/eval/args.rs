@@ -6,11 +6,12 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use spark_ort::eval::Task;
 use spark_ort::eval::rivals::Rival;
+use spark_ort::runtime::Interface;
 
 use super::setting::Setting;
 use crate::counts::tokens;
 use crate::temporary::Temporary;
-use crate::whole_file;
+use crate::{room, whole_file};
 
 /// Measure what a compressed cache costs a model: loss, KL divergence, agreement, bytes and speed
 ///
@@ -185,6 +186,15 @@ impl Args {
         read.extend(self.question_files().map(Path::to_path_buf));
         read.extend(self.temporary.files());
         whole_file::check_all([("--plot", self.plot.as_deref()), ("--json", self.json.as_deref())], read)
+    }
+
+    /// Checks that there is memory for a buffer of --capacity tokens of each model that may have one.
+    pub(super) fn check_room<'a>(&self, mut models: impl Iterator<Item = &'a Interface>) -> Result<()> {
+        let Some(capacity) = self.capacity else { return Ok(()) };
+        models.try_for_each(|model| match model.shares_buffer {
+            true => room::check_cache(&format!("--capacity {capacity}"), model, capacity),
+            false => Ok(()),
+        })
     }
 
     /// Checks what the types of the options cannot express.

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use spark_ort::onnx::Placement;
-use spark_ort::rewrite::{Inspection, Options, Progress, RecentIn, inspect};
+use spark_ort::rewrite::{Inspection, Options, Progress, RecentIn};
 use tempfile::TempDir;
 
 use super::setting::Setting;
 use crate::interrupt::Interrupt;
-use crate::model_files::model_file;
+use crate::model_files::{inspected, model_file};
 use crate::progress::Steps;
 use crate::temporary::Temporary;
 
@@ -45,7 +45,7 @@ impl Candidate {
     /// A model from the command line.
     pub fn given(path: &Path, kind: Kind) -> Result<Self> {
         let file = model_file(path)?;
-        let inspection = inspect(&file).with_context(|| format!("{} is not understood", file.display()))?;
+        let inspection = inspected(&file)?;
         let name = match kind {
             Kind::Original => "original".into(),
             _ => path.display().to_string(),

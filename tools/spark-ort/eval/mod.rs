@@ -12,6 +12,7 @@ mod rivals;
 pub mod setting;
 pub mod texts;
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -21,6 +22,7 @@ use spark_ort::runtime::{FolderSettings, load};
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::model_files;
 use crate::report::write_json;
+use crate::terminal::{note, show};
 pub use args::Args;
 use candidate::{Candidate, Kind, Rewriter};
 use measure::{Measurement, Read};
@@ -35,6 +37,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let given =
         args.rewritten.iter().map(|path| Candidate::given(path, Kind::Rewritten)).collect::<Result<Vec<_>>>()?;
     args.check_places(model_files([&original].into_iter().chain(&given).map(|model| &model.file))?)?;
+    args.check_room([&original].into_iter().chain(&given).map(|model| &model.inspection.interface))?;
     let tokenizer = texts::tokenizer(args.temporary.tokenizer.as_deref(), &original.file)?;
     let settings = FolderSettings::beside(&original.file)?;
     let texts = texts::read(args, &tokenizer, settings.context_length)?;
@@ -61,19 +64,32 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Err(error) if report.interrupted && error.chain().any(is_cancelled) => {}
         outcome => outcome?,
     }
+    if report.interrupted && report.is_empty() {
+        note("interrupted, nothing was measured, and no file is written\n");
+        return Ok(ExitCode::from(interrupt::exit_code()));
+    }
     match args.json.as_deref() {
         Some(path) if path.as_os_str() == "-" => write_json(path, &report)?,
         other => {
-            crate::terminal::show(&report.lines())?;
+            show(&report.lines())?;
             other.map_or(Ok(()), |path| write_json(path, &report))?;
         }
     }
     args.plot.as_deref().map_or(Ok(()), |path| plot::write(path, &report))?;
-    Ok(if report.interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+    if report.interrupted {
+        note("interrupted: what is missing was not measured\n");
+    }
+    Ok(if report.interrupted { ExitCode::from(interrupt::exit_code()) } else { ExitCode::SUCCESS })
 }
 
 pub fn is_cancelled(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(RewriteError::Cancelled))
+}
+
+/// What is named twice is measured once.
+fn once<T: ToString>(named: impl Iterator<Item = T>) -> Vec<T> {
+    let mut names = HashSet::new();
+    named.filter(|item| names.insert(item.to_string())).collect()
 }
 
 fn measure_all(
@@ -90,15 +106,16 @@ fn measure_all(
         temporary: &args.temporary,
         interrupt,
     };
-    let rivals = args.rivals.iter().flat_map(|rivals| rivals.0.clone()).collect::<Vec<_>>();
+    let rivals = once(args.rivals.iter().flat_map(|rivals| rivals.0.clone()));
+    let settings = once(args.settings.iter());
     let simulated = rivals.iter().filter(|rival| rival.is_simulated()).count();
-    let models = 1 + given.len() + args.settings.len() + rivals.len() - simulated;
+    let models = 1 + given.len() + settings.len() + rivals.len() - simulated;
     let mut measurement = Measurement::new(read, models, simulated, args.temporary.threads, interrupt)?;
     measurement.original(original, report)?;
     for model in given {
         measurement.candidate(model, report)?;
     }
-    for setting in &args.settings {
+    for setting in settings {
         if interrupt.is_set() {
             break;
         }
@@ -106,4 +123,16 @@ fn measure_all(
         measurement.candidate(&candidate, report)?;
     }
     rivals::measure(&mut measurement, original, &rivals, report)
+}
+
+#[cfg(test)]
+mod tests {
+    use spark_ort::eval::rivals::Rival;
+
+    #[test]
+    fn what_is_named_twice_is_measured_once() {
+        let rivals = ["int8", "ort-int4+3", "int8+64", "int4", "ort-int4"].map(|name| name.parse::<Rival>().unwrap());
+        let names: Vec<_> = super::once(rivals.iter()).iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["int8+64", "ort-int4", "int4+64"]);
+    }
 }

@@ -105,6 +105,11 @@ impl Report {
         groups
     }
 
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.answers.is_empty()
+    }
+
     /// A table for each prompt length.
     pub fn lines(&self) -> String {
         let mut text = String::new();
@@ -144,9 +149,6 @@ impl Report {
         }
         for Absent { name, why } in &self.absent {
             text += &format!("\n{name} is absent: {why}\n");
-        }
-        if self.interrupted {
-            text += "\ninterrupted: what is missing was not measured\n";
         }
         text
     }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Error, Result, anyhow};
 use clap::ValueEnum;
-use spark_ort::rewrite::{LayerSetting, Options, Recovery, RewriteError, Rows};
+use spark_ort::rewrite::{LayerSetting, MOST_RECENT, Options, Recovery, RewriteError, Rows};
 
 /// `RATIO/KEY_BITS/VALUE_BITS`, or `basisBYTES/VALUE_BITS` for keys of so many bytes in a calibrated basis, `+RECENT`
 /// if the last keys are kept dense, and then `:v2` for row format 2, `:` with a recovery.
@@ -50,11 +50,13 @@ impl FromStr for Setting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parse = || {
+        let mut too_many = false;
+        let mut parse = || {
             let mut further = text.split(':');
             let numbers = further.next()?;
             let (rows, recent) = numbers.split_once('+').unwrap_or((numbers, "0"));
             let recent = recent.parse().ok()?;
+            too_many = recent > MOST_RECENT;
             if let Some(rows) = rows.strip_prefix(BASIS) {
                 let (bytes, value_bits) = rows.split_once('/')?;
                 let rows = LayerSetting::in_basis(bytes.parse().ok()?, value_bits.parse().ok()?);
@@ -74,7 +76,11 @@ impl FromStr for Setting {
             }
             Some(setting)
         };
-        parse().ok_or_else(|| {
+        let setting = parse();
+        if too_many {
+            return Err(format!("'{text}': {MOST_RECENT} recent keys at most"));
+        }
+        setting.ok_or_else(|| {
             format!(
                 "'{text}' is no RATIO/KEY_BITS/VALUE_BITS[+RECENT][:v2][:RECOVERY], such as 0.5/8/8, 0.7/4/4+64 or \
                  0.7/4/4+64:v2:normal, and no basisBYTES/VALUE_BITS[+RECENT], such as basis32/8+64"
@@ -141,6 +147,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Setting>().unwrap().to_string(), text);
         }
+        let error = "0.5/8/8+1048577".parse::<Setting>().unwrap_err();
+        assert_eq!(error, "'0.5/8/8+1048577': 1048576 recent keys at most");
         let setting: Setting = "0.25/8/4+7".parse().unwrap();
         let rows = LayerSetting { ratio: 0.25, key_bits: 8, value_bits: 4, row_format: 1, key_bytes: None };
         assert_eq!(setting, Setting { rows, recent: 7, recovery: Recovery::Mean });

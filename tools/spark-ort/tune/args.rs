@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
+use spark_ort::files;
 use spark_ort::rewrite::Recovery;
 
 use crate::counts::tokens;
@@ -45,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub(super) text: PathBuf,
 
-    /// Where the recipe goes
+    /// Where the recipe goes: a file, or stdout (-) in place of the text
     #[arg(long, value_name = "FILE.json")]
     pub(super) output: PathBuf,
 
@@ -162,7 +163,11 @@ impl Args {
         if let Some(setting) = self.candidates.iter().find(|setting| setting.recovery != Recovery::Mean) {
             bail!("--candidates {setting}: recipes state no recovery, and the mean is what is measured");
         }
-        if self.output.exists() && !self.force {
+        if whole_file::is_stdout(&self.output) {
+            if self.json.as_deref().is_some_and(whole_file::is_stdout) {
+                bail!("--output - and --json - cannot both be stdout: name a file for one of them");
+            }
+        } else if matches!(files::kind(&self.output), Ok(Some(_))) && !self.force {
             bail!("--output {} exists; --force replaces it", self.output.display());
         }
         Ok(())

@@ -25,7 +25,7 @@ use crate::eval::texts::{encoded, tokenizer};
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::model_files;
 use crate::report::write_json;
-use crate::terminal::{note, show};
+use crate::terminal::{note, pass_on, show};
 use crate::whole_file;
 pub use args::Args;
 use layers::Group;
@@ -52,18 +52,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let outcome = match tune(args, &original, texts, &interrupt) {
         Err(error) if interrupt.is_set() && error.chain().any(is_cancelled) => {
             note("interrupted, nothing was measured\n");
-            return Ok(ExitCode::from(interrupt::EXIT_CODE));
+            return Ok(ExitCode::from(interrupt::exit_code()));
         }
         outcome => outcome?,
     };
-    match args.json.as_deref() {
-        Some(path) if path.as_os_str() == "-" => write_json(path, &outcome)?,
-        other => {
-            show(&outcome.lines(args))?;
-            other.map_or(Ok(()), |path| write_json(path, &outcome))?;
-        }
+    let json = args.json.as_deref();
+    if ![json, Some(&args.output)].into_iter().flatten().any(whole_file::is_stdout) {
+        show(&outcome.lines(args))?;
     }
-    Ok(if outcome.interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+    json.map_or(Ok(()), |path| write_json(path, &outcome))?;
+    if outcome.written.is_none() && whole_file::is_stdout(&args.output) {
+        // Nothing else says why there is no recipe.
+        note(&outcome.lines(args));
+    }
+    Ok(if outcome.interrupted { ExitCode::from(interrupt::exit_code()) } else { ExitCode::SUCCESS })
 }
 
 fn texts(args: &Args, original: &Candidate) -> Result<Texts> {
@@ -169,7 +171,10 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
             layers: better.unwrap_or(settings),
         };
         let path = &args.output;
-        whole_file::write(path, recipe.to_json().as_bytes())?;
+        match whole_file::is_stdout(path) {
+            true => pass_on(&recipe.to_json())?,
+            false => whole_file::write(path, recipe.to_json().as_bytes())?,
+        }
         outcome.written = Some(path.clone());
     }
     outcome.interrupted = interrupt.is_set();
