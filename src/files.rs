@@ -46,6 +46,14 @@ pub fn kind(path: &Path) -> Result<Option<FileType>> {
     }
 }
 
+/// Whether a file is at `path`, through any links.
+///
+/// # Errors
+/// As [`kind`].
+pub fn is_file(path: &Path) -> Result<bool> {
+    Ok(kind(path)?.is_some_and(|kind| kind.is_file()))
+}
+
 /// What statfs(2) calls procfs and sysfs.
 const PSEUDO: [i64; 2] = [0x9fa0, 0x6265_6572];
 

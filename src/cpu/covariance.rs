@@ -71,9 +71,10 @@ pub fn covariances<T: Element>(pool: &dyn Pool, call: &Prune<'_, T>, out: &mut [
             }
         } else {
             for (i, weight) in key_weights(call, b, h).into_iter().enumerate() {
+                let root = weight.sqrt();
                 add(&|x| {
                     tokens.key(b, h, i, x);
-                    x.iter_mut().for_each(|x| *x *= weight.sqrt());
+                    x.iter_mut().for_each(|x| *x *= root);
                 });
             }
         }

@@ -14,7 +14,7 @@ use crate::files;
 const MOST_MEMORY: u64 = 768 << 20;
 
 /// Most bytes of a model's file, as protobuf allows them. Larger weights are in files of their own.
-const MOST_BYTES: u64 = 2 << 30;
+pub const MOST_BYTES: u64 = 2 << 30;
 
 /// Why a model file cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -30,7 +30,7 @@ pub use cleanup::{remove_nodes, sort_nodes};
 pub use external::{DataFile, Placement, check_data, data_files, data_locations, move_data};
 pub(crate) use external::{Homes, place};
 pub(crate) use file::write_text;
-pub use file::{FileError, read, write};
+pub use file::{FileError, MOST_BYTES, read, write};
 pub use functions::inline_functions;
 pub(crate) use index::reads;
 pub use index::{Index, OrderError};

@@ -20,6 +20,22 @@ pub const CONFIG: &str = "genai_config.json";
 /// The operator library in a GenAI folder.
 pub const LIBRARY: &str = "libspark_ort.so";
 
+/// Names of files that programs read beside a model's .onnx file.
+pub const BESIDE: [&str; 12] = [
+    "genai_config.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    LIBRARY,
+];
+
 /// A GenAI folder.
 pub struct GenAiFolder {
     path: PathBuf,
@@ -263,8 +279,7 @@ struct Copies<'a> {
 
 fn read_config(path: &Path) -> Result<Value, RewriteError> {
     let file = path.join(CONFIG);
-    let kind = files::kind(&file).map_err(FileError::io(&file))?;
-    if !kind.is_some_and(|kind| kind.is_file()) {
+    if !files::is_file(&file).map_err(FileError::io(&file))? {
         let found = format!("no {CONFIG} in it; of other folders name the .onnx file itself");
         return Err(Refusal::new(path.display().to_string(), "a folder of ONNX Runtime GenAI", found).into());
     }
@@ -326,9 +341,9 @@ fn check_library(library: &Path) -> Result<(), RewriteError> {
 pub fn find_library(named: Option<&Path>) -> Result<PathBuf, RewriteError> {
     let problem = |text: String| RewriteError::option("library", text);
     if let Some(path) = named {
-        return match files::kind(path) {
-            Ok(Some(kind)) if kind.is_file() => Ok(path.into()),
-            Ok(_) => Err(problem(format!("{} is no file", path.display()))),
+        return match files::is_file(path) {
+            Ok(true) => Ok(path.into()),
+            Ok(false) => Err(problem(format!("{} is no file", path.display()))),
             Err(error) => Err(problem(format!("{}: {error}", path.display()))),
         };
     }

@@ -48,7 +48,7 @@ use std::path::{Path, PathBuf};
 pub use basis::{Basis, Covariance};
 pub use error::{Refusal, RewriteError};
 pub use find::find_layers;
-pub use folder::{LIBRARY, find_library};
+pub use folder::{BESIDE, LIBRARY, find_library};
 pub use inspect::Inspection;
 pub use layer::{Layer, Source};
 pub use options::{CacheType, Calibration, Options, RecentIn};
@@ -288,11 +288,12 @@ fn check_options(input: &Path, output: &Path, options: &Options) -> Result<(), R
     Ok(())
 }
 
-/// The same for the model's data, where it is and where it goes.
+/// The same for the model's data, where it is and where it goes, and for what programs read beside the model.
 fn check_report(path: &Path, output: &Path, data: &[DataFile], options: &Options) -> Result<(), RewriteError> {
     let Some(report) = &options.report else { return Ok(()) };
     let places = [parent(path), parent(output)];
-    let mut files = places.iter().flat_map(|folder| data.iter().map(|file| folder.join(&file.location)));
+    let data = places.iter().flat_map(|folder| data.iter().map(|file| folder.join(&file.location)));
+    let mut files = data.chain(BESIDE.map(|name| parent(path).join(name)));
     match files.any(|file| contains(&file, report)) || same_file(path, report) {
         true => Err(report_in_the_way(report)),
         false => Ok(()),

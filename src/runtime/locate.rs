@@ -48,9 +48,9 @@ pub(super) fn places(variable: impl Fn(&str) -> Option<OsString>) -> impl Iterat
     let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
     let named = variable("ORT_DYLIB_PATH").map(|path| {
         let path = PathBuf::from(path);
-        let library = match files::kind(&path) {
-            Ok(Some(kind)) if kind.is_file() => Ok(path.clone()),
-            Ok(_) => Err("no such file".into()),
+        let library = match files::is_file(&path) {
+            Ok(true) => Ok(path.clone()),
+            Ok(false) => Err("no such file".into()),
             Err(error) => Err(error.to_string()),
         };
         Place { name: format!("ORT_DYLIB_PATH ({})", path.display()), library }

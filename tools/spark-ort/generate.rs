@@ -135,7 +135,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             report.statistics.interrupted
         }
     };
-    Ok(if interrupted { ExitCode::from(interrupt::exit_code()) } else { ExitCode::SUCCESS })
+    Ok(interrupt::status(interrupted))
 }
 
 fn write(args: &Args, report: &impl Serialize) -> Result<()> {
@@ -184,6 +184,6 @@ fn task(args: &Args, model: ModelSource, original: Option<&ModelSource>) -> Resu
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     let settings =
         Settings { threads: args.threads, shared_buffer: !args.no_shared_buffer, interrupt: Interrupt::install()? };
-    let text_shown = args.json.as_deref() != Some(Path::new("-"));
+    let text_shown = !args.json.as_deref().is_some_and(whole_file::is_stdout);
     Ok(Task { model, spelling, prompt, max_new_tokens, sampling, ends, settings, text_shown })
 }

@@ -1,10 +1,13 @@
 //! Ctrl-C, and other signals that ask a program to end.
 
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use spark_ort::runtime::Canceller;
+
+use crate::terminal::note;
 
 /// Whether SIGTERM came.
 static TERMINATED: AtomicBool = AtomicBool::new(false);
@@ -14,8 +17,19 @@ static HANDLER: AtomicUsize = AtomicUsize::new(0);
 
 type Handler = extern "C" fn(libc::c_int);
 
+/// What a command exits with.
+pub fn status(interrupted: bool) -> ExitCode {
+    if interrupted { ExitCode::from(exit_code()) } else { ExitCode::SUCCESS }
+}
+
+/// Says that a measurement was interrupted before its first figure. What the command exits with.
+pub fn nothing_measured() -> ExitCode {
+    note("interrupted, nothing was measured, and no file is written\n");
+    status(true)
+}
+
 /// The exit status that shells expect of a program ended by the signal that came, of SIGTERM or Ctrl-C.
-pub fn exit_code() -> u8 {
+fn exit_code() -> u8 {
     if TERMINATED.load(Ordering::SeqCst) { 143 } else { 130 }
 }
 

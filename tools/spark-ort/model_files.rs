@@ -1,10 +1,9 @@
 //! The files of a model.
 
-use std::fs::FileType;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use spark_ort::rewrite::{Inspection, LIBRARY, RewriteError, inspect_whole};
+use spark_ort::rewrite::{BESIDE, Inspection, RewriteError, inspect_whole};
 use spark_ort::runtime::Interface;
 use spark_ort::{files, onnx};
 
@@ -38,20 +37,6 @@ pub fn inspected(file: &Path) -> Result<Inspection> {
 
 /// The files of the models in these .onnx files, with those of their folders that programs read beside them.
 pub fn model_files<'a>(models: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<PathBuf>> {
-    const BESIDE: [&str; 12] = [
-        "genai_config.json",
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-        "chat_template.jinja",
-        LIBRARY,
-    ];
     let mut files = Vec::new();
     for file in models {
         let data = onnx::data_locations(&onnx::read(file)?);
@@ -63,21 +48,21 @@ pub fn model_files<'a>(models: impl IntoIterator<Item = &'a PathBuf>) -> Result<
 
 /// The .onnx file for a path: the file itself, that of a GenAI folder, or the only one in a folder.
 pub fn model_file(path: &Path) -> Result<PathBuf> {
-    match kind(path)? {
+    match seen(path, files::kind)? {
         Some(kind) if kind.is_file() => return Ok(path.into()),
         Some(kind) if kind.is_dir() => {}
         Some(_) => bail!("{} is a pipe or a device, not a model's file or folder", path.display()),
         None => bail!("there is no model {}", path.display()),
     }
     let config = path.join("genai_config.json");
-    if kind(&config)?.is_some_and(|kind| kind.is_file()) {
+    if seen(&config, files::is_file)? {
         let text =
             files::read(&config, files::MOST_JSON).with_context(|| format!("cannot read {}", config.display()))?;
         let json: serde_json::Value =
             serde_json::from_slice(&text).with_context(|| format!("{} is malformed", config.display()))?;
         let name = json.pointer("/model/decoder/filename").and_then(|name| name.as_str());
         let file = path.join(name.with_context(|| format!("{} names no model.decoder.filename", config.display()))?);
-        if !kind(&file)?.is_some_and(|kind| kind.is_file()) {
+        if !seen(&file, files::is_file)? {
             bail!("there is no {}, which {} names", file.display(), config.display());
         }
         return Ok(file);
@@ -96,8 +81,9 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
     }
 }
 
-fn kind(path: &Path) -> Result<Option<FileType>> {
-    files::kind(path).with_context(|| format!("cannot read {}", path.display()))
+/// What `look` says of `path`.
+fn seen<T>(path: &Path, look: impl FnOnce(&Path) -> std::io::Result<T>) -> Result<T> {
+    look(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::terminal::show;
+use crate::whole_file;
+
 /// Figures of one model.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Statistics {
@@ -115,14 +118,23 @@ pub fn bytes(size: u64) -> String {
     }
 }
 
+/// Shows the `text` of a report, and writes the report as JSON to the file `json`, if there is one; `-`, stdout, takes
+/// it in place of the text.
+///
+/// # Errors
+/// Stdout is closed or full, or the file cannot be written.
+pub fn publish(json: Option<&Path>, report: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+    if !json.is_some_and(whole_file::is_stdout) {
+        show(&text())?;
+    }
+    json.map_or(Ok(()), |path| write_json(path, report))
+}
+
 /// Writes a report to a file, or to stdout for `-`.
 pub fn write_json(path: &Path, report: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(report)?;
     text.push('\n');
-    match path.to_str() {
-        Some("-") => crate::terminal::pass_on(&text),
-        _ => crate::whole_file::write(path, text.as_bytes()),
-    }
+    whole_file::write_or_show(path, &text)
 }
 
 #[cfg(test)]

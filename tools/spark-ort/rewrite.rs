@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,10 +10,9 @@ use anyhow::Result;
 use spark_ort::onnx::Placement;
 use spark_ort::rewrite::{CacheType, Calibration, Options, Progress, RecentIn, Recovery};
 
-use crate::model_files::{model_file, model_files};
 use crate::progress::Steps;
-use crate::report::write_json;
-use crate::terminal::{note, show};
+use crate::report::publish;
+use crate::terminal::note;
 use crate::{threads, whole_file};
 
 /// Rewrite a model so that its KV cache is stored pruned
@@ -209,18 +209,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         data: args.data,
         library: args.library.clone(),
         provider: args.provider.clone(),
-        report: args.json.clone().filter(|path| path.as_os_str() != "-"),
+        report: args.json.clone().filter(|path| !whole_file::is_stdout(path)),
         force: args.force,
         dry_run: args.dry_run,
         threads: args.threads,
         trial: (!args.no_trial).then(std::env::current_exe).transpose()?,
     };
     if let Some(json) = &args.json {
-        let named = [&args.tokenizer, &args.recipe, &args.library].into_iter().flatten();
-        let mut read: Vec<_> = [&args.input, &args.output].into_iter().chain(named).cloned().collect();
-        // What is wrong with the model, the rewrite says.
-        read.extend(model_file(&args.input).and_then(|file| model_files([&file])).unwrap_or_default());
-        whole_file::check("--json", json, &read)?;
+        // What else it may not be, the rewrite says.
+        whole_file::check("--json", json, slice::from_ref(&args.output))?;
     }
     let cancelled = Arc::new(AtomicBool::new(false));
     let handler = cancelled.clone();
@@ -231,15 +228,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     drop(progress);
     if matches!(report, Err(spark_ort::rewrite::RewriteError::Cancelled)) {
         note("cancelled, nothing was written\n");
-        return Ok(ExitCode::from(crate::interrupt::exit_code()));
+        return Ok(crate::interrupt::status(true));
     }
     let report = report?;
-    match &args.json {
-        Some(path) if path.as_os_str() == "-" => write_json(path, &report)?,
-        other => {
-            show(&report.to_string())?;
-            other.iter().try_for_each(|path| write_json(path, &report))?;
-        }
-    }
+    publish(args.json.as_deref(), &report, || report.to_string())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,8 @@ use rustix::fs::{Access, access};
 use spark_ort::files;
 use spark_ort::rewrite::{contains, same_file};
 
+use crate::terminal::pass_on;
+
 /// Writes `bytes` to `path`, which is replaced when they are on disk and not before; a link stays a link.
 ///
 /// # Errors
@@ -56,6 +58,17 @@ pub fn check(option: &str, path: &Path, read: &[PathBuf]) -> Result<()> {
         Some(kind) if !kind.is_file() => access(path, Access::WRITE_OK).with_context(refused),
         // As it is written: beside what it replaces. This file has no name and is gone at once.
         _ => tempfile::tempfile_in(folder_of(&target(path))).map(drop).with_context(refused),
+    }
+}
+
+/// Writes `text` to `path` as [`write`] does, or to stdout where it is `-`.
+///
+/// # Errors
+/// As [`write`], or stdout is closed or full.
+pub fn write_or_show(path: &Path, text: &str) -> Result<()> {
+    match is_stdout(path) {
+        true => pass_on(text),
+        false => write(path, text.as_bytes()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `spark-ort bench attention`: one layer with SparkAttention and SparkPrune, compared with GroupQueryAttention.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -14,7 +14,7 @@ use super::rounds::Budget;
 use super::shape::Shape;
 use super::{append, at_least, decoding, head_dim, needs, positive, prefill, threads};
 use crate::eval::setting::Setting;
-use crate::report::write_json;
+use crate::report::publish;
 use crate::whole_file;
 
 /// Measure one attention layer beside ONNX Runtime's GroupQueryAttention with float32, float16, int8 and int4 caches
@@ -175,12 +175,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         text += &format!("{peer} is not measured: {reason}\n");
     }
     let report = Report { machine, layer: shape, decode, prefill, append, unavailable: &lab.unavailable };
-    match args.json.as_deref() {
-        Some(path) if path == Path::new("-") => write_json(path, &report)?,
-        json => {
-            crate::terminal::show(&text)?;
-            json.map_or(Ok(()), |path| write_json(path, &report))?;
-        }
-    }
+    publish(args.json.as_deref(), &report, || text)?;
     Ok(ExitCode::SUCCESS)
 }

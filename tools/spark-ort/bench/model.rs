@@ -1,6 +1,6 @@
 //! `spark-ort bench model`: compares a model with its rewritten version.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -15,8 +15,8 @@ use super::{positive, threads};
 use crate::decode::{self, Settings};
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::{ModelSource, model_files};
-use crate::report::{Statistics, Table, bytes, write_json};
-use crate::terminal::{note, show};
+use crate::report::{Statistics, Table, bytes, publish};
+use crate::terminal::note;
 use crate::{room, whole_file};
 
 /// Measure a model beside its rewritten self: speed of prompt and decoding, cache, peak memory
@@ -99,19 +99,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let interrupted = measure(args, &sources, &settings, &mut cells)?;
     if interrupted && cells.iter().all(|cell| cell.original.is_empty()) {
-        note("interrupted, nothing was measured, and no file is written\n");
-        return Ok(ExitCode::from(interrupt::exit_code()));
+        return Ok(interrupt::nothing_measured());
     }
     let models = sources.map(|source| source.file.display().to_string());
     let report = Report { machine, models, threads: args.threads, contexts: cells, interrupted };
-    match args.json.as_deref() {
-        Some(path) if path == Path::new("-") => write_json(path, &report)?,
-        json => {
-            show(&report.lines())?;
-            json.map_or(Ok(()), |path| write_json(path, &report))?;
-        }
-    }
-    Ok(if interrupted { ExitCode::from(interrupt::exit_code()) } else { ExitCode::SUCCESS })
+    publish(args.json.as_deref(), &report, || report.lines())?;
+    Ok(interrupt::status(interrupted))
 }
 
 /// Runs all rounds; returns whether Ctrl-C ended them.

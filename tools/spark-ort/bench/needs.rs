@@ -3,14 +3,12 @@
 use anyhow::{Result, bail};
 use ort::value::TensorElementType;
 use spark_ort::call::MOST_CHANNELS_A_TOKEN;
+use spark_ort::onnx::MOST_BYTES;
 
 use super::cache::Cache;
 use super::shape::Shape;
 use crate::report::bytes;
 use crate::room;
-
-/// Most bytes of a model in memory, as protobuf allows them.
-const MOST_MODEL: u128 = 2 << 30;
 
 /// Refuses sizes that no layer has.
 ///
@@ -27,7 +25,7 @@ pub fn check_shape(shape: &Shape, own: &[Cache]) -> Result<()> {
     }
     // Two matrices of float32.
     let basis = 2 * 4 * kv as u128 * (head_dim as u128).pow(2);
-    if own.iter().any(|cache| cache.rows().is_some_and(|rows| rows.planes.is_some())) && basis >= MOST_MODEL {
+    if own.iter().any(|cache| cache.rows().is_some_and(|rows| rows.planes.is_some())) && basis >= MOST_BYTES.into() {
         let size = bytes(u64::try_from(basis).unwrap_or(u64::MAX));
         bail!("--settings: a basis for --heads {query}/{kv} takes {size}, and a model in memory has 2 GiB at most");
     }

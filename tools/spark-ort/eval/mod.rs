@@ -21,8 +21,8 @@ use spark_ort::runtime::{FolderSettings, load};
 
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::model_files;
-use crate::report::write_json;
-use crate::terminal::{note, show};
+use crate::report::publish;
+use crate::terminal::note;
 pub use args::Args;
 use candidate::{Candidate, Kind, Rewriter};
 use measure::{Measurement, Read};
@@ -65,21 +65,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         outcome => outcome?,
     }
     if report.interrupted && report.is_empty() {
-        note("interrupted, nothing was measured, and no file is written\n");
-        return Ok(ExitCode::from(interrupt::exit_code()));
+        return Ok(interrupt::nothing_measured());
     }
-    match args.json.as_deref() {
-        Some(path) if path.as_os_str() == "-" => write_json(path, &report)?,
-        other => {
-            show(&report.lines())?;
-            other.map_or(Ok(()), |path| write_json(path, &report))?;
-        }
-    }
+    publish(args.json.as_deref(), &report, || report.lines())?;
     args.plot.as_deref().map_or(Ok(()), |path| plot::write(path, &report))?;
     if report.interrupted {
         note("interrupted: what is missing was not measured\n");
     }
-    Ok(if report.interrupted { ExitCode::from(interrupt::exit_code()) } else { ExitCode::SUCCESS })
+    Ok(interrupt::status(report.interrupted))
 }
 
 pub fn is_cancelled(error: &(dyn std::error::Error + 'static)) -> bool {

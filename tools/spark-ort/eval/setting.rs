@@ -50,13 +50,11 @@ impl FromStr for Setting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut too_many = false;
-        let mut parse = || {
+        let parse = || {
             let mut further = text.split(':');
             let numbers = further.next()?;
             let (rows, recent) = numbers.split_once('+').unwrap_or((numbers, "0"));
             let recent = recent.parse().ok()?;
-            too_many = recent > MOST_RECENT;
             if let Some(rows) = rows.strip_prefix(BASIS) {
                 let (bytes, value_bits) = rows.split_once('/')?;
                 let rows = LayerSetting::in_basis(bytes.parse().ok()?, value_bits.parse().ok()?);
@@ -76,16 +74,14 @@ impl FromStr for Setting {
             }
             Some(setting)
         };
-        let setting = parse();
-        if too_many {
-            return Err(format!("'{text}': {MOST_RECENT} recent keys at most"));
-        }
-        setting.ok_or_else(|| {
-            format!(
+        match parse() {
+            Some(setting) if setting.recent <= MOST_RECENT => Ok(setting),
+            Some(_) => Err(format!("'{text}': {MOST_RECENT} recent keys at most")),
+            None => Err(format!(
                 "'{text}' is no RATIO/KEY_BITS/VALUE_BITS[+RECENT][:v2][:RECOVERY], such as 0.5/8/8, 0.7/4/4+64 or \
                  0.7/4/4+64:v2:normal, and no basisBYTES/VALUE_BITS[+RECENT], such as basis32/8+64"
-            )
-        })
+            )),
+        }
     }
 }
 

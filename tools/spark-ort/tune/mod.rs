@@ -25,7 +25,7 @@ use crate::eval::texts::{encoded, tokenizer};
 use crate::interrupt::{self, Interrupt};
 use crate::model_files::model_files;
 use crate::report::write_json;
-use crate::terminal::{note, pass_on, show};
+use crate::terminal::{note, show};
 use crate::whole_file;
 pub use args::Args;
 use layers::Group;
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let outcome = match tune(args, &original, texts, &interrupt) {
         Err(error) if interrupt.is_set() && error.chain().any(is_cancelled) => {
             note("interrupted, nothing was measured\n");
-            return Ok(ExitCode::from(interrupt::exit_code()));
+            return Ok(interrupt::status(true));
         }
         outcome => outcome?,
     };
@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         // Nothing else says why there is no recipe.
         note(&outcome.lines(args));
     }
-    Ok(if outcome.interrupted { ExitCode::from(interrupt::exit_code()) } else { ExitCode::SUCCESS })
+    Ok(interrupt::status(outcome.interrupted))
 }
 
 fn texts(args: &Args, original: &Candidate) -> Result<Texts> {
@@ -171,10 +171,7 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
             layers: better.unwrap_or(settings),
         };
         let path = &args.output;
-        match whole_file::is_stdout(path) {
-            true => pass_on(&recipe.to_json())?,
-            false => whole_file::write(path, recipe.to_json().as_bytes())?,
-        }
+        whole_file::write_or_show(path, &recipe.to_json())?;
         outcome.written = Some(path.clone());
     }
     outcome.interrupted = interrupt.is_set();
