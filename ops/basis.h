@@ -19,7 +19,7 @@ SPARK_FN float in_basis(const float* matrix, u32 d, u32 at, u32 j) {
 
 // Writes the new queries and keys, rotated and in the basis; padding is left as it is. Blocks: x = block of columns,
 // (new token, query head) pairs of the KV head, then block of its new tokens + all of both * KV head, z = sequence.
-// LDS: the channels of the block's columns or tokens, BASIS_TOKENS for each thread of D.
+// LDS: the channels of the block's columns or tokens, BASIS_TOKENS * (BASIS_THREADS / D) of them.
 SPARK_FN void change_basis(const SparkCall& call) {
     const u32 d = call.head_dim, slots = BASIS_THREADS / d, rows = BASIS_TOKENS * slots;
     const Sequence s(call, block_z());
@@ -62,7 +62,7 @@ SPARK_FN void change_basis(const SparkCall& call) {
     for (u32 n = 0; n < BASIS_TOKENS; ++n) {
         const u32 row = first + slot * BASIS_TOKENS + n, i = row / heads, head = kv_head * heads + row % heads;
         if (i >= s.valid) continue;
-        const i64 token = ((i64)s.index * all_heads + head) * call.new_tokens + i;
+        const i64 token = ((i64)block_z() * all_heads + head) * call.new_tokens + i;
         store(to + token * d + j, finite(sums[n]));
     }
 }

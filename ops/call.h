@@ -45,17 +45,18 @@ struct SparkCall {
     const float* query_saliency; // [Hk, D]; null: ones
     float* observed_saliency;    // [B, Hk, D]
 
-    const float* key_basis;   // [Hk, D, D]; null: keys stay as they are
-    const float* query_basis; // [Hk, D, D], likewise
-    float* basis_queries;     // [B, Hq, L, D], written: rotated and in the basis
-    float* basis_keys;        // [B, Hk, L, D], likewise
+    const float* key_basis;   // [Hk, D, D], where key_planes
+    const float* query_basis; // [Hk, D, D], likewise; prune: null
+    float* basis_queries;     // [sequences, Hq, L, D], written: rotated and in the basis
+    float* basis_keys;        // [sequences, Hk, L, D], likewise
 
     const void* bias;     // T, [B or 1, Hq or 1, L, columns]
     long long bias_batch; // its strides in elements, 0 where the dimension is 1
     long long bias_head;
     long long bias_token;
 
-    // Prune: n by which keys are pruned, float32 [sequences, Hk, D]. Attention: partial softmax states, see states.h.
+    // Prune: n by which keys are pruned, float32 [sequences, Hk, D]. Attention: partial softmax states, see states.h,
+    // then what rounded.h has, then basis_queries and basis_keys.
     void* workspace;
 
     unsigned scalar;       // T
@@ -113,11 +114,14 @@ struct SparkCall {
 static_assert(sizeof(SparkTokens) == 32, "size");
 static_assert(sizeof(SparkSequence) == 12, "size");
 static_assert(sizeof(SparkCall) == 1208, "size");
+// NVRTC of CUDA 13.0 and before knows no such builtin.
+#ifndef __CUDACC_RTC__
 static_assert(__builtin_offsetof(SparkCall, past_key) == 128, "offset");
 static_assert(__builtin_offsetof(SparkCall, bias) == 248, "offset");
 static_assert(__builtin_offsetof(SparkCall, workspace) == 280, "offset");
 static_assert(__builtin_offsetof(SparkCall, new_tokens) == 292, "offset");
 static_assert(__builtin_offsetof(SparkCall, scale) == 376, "offset");
 static_assert(__builtin_offsetof(SparkCall, sequence) == 440, "offset");
+#endif
 
 #endif

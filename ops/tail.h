@@ -1,5 +1,6 @@
 // The tail of a shared buffer: recent keys, dense, in rows that no token has taken yet (docs/format.md). A slot has D
-// float16. src/format/tail.rs and src/format/v1/dense.rs are the reference.
+// float16. src/format/tail.rs, src/format/slot.rs, src/format/v1/dense.rs and src/format/v3/planes.rs are the
+// reference.
 #ifndef SPARK_TAIL_H
 #define SPARK_TAIL_H
 

@@ -73,7 +73,8 @@ const MIN_PREFILL_KEYS: u32 = 512;
 const PIECE: u32 = 64;
 /// Instructions of a key that is not taken by matrix cores, in those of one that is.
 const MATRIX_TAIL_COST: u32 = 4;
-/// Most (token, head) pairs of a KV head for the decoding kernels, which decode rows again for every eight.
+/// Most (token, head) pairs of a KV head for the decoding kernels, which decode rows again for every eight, and in
+/// planes for every four.
 const MOST_DECODE_COLUMNS: u32 = 16;
 
 /// An attention kernel, and the work of one of its blocks.
@@ -282,7 +283,7 @@ pub fn attention(
         }
         let mut in_basis = None;
         if call.key_planes == 1 {
-            let (changed, reads, end) = basis::change(device, &mut plan, &call, batch, workspace_bytes)?;
+            let (changed, reads, end) = basis::change(device, &mut plan, &call, workspace_bytes)?;
             (call, in_basis, workspace_bytes) = (changed, Some(reads), end);
         }
         plan.workspace_bytes = plan.workspace_bytes.max(workspace_bytes);

@@ -5,16 +5,16 @@ use crate::gpu::limits::{BASIS_THREADS, BASIS_TOKENS};
 use crate::gpu::params::{Call, Tokens};
 
 /// Adds the launch that writes the new queries and keys of `call`, rotated and in the basis, to the workspace from
-/// `first` on, for a batch of `batch` sequences. Returns the call that reads them there, and where the workspace ends.
+/// `first` on. Returns the call that reads them there, and where the workspace ends.
 pub(super) fn change(
     device: &Device,
     plan: &mut Plan,
     call: &Call,
-    batch: usize,
     first: usize,
 ) -> Result<(Call, InBasis, usize), PlanError> {
-    let &Call { new_tokens, head_dim: d, group, kv_heads, .. } = call;
-    let bytes = |heads: u32| (batch * heads as usize * new_tokens as usize * d as usize * 4).next_multiple_of(16);
+    let &Call { new_tokens, head_dim: d, group, kv_heads, sequences, .. } = call;
+    let bytes =
+        |heads: u32| (sequences as usize * heads as usize * new_tokens as usize * d as usize * 4).next_multiple_of(16);
     let queries = first.next_multiple_of(16);
     let keys = queries + bytes(call.query_heads);
     let at = TokensAt { queries, keys };

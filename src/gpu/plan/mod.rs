@@ -11,7 +11,7 @@ use std::ffi::c_void;
 use thiserror::Error;
 
 use super::limits::MAX_SEQUENCES;
-use super::params::{Call, Sequence};
+use super::params::{Call, Sequence, Tokens};
 use crate::call::{Geometry, Lengths};
 
 pub use attention::attention;
@@ -96,7 +96,10 @@ impl Plan {
                     (call.basis_queries, call.basis_keys) = (at(queries).cast(), at(keys).cast());
                 }
                 Some(InBasis::Reads(TokensAt { queries, keys })) => {
-                    (call.query.data, call.key.data) = (at(queries), at(keys));
+                    // Sequences are numbered in the batch, and those of the launch alone are there.
+                    let before = |tokens: &Tokens| 4 * call.first_sequence as usize * tokens.batch as usize;
+                    call.query.data = at(queries.wrapping_sub(before(&call.query)));
+                    call.key.data = at(keys.wrapping_sub(before(&call.key)));
                 }
             }
         }

@@ -64,7 +64,7 @@ pub struct Inputs {
     pub query_saliency: *const f32,
     /// `[Hk, D, D]`; with rows in planes only, where it is required.
     pub key_basis: *const f32,
-    /// The same; `SparkPrune` has none.
+    /// The same; required by `SparkAttention`, and `SparkPrune` has none.
     pub query_basis: *const f32,
 }
 

@@ -2,6 +2,7 @@
 
 use std::ptr::null_mut;
 
+use half::f16;
 use ndarray::{Array3, Array4};
 use spark_ort::cpu::{HeadRows, InstructionSet, Serial, grow, prune, recent_keys, write_tail};
 use spark_ort::format::{Bits, KeyLayout};
@@ -123,16 +124,21 @@ fn compare_keys(case: &Case, got: &[u8], expected: &[u8]) -> Result<(), String> 
     Ok(())
 }
 
-/// Whether two rows in planes stand for numbers that are no further apart than levels are.
-fn similar(layout: &KeyLayout, got: &[u8], expected: &[u8]) -> bool {
+/// Whether two rows in planes stand for numbers that are no further apart than two levels of their planes.
+fn similar(layout: &KeyLayout, got: &[u8], of: &[u8]) -> bool {
     let Some(planes) = layout.planes() else { return false };
-    let [got, expected] = [got, expected].map(|row| {
+    let [got, expected] = [got, of].map(|row| {
         let mut key = vec![0.0; layout.head_dim()];
         planes.decode(row, &mut key);
         key
     });
-    let size = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-    got.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1.1 * size)
+    let s = f16::from_le_bytes([of[0], of[1]]).to_f32();
+    let gap = |j: usize| match j {
+        _ if j < planes.eight => 4.5 / 127.0,
+        _ if j < planes.eight + planes.four => 2.73 * 31.0 / 127.0,
+        _ => 1.51 * 89.0 / 127.0,
+    };
+    got.iter().zip(&expected).enumerate().all(|(j, (a, b))| (a - b).abs() <= 1.01 * s * gap(j))
 }
 
 pub fn check_prune(
