@@ -45,12 +45,18 @@ struct SparkCall {
     const float* query_saliency; // [Hk, D]; null: ones
     float* observed_saliency;    // [B, Hk, D]
 
+    const float* key_basis;   // [Hk, D, D], where key_planes
+    const float* query_basis; // [Hk, D, D], likewise; prune: null
+    float* basis_queries;     // [sequences, Hq, L, D], written: rotated and in the basis
+    float* basis_keys;        // [sequences, Hk, L, D], likewise
+
     const void* bias;     // T, [B or 1, Hq or 1, L, columns]
     long long bias_batch; // its strides in elements, 0 where the dimension is 1
     long long bias_head;
     long long bias_token;
 
-    // Prune: n by which keys are pruned, float32 [sequences, Hk, D]. Attention: partial softmax states, see states.h.
+    // Prune: n by which keys are pruned, float32 [sequences, Hk, D]. Attention: partial softmax states, see states.h,
+    // then what rounded.h has, then basis_queries and basis_keys.
     void* workspace;
 
     unsigned scalar;       // T
@@ -90,6 +96,12 @@ struct SparkCall {
 
     unsigned tail_window; // keys that a tail keeps where there is room
 
+    unsigned key_planes;       // 1: key rows are those of format 3; key_bits is 16
+    unsigned key_directions_8; // directions of 8 bits, and those of 4 that follow them
+    unsigned key_directions_4;
+
+    unsigned in_basis;         // 1: query and key are what basis_queries and basis_keys are: float32, rotated
+
     unsigned key_companded; // 1: codes of keys, of 4 bits, are those of format 2
     unsigned value_groups;  // pairs of scale and minimum in a value row; of groups of VALUE_GROUP channels, if several
     unsigned rounded_keys;  // 1: the workspace has the new keys in float16, see rounded.h
@@ -101,12 +113,15 @@ struct SparkCall {
 // src/gpu/params.rs asserts the same.
 static_assert(sizeof(SparkTokens) == 32, "size");
 static_assert(sizeof(SparkSequence) == 12, "size");
-static_assert(sizeof(SparkCall) == 1160, "size");
+static_assert(sizeof(SparkCall) == 1208, "size");
+// NVRTC of CUDA 13.0 and before knows no such builtin.
+#ifndef __CUDACC_RTC__
 static_assert(__builtin_offsetof(SparkCall, past_key) == 128, "offset");
-static_assert(__builtin_offsetof(SparkCall, bias) == 216, "offset");
-static_assert(__builtin_offsetof(SparkCall, workspace) == 248, "offset");
-static_assert(__builtin_offsetof(SparkCall, new_tokens) == 260, "offset");
-static_assert(__builtin_offsetof(SparkCall, scale) == 344, "offset");
-static_assert(__builtin_offsetof(SparkCall, sequence) == 392, "offset");
+static_assert(__builtin_offsetof(SparkCall, bias) == 248, "offset");
+static_assert(__builtin_offsetof(SparkCall, workspace) == 280, "offset");
+static_assert(__builtin_offsetof(SparkCall, new_tokens) == 292, "offset");
+static_assert(__builtin_offsetof(SparkCall, scale) == 376, "offset");
+static_assert(__builtin_offsetof(SparkCall, sequence) == 440, "offset");
+#endif
 
 #endif

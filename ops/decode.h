@@ -23,7 +23,7 @@ struct DecodeSteps {
 // the new tokens. There are few of the latter two.
 enum KeyKind { STORED, IN_TAIL, DENSE };
 
-template <u32 OCTETS, u32 COLUMNS>
+template <u32 OCTETS, u32 COLUMNS, RowKind ROW_KIND>
 struct Decode {
     SPARK_CONSTANT u32 ROWS = WAVE / OCTETS; // of a wave, side by side
     SPARK_CONSTANT u32 STEPS = DecodeSteps<COLUMNS>::STEPS;
@@ -34,7 +34,7 @@ struct Decode {
     const u32 kv_head;
     u32 octet, row; // of the lane
     const bool active;    // whether the head has so many octets
-    KeyReader<OCTETS> reader;
+    KeyReader<OCTETS, ROW_KIND> reader;
 
     const u32 first_column;
     const Shared<float> units; // of the D channels. 16-bit keys: c. Quantised ones: 1 / c, with c in the query.
@@ -306,9 +306,9 @@ struct Decode {
 
 // LDS: D units; then, reusing the same memory in turn, queries and scales, for each wave the fields of TILE rows and
 // KEY_SLACK_WORDS, and the states of half the waves.
-template <u32 OCTETS, u32 COLUMNS>
+template <u32 OCTETS, u32 COLUMNS, RowKind ROW_KIND>
 SPARK_FN void decode(const SparkCall& call) {
-    typedef Decode<OCTETS, COLUMNS> Own;
+    typedef Decode<OCTETS, COLUMNS, ROW_KIND> Own;
     const DecodeBlock block(call, COLUMNS);
     const Sequence s(call, block_z());
     const Keys keys = block.keys(call, s);

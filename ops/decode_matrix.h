@@ -196,7 +196,7 @@ SPARK_FN Shared<float> decode_stored(const SparkCall& call, const Sequence& s, c
 
 template <u32 OCTETS, u32 COLUMNS>
 SPARK_FN void decode_quantised(const SparkCall& call) {
-    typedef Decode<OCTETS, COLUMNS> Dense;
+    typedef Decode<OCTETS, COLUMNS, MASKED> Dense;
     const DecodeBlock block(call, COLUMNS);
     const Sequence s(call, block_z());
     const Keys keys = block.keys(call, s);

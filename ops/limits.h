@@ -23,9 +23,12 @@
 #define SPARK_RECENT_THREADS 256
 #define SPARK_ROUND_THREADS 256
 #define SPARK_SALIENCY_THREADS 512
+#define SPARK_BASIS_THREADS 256
 #define SPARK_PREFILL_THREADS 256
 // Words that a thread of the copy of a growing cache handles side by side.
 #define SPARK_GROW_WORDS 4
+// Tokens that a thread changes the basis of side by side.
+#define SPARK_BASIS_TOKENS 8
 
 // Words that may be read past the end of a key row's fields; they are not used, but must exist.
 #define SPARK_KEY_SLACK_WORDS 5

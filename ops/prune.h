@@ -3,9 +3,7 @@
 #ifndef SPARK_PRUNE_H
 #define SPARK_PRUNE_H
 
-#include "rows.h"
-#include "tail.h"
-#include "tokens.h"
+#include "prune_planes.h"
 
 SPARK_CONSTANT u32 PRUNE_WAVES = SPARK_BLOCK_WAVES;
 SPARK_CONSTANT u32 MIN_OBSERVED = 8;
@@ -14,24 +12,6 @@ SPARK_CONSTANT u32 MIN_OBSERVED = 8;
 SPARK_FN u32 code_of(float x, float minimum, float step, float most) {
     if (step == 0.0f) return 0;
     return (u32)round_even(least(greatest((x - minimum) / step, 0.0f), most));
-}
-
-// Packs `n` codes, one byte each in LDS from `codes` on, into nibbles from byte `at` on.
-SPARK_FN void pack_nibbles(u32 codes, u32 at, u32 n) {
-    const Shared<u8> from(codes), to(at);
-    wave_barrier();
-    for (u32 i = lane(); i < (n + 1) / 2; i += WAVE) {
-        const u32 high = 2 * i + 1 < n ? from.load(2 * i + 1) : 0;
-        to.store(i, (u8)(from.load(2 * i) | high << 4));
-    }
-}
-
-// Copies a row from LDS to memory, with zeros after its fields.
-SPARK_FN void copy_row(u32 row, u32 words, void* to, u32 row_bytes) {
-    const Shared<u32> from(row);
-    wave_barrier();
-    for (u32 i = lane(); i < row_bytes / 4; i += WAVE) store((u32*)to + i, i < words ? from.load(i) : 0u);
-    wave_barrier();
 }
 
 // The keep mask of a key, from the bits of its scores: the lane's bit of each chunk. As in src/method/selection.rs.
@@ -146,18 +126,7 @@ SPARK_FN void encode_key(const SparkCall& call, const Sequence& s, u32 head, u32
         }
     }
     if (call.key_bits == 4) pack_nibbles(codes, row + layout.codes_at, call.kept);
-    u8* to = (u8*)call.present_key;
-    const i64 at = ((i64)s.index * call.kv_heads + head) * call.present_rows + s.past + i;
-    copy_row(row, layout.words, to + at * call.key_row_bytes, call.key_row_bytes);
-    const u32 dense = s.tail < s.valid ? s.tail : s.valid;
-    if (i + dense < s.valid) return;
-    // One of the last keys: dense too, in rows that no token has taken.
-    u8* slot = new_slot(call, s, head, i);
-    SPARK_UNROLL
-    for (u32 c = 0; c < CHUNKS; ++c) {
-        const u32 j = c * WAVE + lane();
-        if (j < d) write_dense(slot, j, key[c]);
-    }
+    write_key(call, s, head, i, row, key);
 }
 
 SPARK_FN void encode_value(const SparkCall& call, const Sequence& s, u32 head, u32 i, u32 row, u32 codes) {
@@ -215,7 +184,9 @@ SPARK_FN void encode_value(const SparkCall& call, const Sequence& s, u32 head, u
     copy_row(row, layout.words, to + at * call.value_row_bytes, call.value_row_bytes);
 }
 
-// Blocks: x = block of tokens + blocks of a head * KV head, z = sequence. LDS: for each wave a row and 256 codes.
+// Blocks: x = block of tokens + blocks of a head * KV head, z = sequence. LDS: for each wave a row and 256 codes, and
+// with PLANES 256 floats.
+template <bool PLANES>
 SPARK_FN void prune_tokens(const SparkCall& call) {
     const KeyLayout key(call);
     const ValueLayout value(call);
@@ -224,8 +195,12 @@ SPARK_FN void prune_tokens(const SparkCall& call) {
     const Sequence s(call, block_z());
     if (i >= s.valid) return;
     const u32 words = key.words > value.words ? key.words : value.words;
-    const u32 row = wave() * (4 * words + SPARK_MAX_HEAD_DIM), codes = row + 4 * words;
-    encode_key(call, s, head, i, row, codes);
+    const u32 row = wave() * (4 * words + (PLANES ? 5 : 1) * SPARK_MAX_HEAD_DIM), codes = row + 4 * words;
+    if constexpr (PLANES) {
+        encode_planes(call, s, head, i, row, codes);
+    } else {
+        encode_key(call, s, head, i, row, codes);
+    }
     encode_value(call, s, head, i, row, codes);
 }
 

@@ -149,7 +149,7 @@ struct Source {
             for (u32 octet = own % lanes; slot != NO_SLOT && octet < call.head_dim / 8; octet += lanes) {
                 u32 channels[4];
                 tail.fetch(slot, octet, channels);
-                const KeyReader<OCTETS> reader(octet);
+                const KeyReader<OCTETS, ANY_ROWS> reader(octet);
                 other |= differs(call, layout, staged + 4 * layout.words * row, reader, channels);
             }
             SPARK_UNROLL
@@ -176,7 +176,7 @@ struct Source {
             Tail(call, s, kv_head).fetch(slot, octet, channels);
             read_dense(channels, k);
         } else {
-            const KeyReader<OCTETS> reader(octet);
+            const KeyReader<OCTETS, ANY_ROWS> reader(octet);
             reader.read(call, layout, staged + 4 * layout.words * row, at, scales, k);
             SPARK_UNROLL
             for (u32 j = 0; j < 8; ++j) k[j] = limited(call.key_bits == 16 ? k[j] : k[j] * scales.load(8 * octet + j));

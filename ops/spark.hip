@@ -1,6 +1,7 @@
 // All kernels, one translation unit for every compiler: hipcc, clang, hipRTC, nvcc, and a host compiler with the
 // emulation. src/gpu/plan decides which to launch, and how. The numbers of a kernel are its maximum number of threads,
 // and the waves per SIMD for which registers are allocated (src/gpu/plan relies on them).
+#include "basis.h"
 #include "decode.h"
 #include "grow.h"
 #if defined(SPARK_MATRIX) || defined(SPARK_MMA)
@@ -22,7 +23,9 @@
 
 SPARK_KERNEL(spark_grow, 256, 4) { grow_rows(call); }
 SPARK_KERNEL(spark_saliency, 512, 4) { observe(call); }
-SPARK_KERNEL(spark_prune, 256, 8) { prune_tokens(call); }
+SPARK_KERNEL(spark_prune, 256, 8) { prune_tokens<false>(call); }
+SPARK_KERNEL(spark_prune_planes, 256, 4) { prune_tokens<true>(call); }
+SPARK_KERNEL(spark_basis, 256, 4) { change_basis(call); }
 SPARK_KERNEL(spark_recent, 256, 4) { write_recent(call); }
 SPARK_KERNEL(spark_merge, 256, 4) { merge_states(call); }
 #ifdef SPARK_MATRIX
@@ -54,12 +57,18 @@ SPARK_KERNEL(spark_prefill_mma_128, 256, 2) { mma_prefill<128>(call); }
 SPARK_KERNEL(spark_prefill_128, 256, 2) { prefill<128>(call); }
 SPARK_KERNEL(spark_prefill_256, 256, 2) { prefill<256>(call); }
 #endif
-SPARK_KERNEL(spark_decode_8x1, 256, 3) { decode<8, 1>(call); }
-SPARK_KERNEL(spark_decode_8x4, 256, 3) { decode<8, 4>(call); }
-SPARK_KERNEL(spark_decode_8x8, 256, 2) { decode<8, 8>(call); }
-SPARK_KERNEL(spark_decode_16x1, 256, 3) { decode<16, 1>(call); }
-SPARK_KERNEL(spark_decode_16x4, 256, 3) { decode<16, 4>(call); }
-SPARK_KERNEL(spark_decode_16x8, 256, 2) { decode<16, 8>(call); }
-SPARK_KERNEL(spark_decode_32x1, 256, 3) { decode<32, 1>(call); }
-SPARK_KERNEL(spark_decode_32x4, 256, 3) { decode<32, 4>(call); }
-SPARK_KERNEL(spark_decode_32x8, 256, 2) { decode<32, 8>(call); }
+SPARK_KERNEL(spark_decode_8x1, 256, 3) { decode<8, 1, MASKED>(call); }
+SPARK_KERNEL(spark_decode_8x4, 256, 3) { decode<8, 4, MASKED>(call); }
+SPARK_KERNEL(spark_decode_8x8, 256, 2) { decode<8, 8, MASKED>(call); }
+SPARK_KERNEL(spark_decode_16x1, 256, 3) { decode<16, 1, MASKED>(call); }
+SPARK_KERNEL(spark_decode_16x4, 256, 3) { decode<16, 4, MASKED>(call); }
+SPARK_KERNEL(spark_decode_16x8, 256, 2) { decode<16, 8, MASKED>(call); }
+SPARK_KERNEL(spark_decode_32x1, 256, 3) { decode<32, 1, MASKED>(call); }
+SPARK_KERNEL(spark_decode_32x4, 256, 3) { decode<32, 4, MASKED>(call); }
+SPARK_KERNEL(spark_decode_32x8, 256, 2) { decode<32, 8, MASKED>(call); }
+SPARK_KERNEL(spark_decode_planes_8x1, 256, 3) { decode<8, 1, IN_PLANES>(call); }
+SPARK_KERNEL(spark_decode_planes_8x4, 256, 3) { decode<8, 4, IN_PLANES>(call); }
+SPARK_KERNEL(spark_decode_planes_16x1, 256, 3) { decode<16, 1, IN_PLANES>(call); }
+SPARK_KERNEL(spark_decode_planes_16x4, 256, 3) { decode<16, 4, IN_PLANES>(call); }
+SPARK_KERNEL(spark_decode_planes_32x1, 256, 3) { decode<32, 1, IN_PLANES>(call); }
+SPARK_KERNEL(spark_decode_planes_32x4, 256, 3) { decode<32, 4, IN_PLANES>(call); }

@@ -1,5 +1,6 @@
 // The tail of a shared buffer: recent keys, dense, in rows that no token has taken yet (docs/format.md). A slot has D
-// float16. src/format/tail.rs and src/format/v1/dense.rs are the reference.
+// float16. src/format/tail.rs, src/format/slot.rs, src/format/v1/dense.rs and src/format/v3/planes.rs are the
+// reference.
 #ifndef SPARK_TAIL_H
 #define SPARK_TAIL_H
 
@@ -61,9 +62,10 @@ SPARK_FN void read_dense(const u32 (&channels)[4], float (&x)[8]) {
 
 // Whether eight dense channels are of another key than that of the row in LDS from byte `row` on, as far as the row
 // tells: by their signs, and with 16 bits by the kept channels.
-template <u32 OCTETS>
-SPARK_FN bool differs(const SparkCall& call, const KeyLayout& layout, u32 row, const KeyReader<OCTETS>& reader,
-                      const u32 (&channels)[4]) {
+template <u32 OCTETS, RowKind KIND>
+SPARK_FN bool differs(const SparkCall& call, const KeyLayout& layout, u32 row,
+                      const KeyReader<OCTETS, KIND>& reader, const u32 (&channels)[4]) {
+    if (in_planes<KIND>(call)) return planes_differ(call, row, reader.octet, channels);
     const Shared<u8> bytes(row);
     const u32 signs = bytes.load(layout.mask_bytes + reader.octet);
     u32 negative = 0;
@@ -101,10 +103,10 @@ SPARK_FN u8* new_slot(const SparkCall& call, const Sequence& s, u32 kv_head, u32
     return end - slot / 16 * 16;
 }
 
-// Writes a channel of a key, finite. What is positive stays so: its sign is to be that of the row.
-SPARK_FN void write_dense(u8* slot, u32 j, float x) {
+// A channel of a key as a slot has it, finite. What is positive stays so: its sign is to be that of the row.
+SPARK_FN u16 dense_half(float x) {
     const u16 nearest = to_finite_half(x);
-    store((u16*)slot + j, x > 0.0f && nearest == 0 ? (u16)1 : nearest);
+    return x > 0.0f && nearest == 0 ? (u16)1 : nearest;
 }
 
 #endif

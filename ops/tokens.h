@@ -53,11 +53,16 @@ SPARK_FN float rotated(bool is_first, float x0, float x1, float cos, float sin) 
     return finite(is_first ? x0 * cos - x1 * sin : x0 * sin + x1 * cos);
 }
 
+// The type of tokens that need no rotation; of queries and keys if `rotate`.
+SPARK_FN u32 scalar_of(const SparkCall& call, bool rotate) {
+    return rotate && call.in_basis ? SPARK_FLOAT32 : call.scalar;
+}
+
 // Channel `j` of a token, rotated if `rotate`.
 SPARK_FN float channel(const SparkCall& call, const SparkTokens& tokens, const Sequence& s, u32 head, u32 i, u32 j,
                        bool rotate) {
     const i64 at = token_at(tokens, s.index, head, i);
-    if (!rotate || !call.rotary) return finite(read_one(call.scalar, tokens.data, at + j));
+    if (!rotate || !call.rotary) return finite(read_one(scalar_of(call, rotate), tokens.data, at + j));
     const Pair pair(call, j);
     const i64 row = (i64)position(call, s, i) * (call.head_dim / 2) + pair.angle;
     const float cos = finite(read_one(call.scalar, call.cos_cache, row));
@@ -71,7 +76,7 @@ SPARK_FN float channel(const SparkCall& call, const SparkTokens& tokens, const S
 SPARK_FN void token_octet(const SparkCall& call, const SparkTokens& tokens, const Sequence& s, u32 head, u32 i,
                           u32 octet, bool rotate, float (&x)[8]) {
     const i64 at = token_at(tokens, s.index, head, i);
-    if (!rotate || !call.rotary) return read_some(call.scalar, tokens.data, at + 8 * octet, x);
+    if (!rotate || !call.rotary) return read_some(scalar_of(call, rotate), tokens.data, at + 8 * octet, x);
     // Half a head is a whole number of quads, but not always of octets.
     const u32 half = call.head_dim / 2;
     const i64 row = (i64)position(call, s, i) * half;

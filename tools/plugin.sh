@@ -34,7 +34,7 @@ run() {
 
 # all: what there is for $driver, in every version of ONNX Runtime.
 all() {
-    local kernels=(test_{golden,splitting,foreign_numbers,tail,row_format_2}.py) requirements version unfit
+    local kernels=(test_{golden,splitting,foreign_numbers,tail,row_format_2,row_format_3}.py) requirements version unfit
     [[ $driver == cuda ]] || kernels=(test_{reference,golden,splitting,foreign_numbers}.py)
     say "$driver, newest ONNX Runtime"
     # What hipRTC compiles is the same in every provider: tools/rocm.sh takes its time for it.

@@ -1,9 +1,9 @@
 // Row format 1, as defined in docs/format.md: positions of the fields, and decoding of eight channels of a row at a
-// time. Format 2 is the same but for what the call says and format/v2.h has.
+// time. Format 2 is the same but for what the call says and format/v2.h has; format/v3.h has keys in planes.
 #ifndef SPARK_FORMAT_V1_H
 #define SPARK_FORMAT_V1_H
 
-#ifndef SPARK_FORMAT_V2_H
+#ifndef SPARK_FORMAT_V3_H
 #error "include rows.h instead: compilers at run time know no parent folders"
 #endif
 
@@ -11,6 +11,7 @@ SPARK_CONSTANT u32 VALUE_GROUP = 32;
 
 SPARK_FN u32 code_bytes(u32 bits, u32 n) { return bits == 16 ? 2 * n : bits == 8 ? n : (n + 1) / 2; }
 
+// Of rows in planes only `words` has a meaning.
 struct KeyLayout {
     u32 mask_bytes; // of the keep mask, and of the sign plane after it
     u32 scalars_at; // float16 a, then zero, or m and step
@@ -19,8 +20,10 @@ struct KeyLayout {
 
     SPARK_FN explicit KeyLayout(const SparkCall& call)
         : mask_bytes(call.head_dim / 8), scalars_at(2 * mask_bytes),
-          codes_at(scalars_at + (call.key_bits == 16 ? 4 : 6)),
-          words((codes_at + code_bytes(call.key_bits, call.kept) + 3) / 4) {}
+          codes_at(scalars_at + (call.key_bits == 16 ? 4 : 6)) {
+        const u32 bytes = call.key_planes ? planes_of(call).bytes : codes_at + code_bytes(call.key_bits, call.kept);
+        words = (bytes + 3) / 4;
+    }
 };
 
 struct ValueLayout {
@@ -34,9 +37,18 @@ struct ValueLayout {
 
 SPARK_CONSTANT u32 KEY_SLACK_WORDS = SPARK_KEY_SLACK_WORDS;
 
+// Key rows that a kernel meets: those with masks, those in planes, or either, as the call says. Kernels for either need
+// more registers.
+enum RowKind { MASKED, IN_PLANES, ANY_ROWS };
+
+template <RowKind KIND>
+SPARK_FN bool in_planes(const SparkCall& call) {
+    return KIND == ANY_ROWS ? call.key_planes : KIND == IN_PLANES;
+}
+
 // Eight channels of a key row that is in LDS from byte `row` on: kept channels as stored, pruned ones as their sign
 // times a. In units of c where keys are quantised; else `scales` is the head's c, in LDS.
-template <u32 OCTETS>
+template <u32 OCTETS, RowKind KIND>
 struct KeyReader {
     u32 octet;
     u32 below[OCTETS / 4 > 0 ? OCTETS / 4 : 1]; // of the mask's words, the channels before the octet
@@ -60,6 +72,7 @@ struct KeyReader {
     // The row of the key at `position`.
     SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, u32 position,
                        const Shared<float>& scales, float (&x)[8]) const {
+        if (in_planes<KIND>(call)) return read_planes(call, row, octet, x);
         const Shared<u16> halves(row);
         const Shared<u8> bytes(row);
         u32 slot = kept_before(row);

@@ -97,7 +97,7 @@ def rewrite(
         value_bits: bits of a value channel.
         row_format: how rows are laid out; 2 is more accurate at 4 bits.
         basis: "calibrated": keys in a basis that calibration finds, with 8, 4 or 2 bits a direction, instead of pruned
-            channels; ratio, key_bits, row_format and recovery keep their defaults then. On the CPU only.
+            channels; ratio, key_bits, row_format and recovery keep their defaults then.
         key_bytes: bytes of a key row in a basis, a multiple of 4; None: half a byte a channel.
         recipe: a file in which `spark-ort tune` says these four for each layer; they keep their defaults then.
         recovery: what a pruned channel reads as: its sign times the mean of the pruned ones, or times a magnitude drawn

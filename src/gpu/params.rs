@@ -53,6 +53,10 @@ pub struct Call {
     pub position_ids: *const i64,
     pub query_saliency: *const f32,
     pub observed_saliency: *mut f32,
+    pub key_basis: *const f32,
+    pub query_basis: *const f32,
+    pub basis_queries: *mut f32,
+    pub basis_keys: *mut f32,
     pub bias: *const c_void,
     pub bias_batch: i64,
     pub bias_head: i64,
@@ -88,6 +92,10 @@ pub struct Call {
     pub splits: u32,
     pub split_keys: u32,
     pub tail_window: u32,
+    pub key_planes: u32,
+    pub key_directions_8: u32,
+    pub key_directions_4: u32,
+    pub in_basis: u32,
     pub key_companded: u32,
     pub value_groups: u32,
     pub rounded_keys: u32,
@@ -97,10 +105,10 @@ pub struct Call {
 
 const _: () = {
     use std::mem::{offset_of, size_of};
-    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 12 && size_of::<Call>() == 1160);
-    assert!(offset_of!(Call, past_key) == 128 && offset_of!(Call, bias) == 216);
-    assert!(offset_of!(Call, workspace) == 248 && offset_of!(Call, new_tokens) == 260);
-    assert!(offset_of!(Call, scale) == 344 && offset_of!(Call, sequence) == 392);
+    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 12 && size_of::<Call>() == 1208);
+    assert!(offset_of!(Call, past_key) == 128 && offset_of!(Call, bias) == 248);
+    assert!(offset_of!(Call, workspace) == 280 && offset_of!(Call, new_tokens) == 292);
+    assert!(offset_of!(Call, scale) == 376 && offset_of!(Call, sequence) == 440);
 };
 
 impl Default for Call {
@@ -121,6 +129,10 @@ impl Default for Call {
             position_ids: null(),
             query_saliency: null(),
             observed_saliency: null_mut(),
+            key_basis: null(),
+            query_basis: null(),
+            basis_queries: null_mut(),
+            basis_keys: null_mut(),
             bias: null(),
             bias_batch: 0,
             bias_head: 0,
@@ -156,6 +168,10 @@ impl Default for Call {
             splits: 0,
             split_keys: 0,
             tail_window: 0,
+            key_planes: 0,
+            key_directions_8: 0,
+            key_directions_4: 0,
+            in_basis: 0,
             key_companded: 0,
             value_groups: 0,
             rounded_keys: 0,

@@ -4,6 +4,7 @@ use ort::operator::{ComputeContext, ShapeInferenceContext};
 
 use super::node::Failure;
 use super::shape_inference;
+use super::tensors::Inputs;
 use crate::call::{AttentionSettings, Attributes, CallError, Input, PruneSettings, Settings};
 use crate::spec;
 
@@ -61,6 +62,16 @@ impl SparkPrune {
 
 /// The read path.
 pub(super) struct SparkAttention;
+
+impl SparkAttention {
+    /// Checks that queries have a basis where keys have one.
+    pub(super) fn check_basis(settings: &Settings, inputs: &Inputs<'_>) -> Result<(), Failure> {
+        match inputs.shape(Input::QueryBasis) {
+            None if settings.planes.is_some() => Err(Input::QueryBasis.error("is required with row_format 3").into()),
+            _ => Ok(()),
+        }
+    }
+}
 
 impl Operation for SparkAttention {
     const SPEC: &'static spec::Operator = &spec::ATTENTION;

@@ -10,7 +10,6 @@ use super::layer::Layer;
 use super::options::Options;
 use super::providers;
 use super::publish::contains;
-use super::rows::Rows;
 use crate::files;
 use crate::onnx::{DataFile, FileError, Homes, Placement, place, write_text};
 
@@ -99,12 +98,6 @@ impl GenAiFolder {
         decoder_file(&path.join(CONFIG), &config)
     }
 
-    /// The first execution provider with a GPU that the folder `path` names.
-    pub fn gpu_provider(path: &Path) -> Result<Option<String>, RewriteError> {
-        let config = read_config(path)?;
-        Ok(providers::on_gpu(&config["model"]["decoder"]["session_options"]).map(String::from))
-    }
-
     /// The folder of the decoder's file, relative to this one.
     pub fn beside(&self) -> &Path {
         Path::new(&self.model).parent().unwrap_or(Path::new(""))
@@ -114,7 +107,7 @@ impl GenAiFolder {
     ///
     /// # Errors
     /// It states another number of KV heads, or another head size.
-    fn check_sizes(&self, layers: &[Layer]) -> Result<(), RewriteError> {
+    pub fn check_sizes(&self, layers: &[Layer]) -> Result<(), RewriteError> {
         let Some(first) = layers.first() else { return Ok(()) };
         let uniform = |size: fn(&Layer) -> usize| layers.iter().all(|layer| size(layer) == size(first));
         let sizes = [
@@ -136,35 +129,6 @@ impl GenAiFolder {
     pub fn shares_buffer(&self) -> bool {
         let search = &self.config["search"];
         search["past_present_share_buffer"] == true && search["num_beams"].as_u64().is_none_or(|beams| beams <= 1)
-    }
-
-    /// Checks that the configuration is about the model with these `layers`, and can run it with `rows`, which are
-    /// those of a `recipe` if there is one.
-    pub fn check(&self, layers: &[Layer], rows: &[Rows], recipe: Option<&Path>) -> Result<(), RewriteError> {
-        self.check_sizes(layers)?;
-        self.check_rows(rows, recipe)
-    }
-
-    /// Checks that the execution providers of the configuration have kernels for `rows`, which may be a `recipe`'s.
-    fn check_rows(&self, rows: &[Rows], recipe: Option<&Path>) -> Result<(), RewriteError> {
-        let provider = providers::on_gpu(&self.config["model"]["decoder"]["session_options"]);
-        let Some(provider) = provider.filter(|_| rows.iter().any(Rows::have_basis)) else { return Ok(()) };
-        let why =
-            format!("the folder names the execution provider {provider}, and no kernel of a GPU reads keys in a basis");
-        Err(match recipe {
-            Some(recipe) => RewriteError::option(
-                "recipe",
-                format!(
-                    "{}: it has layers of row_format 3, a basis; {why}: name another provider, or a recipe of \
-                     `spark-ort tune --no-basis`",
-                    recipe.display()
-                ),
-            ),
-            None => RewriteError::option(
-                "basis",
-                format!("{why}: leave it out of provider_options, or rewrite without a basis"),
-            ),
-        })
     }
 
     /// Warns of what the execution providers of the configuration mean for the operators.

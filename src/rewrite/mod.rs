@@ -104,7 +104,7 @@ pub fn rewrite(
     let layers = find_layers(&model)?;
     let noticed = warnings::of_model(&model, &layers, roundings);
     let (rows, recent) = layer_rows(options, &model, &layers, folder.is_some())?;
-    folder.iter().try_for_each(|folder| folder.check(&layers, &rows, options.recipe.as_deref()))?;
+    folder.iter().try_for_each(|folder| folder.check_sizes(&layers))?;
     let tokens = calibrate::tokens(&path, options, (&layers, &rows))?;
     let positions = calibrate::positions(&model, &layers);
     let names = apply::apply(&mut model, &layers, recent, operator_version(&rows))?;
@@ -208,14 +208,6 @@ pub fn model_file(model: &Path) -> Result<PathBuf, RewriteError> {
         true => Ok(model.join(GenAiFolder::open_any(model)?)),
         false => Ok(model.to_path_buf()),
     }
-}
-
-/// The execution provider with a GPU that the GenAI `folder` names, if it names one.
-///
-/// # Errors
-/// It is no such folder.
-pub fn gpu_provider(folder: &Path) -> Result<Option<String>, RewriteError> {
-    GenAiFolder::gpu_provider(folder)
 }
 
 /// Describes the cache of `model`, an .onnx file or a GenAI folder.

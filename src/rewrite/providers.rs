@@ -35,11 +35,6 @@ pub fn disable_graphs(session: &mut Value) {
     }
 }
 
-/// The first provider of these session options on which the operators run on a GPU.
-pub fn on_gpu(session: &Value) -> Option<&str> {
-    names(session).into_iter().find(|name| *name == OURS || KNOWN.contains(name) && *name != "cpu")
-}
-
 /// Warns of what these session options ask for and the operators do not do.
 pub fn warnings(session: &Value) -> Vec<String> {
     let names = names(session);

@@ -10,8 +10,7 @@ from .compare import check_attention, check_prune, close, exact_rows
 from .reference import Settings
 from .test_attributes import attributes_of, rejected
 
-
-pytestmark = pytest.mark.skipif(models.DEVICE != "cpu", reason="providers with a GPU refuse row format 3")
+on_cpu = pytest.mark.skipif(models.DEVICE != "cpu", reason="observed_covariance is found on the CPU only")
 
 
 def settings(D, kept, planes, **more):
@@ -81,6 +80,7 @@ def key_weights(keys, queries, scale):
     return 0.3 + 0.7 * costs / costs.mean() if costs.any() else np.ones(len(keys))
 
 
+@on_cpu
 @pytest.mark.parametrize("L,scale", [(20, 0), (64, 0), (65, 0), (150, 0), (150, 0.02)])
 @pytest.mark.parametrize("in_basis", [True, False])
 def test_observed_covariance(in_basis, L, scale):
@@ -100,6 +100,7 @@ def test_observed_covariance(in_basis, L, scale):
             close(got[b, h, 1], x.T @ x, 1e-5)
 
 
+@on_cpu
 def test_observed_covariance_is_spread_over_positions():
     """Rotation keeps the energy of each pair of channels, and at many positions their angle is lost."""
     s = Settings(6, 2, 64, 40, key_bits=8, do_rotary=1)

@@ -147,23 +147,12 @@ def test_keys_that_are_rotated_elsewhere_are_refused(exports, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
-def test_a_folder_for_a_gpu_is_refused(dry, exports, tmp_path):
-    given = (*BASIS, *FEWER, "--provider", "SparkExecutionProvider", *dry)
-    done = rewrite(exports["genai-cpu-fp32"], tmp_path / "out", *given, check=False)
-    assert "names the execution provider SparkExecutionProvider, and no kernel of a GPU" in done.stderr, done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_recipe_in_a_basis_for_a_gpu_is_blamed_itself(exports, tmp_path):
-    file = tmp_path / "recipe.json"
-    setting = {"ratio": 0, "key_bits": 8, "value_bits": 8, "row_format": 3, "key_bytes": 32}
-    layers = [{"layer": layer, **setting} for layer in range(4)]
-    file.write_text(json.dumps({"spark_recipe": 1, "uniform_rows": True, "layers": layers}))
-    given = ("--recipe", file, *FEWER, "--provider", "cuda")
-    done = rewrite(exports["genai-cpu-fp32"], tmp_path / "out", *given, check=False)
-    assert done.stderr.startswith(f"error: --recipe: {file}: it has layers of row_format 3"), done.stderr
-    assert "names the execution provider cuda" in done.stderr and "--basis" not in done.stderr
+def test_a_folder_for_a_gpu(exports, tmp_path):
+    given = (*BASIS, *FEWER, "--provider", "SparkExecutionProvider")
+    report = rewrite(exports["genai-cpu-fp32"], tmp_path / "out", *given)
+    assert report["model"]["rows"]["row_format"] == 3
+    config = json.loads((tmp_path / "out/genai_config.json").read_text())
+    assert "SparkExecutionProvider" in json.dumps(config["model"]["decoder"]["session_options"])
 
 
 def test_a_dry_run_knows_the_size_alone(exports, tmp_path):

@@ -64,7 +64,7 @@ pub struct Args {
     row_format: u8,
 
     /// Store keys in a basis that calibration finds, with 8, 4 or 2 bits a direction: less error below a quarter of
-    /// float16. On the CPU only, and for attention that rotates its keys
+    /// float16. For attention that rotates its keys
     #[arg(
         long,
         value_enum,

@@ -28,7 +28,7 @@
 use super::tail::tails;
 use super::tensors::base;
 use super::{
-    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, check, launch, narrow, row_words, sequences,
+    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, basis, check, launch, narrow, row_words, sequences,
 };
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
@@ -73,7 +73,8 @@ const MIN_PREFILL_KEYS: u32 = 512;
 const PIECE: u32 = 64;
 /// Instructions of a key that is not taken by matrix cores, in those of one that is.
 const MATRIX_TAIL_COST: u32 = 4;
-/// Most (token, head) pairs of a KV head for the decoding kernels, which decode rows again for every eight.
+/// Most (token, head) pairs of a KV head for the decoding kernels, which decode rows again for every eight, and in
+/// planes for every four.
 const MOST_DECODE_COLUMNS: u32 = 16;
 
 /// An attention kernel, and the work of one of its blocks.
@@ -168,10 +169,15 @@ impl Attend {
                 // Registers have no room for more sums.
                 _ if matrix == MatrixCores::Mfma && octets == 16 && call.value_bits == 4 => 4,
                 2..=4 => 4,
+                _ if call.key_planes == 1 => 4,
                 _ => 8,
             };
             let shared_bytes = decode_shared_bytes(call, wave, key_words, columns, matrix);
-            let name = if matrix == MatrixCores::None { "" } else { "quantised_" };
+            let name = match matrix {
+                MatrixCores::None if call.key_planes == 1 => "planes_",
+                MatrixCores::None => "",
+                MatrixCores::Mfma | MatrixCores::Mma => "quantised_",
+            };
             Self {
                 kernel: format!("spark_decode_{name}{octets}x{columns}"),
                 columns,
@@ -232,7 +238,7 @@ pub fn attention(
     inputs: &Inputs,
     tensors: &AttentionTensors,
 ) -> Result<Plan, PlanError> {
-    let wave = check(device, geometry)?;
+    let wave = check(device)?;
     let &Geometry { batch, new, query_heads, kv_heads, layout, .. } = geometry;
     let d = geometry.head_dim();
     let mut call = base(geometry, lengths, &settings.common, inputs)?;
@@ -247,13 +253,7 @@ pub fn attention(
     call.causal = settings.causal.into();
     // A window longer than all keys has no effect.
     call.window = settings.window.map_or(0, |w| u32::try_from(w).unwrap_or(0));
-    if !tensors.bias.is_null() {
-        let [batches, heads, rows, columns] = tensors.bias_shape.map(|n| n as i64);
-        call.bias = tensors.bias;
-        call.bias_batch = if batches == 1 { 0 } else { heads * rows * columns };
-        call.bias_head = if heads == 1 { 0 } else { rows * columns };
-        call.bias_token = columns;
-    }
+    set_bias(&mut call, tensors);
     let tail_window = if inputs.past_recent.is_null() { settings.common.tail_window } else { 0 };
     // Nothing is read where nothing is past.
     let free = lengths.past.iter().map(|&past| if past > 0 { geometry.past - past } else { 0 });
@@ -279,12 +279,20 @@ pub fn attention(
         let mut workspace_bytes = state_bytes;
         if attend.rounds_keys {
             call.rounded_keys = 1;
+            workspace_bytes = state_bytes.next_multiple_of(16) + call.sequences as usize * kv_heads * new * d * 2;
+        }
+        let mut in_basis = None;
+        if call.key_planes == 1 {
+            let (changed, reads, end) = basis::change(device, &mut plan, &call, workspace_bytes)?;
+            (call, in_basis, workspace_bytes) = (changed, Some(reads), end);
+        }
+        plan.workspace_bytes = plan.workspace_bytes.max(workspace_bytes);
+        let first_launch = plan.launches.len();
+        if attend.rounds_keys {
             let octets = (kv_heads * new * d / 8) as u64;
             let blocks = octets.div_ceil(ROUND_THREADS.into());
             plan.launches.push(launch(device, "spark_round_keys".into(), blocks, ROUND_THREADS, 0, call)?);
-            workspace_bytes = state_bytes.next_multiple_of(16) + call.sequences as usize * kv_heads * new * d * 2;
         }
-        plan.workspace_bytes = plan.workspace_bytes.max(workspace_bytes);
         let Attend { kernel, threads, shared_bytes, .. } = &attend;
         plan.launches.push(launch(device, kernel.clone(), blocks * splits, *threads, *shared_bytes, call)?);
         if call.splits > 1 {
@@ -292,8 +300,19 @@ pub fn attention(
             let blocks = queries.div_ceil(BLOCK_WAVES.into());
             plan.launches.push(launch(device, "spark_merge".into(), blocks, BLOCK_WAVES * wave, 0, call)?);
         }
+        plan.launches[first_launch..].iter_mut().for_each(|l| l.in_basis = in_basis);
     }
     Ok(plan)
+}
+
+fn set_bias(call: &mut Call, tensors: &AttentionTensors) {
+    if !tensors.bias.is_null() {
+        let [batches, heads, rows, columns] = tensors.bias_shape.map(|n| n as i64);
+        call.bias = tensors.bias;
+        call.bias_batch = if batches == 1 { 0 } else { heads * rows * columns };
+        call.bias_head = if heads == 1 { 0 } else { rows * columns };
+        call.bias_token = columns;
+    }
 }
 
 /// Pieces that the keys of a sequence are cut into, and keys of a piece, for a launch of `blocks` blocks a sequence.

@@ -1,6 +1,7 @@
 //! Which kernels a call launches, with which sizes and arguments. Pure: touches no device and reads no memory.
 
 mod attention;
+mod basis;
 mod prune;
 mod tail;
 mod tensors;
@@ -10,7 +11,7 @@ use std::ffi::c_void;
 use thiserror::Error;
 
 use super::limits::MAX_SEQUENCES;
-use super::params::{Call, Sequence};
+use super::params::{Call, Sequence, Tokens};
 use crate::call::{Geometry, Lengths};
 
 pub use attention::attention;
@@ -52,8 +53,26 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes of LDS, requested at launch.
     pub shared_bytes: u32,
-    /// The kernel's argument; its workspace is null until [`Plan::set_workspace`].
+    /// The kernel's argument; its workspace, and tokens there, are null until [`Plan::set_workspace`].
     pub call: Call,
+    /// What it does with queries and keys in a basis.
+    pub in_basis: Option<InBasis>,
+}
+
+/// What a launch does with queries and keys in a basis, which lie in the workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum InBasis {
+    Writes(TokensAt),
+    Reads(TokensAt),
+}
+
+/// Bytes of the workspace where tokens begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct TokensAt {
+    pub queries: usize,
+    pub keys: usize,
 }
 
 /// The launches of a call, in order, on one stream. A call without tokens may have none.
@@ -68,7 +87,22 @@ pub struct Plan {
 impl Plan {
     /// Sets the workspace of all launches.
     pub fn set_workspace(&mut self, workspace: *mut c_void) {
-        self.launches.iter_mut().for_each(|l| l.call.workspace = workspace);
+        let at = |byte: usize| workspace.cast::<u8>().wrapping_add(byte).cast::<c_void>();
+        for Launch { call, in_basis, .. } in &mut self.launches {
+            call.workspace = workspace;
+            match *in_basis {
+                None => (),
+                Some(InBasis::Writes(TokensAt { queries, keys })) => {
+                    (call.basis_queries, call.basis_keys) = (at(queries).cast(), at(keys).cast());
+                }
+                Some(InBasis::Reads(TokensAt { queries, keys })) => {
+                    // Sequences are numbered in the batch, and those of the launch alone are there.
+                    let before = |tokens: &Tokens| 4 * call.first_sequence as usize * tokens.batch as usize;
+                    call.query.data = at(queries.wrapping_sub(before(&call.query)));
+                    call.key.data = at(keys.wrapping_sub(before(&call.key)));
+                }
+            }
+        }
     }
 }
 
@@ -79,9 +113,6 @@ pub enum PlanError {
     /// Waves of this size are not supported.
     #[error("the device has waves of {0} lanes; the kernels are for 64 and 32")]
     WaveSize(u32),
-    /// Kernels do not read these rows.
-    #[error("rows of format 3 are read and written by the CPU only")]
-    Planes,
     /// The call does not fit 32-bit sizes or a launch.
     #[error("{what} of {size} is more than a kernel can take; make the batch or the prompt smaller")]
     TooLarge {
@@ -111,7 +142,7 @@ fn narrow(what: &'static str, size: usize) -> Result<u32, PlanError> {
 /// them.
 fn row_words(geometry: &Geometry) -> (u32, u32) {
     let Geometry { key, value, .. } = geometry;
-    let key = key.codes_at() + key.bits().bytes(key.kept());
+    let key = key.planes().map_or_else(|| key.codes_at() + key.bits().bytes(key.kept()), |planes| planes.bytes());
     let value = value.codes_at() + value.bits().bytes(value.head_dim());
     (key.div_ceil(4) as u32, value.div_ceil(4) as u32)
 }
@@ -144,16 +175,16 @@ fn launch(
     // HIP counts threads in 32 bits.
     match u32::try_from(blocks) {
         Ok(x) if u64::from(x) * u64::from(threads) <= u64::from(i32::MAX as u32) => {
-            Ok(Launch { kernel, grid: [x, 1, call.sequences], block: [threads, 1, 1], shared_bytes, call })
+            let (grid, block) = ([x, 1, call.sequences], [threads, 1, 1]);
+            Ok(Launch { kernel, grid, block, shared_bytes, call, in_basis: None })
         }
         _ => Err(PlanError::TooLarge { what: "a launch", size: usize::try_from(blocks).unwrap_or(usize::MAX) }),
     }
 }
 
-/// Lanes of a wave of `device`, if kernels are for them and for the rows of `geometry`.
-fn check(device: &Device, geometry: &Geometry) -> Result<u32, PlanError> {
+/// Lanes of a wave of `device`, if kernels are for them.
+fn check(device: &Device) -> Result<u32, PlanError> {
     match device.wave_size {
-        _ if geometry.key.planes().is_some() => Err(PlanError::Planes),
         wave @ (32 | 64) => Ok(wave),
         other => Err(PlanError::WaveSize(other)),
     }

@@ -21,7 +21,7 @@ pub fn prune(
     inputs: &Inputs,
     outputs: &PruneOutputs,
 ) -> Result<Plan, PlanError> {
-    let wave = check(device, geometry)?;
+    let wave = check(device)?;
     let &Geometry { batch, new, kv_heads, key, value, .. } = geometry;
     let d = geometry.head_dim();
     let mut call = base(geometry, lengths, &settings.common, inputs)?;
@@ -44,7 +44,8 @@ pub fn prune(
         let call = sequences(&call, lengths, &tails, first);
         if !call.present_recent.is_null() && call.present_recent_rows > 0 {
             let blocks = u64::from(call.present_recent_rows) * heads;
-            plan.launches.push(launch(device, "spark_recent".into(), blocks, RECENT_THREADS, 0, call)?);
+            let shared = if call.key_planes == 1 { 4 * call.head_dim } else { 0 };
+            plan.launches.push(launch(device, "spark_recent".into(), blocks, RECENT_THREADS, shared, call)?);
         }
         if call.grow != 0 && call.present_rows > 0 {
             let words = u64::from(call.present_rows) * (key.row_bytes().max(value.row_bytes()) / 4) as u64;
@@ -52,7 +53,8 @@ pub fn prune(
             plan.launches.push(launch(device, "spark_grow".into(), blocks, GROW_THREADS, 0, call)?);
         }
         let own = &call.sequence[..call.sequences as usize];
-        if !call.observed_saliency.is_null() || own.iter().any(|s| s.valid as usize >= MIN_OBSERVED) {
+        let by_own = call.key_planes == 0 && own.iter().any(|s| s.valid as usize >= MIN_OBSERVED);
+        if !call.observed_saliency.is_null() || by_own {
             plan.workspace_bytes = plan.workspace_bytes.max(own.len() * kv_heads * d * 4);
             plan.launches.push(launch(
                 device,
@@ -65,9 +67,13 @@ pub fn prune(
         }
         if own.iter().any(|s| s.valid > 0) {
             let (key_words, value_words) = row_words(geometry);
-            let shared = BLOCK_WAVES * (4 * key_words.max(value_words) + MAX_HEAD_DIM);
+            let (kernel, codes) = match call.key_planes {
+                0 => ("spark_prune", MAX_HEAD_DIM),
+                _ => ("spark_prune_planes", 5 * MAX_HEAD_DIM),
+            };
+            let shared = BLOCK_WAVES * (4 * key_words.max(value_words) + codes);
             let blocks = new.div_ceil(BLOCK_WAVES as usize) as u64 * heads;
-            plan.launches.push(launch(device, "spark_prune".into(), blocks, BLOCK_WAVES * wave, shared, call)?);
+            plan.launches.push(launch(device, kernel.into(), blocks, BLOCK_WAVES * wave, shared, call)?);
         }
     }
     Ok(plan)

@@ -62,6 +62,10 @@ pub struct Inputs {
     pub past_recent_rows: usize,
     /// `[Hk, D]`. Values that are not positive and finite read as 1: the host cannot check them.
     pub query_saliency: *const f32,
+    /// `[Hk, D, D]`; with rows in planes only, where it is required.
+    pub key_basis: *const f32,
+    /// The same; required by `SparkAttention`, and `SparkPrune` has none.
+    pub query_basis: *const f32,
 }
 
 impl Inputs {
@@ -83,6 +87,8 @@ impl Inputs {
             past_recent: null(),
             past_recent_rows: 0,
             query_saliency: null(),
+            key_basis: null(),
+            query_basis: null(),
         }
     }
 }
@@ -130,20 +136,14 @@ fn rotary(rotary: Option<Rotary>) -> u32 {
     }
 }
 
-/// The arguments common to all launches of a call.
-pub(super) fn base(
-    geometry: &Geometry,
-    lengths: &Lengths,
-    settings: &Settings,
-    inputs: &Inputs,
-) -> Result<Call, PlanError> {
-    let &Geometry { batch, new, past, query_heads, kv_heads, layout, key, value } = geometry;
+/// Queries, keys and values.
+fn tokens(geometry: &Geometry, inputs: &Inputs) -> [Tokens; 3] {
+    let &Geometry { new, query_heads, kv_heads, layout, .. } = geometry;
     let d = geometry.head_dim();
     let size = match inputs.scalar {
         Scalar::F32 => 4,
         Scalar::F16 | Scalar::Bf16 => 2,
     };
-    narrow("a batch", batch)?;
     let by_heads =
         |data, heads: usize| Tokens { data, batch: (heads * new * d) as i64, head: (new * d) as i64, token: d as i64 };
     let by_tokens = |data: *const c_void, first: usize, width: usize| Tokens {
@@ -157,23 +157,36 @@ pub(super) fn base(
         false => by_tokens(data, 0, kv_heads),
     };
     let width = query_heads + 2 * kv_heads;
-    let (query, key_tokens, value_tokens) = match layout {
-        QueryLayout::Packed => (
+    match layout {
+        QueryLayout::Packed => [
             by_tokens(inputs.query, 0, width),
             by_tokens(inputs.query, query_heads, width),
             by_tokens(inputs.query, query_heads + kv_heads, width),
-        ),
-        QueryLayout::Heads => (
+        ],
+        QueryLayout::Heads => [
             by_heads(inputs.query, query_heads),
             kv(inputs.key, inputs.key_by_heads),
             kv(inputs.value, inputs.value_by_heads),
-        ),
-        QueryLayout::Tokens => (
+        ],
+        QueryLayout::Tokens => [
             by_tokens(inputs.query, 0, query_heads),
             kv(inputs.key, inputs.key_by_heads),
             kv(inputs.value, inputs.value_by_heads),
-        ),
-    };
+        ],
+    }
+}
+
+/// The arguments common to all launches of a call.
+pub(super) fn base(
+    geometry: &Geometry,
+    lengths: &Lengths,
+    settings: &Settings,
+    inputs: &Inputs,
+) -> Result<Call, PlanError> {
+    let &Geometry { batch, new, past, query_heads, kv_heads, key, value, .. } = geometry;
+    let d = geometry.head_dim();
+    narrow("a batch", batch)?;
+    let [query, key_tokens, value_tokens] = tokens(geometry, inputs);
     Ok(Call {
         query,
         key: key_tokens,
@@ -185,6 +198,8 @@ pub(super) fn base(
         sin_cache: inputs.sin_cache,
         position_ids: inputs.position_ids,
         query_saliency: inputs.query_saliency,
+        key_basis: inputs.key_basis,
+        query_basis: inputs.query_basis,
         scalar: inputs.scalar.code(),
         new_tokens: narrow("new tokens", new)?,
         past_rows: narrow("past rows", past)?,
@@ -194,7 +209,7 @@ pub(super) fn base(
         group: (query_heads / kv_heads) as u32,
         head_dim: d as u32,
         kept: key.kept() as u32,
-        key_bits: key.bits().width(),
+        key_bits: if key.planes().is_some() { 16 } else { key.bits().width() },
         value_bits: value.bits().width(),
         key_row_bytes: narrow("key row bytes", key.row_bytes())?,
         value_row_bytes: narrow("value row bytes", value.row_bytes())?,
@@ -203,6 +218,9 @@ pub(super) fn base(
         past_recent_rows: narrow("past_key_recent rows", inputs.past_recent_rows)?,
         rotary: rotary(settings.rotary),
         positions: narrow("positions", inputs.positions)?,
+        key_planes: key.planes().is_some().into(),
+        key_directions_8: key.planes().map_or(0, |planes| planes.eight as u32),
+        key_directions_4: key.planes().map_or(0, |planes| planes.four as u32),
         key_companded: key.codebook().is_some().into(),
         value_groups: value.groups() as u32,
         value_rotated: value.is_rotated().into(),

@@ -31,9 +31,7 @@ fn compute<T: Tensor, C: Container>(
 ) -> Result<(), Failure> {
     let inputs = Inputs::new(context, SparkAttention::reads)?;
     let common = inputs.common(&settings.common, size_of::<C>())?;
-    if settings.common.planes.is_some() && inputs.shape(Input::QueryBasis).is_none() {
-        return Err(Input::QueryBasis.error("is required with row_format 3").into());
-    }
+    SparkAttention::check_basis(&settings.common, &inputs)?;
     let Common { geometry, lengths, scale, .. } = &common;
     let bias = inputs.array4::<T>(Input::AttentionBias)?;
     if let Some(bias) = &bias {

@@ -14,7 +14,6 @@ use crate::gpu::{Device, plan};
 
 impl<P: Provider, T: Tensor, C: Container> Computes<SparkAttention, T, C> for Gpu<P> {
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
-        super::refuse_planes(&SparkAttention::settings(context)?.common)?;
         P::device(context)
     }
 
@@ -31,6 +30,7 @@ fn compute<P: Provider, T: Tensor>(
 ) -> Result<(), Failure> {
     let stream = stream(context, device)?;
     let tensors = Inputs::new(context, SparkAttention::reads)?;
+    SparkAttention::check_basis(&settings.common, &tensors)?;
     let Call { geometry, lengths, inputs } = Call::new::<T>(&tensors, &settings.common, container)?;
     let mut bias_shape = [0; 4];
     if let Some(shape) = tensors.shape(Input::AttentionBias) {

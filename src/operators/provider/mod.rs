@@ -19,10 +19,9 @@ use ort::value::PrimitiveTensorElementType;
 use super::node::Failure;
 use super::operator::{Place, add};
 use super::tensors::Inputs;
-use crate::call::{CallError, Geometry, Input, Lengths, Settings, positions};
+use crate::call::{Geometry, Input, Lengths, Settings, positions};
 use crate::gpu::plan::{self, Plan};
 use crate::gpu::{Device, Handle};
-use crate::spec;
 
 /// An execution provider whose nodes run on a GPU.
 trait Provider: Send + Sync + 'static {
@@ -85,18 +84,6 @@ fn add_for<P: Provider>(domain: OperatorDomain) -> ort::Result<OperatorDomain> {
     add::<Gpu<P>, bf16>(add::<Gpu<P>, f16>(add::<Gpu<P>, f32>(domain)?)?)
 }
 
-/// Refuses rows that no kernel of a GPU reads.
-fn refuse_planes(settings: &Settings) -> Result<(), CallError> {
-    match settings.planes {
-        None => Ok(()),
-        Some(_) => {
-            let problem = "3 is read and written by the CPU only: run the model on CPUExecutionProvider, or rewrite \
-                           it without --basis";
-            Err(CallError::attribute(spec::ROW_FORMAT.name, problem))
-        }
-    }
-}
-
 /// The stream of a call, null for the default one. It is refused before memory is taken, which a driver may not have
 /// for a stream that is captured.
 fn stream(context: &ComputeContext, device: &Device) -> Result<Handle, Failure> {
@@ -140,6 +127,8 @@ impl Call {
             past_recent: pointer(Input::PastKeyRecent)?,
             past_recent_rows: rows(Input::PastKeyRecent, 2),
             query_saliency: pointer(Input::QuerySaliency)?.cast(),
+            key_basis: pointer(Input::KeyBasis)?.cast(),
+            query_basis: pointer(Input::QueryBasis)?.cast(),
         };
         Ok(Self { geometry, lengths, inputs })
     }

@@ -14,7 +14,6 @@ use crate::gpu::{Device, plan};
 
 impl<P: Provider, T: Tensor, C: Container> Computes<SparkPrune, T, C> for Gpu<P> {
     fn device(context: &KernelContext<'_>) -> Result<&'static Device, Failure> {
-        super::refuse_planes(&SparkPrune::settings(context)?.common)?;
         P::device(context)
     }
 

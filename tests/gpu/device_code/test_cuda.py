@@ -41,6 +41,15 @@ def test_no_warnings_and_no_spills(arch: str, tmp_path: Path) -> None:
         assert max(numbers) <= most, f"{name}: {properties}"
 
 
+def test_builtins_are_those_of_nvrtc() -> None:
+    """Of CUDA 12.4, the oldest that compiles the kernels. __builtin_offsetof came after 13.0. Few machines have one."""
+    known = {"__builtin_bit_cast", "__builtin_expect", "__builtin_unreachable"}
+    ops = ROOT / "ops"
+    for source in [*ops.glob("*.h"), *ops.glob("format/*.h"), ops / "device/cuda.h"]:
+        text = re.sub(r"#ifndef __CUDACC_RTC__\n.*?#endif", "", source.read_text(), flags=re.DOTALL)
+        assert set(re.findall(r"__builtin_\w+", text)) <= known, source.name
+
+
 def nvrtc() -> ctypes.CDLL | None:
     """The one that the loader finds, else that of .venv-cuda, if it has one."""
     ours = ROOT.glob(".venv-cuda/lib/python*/site-packages/nvidia/cu13/lib/libnvrtc.so.13")

@@ -108,9 +108,9 @@ def test_resources(toolchain: str, arch: str, tmp_path: Path) -> None:
 def test_a_plan_counts_on_what_is_declared() -> None:
     """`decode_blocks` and MATRIX_BLOCKS of src/gpu/plan: a block has one wave on each SIMD."""
     for name, (_, waves) in DECLARED.items():
-        if decode := re.fullmatch(r"spark_decode_(quantised_)?(\d+)x(\d+)", name):
-            octets, columns = int(decode[2]), int(decode[3])
-            assert waves == (2 if columns > 4 or decode[1] and octets > 8 else 3), name
+        if decode := re.fullmatch(r"spark_decode_(\w+_)?(\d+)x(\d+)", name):
+            kind, octets, columns = decode[1], int(decode[2]), int(decode[3])
+            assert waves == (2 if columns > 4 or kind == "quantised_" and octets > 8 else 3), name
         if "_matrix_" in name:
             assert waves == 2, f"{name}: MATRIX_BLOCKS of src/gpu/plan"
     for name, (_, waves) in kernels_in(OF_TENSOR_CORES).items():

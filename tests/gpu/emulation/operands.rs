@@ -22,7 +22,26 @@ fn in_tail(case: &Case, (b, h, t): (usize, usize, usize), row: &[u8], key: &mut 
     let (Some(free_key), Some(free_value)) = (free_key.get(head), free_value.get(head)) else { return false };
     let tail = layout.read(free_key, free_value);
     let recent = t + tail.kept() >= case.lengths.past[b] && tail.kept() > 0;
-    recent && tail.slots(t).any(|slot| case.geometry.key.read_dense_key(slot, row, key))
+    let layout = &case.geometry.key;
+    let is_key = |slot: &[u8], key: &mut [f32]| match layout.planes() {
+        Some(planes) => planes.read_dense_key(slot, row, key),
+        None => layout.read_dense_key(slot, row, key),
+    };
+    recent && tail.slots(t).any(|slot| is_key(slot, key))
+}
+
+/// Reads the past key at position `t`, from the tail if it may be there, else from its row.
+fn stored_key(case: &Case, (b, h, t): (usize, usize, usize), may_be_dense: bool, key: &mut [f32]) {
+    let (layout, d) = (&case.geometry.key, case.geometry.head_dim());
+    let row = &case.past_key[b * case.geometry.kv_heads + h][t * layout.row_bytes()..][..layout.row_bytes()];
+    if may_be_dense && in_tail(case, (b, h, t), row, key) {
+        return;
+    }
+    if let Some(planes) = layout.planes() {
+        return planes.decode(row, key);
+    }
+    let recovery = case.attention.common.recovery;
+    layout.row(row).decode(&case.scale[h * d..(h + 1) * d], |j| recovery.factor(t, j), key);
 }
 
 /// Attention in float32 to `case` with rotated queries and keys, decoded keys and values, all rounded to float16: it
@@ -68,14 +87,7 @@ fn in_float16(case: &Case) -> Case {
                 let row = t + past[b].min(window) - past[b];
                 key.iter_mut().zip(recent.slice(s![b, h, row, ..])).for_each(|(to, x)| *to = *x);
             }
-            recent => {
-                let row = &case.past_key[b * heads + h][t * g.key.row_bytes()..][..g.key.row_bytes()];
-                if recent.is_none() && in_tail(case, (b, h, t), row, key) {
-                    return;
-                }
-                let recovery = case.attention.common.recovery;
-                g.key.row(row).decode(&case.scale[h * d..(h + 1) * d], |j| recovery.factor(t, j), key);
-            }
+            recent => stored_key(case, (b, h, t), recent.is_none(), key),
         }
     });
     let layout = ValueLayout::new(d, Bits::B16, 0).unwrap();

@@ -2,11 +2,11 @@
 
 use spark_ort::call::{Geometry, Lengths, QueryLayout, Rotary};
 use spark_ort::cpu::{InstructionSet, Serial};
-use spark_ort::format::Bits;
+use spark_ort::format::{Bits, RowFormat};
 use spark_ort::gpu::plan::Scalar;
 
 use crate::common::Random;
-use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, round_tensors};
+use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, case_of, compare, device, round_tensors};
 use crate::pruning::{check_prune, present};
 
 /// Infinities and what is not a number, in every tensor.
@@ -36,8 +36,8 @@ fn numbers_that_are_not_numbers() {
 #[test]
 fn large_batches_take_several_launches() {
     needs!(crate::emulation::at_hand());
-    for (wave, new) in [(64, 1), (32, 10)] {
-        let mut case = case(7, Scalar::F16, 32, (Bits::B8, Bits::B8), 12, 1);
+    for (wave, new, format) in [(64, 1, RowFormat::V1), (32, 10, RowFormat::V2), (64, 10, RowFormat::V3)] {
+        let mut case = case_of(format, 7, Scalar::F16, (32, Bits::B8, Bits::B8), 12, 1);
         let settings = &case.prune.common;
         let (b, d, hk, hq) = (70, 32, settings.kv_heads, settings.query_heads);
         let r = &mut Random(1);

@@ -143,6 +143,10 @@ impl<'a> OnDevice<'a> {
         if saliency {
             inputs.query_saliency = put(case.query_saliency.iter().flat_map(|n| n.to_le_bytes()).collect()).cast();
         }
+        if let Some(basis) = &case.basis {
+            let [key, query] = basis.each_ref().map(|m| put(m.iter().flat_map(|x| x.to_le_bytes()).collect()).cast());
+            (inputs.key_basis, inputs.query_basis) = (key, query);
+        }
         let [past_key, past_value] = past_buffers(case).map(|buffer| Memory::new(&buffer));
         (inputs.past_key, inputs.past_value) = (past_key.at(), past_value.at());
         let geometry = Geometry { layout: layout.query, ..case.geometry.clone() };
@@ -199,9 +203,9 @@ pub fn compare(scalar: Scalar, got: &Array4<f32>, expected: &Array4<f32>) -> Res
     Ok(())
 }
 
-/// A random case with these bits, head size and lengths; every third one is of format 2.
+/// A random case with these bits, head size and lengths; every fourth one is of format 2, and of format 3.
 pub fn case(seed: u64, scalar: Scalar, d: usize, bits: (Bits, Bits), most_past: usize, most_new: usize) -> Case {
-    let format = Random(!seed).pick(&[RowFormat::V1, RowFormat::V1, RowFormat::V2]);
+    let format = Random(!seed).pick(&[RowFormat::V1, RowFormat::V1, RowFormat::V2, RowFormat::V3]);
     case_of(format, seed, scalar, (d, bits.0, bits.1), most_past, most_new)
 }
 

@@ -4,7 +4,7 @@ use std::ptr::{null, null_mut};
 
 use spark_ort::call::{Geometry, Lengths};
 use spark_ort::format::{Bits, KeyLayout, RowFormat, ValueLayout};
-use spark_ort::gpu::plan::{self, AttentionTensors, Device, Inputs, MatrixCores, PlanError, PruneOutputs, Scalar};
+use spark_ort::gpu::plan::{self, AttentionTensors, Device, InBasis, Inputs, MatrixCores, Scalar, TokensAt};
 
 use crate::on_device::{case_of, device};
 
@@ -41,23 +41,31 @@ fn every_row_fits_lds() {
     }
 }
 
-/// No kernel reads rows in planes.
+/// Queries and keys of a call lie side by side in the workspace, behind what else is there, for all sequences.
 #[test]
-fn planes_are_refused() {
-    let case = case_of(RowFormat::V3, 1, Scalar::F16, (128, Bits::B8, Bits::B8), 8, 1);
-    let (device, inputs) = (device(64, 304), Inputs::none(Scalar::F16));
-    let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
-    let attention =
-        plan::attention(&device, &case.geometry, &case.lengths, &case.attention, &inputs, &tensors).unwrap_err();
-    assert_eq!(attention, PlanError::Planes);
-    let outputs = PruneOutputs {
-        present_key: null_mut(),
-        present_value: null_mut(),
-        present_recent: null_mut(),
-        observed_saliency: null_mut(),
-    };
-    let prune = plan::prune(&device, &case.geometry, &case.lengths, &case.prune, &inputs, &outputs).unwrap_err();
-    assert_eq!(prune, PlanError::Planes);
+fn tokens_in_a_basis_have_room() {
+    for (batch, new, scalar, wave) in [(1, 1, Scalar::F16, 64), (70, 3, Scalar::F32, 64), (2, 300, Scalar::Bf16, 32)] {
+        let case = case_of(RowFormat::V3, 1, scalar, (128, Bits::B8, Bits::B8), 8, 1);
+        let geometry = Geometry { batch, new, past: 5000, ..case.geometry.clone() };
+        let lengths = Lengths { total: 5000 + new, past: vec![5000; batch], new: vec![new; batch] };
+        let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+        let inputs = Inputs::none(scalar);
+        let plan =
+            plan::attention(&device(wave, 304), &geometry, &lengths, &case.attention, &inputs, &tensors).unwrap();
+        let written: Vec<_> = plan.launches.iter().filter(|l| l.kernel == "spark_basis").collect();
+        assert_eq!(written.len(), batch.div_ceil(64));
+        for pair in plan.launches.iter().filter(|l| l.kernel != "spark_basis") {
+            let Some(InBasis::Reads(TokensAt { queries, keys })) = pair.in_basis else { panic!("{}", pair.kernel) };
+            let call = &pair.call;
+            let bytes = |heads: usize| call.sequences as usize * heads * new * 128 * 4;
+            assert!(queries % 16 == 0 && keys % 16 == 0 && keys >= queries + bytes(geometry.query_heads));
+            assert!(plan.workspace_bytes >= keys + bytes(geometry.kv_heads));
+            let states = call.sequences as usize * geometry.query_heads * new * call.splits as usize * 130 * 4;
+            let rounded = if call.rounded_keys == 1 { bytes(geometry.kv_heads) / 2 } else { 0 };
+            assert!(queries >= rounded + if call.splits > 1 { states } else { 0 }, "{}", pair.kernel);
+            assert_eq!((call.rotary, call.in_basis), (0, 1));
+        }
+    }
 }
 
 /// A long cache keeps every compute unit busy, in one round.

@@ -21,9 +21,15 @@ fn set_window(case: &mut Case, window: usize) {
 }
 
 /// A dense key that its `row` does not tell from the one it was made of: of the same signs, and with 16 bits of the
-/// same kept channels.
+/// same kept channels; in planes of the same codes.
 fn dense_key(case: &Case, row: &[u8], r: &mut Random) -> Vec<u8> {
     let (layout, d) = (&case.geometry.key, case.geometry.head_dim());
+    if let Some(planes) = layout.planes() {
+        let mut key = vec![0.0; d];
+        planes.decode(row, &mut key);
+        key[planes.kept()..].fill_with(|| r.normal());
+        return key.into_iter().flat_map(|x| f16::from_f32(x).to_le_bytes()).collect();
+    }
     let (mask, signs) = (&row[..d / 8], &row[d / 8..d / 4]);
     let whole = layout.bits() == Bits::B16;
     let mut kept = row[d / 4 + 4..].as_chunks::<2>().0.iter();

@@ -61,7 +61,8 @@ fn no_such_kernel() {
 /// One launch of a kernel of `ops/emulation/faults.cpp`.
 fn fault(kernel: &str) -> Result<(), String> {
     let (grid, block) = ([1, 1, 1], [256, 1, 1]);
-    let launch = Launch { kernel: kernel.into(), grid, block, shared_bytes: 1028, call: Call::default() };
+    let launch =
+        Launch { kernel: kernel.into(), grid, block, shared_bytes: 1028, call: Call::default(), in_basis: None };
     Emulation::get().run(&Plan { workspace_bytes: 0, launches: vec![launch] }, 64)
 }
 

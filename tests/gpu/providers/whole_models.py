@@ -64,11 +64,12 @@ def large(capacity="400"):
     source = pathlib.Path(os.environ["SCENARIO_FOLDER"], "large")
     script = pathlib.Path(__file__).parents[3] / "tools/genai/make_model.py"
     subprocess.run([sys.executable, script, source, "16384", "8b"], check=True)
-    return folder(capacity, source)
+    return folder(capacity, source=source)
 
 
-def folder(capacity="160", source=pathlib.Path(__file__).parents[3] / "graphs/genai-cpu-int4"):
-    """A GenAI folder as `spark-ort rewrite` makes it, in one buffer for past and present: greatest difference of its
+def folder(capacity="160", key_bytes="", source=pathlib.Path(__file__).parents[3] / "graphs/genai-cpu-int4"):
+    """A GenAI folder as `spark-ort rewrite` makes it, keys in a basis if `key_bytes` says of how many bytes, in one
+    buffer for past and present: greatest difference of its
     logits from the CPU's, whether the first layer's buffers are the CPU's, and how many numbers of their free rows are
     written."""
     target = pathlib.Path(os.environ["SCENARIO_FOLDER"], "folder")
@@ -76,7 +77,8 @@ def folder(capacity="160", source=pathlib.Path(__file__).parents[3] / "graphs/ge
     program = pathlib.Path(models.library_path()).with_name("spark-ort")
     package = pathlib.Path(ort.__file__).parent
     variables = {**os.environ, "ORT_DYLIB_PATH": str(next(package.glob("capi/libonnxruntime.so.*")))}
-    command = [program, "rewrite", source, target, "--calibrate", "off"]
+    basis = ["--basis", "calibrated", "--key-bytes", key_bytes, "--calibration-tokens", "512"]
+    command = [program, "rewrite", source, target, *(basis if key_bytes else ["--calibrate", "off"])]
     subprocess.run(command, check=True, capture_output=True, env=variables)
     results, fill = [], 3.0
     for providers, place in (([PROVIDER, "CPUExecutionProvider"], on_device),

@@ -66,8 +66,7 @@ pub struct Args {
     )]
     pub(super) candidates: Vec<Setting>,
 
-    /// Try no keys in a calibrated basis, which the CPU alone can read. None are tried either where a folder names a
-    /// provider with a GPU, or the model or the text to calibrate on allows no basis
+    /// Try no keys in a calibrated basis. None are tried either where the model or the text to calibrate on allows none
     #[arg(long)]
     pub(super) no_basis: bool,
 

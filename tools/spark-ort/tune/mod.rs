@@ -14,7 +14,6 @@ use spark_ort::eval::tune::{LayerProbe, choose};
 use spark_ort::eval::{Passage, passages};
 use spark_ort::rewrite::{
     Bases, LayerSetting, Options, RECENT_OF_FOLDERS, RecentIn, Recipe, RecipeModel, RewriteError, Workbench,
-    gpu_provider,
 };
 use spark_ort::runtime::{FolderSettings, Options as RunOptions};
 
@@ -94,21 +93,20 @@ fn texts(args: &Args, original: &Candidate) -> Result<Texts> {
     Ok(Texts { measured, verified })
 }
 
-/// The model that is measured; `of_gpu` says why no layer of it may have a basis, if that is so.
+/// The model that is measured.
 fn workbench(
     args: &Args,
     original: &Candidate,
     folder: &Path,
     options: &Options,
-    (of_gpu, shown): (Option<&str>, &mut Shown<'_>),
+    shown: &mut Shown<'_>,
 ) -> Result<Workbench> {
     let in_basis = args.candidates.iter().find(|setting| setting.rows.key_bytes.is_some());
-    let without = of_gpu.or(args.no_basis.then_some("--no-basis is given too"));
-    let bases = match (in_basis, without) {
-        (Some(setting), Some(why)) => bail!("--candidates {setting}: {why}"),
-        (Some(_), None) => Bases::Needed,
-        (None, Some(_)) => Bases::None,
-        (None, None) => Bases::IfPossible,
+    let bases = match (in_basis, args.no_basis) {
+        (Some(setting), true) => bail!("--candidates {setting}: --no-basis is given too"),
+        (Some(_), false) => Bases::Needed,
+        (None, true) => Bases::None,
+        (None, false) => Bases::IfPossible,
     };
     match (Workbench::new(&original.file, folder, options, bases, shown), in_basis) {
         (Err(error @ RewriteError::Option { option: "basis", .. }), Some(setting)) => {
@@ -132,9 +130,7 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
     };
     let place = tempfile::tempdir().context("cannot create a temporary folder")?;
     let mut shown = Shown::new(interrupt);
-    let gpu = if folder { gpu_provider(&args.original)? } else { None };
-    let of_gpu = gpu.map(|gpu| format!("the folder names {gpu}, and no kernel of a GPU reads keys in a basis"));
-    let mut workbench = workbench(args, original, place.path(), &options, (of_gpu.as_deref(), &mut shown))?;
+    let mut workbench = workbench(args, original, place.path(), &options, &mut shown)?;
     drop(shown);
     let kv_heads: Vec<usize> = original.inspection.interface.layers.iter().map(|layer| layer.kv_heads).collect();
     let budget = args.budget.bytes(original.inspection.original_bytes_per_token);
@@ -146,7 +142,7 @@ fn tune(args: &Args, original: &Candidate, texts: Texts, interrupt: &Interrupt) 
     let complete = layers::measure(&mut probe, &texts.measured, &all, &mut groups, interrupt)?;
     drop(probe);
     let mut outcome = Outcome::new(args, original, (budget, recent, uniform_rows), &all, &groups, complete);
-    outcome.no_basis = of_gpu.or(workbench.no_bases().map(String::from));
+    outcome.no_basis = workbench.no_bases().map(String::from);
     if complete > 0 {
         let choices: Vec<_> = groups.iter().map(|group| group.choices(&all)).collect();
         let chosen = choose(&choices, budget).context("no variants are within the budget")?;

@@ -1,0 +1,112 @@
+// Row format 3: keys in a basis, in planes of codes of 8, 4 and 2 bits, as defined in docs/format.md.
+// src/format/v3 is the reference; s may differ by the order of its sums.
+#ifndef SPARK_FORMAT_V3_H
+#define SPARK_FORMAT_V3_H
+
+#ifndef SPARK_FORMAT_V2_H
+#error "include rows.h instead: compilers at run time know no parent folders"
+#endif
+
+SPARK_CONSTANT u32 PLANE_CODES_AT = 2; // after s
+
+// Where the codes of a row lie.
+struct Planes {
+    u32 eight, coded; // directions of 8 bits, of 8 or 4
+    u32 kept;         // of all planes
+    u32 fours_at, twos_at;
+    u32 bytes; // of all fields
+
+    SPARK_FN Planes(u32 eight, u32 four, u32 kept)
+        : eight(eight), coded(eight + four), kept(kept), fours_at(PLANE_CODES_AT + eight),
+          twos_at(fours_at + (four + 1) / 2), bytes(twos_at + (kept - coded + 3) / 4) {}
+};
+
+SPARK_FN Planes planes_of(const SparkCall& call) {
+    return Planes(call.key_directions_8, call.key_directions_4, call.kept);
+}
+
+// The same, not to be kept in registers beside what rows of other formats need.
+SPARK_FN Planes planes_anew(const SparkCall& call) {
+    return Planes(same(anew(call.key_directions_8)), same(anew(call.key_directions_4)), same(anew(call.kept)));
+}
+
+// What a 127th of the range of a direction's plane is worth, with the scale s of a row.
+SPARK_FN float plane_unit(const Planes& planes, u32 j, float s) {
+    const float range = j < planes.eight ? 4.5f / 127.0f : j < planes.coded ? 2.73f / 127.0f : 1.51f / 127.0f;
+    return j < planes.kept ? s * range : 0.0f;
+}
+
+// The code for `x` 127ths of the range of direction `j`: the one whose level is nearest, of two the lower one.
+SPARK_FN u32 plane_code(const Planes& planes, u32 j, float x) {
+    if (j < planes.eight) return (u32)round_even(least(greatest(x, -127.0f), 127.0f) + 128.0f);
+    // Half-way between levels.
+    const float fours[15] = {-111.5f, -85.5f, -66.5f, -51.0f, -37.0f, -24.0f, -12.0f, 0.0f,
+                             12.0f,   24.0f,  37.0f,  51.0f,  66.5f,  85.5f,  111.5f};
+    u32 four = 0;
+    SPARK_UNROLL
+    for (u32 n = 0; n < 15; ++n) four += x > fours[n];
+    const u32 two = (u32)(x > -82.5f) + (u32)(x > 0.0f) + (u32)(x > 82.5f);
+    return j < planes.coded ? four : two;
+}
+
+// What eight codes of 4 bits stand for, in 127ths of the range, plus 128: a byte each.
+SPARK_FN void levels_of_fours(u32 codes, u32& low, u32& high) {
+    // 1, 32, 53, 70, 84, 98, 110, 122, 134, 146, 158, 172, 186, 203, 224, 255
+    look_up(codes, {0x46352001, 0x7a6e6254, 0xac9e9286, 0xffe0cbba}, low, high);
+}
+
+// The same of `code` of direction `j`, with 4 bits `four`.
+SPARK_FN u32 plane_level(const Planes& planes, u32 j, u32 code, u32 four) {
+    // 1, 90, 166, 255
+    const u32 two = 0xffa65a01u >> (8 * code & 31) & 0xff;
+    return j < planes.eight ? code : j < planes.coded ? four : two;
+}
+
+// The code of direction `j` in the row in LDS from byte `row` on; of one that is dropped any number.
+SPARK_FN u32 stored_code(const Planes& planes, u32 row, u32 j) {
+    const Shared<u8> bytes(row);
+    const u32 four = j - planes.eight, two = j - planes.coded;
+    u32 at = PLANE_CODES_AT + j, shift = 0, mask = 0xff;
+    if (j >= planes.eight) at = planes.fours_at + four / 2, shift = 4 * (four % 2), mask = 0xf;
+    if (j >= planes.coded) at = planes.twos_at + two / 4, shift = 2 * (two % 4), mask = 0x3;
+    return bytes.load(j < planes.kept ? at : 0) >> shift & mask;
+}
+
+// Eight directions of a key row that is in LDS from byte `row` on. In a loop through which they rotate, since registers
+// cannot be indexed: all at once would take so many that rows of other formats are read more slowly.
+SPARK_FN void read_planes(const SparkCall& call, u32 row, u32 octet, float (&x)[8]) {
+    SPARK_NOTE("planes");
+    const Planes planes = planes_anew(call);
+    const float s = finite_half(Shared<u16>(row).load(0));
+    SPARK_ROLLED
+    for (u32 j = 8 * octet; j < 8 * octet + 8; ++j) {
+        const u32 code = stored_code(planes, row, j);
+        u32 four, rest;
+        levels_of_fours(code & 0xf, four, rest);
+        SPARK_UNROLL
+        for (u32 n = 1; n < 8; ++n) x[n - 1] = x[n];
+        x[7] = ((float)plane_level(planes, j, code, four & 0xff) - 128.0f) * plane_unit(planes, j, s);
+    }
+}
+
+// Whether eight dense directions, two a word, are of another key than that of the row in LDS from byte `row` on, as far
+// as its codes tell.
+SPARK_FN bool planes_differ(const SparkCall& call, u32 row, u32 octet, const u32 (&directions)[4]) {
+    const Planes planes = planes_anew(call);
+    const float s = finite_half(Shared<u16>(row).load(0));
+    bool other = false;
+    SPARK_ROLLED
+    for (u32 k = 0; k < 8; ++k) {
+        u32 half = 0;
+        SPARK_UNROLL
+        for (u32 n = 0; n < 8; ++n) half = n == k ? directions[n / 2] >> 16 * (n % 2) & 0xffff : half;
+        const u32 j = 8 * octet + k;
+        const float x = finite_half(half), unit = plane_unit(planes, j, s);
+        const bool differs = s == 0.0f ? x != 0.0f
+                                       : plane_code(planes, j, x * (1.0f / unit)) != stored_code(planes, row, j);
+        other = other || (j < planes.kept && differs);
+    }
+    return other;
+}
+
+#endif
