@@ -9,8 +9,10 @@ SPARK_CONSTANT u32 BASIS_THREADS = SPARK_BASIS_THREADS;
 // Tokens of a thread, which multiplies all of them by a number of the matrix that it has read once.
 SPARK_CONSTANT u32 BASIS_TOKENS = SPARK_BASIS_TOKENS;
 
-// Direction `j` of `x`, the D channels in LDS from byte `at` on, by the matrix of a head.
-SPARK_FN float in_basis(const float* matrix, u32 d, u32 at, u32 j) {
+// Direction `j` of a key of a head, whose D channels are in LDS from byte `at` on.
+SPARK_FN float key_in_basis(const SparkCall& call, u32 head, u32 at, u32 j) {
+    const u32 d = call.head_dim;
+    const float* matrix = call.key_basis + (i64)head * d * d;
     const Shared<float> x(at);
     float sum = 0.0f;
     for (u32 i = 0; i < d; ++i) sum += x.load(i) * load(matrix + (i64)i * d + j);

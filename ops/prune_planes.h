@@ -19,7 +19,7 @@ SPARK_FN void encode_planes(const SparkCall& call, const Sequence& s, u32 head, 
         const u32 j = c * WAVE + lane();
         key[c] = rounded[c] = weight[c] = 0.0f;
         if (j >= d) continue;
-        key[c] = in_basis(call.key_basis + (i64)head * d * d, d, channels, j);
+        key[c] = key_in_basis(call, head, channels, j);
         if (j >= planes.kept) continue;
         rounded[c] = half_to_float(dense_half(key[c]));
         weight[c] = typical_saliency(call, head, j) * typical_saliency(call, head, j);

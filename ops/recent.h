@@ -24,7 +24,7 @@ SPARK_FN void write_recent(const SparkCall& call) {
     float x = 0.0f;
     if (row < after) {
         if (t >= s.past) {
-            x = call.key_planes ? in_basis(call.key_basis + (i64)head * d * d, d, 0, j)
+            x = call.key_planes ? key_in_basis(call, head, 0, j)
                                 : channel(call, call.key, s, head, t - s.past, j, true);
         } else {
             const u32 from = t - (s.past - before);

@@ -69,9 +69,8 @@ def large(capacity="400"):
 
 def folder(capacity="160", key_bytes="", source=pathlib.Path(__file__).parents[3] / "graphs/genai-cpu-int4"):
     """A GenAI folder as `spark-ort rewrite` makes it, keys in a basis if `key_bytes` says of how many bytes, in one
-    buffer for past and present: greatest difference of its
-    logits from the CPU's, whether the first layer's buffers are the CPU's, and how many numbers of their free rows are
-    written."""
+    buffer for past and present: greatest difference of its logits from the CPU's, whether the first layer's buffers are
+    the CPU's, and how many numbers of their free rows are written."""
     target = pathlib.Path(os.environ["SCENARIO_FOLDER"], "folder")
     shutil.rmtree(target, ignore_errors=True)
     program = pathlib.Path(models.library_path()).with_name("spark-ort")
