@@ -32,6 +32,8 @@
 
 // Words that may be read past the end of a key row's fields; they are not used, but must exist.
 #define SPARK_KEY_SLACK_WORDS 5
+// The same where matrix cores take rows in planes (ops/plane_steps.h): lanes have a place beyond a plane's end.
+#define SPARK_PLANE_SLACK_WORDS 10
 // Keys of a tile for matrix cores, and words of the tables that unpack their codes (ops/matrix_keys.h).
 #define SPARK_MATRIX_KEYS 16
 #define SPARK_MATRIX_TABLE_WORDS 1536

@@ -35,7 +35,7 @@ struct ValueLayout {
           words((codes_at + code_bytes(call.value_bits, call.head_dim) + 3) / 4) {}
 };
 
-SPARK_CONSTANT u32 KEY_SLACK_WORDS = SPARK_KEY_SLACK_WORDS;
+SPARK_CONSTANT u32 KEY_SLACK_WORDS = SPARK_KEY_SLACK_WORDS, PLANE_SLACK_WORDS = SPARK_PLANE_SLACK_WORDS;
 
 // Key rows that a kernel meets: those with masks, those in planes, or either, as the call says. Kernels for either need
 // more registers.

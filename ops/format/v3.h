@@ -30,10 +30,13 @@ SPARK_FN Planes planes_anew(const SparkCall& call) {
     return Planes(same(anew(call.key_directions_8)), same(anew(call.key_directions_4)), same(anew(call.kept)));
 }
 
-// What a 127th of the range of a direction's plane is worth, with the scale s of a row.
+// A 127th of the ranges of planes of 8, 4 and 2 bits, in scales of a row.
+SPARK_CONSTANT float UNIT_OF_8 = 4.5f / 127.0f, UNIT_OF_4 = 2.73f / 127.0f, UNIT_OF_2 = 1.51f / 127.0f;
+
+// The same of a direction's plane, with the scale s.
 SPARK_FN float plane_unit(const Planes& planes, u32 j, float s) {
-    const float range = j < planes.eight ? 4.5f / 127.0f : j < planes.coded ? 2.73f / 127.0f : 1.51f / 127.0f;
-    return j < planes.kept ? s * range : 0.0f;
+    const float unit = j < planes.eight ? UNIT_OF_8 : j < planes.coded ? UNIT_OF_4 : UNIT_OF_2;
+    return j < planes.kept ? s * unit : 0.0f;
 }
 
 // The code for `x` 127ths of the range of direction `j`: the one whose level is nearest, of two the lower one.
@@ -49,16 +52,20 @@ SPARK_FN u32 plane_code(const Planes& planes, u32 j, float x) {
     return j < planes.coded ? four : two;
 }
 
-// What eight codes of 4 bits stand for, in 127ths of the range, plus 128: a byte each.
-SPARK_FN void levels_of_fours(u32 codes, u32& low, u32& high) {
-    // 1, 32, 53, 70, 84, 98, 110, 122, 134, 146, 158, 172, 186, 203, 224, 255
-    look_up(codes, {0x46352001, 0x7a6e6254, 0xac9e9286, 0xffe0cbba}, low, high);
-}
+// What codes of 4 bits stand for, in 127ths of the range, plus 128: a byte each.
+struct LevelsOf4 {
+    u32 words[4];
+
+    // 1, 32, 53, 70, 84, 98, 110, 122, 134, 146, 158, 172, 186, 203, 224, 255; XOR `flip` in every four.
+    SPARK_FN explicit LevelsOf4(u32 flip = 0)
+        : words{0x46352001 ^ flip, 0x7a6e6254 ^ flip, 0xac9e9286 ^ flip, 0xffe0cbba ^ flip} {}
+};
+// The same of codes of 2 bits: 1, 90, 166, 255.
+SPARK_CONSTANT u32 LEVELS_OF_2 = 0xffa65a01;
 
 // The same of `code` of direction `j`, with 4 bits `four`.
 SPARK_FN u32 plane_level(const Planes& planes, u32 j, u32 code, u32 four) {
-    // 1, 90, 166, 255
-    const u32 two = 0xffa65a01u >> (8 * code & 31) & 0xff;
+    const u32 two = LEVELS_OF_2 >> (8 * code & 31) & 0xff;
     return j < planes.eight ? code : j < planes.coded ? four : two;
 }
 
@@ -82,7 +89,7 @@ SPARK_FN void read_planes(const SparkCall& call, u32 row, u32 octet, float (&x)[
     for (u32 j = 8 * octet; j < 8 * octet + 8; ++j) {
         const u32 code = stored_code(planes, row, j);
         u32 four, rest;
-        levels_of_fours(code & 0xf, four, rest);
+        look_up(code & 0xf, LevelsOf4().words, four, rest);
         SPARK_UNROLL
         for (u32 n = 1; n < 8; ++n) x[n - 1] = x[n];
         x[7] = ((float)plane_level(planes, j, code, four & 0xff) - 128.0f) * plane_unit(planes, j, s);

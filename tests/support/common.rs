@@ -81,9 +81,10 @@ fn settings(r: &mut Random, format: RowFormat, wanted: Option<(usize, Bits, Bits
     let (key_bits, value_bits) = (Bits::new(r.pick(&[16, 8, 4])).unwrap(), Bits::new(value_bits).unwrap());
     let (key_bits, value_bits) = wanted.map_or((key_bits, value_bits), |w| (w.1, w.2));
     let padding = 4 * r.below(3);
-    let eight = r.below(kept_channels + 1);
-    let four = r.below(kept_channels - eight + 1);
-    let planes = (format == RowFormat::V3).then_some(Planes { eight, four, two: kept_channels - eight - four });
+    let mut ends = [r.below(kept_channels + 1), r.below(kept_channels + 1)];
+    ends.sort_unstable();
+    let planes = Planes { eight: ends[0], four: ends[1] - ends[0], two: kept_channels - ends[1] };
+    let planes = (format == RowFormat::V3).then_some(planes);
     let value = ValueLayout::of(format, head_dim, value_bits, 0).unwrap();
     // Kernels that read rows one by one serve drawn magnitudes, all others the rest.
     let others = [Recovery::Mean, Recovery::None].repeat(3);
