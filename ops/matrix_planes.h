@@ -27,7 +27,8 @@ struct MatrixKeys<OCTETS, BLOCKS, BITS_OF_PLANES> {
         clear_row(staged, MatrixRows::key_words(call, layout));
     }
 
-    // Which of the eight codes of a lane is byte `k` of word `w`.
+    // Which of the eight codes of a lane is byte `k` of word `w`: of 4 and 2 bits the first word has the even ones, of
+    // 2 bits with the middle two exchanged.
     SPARK_FN u32 place(u32 step, u32 w, u32 k) const {
         if (steps.kinds.of_8(step)) return 4 * w + k;
         return 2 * (steps.kinds.of_4(step) || k % 3 == 0 ? k : 3 - k) + w;

@@ -77,8 +77,8 @@ impl FromStr for Setting {
                 ensure!((0.0..1.0).contains(&ratio), "a ratio of {ratio} is not within 0 and 1");
                 (Keys::Pruned { ratio, bits: bits(key_bits)? }, bits(value_bits)?)
             }
-            [bytes, value_bits] if let Some(bytes) = bytes.strip_prefix("basis") => {
-                (Keys::InBasis { bytes: bytes.parse()? }, bits(value_bits)?)
+            [basis, value_bits] if basis.starts_with("basis") => {
+                (Keys::InBasis { bytes: basis["basis".len()..].parse()? }, bits(value_bits)?)
             }
             _ => return Err(Error::msg("a setting is written like 0.5/8/8, 0.5/8/8+64 or basis64/8")),
         };

@@ -79,20 +79,37 @@ SPARK_FN u32 stored_code(const Planes& planes, u32 row, u32 j) {
     return bytes.load(j < planes.kept ? at : 0) >> shift & mask;
 }
 
-// Eight directions of a key row that is in LDS from byte `row` on. In a loop through which they rotate, since registers
-// cannot be indexed: all at once would take so many that rows of other formats are read more slowly.
+// The 32 bits of the row in LDS from byte `row` on that begin at bit `at`; its first ones where the row ends before.
+SPARK_FN u32 row_bits(const Planes& planes, u32 row, u32 at) {
+    const u32 from = at < 8 * planes.bytes ? at : 0;
+    const Shared<u32> words(row);
+    return funnel_right(words.load(from / 32 + 1), words.load(from / 32), from % 32);
+}
+
+// Eight codes of 2 bits, the low half of a word, as nibbles.
+SPARK_FN u32 widened_pairs(u32 codes) {
+    codes = (codes | codes << 8) & 0x00ff00ff;
+    codes = (codes | codes << 4) & 0x0f0f0f0f;
+    return (codes | codes << 2) & 0x33333333;
+}
+
+// Eight directions of a key row that is in LDS from byte `row` on, read as if all were of each plane: lanes whose
+// directions are of other planes, or of two, do the same.
 SPARK_FN void read_planes(const SparkCall& call, u32 row, u32 octet, float (&x)[8]) {
     SPARK_NOTE("planes");
     const Planes planes = planes_anew(call);
     const float s = finite_half(Shared<u16>(row).load(0));
-    SPARK_ROLLED
-    for (u32 j = 8 * octet; j < 8 * octet + 8; ++j) {
-        const u32 code = stored_code(planes, row, j);
-        u32 four, rest;
-        look_up(code & 0xf, LevelsOf4().words, four, rest);
-        SPARK_UNROLL
-        for (u32 n = 1; n < 8; ++n) x[n - 1] = x[n];
-        x[7] = ((float)plane_level(planes, j, code, four & 0xff) - 128.0f) * plane_unit(planes, j, s);
+    const u32 first = 8 * octet;
+    const u32 eight_at = 8 * (PLANE_CODES_AT + first), four_at = 8 * planes.fours_at + 4 * (first - planes.eight);
+    const u32 eight[2] = {row_bits(planes, row, eight_at), row_bits(planes, row, eight_at + 32)};
+    u32 four[2], two[2];
+    look_up(row_bits(planes, row, four_at), LevelsOf4().words, four[0], four[1]);
+    const u32 twos = row_bits(planes, row, 8 * planes.twos_at + 2 * (first - planes.coded)) & 0xffff;
+    look_up(widened_pairs(twos), {LEVELS_OF_2, 0, 0, 0}, two[0], two[1]);
+    SPARK_UNROLL
+    for (u32 k = 0; k < 8; ++k) {
+        const u32 j = first + k, word = j < planes.eight ? eight[k / 4] : j < planes.coded ? four[k / 4] : two[k / 4];
+        x[k] = ((float)(word >> 8 * (k % 4) & 0xff) - 128.0f) * plane_unit(planes, j, s);
     }
 }
 

@@ -8,8 +8,8 @@
 //!   MI250). A wave requests a whole tile of rows and waits for it once; with D = 128, 8 bits and four queries on
 //!   matrix cores that is 16 rows or 3.8 KB, and 8 waves, 2 blocks, have 30 KB in flight.
 //! - *Waves per compute unit.* Registers allow 12 waves with up to four queries per block, and 8 with eight queries or
-//!   with quantised rows of more than 64 channels on matrix cores. [`decode_blocks`] has these numbers, and
-//!   `tests/gpu/device_code` checks them in the code objects; LDS allows more.
+//!   with quantised rows of more than 64 channels on matrix cores, unless keys are in planes. [`decode_blocks`] has
+//!   these numbers, and `tests/gpu/device_code` checks them in the code objects; LDS allows more.
 //! - *Splitting.* Blocks are (queries of a KV head) x (sequences). If that does not fill the device, the keys of a
 //!   sequence are cut into as many pieces as still fit in one round: a second, partly filled round would
 //!   cost more than longer pieces. A piece costs a state of D + 2 floats per query, written and read once;
