@@ -113,6 +113,23 @@ SPARK_FN void read_planes(const SparkCall& call, u32 row, u32 octet, float (&x)[
     }
 }
 
+// The same, one direction after the other, in a loop through which they rotate, since registers cannot be indexed: for
+// kernels that read rows of other formats too, and have no registers left.
+SPARK_FN void read_planes_in_turn(const SparkCall& call, u32 row, u32 octet, float (&x)[8]) {
+    SPARK_NOTE("planes");
+    const Planes planes = planes_anew(call);
+    const float s = finite_half(Shared<u16>(row).load(0));
+    SPARK_ROLLED
+    for (u32 j = 8 * octet; j < 8 * octet + 8; ++j) {
+        const u32 code = stored_code(planes, row, j);
+        u32 four, rest;
+        look_up(code & 0xf, LevelsOf4().words, four, rest);
+        SPARK_UNROLL
+        for (u32 n = 1; n < 8; ++n) x[n - 1] = x[n];
+        x[7] = ((float)plane_level(planes, j, code, four & 0xff) - 128.0f) * plane_unit(planes, j, s);
+    }
+}
+
 // Whether eight dense directions, two a word, are of another key than that of the row in LDS from byte `row` on, as far
 // as its codes tell.
 SPARK_FN bool planes_differ(const SparkCall& call, u32 row, u32 octet, const u32 (&directions)[4]) {
