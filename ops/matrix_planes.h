@@ -57,9 +57,7 @@ struct MatrixKeys<OCTETS, BLOCKS, BITS_OF_PLANES> {
 
     // Sets the query of block `b` for the lane's column: D numbers in LDS from `first` on, zeros unless it `exists`.
     SPARK_FN void set_query(u32 b, const Shared<float>& queries, u32 first, bool exists) {
-        float most = 0.0f;
-        const auto size = [&](u32, u32, u32, float x) { most = greatest(most, x < 0.0f ? -x : x); };
-        each_direction(*this, queries, first, exists, size);
+        float most = greatest_direction(*this, queries, first, exists);
         most = greatest(most, shuffle_xor(most, 16));
         most = greatest(most, shuffle_xor(most, 32));
         const float factor = digit_factor(most);

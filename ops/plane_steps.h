@@ -95,4 +95,13 @@ SPARK_FN void each_direction(const Keys& keys, const Shared<float>& queries, u32
     }
 }
 
+// The greatest magnitude of these.
+template <class Keys>
+SPARK_FN float greatest_direction(const Keys& keys, const Shared<float>& queries, u32 first, bool exists) {
+    float most = 0.0f;
+    const auto compare = [&](u32, u32, u32, float x) { most = greatest(most, x < 0.0f ? -x : x); };
+    each_direction(keys, queries, first, exists, compare);
+    return most;
+}
+
 #endif
