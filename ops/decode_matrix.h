@@ -5,10 +5,10 @@
 #define SPARK_DECODE_MATRIX_H
 
 #ifdef SPARK_MMA
-#include "mma_keys.h"
+#include "mma_planes.h"
 #include "mma_values.h"
 #else
-#include "matrix_keys.h"
+#include "matrix_planes.h"
 #include "matrix_values.h"
 #endif
 
@@ -16,6 +16,8 @@
 template <u32 OCTETS, u32 COLUMNS, u32 KEY_BITS, u32 VALUE_BITS>
 struct DecodeMatrix {
     SPARK_CONSTANT u32 BLOCKS = (COLUMNS + 3) / 4; // of four queries
+    // Values beside keys in planes have one scale a row.
+    SPARK_CONSTANT bool GROUPED = VALUE_BITS == 4 && KEY_BITS != BITS_OF_PLANES;
     // Weights times scales are at most 2^12 e^2, below the largest float16 of nearly 2^16, and all that matter are far
     // above its least normal number.
     static constexpr float HEADROOM = 12.0f, SLACK = 2.88539f;
@@ -25,7 +27,7 @@ struct DecodeMatrix {
     const u32 kv_head, first_column;
     MatrixRows rows;
     MatrixKeys<OCTETS, BLOCKS, KEY_BITS> keys;
-    MatrixValues<OCTETS, BLOCKS, VALUE_BITS> values;
+    MatrixValues<OCTETS, BLOCKS, VALUE_BITS, GROUPED> values;
     Keys seen[BLOCKS];
     // To base 2, for the lane's query: the reference of the weights, which is the greatest sum of a score and the
     // logarithm of its value's scale, less HEADROOM; and the sum of weights.
@@ -172,12 +174,12 @@ struct DecodeMatrix {
 };
 
 // Whether registers have room for the sums: src/gpu/plan chooses no other sizes.
-template <u32 OCTETS, u32 COLUMNS, u32 VALUE_BITS>
+template <u32 OCTETS, u32 COLUMNS, bool GROUPED>
 SPARK_FN constexpr bool has_room() {
 #ifdef SPARK_MMA
     return true;
 #else
-    return OCTETS < 16 || COLUMNS <= 4 || VALUE_BITS == 8;
+    return OCTETS < 16 || COLUMNS <= 4 || !GROUPED;
 #endif
 }
 
@@ -185,8 +187,9 @@ SPARK_FN constexpr bool has_room() {
 template <u32 OCTETS, u32 COLUMNS, u32 KEY_BITS, u32 VALUE_BITS>
 SPARK_FN Shared<float> decode_stored(const SparkCall& call, const Sequence& s, const DecodeBlock& block, u32 start,
                                      u32 end) {
-    if constexpr (has_room<OCTETS, COLUMNS, VALUE_BITS>()) {
-        DecodeMatrix<OCTETS, COLUMNS, KEY_BITS, VALUE_BITS> stored(call, s, block.kv_head, block.first_column);
+    typedef DecodeMatrix<OCTETS, COLUMNS, KEY_BITS, VALUE_BITS> Stored;
+    if constexpr (has_room<OCTETS, COLUMNS, Stored::GROUPED>()) {
+        Stored stored(call, s, block.kv_head, block.first_column);
         stored.tiles(start, end);
         return stored.write_states();
     } else {
@@ -194,9 +197,9 @@ SPARK_FN Shared<float> decode_stored(const SparkCall& call, const Sequence& s, c
     }
 }
 
-template <u32 OCTETS, u32 COLUMNS>
+template <u32 OCTETS, u32 COLUMNS, RowKind KIND>
 SPARK_FN void decode_quantised(const SparkCall& call) {
-    typedef Decode<OCTETS, COLUMNS, MASKED> Dense;
+    typedef Decode<OCTETS, COLUMNS, KIND> Dense;
     const DecodeBlock block(call, COLUMNS);
     const Sequence s(call, block_z());
     const Keys keys = block.keys(call, s);
@@ -205,7 +208,11 @@ SPARK_FN void decode_quantised(const SparkCall& call) {
     queries_to_shared<COLUMNS>(call, s, block.kv_head, block.first_column);
     const u32 end = keys.end < in_tail ? keys.end : in_tail;
     Shared<float> states(0);
-    if (call.key_bits == 8) {
+    if constexpr (KIND == IN_PLANES) {
+        SPARK_CONSTANT u32 PLANES = BITS_OF_PLANES;
+        states = call.value_bits == 8 ? decode_stored<OCTETS, COLUMNS, PLANES, 8>(call, s, block, keys.start, end)
+                                      : decode_stored<OCTETS, COLUMNS, PLANES, 4>(call, s, block, keys.start, end);
+    } else if (call.key_bits == 8) {
         states = call.value_bits == 8 ? decode_stored<OCTETS, COLUMNS, 8, 8>(call, s, block, keys.start, end)
                                       : decode_stored<OCTETS, COLUMNS, 8, 4>(call, s, block, keys.start, end);
     } else {

@@ -32,11 +32,14 @@
 
 // Words that may be read past the end of a key row's fields; they are not used, but must exist.
 #define SPARK_KEY_SLACK_WORDS 5
+// The same where AMD's matrix cores take rows in planes (ops/plane_steps.h): lanes have a place beyond a plane's end.
+#define SPARK_PLANE_SLACK_WORDS 10
 // Keys of a tile for matrix cores, and words of the tables that unpack their codes (ops/matrix_keys.h).
 #define SPARK_MATRIX_KEYS 16
 #define SPARK_MATRIX_TABLE_WORDS 1536
 // Bytes beside the key rows and beside the value rows of a tile in LDS (ops/mma_rows.h), multiples of 16: up to 12
-// before, and after them what is read beyond the last one, which of values are at most 56 channels.
+// before, and after them what is read beyond the last one, which of values are at most 56 channels. Of keys in planes
+// up to 12 bytes more are read, which are the values'.
 #define SPARK_MMA_KEY_SLACK_BYTES 32
 #define SPARK_MMA_VALUE_SLACK_BYTES 80
 

@@ -37,7 +37,7 @@ struct MatrixKeys {
         : call(call), layout(call), row(lane() % 16), group(lane() / 16), part(lane() % 4), masks(rows.region),
           signs(rows.region + 4 * 1024), staged(rows.staged), factors(rows.factors) {
         fill_tables();
-        clear_row(staged, MATRIX_KEYS * layout.words + KEY_SLACK_WORDS);
+        clear_row(staged, MatrixRows::key_words(call, layout));
         block_barrier();
     }
 

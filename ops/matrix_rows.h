@@ -7,8 +7,8 @@
 
 // Keys of a product.
 SPARK_CONSTANT u32 MATRIX_KEYS = SPARK_MATRIX_KEYS;
-// LDS of a block, in words: for each byte of a mask, a quad of code selectors and bytes of kept channels; for each
-// byte of a sign plane, two words of signs.
+// LDS of a block whose keys have masks, in words: for each byte of a mask, a quad of code selectors and bytes of kept
+// channels; for each byte of a sign plane, two words of signs.
 SPARK_CONSTANT u32 MATRIX_TABLE_WORDS = SPARK_MATRIX_TABLE_WORDS;
 
 struct MatrixLanes {
@@ -33,25 +33,33 @@ struct MatrixRows {
     const Sequence& s;
     const u32 kv_head;
     const KeyLayout layout;
-    // Bytes of LDS: the tables; the wave's key rows and KEY_SLACK_WORDS; the factors of its keys.
+    // Bytes of LDS: the tables; the wave's key rows and what is read beyond them; the factors of its keys.
     const u32 region, staged, factors;
     u32 first, count; // of the tile
 
-    // Words of LDS for each wave, a multiple of four.
-    SPARK_FN static u32 wave_words(const KeyLayout& layout) {
-        return (MATRIX_KEYS * layout.words + KEY_SLACK_WORDS + 3) / 4 * 4 + 4 * MATRIX_KEYS;
+    // Words of LDS for the tables, which keys in planes do not need.
+    SPARK_FN static u32 table_words(const SparkCall& call) { return call.key_planes ? 0 : MATRIX_TABLE_WORDS; }
+
+    // The same for the key rows of a wave, and what is read beyond them.
+    SPARK_FN static u32 key_words(const SparkCall& call, const KeyLayout& layout) {
+        return MATRIX_KEYS * layout.words + (call.key_planes ? PLANE_SLACK_WORDS : KEY_SLACK_WORDS);
+    }
+
+    // The same for each wave, a multiple of four.
+    SPARK_FN static u32 wave_words(const SparkCall& call, const KeyLayout& layout) {
+        return (key_words(call, layout) + 3) / 4 * 4 + 4 * MATRIX_KEYS;
     }
 
     // Bytes of LDS for a block.
     SPARK_FN static u32 block_bytes(const SparkCall& call) {
-        return 4 * (MATRIX_TABLE_WORDS + DECODE_WAVES * wave_words(KeyLayout(call)));
+        return 4 * (table_words(call) + DECODE_WAVES * wave_words(call, KeyLayout(call)));
     }
 
     // The tables are in LDS from byte `region` on, a multiple of 16, and each wave's words follow them.
     SPARK_FN MatrixRows(const SparkCall& call, const Sequence& s, u32 kv_head, u32 region)
         : call(call), s(s), kv_head(kv_head), layout(call), region(region),
-          staged(region + 4 * (MATRIX_TABLE_WORDS + wave_words(layout) * wave())),
-          factors(staged + 4 * (wave_words(layout) - 4 * MATRIX_KEYS)), first(0), count(0) {}
+          staged(region + 4 * (table_words(call) + wave_words(call, layout) * wave())),
+          factors(staged + 4 * (wave_words(call, layout) - 4 * MATRIX_KEYS)), first(0), count(0) {}
 
     // Rows are not asked for ahead: other waves of the compute unit work meanwhile.
     SPARK_FN void begin(u32) {}

@@ -9,11 +9,11 @@
 
 #include "matrix_rows.h"
 
-template <u32 OCTETS, u32 BLOCKS, u32 BITS>
+// GROUPED: rows may have a scale for each 32 channels.
+template <u32 OCTETS, u32 BLOCKS, u32 BITS, bool GROUPED>
 struct MatrixValues {
     SPARK_CONSTANT u32 UNIT = OCTETS < 16 ? 4 : 8; // channels of a lane, side by side
     SPARK_CONSTANT u32 WORDS = UNIT / 4;           // of 8-bit codes
-    SPARK_CONSTANT bool GROUPED = BITS == 4;
     SPARK_CONSTANT u32 SETS = GROUPED && OCTETS >= 16 ? 2 : 1; // of two groups each
 
     const SparkCall& call;

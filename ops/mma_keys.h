@@ -83,9 +83,6 @@ struct MatrixKeys {
         unit[b] = (part == 0 ? 256.0f : 1.0f) * (most / DIGIT_STEPS) * (call.scale * LOG2_E);
     }
 
-    // The row of the tile that is the lane's column of product `half`.
-    SPARK_FN static u32 row_of(u32 half) { return 4 * (lane() / 8) + 2 * half + lane() / 4 % 2; }
-
     // OWN bytes of LDS from `byte` on, which are the lane's fourth of a plane that starts at a multiple of four.
     SPARK_FN u32 plane(u32 byte) const {
         // Reads past a plane's last octet, where there are no digits and no slots.
@@ -189,7 +186,7 @@ struct MatrixKeys {
                 SPARK_UNROLL
                 for (u32 k = 0; k < 3; ++k) f[b][k] = MatrixCounts{0, 0, 0, 0};
             }
-            multiply(rows, row_of(half), f);
+            multiply(rows, MatrixLanes::row_of(half), f);
             if (half == 0) wave_barrier();
             SPARK_UNROLL
             for (u32 e = 0; e < 2; ++e) {

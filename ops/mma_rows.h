@@ -17,6 +17,8 @@ struct MatrixLanes {
     SPARK_FN static u32 query() { return lane() / 4 % 4; }
     SPARK_FN static u32 group() { return lane() % 4; }
     SPARK_FN static u32 part() { return lane() / 16; }
+    // The row of the tile that is the lane's column in a product of eight keys, of the first or the second one.
+    SPARK_FN static u32 row_of(u32 half) { return 4 * (lane() / 8) + 2 * half + lane() / 4 % 2; }
 
     // Over the lanes of a query that have different keys.
     SPARK_FN static float greatest_of_query(float x) {

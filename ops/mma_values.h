@@ -10,10 +10,11 @@
 
 #include "mma_rows.h"
 
-template <u32 OCTETS, u32 BLOCKS, u32 BITS>
+// GROUPED: rows may have a scale for each 32 channels.
+template <u32 OCTETS, u32 BLOCKS, u32 BITS, bool GROUPED>
 struct MatrixValues {
     SPARK_CONSTANT u32 UNITS = OCTETS / 4; // of 32 channels
-    SPARK_CONSTANT u32 SETS = BITS == 4 ? UNITS : 1;
+    SPARK_CONSTANT u32 SETS = GROUPED ? UNITS : 1;
 
     const SparkCall& call;
     const u32 group, part;

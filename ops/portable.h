@@ -23,6 +23,7 @@
 // and each for itself in
 //   Quad                         four words, aligned to 16 bytes, for Shared
 //   pick_bytes(high, low, s)     byte n is the byte s_n of (high:low), 0 to 7, or zero where s_n is PICK_ZERO
+//   look_up_bytes(bytes, table)  four entries of a table of sixteen bytes, those of the low halves of four bytes
 //   add_halves(a, b)             of two float16
 //   truncate_halves(a, b)        a and b as float16, towards zero
 //

@@ -40,7 +40,7 @@ SPARK_FN void encode_planes(const SparkCall& call, const Sequence& s, u32 head, 
             const float unit = plane_unit(planes, j, scale);
             const u32 code = plane_code(planes, j, unit == 0.0f ? 0.0f : rounded[c] * (1.0f / unit));
             u32 four, rest;
-            levels_of_fours(code, four, rest);
+            look_up(code, LevelsOf4().words, four, rest);
             const float off = rounded[c] - ((float)plane_level(planes, j, code, four & 0xff) - 128.0f) * unit;
             error += off * off * weight[c];
         }

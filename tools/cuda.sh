@@ -140,7 +140,8 @@ rehearse() {
     check 'pieces_of_a_long_cache ties_are_broken large_batches'
     "$built/timings" --read-code "$folder/empty.fatbin" --dense "$built/sdpa.py" \
         --python "${SPARK_TORCH_PYTHON:-python3}" --json "$folder/cuda.json" --dense-device cpu \
-        --contexts 70,300 --batches 1,2 --prompts 24 --heads 4/1 --head-dim 64 --rounds 3 --working-set 1 --chunk 128
+        --contexts 70,300 --batches 1,2 --prompts 24 --heads 4/1 --head-dim 64 --rounds 3 --working-set 1 \
+        --most-layers 8 --chunk 128
 }
 
 command=${1:-}

@@ -29,6 +29,7 @@ pub struct Tokens<'c> {
     cos: Buffer<'c>,
     sin: Buffer<'c>,
     saliency: Buffer<'c>,
+    basis: Buffer<'c>,
 }
 
 /// The same on the host. Tokens come first.
@@ -46,6 +47,25 @@ pub struct Host {
     pub positions: usize,
     /// `[Hk * D]`
     pub saliency: Vec<f32>,
+    /// For queries and keys in a basis, `[Hk, D, D]`: products of the two stay what they are.
+    pub basis: Vec<f32>,
+}
+
+/// The reflection of a random direction for each KV head, which is its own inverse.
+fn reflections(shape: Shape, r: &mut Random) -> Vec<f32> {
+    let d = shape.head_dim;
+    let mut matrices = Vec::with_capacity(shape.key() * d);
+    for _ in 0..shape.kv_heads {
+        let v: Vec<f32> = (0..d).map(|_| r.normal()).collect();
+        let square: f32 = v.iter().map(|x| x * x).sum();
+        let at = |i: usize, j: usize| f32::from(u8::from(i == j)) - 2.0 * v[i] * v[j] / square;
+        matrices.extend((0..d * d).map(|n| at(n / d, n % d)));
+    }
+    matrices
+}
+
+fn bytes_of_floats(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 fn bytes(numbers: &[f16]) -> Vec<u8> {
@@ -64,9 +84,9 @@ impl<'c> Tokens<'c> {
         let angle = |i: usize| (i / half) as f32 * 10000f32.powf(-((i % half) as f32) / half as f32);
         let rotation = |f: fn(f32) -> f32| (0..positions * half).map(|i| f16::from_f32(f(angle(i)))).collect();
         let saliency = (0..shape.key()).map(|_| r.normal().exp()).collect();
-        let host = Host { query, key, value, cos: rotation(f32::cos), sin: rotation(f32::sin), positions, saliency };
+        let (cos, sin, basis) = (rotation(f32::cos), rotation(f32::sin), reflections(shape, r));
+        let host = Host { query, key, value, cos, sin, positions, saliency, basis };
         let put = |numbers: &[f16]| cuda.memory_of(&bytes(numbers));
-        let saliency: Vec<u8> = host.saliency.iter().flat_map(|n| n.to_le_bytes()).collect();
         Ok(Self {
             shape,
             query: put(&host.query)?,
@@ -74,13 +94,15 @@ impl<'c> Tokens<'c> {
             value: put(&host.value)?,
             cos: put(&host.cos)?,
             sin: put(&host.sin)?,
-            saliency: cuda.memory_of(&saliency)?,
+            saliency: cuda.memory_of(&bytes_of_floats(&host.saliency))?,
+            basis: cuda.memory_of(&bytes_of_floats(&host.basis))?,
             host,
         })
     }
 
-    /// Tokens from `first` on.
-    fn inputs(&self, first: usize) -> Inputs {
+    /// Tokens from `first` on, for `operators`.
+    fn inputs(&self, operators: &Operators, first: usize) -> Inputs {
+        let basis = operators.key.planes().map_or(null(), |_| self.basis.at(0).cast_const().cast());
         let from = |buffer: &Buffer, width: usize| buffer.at(first * width * size_of::<f16>()).cast_const();
         Inputs {
             query: from(&self.query, self.shape.query()),
@@ -90,6 +112,8 @@ impl<'c> Tokens<'c> {
             sin_cache: self.sin.at(0),
             positions: self.host.positions,
             query_saliency: self.saliency.at(0).cast(),
+            key_basis: basis,
+            query_basis: basis,
             ..Inputs::none(Scalar::F16)
         }
     }
@@ -138,7 +162,7 @@ impl<'c> Layers<'c> {
         let device = &cuda.properties().for_plan;
         let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: layers.output.at(0) };
         for (key, value) in &layers.caches {
-            let mut inputs = tokens.inputs(0);
+            let mut inputs = tokens.inputs(&layers.operators, 0);
             (inputs.past_key, inputs.past_value) = (key.at(0), value.at(0));
             let outputs = outputs(key.at(0), value.at(0));
             let prune = plan::prune(device, &geometry, &lengths, &layers.operators.prune, &inputs, &outputs);
@@ -167,7 +191,7 @@ impl<'c> Layers<'c> {
                 for start in (0..*past).step_by(chunk) {
                     let new = chunk.min(past - start);
                     let lengths = Lengths { total: start + new, past: vec![start], new: vec![new] };
-                    let mut inputs = tokens.inputs(self.first_token(layer, b, start));
+                    let mut inputs = tokens.inputs(operators, self.first_token(layer, b, start));
                     (inputs.past_key, inputs.past_value) = (key, value);
                     let mut plan = plan::prune(
                         &cuda.properties().for_plan,

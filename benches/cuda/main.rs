@@ -30,6 +30,8 @@ use shape::{Heads, Setting, Shape};
 /// As tools/setup.sh has it: neither passed nor failed.
 const SKIPPED: u8 = 77;
 
+const SETTINGS: &str = "0.5/16/16,0.5/8/8,0.5/8/8+64,basis64/8,0.7/4/4,0.7/4/4+64,basis60/4";
+
 /// Times SparkPrune and SparkAttention on an NVIDIA GPU. The kernels are those of the fatbin that SPARK_CUDA_CODE
 /// names.
 #[derive(Debug, Parser)]
@@ -52,8 +54,9 @@ struct Options {
     /// Figures go here too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Ratio, key bits and value bits, and after a plus recent keys that free rows keep dense
-    #[arg(long, value_delimiter = ',', default_value = "0.5/16/16,0.5/8/8,0.5/8/8+64,0.7/4/4,0.7/4/4+64")]
+    /// Ratio, key bits and value bits, or bytes of a key in a basis and value bits (basis64/8), and after a plus recent
+    /// keys that free rows keep dense
+    #[arg(long, value_delimiter = ',', default_value = SETTINGS)]
     settings: Vec<Setting>,
     /// Cached tokens of a sequence when decoding
     #[arg(long, value_delimiter = ',', default_value = "4096,32768")]

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::f16;
 use ndarray::{Array2, Array4};
 use spark_ort::call::{Lengths, Rotary};
-use spark_ort::cpu::{Attention, HeadRows, InstructionSet, Pool, Prune, Rotation, TailRows, Tokens, attention, prune};
+use spark_ort::cpu::{
+    Attention, Basis, HeadRows, InstructionSet, Pool, Prune, Rotation, TailRows, Tokens, attention, prune,
+};
 use spark_ort::format::TailLayout;
 use spark_ort::method::channel_scale;
 
+use crate::common::similar_planes;
 use crate::layer::{Host, Layers};
-use crate::shape::{Operators, Shape};
+use crate::shape::Operators;
 
 /// The greatest difference of an output x from the CPU's y, as a share of |y| + this: sums of numbers of size 1 do not
 /// come nearer to zero.
@@ -48,11 +51,13 @@ struct Call {
     sin: Array2<f32>,
     positions: Vec<usize>,
     scale: Vec<f32>,
+    basis: Option<Vec<f32>>,
 }
 
 impl Call {
     /// Of the first tokens of `host`, `new` of each of `batch` sequences, from position `past` on.
-    fn new(host: &Host, shape: Shape, (batch, past, new): (usize, usize, usize)) -> Self {
+    fn new(host: &Host, operators: &Operators, (batch, past, new): (usize, usize, usize)) -> Self {
+        let shape = operators.shape;
         let heads_first = |x: &[f16], heads: usize| {
             let numbers = x[..batch * new * heads * shape.head_dim].iter().map(|x| x.to_f32()).collect();
             let tokens = Array4::from_shape_vec([batch, new, heads, shape.head_dim], numbers).expect("as many numbers");
@@ -70,6 +75,7 @@ impl Call {
             sin: rotation(&host.sin),
             positions: (0..batch * new).map(|t| past + t % new).collect(),
             scale: host.saliency.iter().map(|&n| channel_scale(n)).collect(),
+            basis: operators.key.planes().map(|_| host.basis.clone()),
         }
     }
 
@@ -81,7 +87,7 @@ impl Call {
             key: self.key.view(),
             value: self.value.view(),
             rotation: Some(rotation),
-            basis: None,
+            basis: self.basis.as_ref().map(|matrices| Basis { key: matrices, query: Some(matrices) }),
         }
     }
 }
@@ -92,7 +98,7 @@ pub fn output_difference(host: &Host, layers: &Layers) -> Result<f32, String> {
     let got = layers.run_first()?;
     let [key, value] = layers.first_rows(0..*past)?;
     let [free_key, free_value] = layers.first_rows(*past..layers.capacity())?;
-    let call = Call::new(host, operators.shape, (*batch, *past, *new));
+    let call = Call::new(host, operators, (*batch, *past, *new));
     let geometry = operators.geometry(*batch, *new, layers.capacity());
     let lengths = Lengths { total: past + new, past: vec![*past; *batch], new: vec![*new; *batch] };
     let (past_key, past_value) = (slices(&key), slices(&value));
@@ -127,12 +133,12 @@ fn slices(rows: &[Vec<u8>]) -> Vec<&[u8]> {
 }
 
 /// Rows of the first layer's first `tokens` tokens that are not the CPU's bit for bit, but for a neighbouring float16
-/// of `a`, whose sum the device takes in another order.
+/// of `a`, whose sum the device takes in another order; in planes of `s`, and then for codes that are its own.
 pub fn differing_rows(host: &Host, layers: &Layers, tokens: usize) -> Result<usize, String> {
     let operators = &layers.operators;
     let Operators { shape, key, value, .. } = operators;
     let got = layers.first_rows(0..tokens)?;
-    let call = Call::new(host, *shape, (1, 0, tokens));
+    let call = Call::new(host, operators, (1, 0, tokens));
     let geometry = operators.geometry(1, tokens, tokens);
     let lengths = Lengths { total: tokens, past: vec![0], new: vec![tokens] };
     let rows = |row_bytes: usize| vec![vec![0; tokens * row_bytes]; shape.kv_heads];
@@ -147,11 +153,13 @@ pub fn differing_rows(host: &Host, layers: &Layers, tokens: usize) -> Result<usi
     };
     let head_rows = keys.iter_mut().zip(&mut values).map(|(key, value)| HeadRows { key, value }).collect();
     prune(&Threads, InstructionSet::chosen()?, &prune_call, head_rows, None);
-    // Mask and sign plane come before it.
-    let a = key.head_dim() / 4;
+    // Mask and sign plane come before it; nothing does in planes.
+    let a = if key.planes().is_some() { 0 } else { key.head_dim() / 4 };
     let same_key = |x: &[u8], y: &[u8]| {
         let number = |row: &[u8]| i32::from(u16::from_le_bytes([row[a], row[a + 1]]));
-        x[..a] == y[..a] && x[a + 2..] == y[a + 2..] && (number(x) - number(y)).abs() <= 1
+        let others = x[..a] == y[..a] && x[a + 2..] == y[a + 2..];
+        let others = others || number(x) != number(y) && similar_planes(key, x, y);
+        others && (number(x) - number(y)).abs() <= 1
     };
     let differ = |got: &[Vec<u8>], expected: &[Vec<u8>], bytes: usize, same: &dyn Fn(&[u8], &[u8]) -> bool| {
         // The first sequence's heads.

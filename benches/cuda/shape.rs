@@ -4,8 +4,9 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, ensure};
 use spark_ort::call::{AttentionSettings, Geometry, PruneSettings, QueryLayout, Rotary, Settings};
-use spark_ort::format::{Bits, KeyLayout, ValueLayout};
+use spark_ort::format::{Bits, KeyLayout, Planes, RowFormat, ValueLayout};
 use spark_ort::method::Recovery;
+use spark_ort::rewrite::Basis;
 
 /// Heads of an attention layer.
 #[derive(Clone, Copy, Debug)]
@@ -45,14 +46,20 @@ impl FromStr for Heads {
     }
 }
 
-/// Ratio, key bits and value bits, such as 0.5/8/8, and after a plus recent keys that free rows keep dense, such as
-/// 0.5/8/8+64.
+/// How keys are stored.
+#[derive(Clone, Copy, Debug)]
+enum Keys {
+    Pruned { ratio: f64, bits: Bits },
+    InBasis { bytes: usize },
+}
+
+/// Ratio, key bits and value bits, such as 0.5/8/8, or bytes of a key in a basis and value bits, such as basis64/8, and
+/// after a plus recent keys that free rows keep dense, such as 0.5/8/8+64.
 #[derive(Clone, Debug)]
 pub struct Setting {
     /// As it was written.
     pub name: String,
-    ratio: f64,
-    key_bits: Bits,
+    keys: Keys,
     value_bits: Bits,
     tail_window: usize,
 }
@@ -63,15 +70,26 @@ impl FromStr for Setting {
     fn from_str(text: &str) -> Result<Self> {
         let (rows, tail_window) = text.split_once('+').unwrap_or((text, "0"));
         let parts: Vec<_> = rows.split('/').collect();
-        let [ratio, key_bits, value_bits] = parts[..] else {
-            return Err(Error::msg("a setting is written like 0.5/8/8 or 0.5/8/8+64"));
-        };
         let bits = |text: &str| Bits::new(text.parse()?).with_context(|| format!("{text} is not 16, 8 or 4 bits"));
-        let ratio: f64 = ratio.parse()?;
-        ensure!((0.0..1.0).contains(&ratio), "a ratio of {ratio} is not within 0 and 1");
-        let (key_bits, value_bits, tail_window) = (bits(key_bits)?, bits(value_bits)?, tail_window.parse()?);
-        Ok(Self { name: text.into(), ratio, key_bits, value_bits, tail_window })
+        let (keys, value_bits) = match parts[..] {
+            [ratio, key_bits, value_bits] => {
+                let ratio: f64 = ratio.parse()?;
+                ensure!((0.0..1.0).contains(&ratio), "a ratio of {ratio} is not within 0 and 1");
+                (Keys::Pruned { ratio, bits: bits(key_bits)? }, bits(value_bits)?)
+            }
+            [basis, value_bits] if basis.starts_with("basis") => {
+                (Keys::InBasis { bytes: basis["basis".len()..].parse()? }, bits(value_bits)?)
+            }
+            _ => return Err(Error::msg("a setting is written like 0.5/8/8, 0.5/8/8+64 or basis64/8")),
+        };
+        Ok(Self { name: text.into(), keys, value_bits, tail_window: tail_window.parse()? })
     }
+}
+
+/// The planes of keys of `bytes` bytes, chosen for directions that cost about what those of SmolLM2 do.
+fn planes(head_dim: usize, bytes: usize) -> Planes {
+    let costs = (0..head_dim).map(|j| 1000f64.powf(-(j as f64) / head_dim as f64)).collect();
+    Basis { key: vec![], query: vec![], saliency: vec![], costs }.planes(bytes)
 }
 
 /// Both operators with one setting.
@@ -87,21 +105,29 @@ pub struct Operators {
 impl Operators {
     pub fn new(shape: Shape, setting: &Setting) -> Result<Self> {
         let Shape { query_heads, kv_heads, head_dim } = shape;
-        let kept_channels = head_dim - (setting.ratio * head_dim as f64).floor() as usize;
-        let key = KeyLayout::new(head_dim, kept_channels, setting.key_bits, 0)?;
-        let value = ValueLayout::new(head_dim, setting.value_bits, 0)?;
+        let (row_format, key, key_bits, recovery) = match setting.keys {
+            Keys::Pruned { ratio, bits } => {
+                let kept = head_dim - (ratio * head_dim as f64).floor() as usize;
+                (RowFormat::V1, KeyLayout::new(head_dim, kept, bits, 0)?, bits, Recovery::Mean)
+            }
+            Keys::InBasis { bytes } => {
+                let key = KeyLayout::of_planes(head_dim, planes(head_dim, bytes), 0)?;
+                (RowFormat::V3, key, Bits::B16, Recovery::None)
+            }
+        };
+        let value = ValueLayout::of(row_format, head_dim, setting.value_bits, 0)?;
         let common = Settings {
             query_heads,
             kv_heads,
-            kept_channels,
-            key_bits: setting.key_bits,
-            planes: None,
+            kept_channels: key.kept(),
+            key_bits,
+            planes: key.planes().copied(),
             value_bits: setting.value_bits,
             key_row_bytes: key.row_bytes(),
             value_row_bytes: value.row_bytes(),
-            recovery: Recovery::Mean,
+            recovery,
             recent_window: 0,
-            row_format: spark_ort::format::RowFormat::V1,
+            row_format,
             tail_window: setting.tail_window,
             rotary: Some(Rotary::Halves),
         };

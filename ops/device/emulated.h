@@ -171,6 +171,14 @@ SPARK_FN u32 pick_bytes(u32 high, u32 low, u32 selectors) {
     }
     return picked;
 }
+SPARK_FN u32 look_up_bytes(u32 bytes, const u32 (&table)[4]) {
+    u32 picked = 0;
+    for (u32 n = 0; n < 4; ++n) {
+        const u32 at = bytes >> 8 * n & 15;
+        picked |= (table[at / 4] >> 8 * (at % 4) & 0xff) << 8 * n;
+    }
+    return picked;
+}
 #endif
 
 #ifdef SPARK_MMA

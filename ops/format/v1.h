@@ -35,7 +35,7 @@ struct ValueLayout {
           words((codes_at + code_bytes(call.value_bits, call.head_dim) + 3) / 4) {}
 };
 
-SPARK_CONSTANT u32 KEY_SLACK_WORDS = SPARK_KEY_SLACK_WORDS;
+SPARK_CONSTANT u32 KEY_SLACK_WORDS = SPARK_KEY_SLACK_WORDS, PLANE_SLACK_WORDS = SPARK_PLANE_SLACK_WORDS;
 
 // Key rows that a kernel meets: those with masks, those in planes, or either, as the call says. Kernels for either need
 // more registers.
@@ -72,7 +72,8 @@ struct KeyReader {
     // The row of the key at `position`.
     SPARK_FN void read(const SparkCall& call, const KeyLayout& layout, u32 row, u32 position,
                        const Shared<float>& scales, float (&x)[8]) const {
-        if (in_planes<KIND>(call)) return read_planes(call, row, octet, x);
+        if (KIND == IN_PLANES) return read_planes(call, row, octet, x);
+        if (in_planes<KIND>(call)) return read_planes_in_turn(call, row, octet, x);
         const Shared<u16> halves(row);
         const Shared<u8> bytes(row);
         u32 slot = kept_before(row);

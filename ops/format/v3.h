@@ -30,10 +30,13 @@ SPARK_FN Planes planes_anew(const SparkCall& call) {
     return Planes(same(anew(call.key_directions_8)), same(anew(call.key_directions_4)), same(anew(call.kept)));
 }
 
-// What a 127th of the range of a direction's plane is worth, with the scale s of a row.
+// A 127th of the ranges of planes of 8, 4 and 2 bits, in scales of a row.
+SPARK_CONSTANT float UNIT_OF_8 = 4.5f / 127.0f, UNIT_OF_4 = 2.73f / 127.0f, UNIT_OF_2 = 1.51f / 127.0f;
+
+// The same of a direction's plane, with the scale s.
 SPARK_FN float plane_unit(const Planes& planes, u32 j, float s) {
-    const float range = j < planes.eight ? 4.5f / 127.0f : j < planes.coded ? 2.73f / 127.0f : 1.51f / 127.0f;
-    return j < planes.kept ? s * range : 0.0f;
+    const float unit = j < planes.eight ? UNIT_OF_8 : j < planes.coded ? UNIT_OF_4 : UNIT_OF_2;
+    return j < planes.kept ? s * unit : 0.0f;
 }
 
 // The code for `x` 127ths of the range of direction `j`: the one whose level is nearest, of two the lower one.
@@ -49,16 +52,20 @@ SPARK_FN u32 plane_code(const Planes& planes, u32 j, float x) {
     return j < planes.coded ? four : two;
 }
 
-// What eight codes of 4 bits stand for, in 127ths of the range, plus 128: a byte each.
-SPARK_FN void levels_of_fours(u32 codes, u32& low, u32& high) {
-    // 1, 32, 53, 70, 84, 98, 110, 122, 134, 146, 158, 172, 186, 203, 224, 255
-    look_up(codes, {0x46352001, 0x7a6e6254, 0xac9e9286, 0xffe0cbba}, low, high);
-}
+// What codes of 4 bits stand for, in 127ths of the range, plus 128: a byte each.
+struct LevelsOf4 {
+    u32 words[4];
+
+    // 1, 32, 53, 70, 84, 98, 110, 122, 134, 146, 158, 172, 186, 203, 224, 255; XOR `flip` in every four.
+    SPARK_FN explicit LevelsOf4(u32 flip = 0)
+        : words{0x46352001 ^ flip, 0x7a6e6254 ^ flip, 0xac9e9286 ^ flip, 0xffe0cbba ^ flip} {}
+};
+// The same of codes of 2 bits: 1, 90, 166, 255.
+SPARK_CONSTANT u32 LEVELS_OF_2 = 0xffa65a01;
 
 // The same of `code` of direction `j`, with 4 bits `four`.
 SPARK_FN u32 plane_level(const Planes& planes, u32 j, u32 code, u32 four) {
-    // 1, 90, 166, 255
-    const u32 two = 0xffa65a01u >> (8 * code & 31) & 0xff;
+    const u32 two = LEVELS_OF_2 >> (8 * code & 31) & 0xff;
     return j < planes.eight ? code : j < planes.coded ? four : two;
 }
 
@@ -72,9 +79,43 @@ SPARK_FN u32 stored_code(const Planes& planes, u32 row, u32 j) {
     return bytes.load(j < planes.kept ? at : 0) >> shift & mask;
 }
 
-// Eight directions of a key row that is in LDS from byte `row` on. In a loop through which they rotate, since registers
-// cannot be indexed: all at once would take so many that rows of other formats are read more slowly.
+// The 32 bits of the row in LDS from byte `row` on that begin at bit `at`; its first ones where the row ends before.
+SPARK_FN u32 row_bits(const Planes& planes, u32 row, u32 at) {
+    const u32 from = at < 8 * planes.bytes ? at : 0;
+    const Shared<u32> words(row);
+    return funnel_right(words.load(from / 32 + 1), words.load(from / 32), from % 32);
+}
+
+// Eight codes of 2 bits, the low half of a word, as nibbles.
+SPARK_FN u32 widened_pairs(u32 codes) {
+    codes = (codes | codes << 8) & 0x00ff00ff;
+    codes = (codes | codes << 4) & 0x0f0f0f0f;
+    return (codes | codes << 2) & 0x33333333;
+}
+
+// Eight directions of a key row that is in LDS from byte `row` on, read as if all were of each plane: lanes whose
+// directions are of other planes, or of two, do the same.
 SPARK_FN void read_planes(const SparkCall& call, u32 row, u32 octet, float (&x)[8]) {
+    SPARK_NOTE("planes");
+    const Planes planes = planes_anew(call);
+    const float s = finite_half(Shared<u16>(row).load(0));
+    const u32 first = 8 * octet;
+    const u32 eight_at = 8 * (PLANE_CODES_AT + first), four_at = 8 * planes.fours_at + 4 * (first - planes.eight);
+    const u32 eight[2] = {row_bits(planes, row, eight_at), row_bits(planes, row, eight_at + 32)};
+    u32 four[2], two[2];
+    look_up(row_bits(planes, row, four_at), LevelsOf4().words, four[0], four[1]);
+    const u32 twos = row_bits(planes, row, 8 * planes.twos_at + 2 * (first - planes.coded)) & 0xffff;
+    look_up(widened_pairs(twos), {LEVELS_OF_2, 0, 0, 0}, two[0], two[1]);
+    SPARK_UNROLL
+    for (u32 k = 0; k < 8; ++k) {
+        const u32 j = first + k, word = j < planes.eight ? eight[k / 4] : j < planes.coded ? four[k / 4] : two[k / 4];
+        x[k] = ((float)(word >> 8 * (k % 4) & 0xff) - 128.0f) * plane_unit(planes, j, s);
+    }
+}
+
+// The same, one direction after the other, in a loop through which they rotate, since registers cannot be indexed: for
+// kernels that read rows of other formats too, and have no registers left.
+SPARK_FN void read_planes_in_turn(const SparkCall& call, u32 row, u32 octet, float (&x)[8]) {
     SPARK_NOTE("planes");
     const Planes planes = planes_anew(call);
     const float s = finite_half(Shared<u16>(row).load(0));
@@ -82,7 +123,7 @@ SPARK_FN void read_planes(const SparkCall& call, u32 row, u32 octet, float (&x)[
     for (u32 j = 8 * octet; j < 8 * octet + 8; ++j) {
         const u32 code = stored_code(planes, row, j);
         u32 four, rest;
-        levels_of_fours(code & 0xf, four, rest);
+        look_up(code & 0xf, LevelsOf4().words, four, rest);
         SPARK_UNROLL
         for (u32 n = 1; n < 8; ++n) x[n - 1] = x[n];
         x[7] = ((float)plane_level(planes, j, code, four & 0xff) - 128.0f) * plane_unit(planes, j, s);

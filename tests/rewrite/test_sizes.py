@@ -53,6 +53,11 @@ def test_of_models(exports, tmp_path):
     assert f"--contexts {MOST} and --new-tokens 32: a cache of {MOST + 32} tokens {needed}" in said, said
 
 
+def test_of_the_context_that_a_folder_states(exports):
+    said = refused("bench", "model", exports[BUNDLED], exports[BUNDLED], "--contexts", 8192)
+    assert "--contexts 8192 and --new-tokens 32 need 8224 tokens, the context of" in said, said
+
+
 def test_reports_in_no_folder(exports, tmp_path):
     for report in (tmp_path / "nowhere/report.json", "/proc/report.json"):
         said = refused("rewrite", exports[BUNDLED], tmp_path / "out", "--calibrate", "off", "--json", report)

@@ -2,10 +2,11 @@
 
 #![allow(dead_code)]
 
+use half::f16;
 use ndarray::{Array2, Array4, ArrayView4};
 use spark_ort::call::{AttentionSettings, Geometry, Input, Lengths, PruneSettings, QueryLayout, Rotary, Settings};
 use spark_ort::cpu::{Attention, Basis, InstructionSet, Prune, Rotation, TailRows, Tokens, encode_key};
-use spark_ort::format::{Bits, Planes, RowFormat, TailLayout, ValueLayout};
+use spark_ort::format::{Bits, KeyLayout, Planes, RowFormat, TailLayout, ValueLayout};
 use spark_ort::method::{Recovery, channel_scale};
 
 /// A small generator of test numbers (SplitMix64): the same everywhere, under valgrind too.
@@ -81,9 +82,10 @@ fn settings(r: &mut Random, format: RowFormat, wanted: Option<(usize, Bits, Bits
     let (key_bits, value_bits) = (Bits::new(r.pick(&[16, 8, 4])).unwrap(), Bits::new(value_bits).unwrap());
     let (key_bits, value_bits) = wanted.map_or((key_bits, value_bits), |w| (w.1, w.2));
     let padding = 4 * r.below(3);
-    let eight = r.below(kept_channels + 1);
-    let four = r.below(kept_channels - eight + 1);
-    let planes = (format == RowFormat::V3).then_some(Planes { eight, four, two: kept_channels - eight - four });
+    let mut ends = [r.below(kept_channels + 1), r.below(kept_channels + 1)];
+    ends.sort_unstable();
+    let planes = Planes { eight: ends[0], four: ends[1] - ends[0], two: kept_channels - ends[1] };
+    let planes = (format == RowFormat::V3).then_some(planes);
     let value = ValueLayout::of(format, head_dim, value_bits, 0).unwrap();
     // Kernels that read rows one by one serve drawn magnitudes, all others the rest.
     let others = [Recovery::Mean, Recovery::None].repeat(3);
@@ -282,4 +284,21 @@ impl Case {
 /// The paths that this processor can take.
 pub fn paths() -> impl Iterator<Item = InstructionSet> {
     InstructionSet::ALL.into_iter().filter(|path| path.is_available())
+}
+
+/// Whether two rows in planes stand for numbers that are no further apart than two levels of their planes.
+pub fn similar_planes(layout: &KeyLayout, got: &[u8], of: &[u8]) -> bool {
+    let Some(planes) = layout.planes() else { return false };
+    let [got, expected] = [got, of].map(|row| {
+        let mut key = vec![0.0; layout.head_dim()];
+        planes.decode(row, &mut key);
+        key
+    });
+    let s = f16::from_le_bytes([of[0], of[1]]).to_f32();
+    let gap = |j: usize| match j {
+        _ if j < planes.eight => 4.5 / 127.0,
+        _ if j < planes.eight + planes.four => 2.73 * 31.0 / 127.0,
+        _ => 1.51 * 89.0 / 127.0,
+    };
+    got.iter().zip(&expected).enumerate().all(|(j, (a, b))| (a - b).abs() <= 1.01 * s * gap(j))
 }

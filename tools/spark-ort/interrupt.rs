@@ -1,21 +1,18 @@
 //! Ctrl-C, and other signals that ask a program to end.
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use spark_ort::runtime::Canceller;
 
 use crate::terminal::note;
 
-/// Whether SIGTERM came.
-static TERMINATED: AtomicBool = AtomicBool::new(false);
-
-/// The handler that `ctrlc` installed, which does not say which signal it was called for.
-static HANDLER: AtomicUsize = AtomicUsize::new(0);
-
-type Handler = extern "C" fn(libc::c_int);
+/// The first signal that came, or 0.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
 /// What a command exits with.
 pub fn status(interrupted: bool) -> ExitCode {
@@ -28,9 +25,12 @@ pub fn nothing_measured() -> ExitCode {
     status(true)
 }
 
-/// The exit status that shells expect of a program ended by the signal that came, of SIGTERM or Ctrl-C.
+/// The exit status that shells expect of a program ended by the signal that came.
 fn exit_code() -> u8 {
-    if TERMINATED.load(Ordering::SeqCst) { 143 } else { 130 }
+    match SIGNAL.load(Ordering::SeqCst) {
+        0 => 128 + SIGINT as u8,
+        signal => 128 + signal as u8,
+    }
 }
 
 /// The first Ctrl-C ends the model's call, so that the command can show partial results; the second one kills the
@@ -38,40 +38,31 @@ fn exit_code() -> u8 {
 #[derive(Clone, Default)]
 pub struct Interrupt(Arc<State>);
 
-/// Runs `act` at Ctrl-C, SIGTERM, and SIGHUP unless that is ignored, as `nohup` does. Once per process.
-pub fn on_signals(act: impl FnMut() + Send + 'static) -> Result<()> {
-    // SAFETY: this only reads the setting, and restores it below; this program has no handler yet.
-    let hangup = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
-    ctrlc::set_handler(act).context("cannot handle Ctrl-C")?;
-    tell_sigterm()?;
-    if hangup == libc::SIG_IGN {
-        // SAFETY: ignoring a signal runs no code.
-        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+/// Runs `act`, on a thread of its own, at Ctrl-C, SIGTERM, and SIGHUP unless that is ignored, as `nohup` does. Once per
+/// process.
+pub fn on_signals(mut act: impl FnMut() + Send + 'static) -> Result<()> {
+    let mut numbers = vec![SIGINT, SIGTERM];
+    if !is_ignored(SIGHUP) {
+        numbers.push(SIGHUP);
     }
+    let mut signals = Signals::new(numbers).context("cannot handle Ctrl-C")?;
+    let heed = move || {
+        for signal in signals.forever() {
+            // Those that follow do not change it.
+            let _ = SIGNAL.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+            act();
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(heed).context("cannot handle Ctrl-C")?;
     Ok(())
 }
 
-/// Makes SIGTERM known by its exit status; then it is handled as before.
-fn tell_sigterm() -> Result<()> {
+fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: zeros are a sigaction: the default one.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: this only reads the setting into `action`.
-    let read = unsafe { libc::sigaction(libc::SIGTERM, std::ptr::null(), &mut action) };
-    HANDLER.store(action.sa_sigaction, Ordering::SeqCst);
-    action.sa_sigaction = at_sigterm as Handler as usize;
-    // SAFETY: the handler stores a number and calls the one before it, which signals may interrupt anything for.
-    let set = unsafe { libc::sigaction(libc::SIGTERM, &action, std::ptr::null_mut()) };
-    if read != 0 || set != 0 {
-        bail!("cannot handle SIGTERM");
-    }
-    Ok(())
-}
-
-extern "C" fn at_sigterm(signal: libc::c_int) {
-    TERMINATED.store(true, Ordering::SeqCst);
-    // SAFETY: `tell_sigterm` stored the handler of `ctrlc` before it installed this one.
-    let handler = unsafe { std::mem::transmute::<usize, Handler>(HANDLER.load(Ordering::SeqCst)) };
-    handler(signal);
+    unsafe { libc::sigaction(signal, std::ptr::null(), &mut action) };
+    action.sa_sigaction == libc::SIG_IGN
 }
 
 #[derive(Default)]
@@ -105,9 +96,8 @@ impl Interrupt {
 
     fn interrupt(&self) {
         if self.0.interrupted.swap(true, Ordering::SeqCst) {
-            // Not `exit`, which would run destructors of ONNX Runtime while threads still use it.
-            // SAFETY: this ends the process.
-            unsafe { libc::_exit(i32::from(exit_code())) }
+            // Not the standard library's, which would run destructors of ONNX Runtime while threads still use it.
+            signal_hook::low_level::exit(exit_code().into())
         }
         if let Some(canceller) = &*self.0.current.lock().unwrap_or_else(|e| e.into_inner()) {
             canceller.cancel();

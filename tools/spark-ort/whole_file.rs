@@ -45,8 +45,8 @@ pub fn check(option: &str, path: &Path, read: &[PathBuf]) -> Result<()> {
     if is_stdout(path) {
         return Ok(());
     }
-    let (shown, folder) = (path.display(), folder_of(path));
-    if read.iter().any(|file| same_file(file, path) || contains(file, path)) {
+    let (shown, folder, made) = (path.display(), folder_of(path), target(path));
+    if read.iter().any(|file| same_file(file, path) || contains(file, path) || contains(file, &made)) {
         bail!("{option} {shown} is a file that is read or made; name another one");
     }
     let refused = || format!("{option} {shown} cannot be written");
@@ -57,7 +57,7 @@ pub fn check(option: &str, path: &Path, read: &[PathBuf]) -> Result<()> {
         Some(kind) if kind.is_dir() => bail!("{option} {shown} is a folder; name a file"),
         Some(kind) if !kind.is_file() => access(path, Access::WRITE_OK).with_context(refused),
         // As it is written: beside what it replaces. This file has no name and is gone at once.
-        _ => tempfile::tempfile_in(folder_of(&target(path))).map(drop).with_context(refused),
+        _ => tempfile::tempfile_in(folder_of(&made)).map(drop).with_context(refused),
     }
 }
 
@@ -77,9 +77,19 @@ pub fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// The file that is replaced when `path` is written.
+/// The file that is replaced, or made, when `path` is written.
 fn target(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
+    let mut target = match std::fs::canonicalize(path) {
+        Ok(target) => return target,
+        Err(_) => path.to_path_buf(),
+    };
+    // A link to what is not there yet has no canonical path.
+    if std::fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        while let Ok(next) = std::fs::read_link(&target) {
+            target = folder_of(&target).join(next);
+        }
+    }
+    target
 }
 
 /// Checks the files that are written, each with its option, one after the other: none is one that is `read`, or written
@@ -88,7 +98,7 @@ pub fn check_all<const N: usize>(written: [(&str, Option<&Path>); N], mut read: 
     for (option, path) in written {
         let Some(path) = path else { continue };
         check(option, path, &read)?;
-        read.push(path.into());
+        read.push(target(path));
     }
     Ok(())
 }
@@ -111,6 +121,9 @@ mod tests {
         write(&link, b"new").unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), b"new");
         assert!(link.is_symlink());
+        std::fs::remove_file(&file).unwrap();
+        write(&link, b"again").unwrap();
+        assert!(link.is_symlink() && std::fs::read(&file).unwrap() == b"again");
 
         assert!(write(&file.join("nested"), b"never").unwrap_err().to_string().contains("cannot write"));
         let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -128,6 +141,14 @@ mod tests {
             assert!(problem(wrong).is_some(), "{wrong:?}");
         }
         assert!(problem(&new).is_none() && problem(Path::new("-")).is_none());
+
+        let dangling = folder.path().join("dangling");
+        std::os::unix::fs::symlink("new", &dangling).unwrap();
+        assert!(problem(&dangling).is_none());
+        for [first, second] in [[&new, &dangling], [&dangling, &new]] {
+            let both = [("--output", Some(first.as_path())), ("--json", Some(second.as_path()))];
+            assert!(check_all(both, vec![]).unwrap_err().to_string().contains("--json"), "{first:?}");
+        }
     }
 
     #[test]

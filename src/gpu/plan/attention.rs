@@ -8,8 +8,8 @@
 //!   MI250). A wave requests a whole tile of rows and waits for it once; with D = 128, 8 bits and four queries on
 //!   matrix cores that is 16 rows or 3.8 KB, and 8 waves, 2 blocks, have 30 KB in flight.
 //! - *Waves per compute unit.* Registers allow 12 waves with up to four queries per block, and 8 with eight queries or
-//!   with quantised rows of more than 64 channels on matrix cores. [`decode_blocks`] has these numbers, and
-//!   `tests/gpu/device_code` checks them in the code objects; LDS allows more.
+//!   with quantised rows of more than 64 channels on matrix cores, unless keys are in planes. [`decode_blocks`] has
+//!   these numbers, and `tests/gpu/device_code` checks them in the code objects; LDS allows more.
 //! - *Splitting.* Blocks are (queries of a KV head) x (sequences). If that does not fill the device, the keys of a
 //!   sequence are cut into as many pieces as still fit in one round: a second, partly filled round would
 //!   cost more than longer pieces. A piece costs a state of D + 2 floats per query, written and read once;
@@ -33,7 +33,7 @@ use super::{
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
     BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, MMA_KEY_SLACK_BYTES,
-    MMA_VALUE_SLACK_BYTES, PREFILL_THREADS, RECOVER_MEAN, ROUND_THREADS,
+    MMA_VALUE_SLACK_BYTES, PLANE_SLACK_WORDS, PREFILL_THREADS, RECOVER_MEAN, ROUND_THREADS,
 };
 use crate::gpu::params::{Call, Tokens};
 
@@ -44,7 +44,7 @@ fn octets_of(head_dim: u32) -> u32 {
 
 /// Blocks of a decoding kernel that a compute unit holds at once: the number of waves that a SIMD has registers for,
 /// since each block has one wave on every SIMD.
-fn decode_blocks(octets: u32, columns: u32, matrix: MatrixCores) -> u32 {
+fn decode_blocks(octets: u32, columns: u32, matrix: MatrixCores, planes: bool) -> u32 {
     match matrix {
         MatrixCores::Mma => {
             if columns > 4 {
@@ -53,7 +53,7 @@ fn decode_blocks(octets: u32, columns: u32, matrix: MatrixCores) -> u32 {
                 4
             }
         }
-        MatrixCores::Mfma if octets > 8 => 2,
+        MatrixCores::Mfma if octets > 8 && !planes => 2,
         _ => {
             if columns > 4 {
                 2
@@ -74,7 +74,7 @@ const PIECE: u32 = 64;
 /// Instructions of a key that is not taken by matrix cores, in those of one that is.
 const MATRIX_TAIL_COST: u32 = 4;
 /// Most (token, head) pairs of a KV head for the decoding kernels, which decode rows again for every eight, and in
-/// planes for every four.
+/// planes without matrix cores for every four.
 const MOST_DECODE_COLUMNS: u32 = 16;
 
 /// An attention kernel, and the work of one of its blocks.
@@ -160,22 +160,24 @@ impl Attend {
     /// `decode_quantised` of `ops/decode_matrix.h` where it can, else `decode` of `ops/decode.h`.
     fn decode(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
         let (octets, wave) = (octets_of(call.head_dim), device.wave_size);
-        let quantised = call.key_bits < 16 && call.value_bits < 16;
+        let planes = call.key_planes == 1;
+        let quantised = (call.key_bits < 16 || planes) && call.value_bits < 16;
         // Drawn magnitudes differ by position, so such rows are read one by one.
         let can = quantised && call.recover <= RECOVER_MEAN && octets <= 16;
         let of = |matrix| {
             let columns = match pairs {
-                0..=1 => 1,
-                // Registers have no room for more sums.
-                _ if matrix == MatrixCores::Mfma && octets == 16 && call.value_bits == 4 => 4,
-                2..=4 => 4,
-                _ if call.key_planes == 1 => 4,
+                0..=1 if matrix == MatrixCores::None || !planes => 1,
+                // Registers have no room for more sums, where groups of channels have scales.
+                _ if matrix == MatrixCores::Mfma && octets == 16 && call.value_bits == 4 && !planes => 4,
+                0..=4 => 4,
+                _ if matrix == MatrixCores::None && planes => 4,
                 _ => 8,
             };
             let shared_bytes = decode_shared_bytes(call, wave, key_words, columns, matrix);
             let name = match matrix {
-                MatrixCores::None if call.key_planes == 1 => "planes_",
+                MatrixCores::None if planes => "planes_",
                 MatrixCores::None => "",
+                MatrixCores::Mfma | MatrixCores::Mma if planes => "quantised_planes_",
                 MatrixCores::Mfma | MatrixCores::Mma => "quantised_",
             };
             Self {
@@ -183,7 +185,7 @@ impl Attend {
                 columns,
                 threads: BLOCK_WAVES * wave,
                 shared_bytes,
-                resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix)),
+                resident: (device.shared_bytes / shared_bytes).clamp(1, decode_blocks(octets, columns, matrix, planes)),
                 min_keys: MIN_DECODE_KEYS,
                 tail_cost: if matrix == MatrixCores::None { 1 } else { MATRIX_TAIL_COST },
                 rounds_keys: false,
@@ -208,8 +210,10 @@ fn decode_shared_bytes(call: &Call, wave: u32, key_words: u32, columns: u32, mat
     let words = match matrix {
         MatrixCores::None => ((columns + 1) * d).max(staged).max(states),
         MatrixCores::Mfma => {
-            let fields = (MATRIX_KEYS * key_words + KEY_SLACK_WORDS).next_multiple_of(4);
-            with_tiles(MATRIX_TABLE_WORDS + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS))
+            let planes = call.key_planes == 1;
+            let (tables, slack) = if planes { (0, PLANE_SLACK_WORDS) } else { (MATRIX_TABLE_WORDS, KEY_SLACK_WORDS) };
+            let fields = (MATRIX_KEYS * key_words + slack).next_multiple_of(4);
+            with_tiles(tables + BLOCK_WAVES * (fields + 4 * MATRIX_KEYS))
         }
         MatrixCores::Mma => {
             // Two buffers of key and value rows, and factors of keys.

@@ -3,10 +3,10 @@
 use half::f16;
 use spark_ort::cpu::{InstructionSet, Serial};
 use spark_ort::format::{Bits, RowFormat};
-use spark_ort::gpu::plan::{Device, MatrixCores};
+use spark_ort::gpu::plan::{Device, MatrixCores, Scalar};
 
 use crate::common::Random;
-use crate::on_device::{BITS, Layout, OnDevice, SCALARS, case, compare, device, grid};
+use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, SCALARS, case, case_of, compare, device, grid};
 use crate::prefill;
 
 /// Decoding and small chunks, by the decoding kernels and by those for prompts.
@@ -33,6 +33,25 @@ fn attention_is_the_cpus() {
                 .unwrap_or_else(|e| panic!("{what}, without matrix cores: {e}"));
         }
     });
+}
+
+/// In float32, and with keys that all queries see, a wrong level in any plane shows.
+#[test]
+fn every_plane_is_read() {
+    needs!(crate::emulation::at_hand());
+    for (n, d) in HEAD_DIMS.into_iter().cycle().take(72).enumerate() {
+        let seed = 3000 + n as u64;
+        let r = &mut Random(seed);
+        let value_bits = r.pick(if d % 32 == 0 { &BITS[1..] } else { &BITS[1..2] });
+        let case = case_of(RowFormat::V3, seed, Scalar::F32, (d, Bits::B16, value_bits), 1, 1);
+        let (group, past, new) = (r.pick(&[1, 2, 3, 4, 7, 8]), 1 + r.below(120), 1 + r.below(2));
+        let case = prefill::alone(case, seed, Scalar::F32, group, past, new);
+        let on_device = OnDevice::new(&case, Scalar::F32, Layout::random(r), true);
+        for wave in [64, 32] {
+            prefill::check(&case, Scalar::F32, &device(wave, 1), &on_device)
+                .unwrap_or_else(|e| panic!("seed {seed}, wave {wave}, D {d}, {:?}: {e}", case.attention.common.planes));
+        }
+    }
 }
 
 /// Keys in pieces, some of which see nothing; few queries and many.

@@ -68,6 +68,29 @@ fn tokens_in_a_basis_have_room() {
     }
 }
 
+/// Matrix cores take keys in planes where they take values.
+#[test]
+fn kernels_of_keys_in_planes() {
+    for (wave, d, value_bits, group, kernel) in [
+        (64, 64, Bits::B8, 1, "spark_decode_quantised_planes_8x4"),
+        (64, 128, Bits::B4, 8, "spark_decode_quantised_planes_16x8"),
+        (32, 128, Bits::B8, 4, "spark_decode_quantised_planes_16x4"),
+        (32, 256, Bits::B8, 8, "spark_decode_planes_32x4"),
+        (64, 128, Bits::B16, 8, "spark_decode_planes_16x4"),
+        (64, 128, Bits::B16, 1, "spark_decode_planes_16x1"),
+    ] {
+        let case = case_of(RowFormat::V3, 1, Scalar::F16, (d, Bits::B8, value_bits), 8, 1);
+        let geometry = Geometry { batch: 1, new: 1, query_heads: group, kv_heads: 1, ..case.geometry.clone() };
+        let mut settings = case.attention.clone();
+        (settings.common.query_heads, settings.common.kv_heads) = (group, 1);
+        let lengths = Lengths { total: 1, past: vec![0], new: vec![1] };
+        let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+        let inputs = Inputs::none(Scalar::F16);
+        let plan = plan::attention(&device(wave, 304), &geometry, &lengths, &settings, &inputs, &tensors).unwrap();
+        assert!(plan.launches.iter().any(|launch| launch.kernel == kernel), "{kernel}: {:?}", plan.launches[1].kernel);
+    }
+}
+
 /// A long cache keeps every compute unit busy, in one round.
 #[test]
 fn keys_are_cut_to_fill_the_device() {

@@ -58,8 +58,14 @@ pub fn check(case: &Case, scalar: Scalar, device: &Device, on_device: &OnDevice)
 
 /// A call of one sequence with `past` and `new` tokens, each of one KV head.
 fn chunk(seed: u64, scalar: Scalar, d: usize, bits: (Bits, Bits), group: usize, past: usize, new: usize) -> Case {
-    let mut case = case(seed, scalar, d, bits, 1, 1);
+    alone(case(seed, scalar, d, bits, 1, 1), seed, scalar, group, past, new)
+}
+
+/// `case` with one sequence of `past` and `new` tokens, one KV head for `group` query heads, and nothing that hides a
+/// key.
+pub fn alone(mut case: Case, seed: u64, scalar: Scalar, group: usize, past: usize, new: usize) -> Case {
     let r = &mut Random(seed);
+    let d = case.geometry.head_dim();
     let g = &case.geometry;
     case.geometry = Geometry { batch: 1, new, past, query_heads: group, kv_heads: 1, ..g.clone() };
     case.lengths = Lengths { total: past + new, past: vec![past], new: vec![new] };

@@ -2,13 +2,12 @@
 
 use std::ptr::null_mut;
 
-use half::f16;
 use ndarray::{Array3, Array4};
 use spark_ort::cpu::{HeadRows, InstructionSet, Serial, grow, prune, recent_keys, write_tail};
 use spark_ort::format::{Bits, KeyLayout};
 use spark_ort::gpu::plan::{self, Device, PruneOutputs, Scalar};
 
-use crate::common::{Case, Random};
+use crate::common::{Case, Random, similar_planes};
 use crate::emulation::gpu::{Memory, gpu};
 use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, bytes_of, case, device, grid, numbers_of, past_buffers};
 
@@ -116,29 +115,12 @@ fn compare_keys(case: &Case, got: &[u8], expected: &[u8]) -> Result<(), String> 
         let a = |row: &[u8]| i32::from(u16::from_le_bytes([row[at], row[at + 1]]));
         let is_new = lengths.past[b] <= row && row < lengths.past[b] + lengths.new[b];
         let others = got[..at] == expected[..at] && got[at + 2..] == expected[at + 2..];
-        let others = others || is_new && a(got) != a(expected) && similar(layout, got, expected);
+        let others = others || is_new && a(got) != a(expected) && similar_planes(layout, got, expected);
         if !others || (a(got) - a(expected)).abs() > i32::from(is_new) {
             return Err(format!("key row {n}:\n{got:02x?} instead of\n{expected:02x?}"));
         }
     }
     Ok(())
-}
-
-/// Whether two rows in planes stand for numbers that are no further apart than two levels of their planes.
-fn similar(layout: &KeyLayout, got: &[u8], of: &[u8]) -> bool {
-    let Some(planes) = layout.planes() else { return false };
-    let [got, expected] = [got, of].map(|row| {
-        let mut key = vec![0.0; layout.head_dim()];
-        planes.decode(row, &mut key);
-        key
-    });
-    let s = f16::from_le_bytes([of[0], of[1]]).to_f32();
-    let gap = |j: usize| match j {
-        _ if j < planes.eight => 4.5 / 127.0,
-        _ if j < planes.eight + planes.four => 2.73 * 31.0 / 127.0,
-        _ => 1.51 * 89.0 / 127.0,
-    };
-    got.iter().zip(&expected).enumerate().all(|(j, (a, b))| (a - b).abs() <= 1.01 * s * gap(j))
 }
 
 pub fn check_prune(

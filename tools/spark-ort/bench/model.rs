@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
-use spark_ort::runtime::{Error, Model, load, memory};
+use spark_ort::runtime::{Error, FolderSettings, Model, load, memory};
 
 use super::machine::Machine;
 use super::rounds::median;
@@ -91,7 +91,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     contexts.dedup();
     let (most, new) = (contexts.last().copied().unwrap_or(0), args.new_tokens);
     for source in &sources {
-        room::check_cache(&format!("--contexts {most} and --new-tokens {new}"), &source.interface, most + new)?;
+        let asked = format!("--contexts {most} and --new-tokens {new}");
+        let limit = FolderSettings::beside(&source.file)?.context_length;
+        if let Some(limit) = limit.filter(|limit| *limit < most + new) {
+            bail!("{asked} need {} tokens, the context of {} is {limit}", most + new, source.file.display());
+        }
+        room::check_cache(&asked, &source.interface, most + new)?;
     }
     let mut cells: Vec<Cell> = Vec::new();
     for &prompt_tokens in &contexts {

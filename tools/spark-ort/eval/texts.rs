@@ -47,7 +47,10 @@ pub fn read(args: &Args, tokenizer: &Tokenizer, limit: Option<usize>) -> Result<
     let (prefix, tokens) = encoded(tokenizer, file)?;
     let template = args.template();
     let mut texts = Vec::new();
-    for &context in &args.contexts {
+    for (i, &context) in args.contexts.iter().enumerate() {
+        if args.contexts[..i].contains(&context) {
+            continue;
+        }
         texts.push(of_length(args, (file, &tokens), &prefix, context, limit)?);
         for task in args.generated() {
             let sizes = [context, args.decode, args.samples];
