@@ -22,8 +22,8 @@ built=target/cuda
 
 # What the build is made from.
 sources() {
-    find Cargo.toml Cargo.lock build.rs src ops benches/cuda tests/support tests/gpu/{cuda,emulation,kernels} \
-        -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
+    find Cargo.toml Cargo.lock build.rs src ops benches/cuda tools/spark-ort/bench/basis.rs tests/support \
+        tests/gpu/{cuda,emulation,kernels} -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
 }
 
 find_nvcc() {

@@ -9,6 +9,7 @@ use half::f16;
 use spark_ort::call::Lengths;
 use spark_ort::gpu::plan::{self, AttentionTensors, Inputs, Plan, PruneOutputs, Scalar};
 
+use crate::basis::orthogonal;
 use crate::common::Random;
 use crate::cuda::Cuda;
 use crate::cuda::graph::Stream;
@@ -51,19 +52,6 @@ pub struct Host {
     pub basis: Vec<f32>,
 }
 
-/// The reflection of a random direction for each KV head, which is its own inverse.
-fn reflections(shape: Shape, r: &mut Random) -> Vec<f32> {
-    let d = shape.head_dim;
-    let mut matrices = Vec::with_capacity(shape.key() * d);
-    for _ in 0..shape.kv_heads {
-        let v: Vec<f32> = (0..d).map(|_| r.normal()).collect();
-        let square: f32 = v.iter().map(|x| x * x).sum();
-        let at = |i: usize, j: usize| f32::from(u8::from(i == j)) - 2.0 * v[i] * v[j] / square;
-        matrices.extend((0..d * d).map(|n| at(n / d, n % d)));
-    }
-    matrices
-}
-
 fn bytes_of_floats(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
@@ -84,7 +72,8 @@ impl<'c> Tokens<'c> {
         let angle = |i: usize| (i / half) as f32 * 10000f32.powf(-((i % half) as f32) / half as f32);
         let rotation = |f: fn(f32) -> f32| (0..positions * half).map(|i| f16::from_f32(f(angle(i)))).collect();
         let saliency = (0..shape.key()).map(|_| r.normal().exp()).collect();
-        let (cos, sin, basis) = (rotation(f32::cos), rotation(f32::sin), reflections(shape, r));
+        let (cos, sin) = (rotation(f32::cos), rotation(f32::sin));
+        let basis = orthogonal(shape.kv_heads, shape.head_dim);
         let host = Host { query, key, value, cos, sin, positions, saliency, basis };
         let put = |numbers: &[f16]| cuda.memory_of(&bytes(numbers));
         Ok(Self {

@@ -4,6 +4,8 @@
 //! Everything is launched as CUDA graphs of several layers whose caches together are much larger than the device's L2,
 //! and timed by events, alternating. Outputs and rows are compared with the CPU's.
 
+#[path = "../../tools/spark-ort/bench/basis.rs"]
+mod basis;
 #[path = "../../tests/support/common.rs"]
 mod common;
 #[path = "../../tests/gpu/cuda/mod.rs"]

@@ -11,7 +11,7 @@ use spark_ort::cpu::{
 use spark_ort::format::TailLayout;
 use spark_ort::method::channel_scale;
 
-use crate::common::similar_planes;
+use crate::common::same_new_key;
 use crate::layer::{Host, Layers};
 use crate::shape::Operators;
 
@@ -132,8 +132,8 @@ fn slices(rows: &[Vec<u8>]) -> Vec<&[u8]> {
     rows.iter().map(|r| &r[..]).collect()
 }
 
-/// Rows of the first layer's first `tokens` tokens that are not the CPU's bit for bit, but for a neighbouring float16
-/// of `a`, whose sum the device takes in another order; in planes of `s`, and then for codes that are its own.
+/// Rows of the first layer's first `tokens` tokens that are not the CPU's bit for bit, keys as [`same_new_key`] has
+/// them.
 pub fn differing_rows(host: &Host, layers: &Layers, tokens: usize) -> Result<usize, String> {
     let operators = &layers.operators;
     let Operators { shape, key, value, .. } = operators;
@@ -153,14 +153,7 @@ pub fn differing_rows(host: &Host, layers: &Layers, tokens: usize) -> Result<usi
     };
     let head_rows = keys.iter_mut().zip(&mut values).map(|(key, value)| HeadRows { key, value }).collect();
     prune(&Threads, InstructionSet::chosen()?, &prune_call, head_rows, None);
-    // Mask and sign plane come before it; nothing does in planes.
-    let a = if key.planes().is_some() { 0 } else { key.head_dim() / 4 };
-    let same_key = |x: &[u8], y: &[u8]| {
-        let number = |row: &[u8]| i32::from(u16::from_le_bytes([row[a], row[a + 1]]));
-        let others = x[..a] == y[..a] && x[a + 2..] == y[a + 2..];
-        let others = others || number(x) != number(y) && similar_planes(key, x, y);
-        others && (number(x) - number(y)).abs() <= 1
-    };
+    let same_key = |x: &[u8], y: &[u8]| same_new_key(key, x, y);
     let differ = |got: &[Vec<u8>], expected: &[Vec<u8>], bytes: usize, same: &dyn Fn(&[u8], &[u8]) -> bool| {
         // The first sequence's heads.
         let rows = got.iter().zip(expected).flat_map(|(x, y)| x.chunks_exact(bytes).zip(y.chunks_exact(bytes)));

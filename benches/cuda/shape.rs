@@ -8,6 +8,8 @@ use spark_ort::format::{Bits, KeyLayout, Planes, RowFormat, ValueLayout};
 use spark_ort::method::Recovery;
 use spark_ort::rewrite::Basis;
 
+use crate::basis::costs;
+
 /// Heads of an attention layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -88,8 +90,7 @@ impl FromStr for Setting {
 
 /// The planes of keys of `bytes` bytes, chosen for directions that cost about what those of SmolLM2 do.
 fn planes(head_dim: usize, bytes: usize) -> Planes {
-    let costs = (0..head_dim).map(|j| 1000f64.powf(-(j as f64) / head_dim as f64)).collect();
-    Basis { key: vec![], query: vec![], saliency: vec![], costs }.planes(bytes)
+    Basis { key: vec![], query: vec![], saliency: vec![], costs: costs(head_dim) }.planes(bytes)
 }
 
 /// Both operators with one setting.

@@ -4,10 +4,10 @@ use std::ptr::null_mut;
 
 use ndarray::{Array3, Array4};
 use spark_ort::cpu::{HeadRows, InstructionSet, Serial, grow, prune, recent_keys, write_tail};
-use spark_ort::format::{Bits, KeyLayout};
+use spark_ort::format::Bits;
 use spark_ort::gpu::plan::{self, Device, PruneOutputs, Scalar};
 
-use crate::common::{Case, Random, similar_planes};
+use crate::common::{Case, Random, same_new_key};
 use crate::emulation::gpu::{Memory, gpu};
 use crate::on_device::{BITS, HEAD_DIMS, Layout, OnDevice, bytes_of, case, device, grid, numbers_of, past_buffers};
 
@@ -100,23 +100,15 @@ pub fn present(on_device: &OnDevice, device: &Device, shared: bool) -> Result<Pr
     Ok(Present { key, value, recent, observed })
 }
 
-/// The byte of each key row where the number lies that is made of a sum: `a`, or `s` of planes.
-fn magnitude_at(layout: &KeyLayout) -> usize {
-    if layout.planes().is_some() { 0 } else { layout.head_dim() / 4 }
-}
-
-/// Rows bit for bit but for `a` of new ones, whose sum the device takes in another order: it may be the next float16.
-/// In planes so may `s`, and codes are then those of its own.
+/// Rows bit for bit, new ones as [`same_new_key`] has them.
 fn compare_keys(case: &Case, got: &[u8], expected: &[u8]) -> Result<(), String> {
     let (layout, lengths) = (&case.geometry.key, &case.lengths);
-    let (at, bytes, rows) = (magnitude_at(layout), layout.row_bytes(), lengths.present(&case.geometry));
+    let (bytes, rows) = (layout.row_bytes(), lengths.present(&case.geometry));
     for (n, (got, expected)) in got.chunks(bytes).zip(expected.chunks(bytes)).enumerate() {
         let (b, row) = (n / rows / case.geometry.kv_heads, n % rows);
-        let a = |row: &[u8]| i32::from(u16::from_le_bytes([row[at], row[at + 1]]));
         let is_new = lengths.past[b] <= row && row < lengths.past[b] + lengths.new[b];
-        let others = got[..at] == expected[..at] && got[at + 2..] == expected[at + 2..];
-        let others = others || is_new && a(got) != a(expected) && similar_planes(layout, got, expected);
-        if !others || (a(got) - a(expected)).abs() > i32::from(is_new) {
+        let same = if is_new { same_new_key(layout, got, expected) } else { got == expected };
+        if !same {
             return Err(format!("key row {n}:\n{got:02x?} instead of\n{expected:02x?}"));
         }
     }

@@ -1,5 +1,6 @@
 //! Options of `spark-ort eval`.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -228,4 +229,10 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// What is named twice is measured once.
+pub(super) fn once<T: ToString>(named: impl Iterator<Item = T>) -> Vec<T> {
+    let mut names = HashSet::new();
+    named.filter(|item| names.insert(item.to_string())).collect()
 }

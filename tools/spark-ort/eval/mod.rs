@@ -12,7 +12,6 @@ mod rivals;
 pub mod setting;
 pub mod texts;
 
-use std::collections::HashSet;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -24,6 +23,7 @@ use crate::model_files::model_files;
 use crate::report::publish;
 use crate::terminal::note;
 pub use args::Args;
+use args::once;
 use candidate::{Candidate, Kind, Rewriter};
 use measure::{Measurement, Read};
 use report::Report;
@@ -77,12 +77,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 pub fn is_cancelled(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(RewriteError::Cancelled))
-}
-
-/// What is named twice is measured once.
-fn once<T: ToString>(named: impl Iterator<Item = T>) -> Vec<T> {
-    let mut names = HashSet::new();
-    named.filter(|item| names.insert(item.to_string())).collect()
 }
 
 fn measure_all(

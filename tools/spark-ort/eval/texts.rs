@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use spark_ort::eval::{Feeding, Passage, Task, passages};
 use spark_ort::runtime::Tokenizer;
 
-use super::args::Args;
+use super::args::{Args, once};
 use crate::prompt::text_file;
 
 /// Passages of one length.
@@ -47,10 +47,7 @@ pub fn read(args: &Args, tokenizer: &Tokenizer, limit: Option<usize>) -> Result<
     let (prefix, tokens) = encoded(tokenizer, file)?;
     let template = args.template();
     let mut texts = Vec::new();
-    for (i, &context) in args.contexts.iter().enumerate() {
-        if args.contexts[..i].contains(&context) {
-            continue;
-        }
+    for context in once(args.contexts.iter().copied()) {
         texts.push(of_length(args, (file, &tokens), &prefix, context, limit)?);
         for task in args.generated() {
             let sizes = [context, args.decode, args.samples];
