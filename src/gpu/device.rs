@@ -34,8 +34,8 @@ fn runtime(vendor: Vendor) -> Result<&'static dyn Runtime, GpuError> {
 }
 
 impl Device {
-    /// Device `ordinal` of `vendor` with the kernels loaded. The first call may compile them, which takes up to a
-    /// minute.
+    /// Device `ordinal` of `vendor` with the kernels loaded. The first call may compile them, which takes
+    /// minutes.
     ///
     /// # Errors
     /// If there is no driver, no such device, or no usable kernels for it; a later call tries again.

@@ -28,12 +28,13 @@
 use super::tail::tails;
 use super::tensors::base;
 use super::{
-    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, basis, check, launch, narrow, row_words, sequences,
+    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, basis, check, launch, narrow, rounded, row_words,
+    sequences,
 };
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
     BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, MMA_KEY_SLACK_BYTES,
-    MMA_VALUE_SLACK_BYTES, PLANE_SLACK_WORDS, PREFILL_THREADS, RECOVER_MEAN, ROUND_THREADS,
+    MMA_VALUE_SLACK_BYTES, PLANE_SLACK_WORDS, PREFILL_THREADS, RECOVER_MEAN, UNPACK_KEYS,
 };
 use crate::gpu::params::{Call, Tokens};
 
@@ -89,7 +90,7 @@ struct Attend {
     min_keys: u32,
     /// Stored keys that take as long as one in the tail.
     tail_cost: u32,
-    /// Whether it reads new keys that are rotated and rounded before.
+    /// Whether it reads what `ops/rounded.h` writes.
     rounds_keys: bool,
 }
 
@@ -137,7 +138,7 @@ impl Attend {
             resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
             min_keys: MIN_PREFILL_KEYS,
             tail_cost: 1,
-            rounds_keys: false,
+            rounds_keys: call.scalar != FLOAT32,
         }
     }
 
@@ -269,21 +270,22 @@ pub fn attention(
     if new == 0 {
         return Ok(plan);
     }
-    let attend = Attend::new(device, &call, row_words(geometry).0);
-    let pairs = u64::from(call.group) * new as u64;
-    for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
-        let mut call = sequences(&call, lengths, &tails, first);
+    let key_words = row_words(geometry).0;
+    let attend = Attend::new(device, &call, key_words);
+    let blocks = (u64::from(call.group) * new as u64).div_ceil(attend.columns.into());
+    let unpacked = if attend.rounds_keys { rounded::unpacked_at_once(device, &call, lengths, blocks) } else { None };
+    let at_once = unpacked.unwrap_or(MAX_SEQUENCES as usize);
+    let blocks = blocks * kv_heads as u64;
+    for first in (0..batch).step_by(at_once) {
+        let mut call = sequences(&call, lengths, &tails, first, at_once);
         // Nothing is stored where nothing is past.
         call.value_rotated &= u32::from(call.sequence[..call.sequences as usize].iter().any(|s| s.past > 0));
-        let blocks = pairs.div_ceil(attend.columns.into()) * kv_heads as u64;
         (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
         let states = call.sequences as usize * query_heads * new * call.splits as usize;
         let splits = u64::from(call.splits);
-        let state_bytes = if call.splits > 1 { states * (d + 2) * 4 } else { 0 };
-        let mut workspace_bytes = state_bytes;
+        let mut workspace_bytes = if call.splits > 1 { states * (d + 2) * 4 } else { 0 };
         if attend.rounds_keys {
-            call.rounded_keys = 1;
-            workspace_bytes = state_bytes.next_multiple_of(16) + call.sequences as usize * kv_heads * new * d * 2;
+            workspace_bytes = rounded::place(&mut call, workspace_bytes, unpacked.is_some());
         }
         let mut in_basis = None;
         if call.key_planes == 1 {
@@ -293,9 +295,7 @@ pub fn attention(
         plan.workspace_bytes = plan.workspace_bytes.max(workspace_bytes);
         let first_launch = plan.launches.len();
         if attend.rounds_keys {
-            let octets = (kv_heads * new * d / 8) as u64;
-            let blocks = octets.div_ceil(ROUND_THREADS.into());
-            plan.launches.push(launch(device, "spark_round_keys".into(), blocks, ROUND_THREADS, 0, call)?);
+            rounded::write(device, &mut plan, &call, 4 * source_words(&call, UNPACK_KEYS, key_words))?;
         }
         let Attend { kernel, threads, shared_bytes, .. } = &attend;
         plan.launches.push(launch(device, kernel.clone(), blocks * splits, *threads, *shared_bytes, call)?);

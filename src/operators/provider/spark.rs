@@ -40,8 +40,7 @@ impl Provider for Spark {
             // what is queued there later comes after them.
             unsafe { device.queue(&plan, stream) }
         });
-        let none = |e| Failure::Plugin(format!("no device memory for a workspace of {bytes} bytes: {e}"));
-        Ok(launched.map_err(none)??)
+        Ok(launched.map_err(|why| Failure::Workspace(bytes, why))??)
     }
 }
 

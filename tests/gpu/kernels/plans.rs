@@ -133,6 +133,38 @@ fn rotated_values_are_apart_from_new_ones() {
     }
 }
 
+/// Rows are unpacked for three blocks of queries or more, of as many sequences at once as there is space for.
+#[test]
+fn rows_are_unpacked_where_it_pays() {
+    let mut case = case_of(RowFormat::V1, 1, Scalar::F16, (128, Bits::B8, Bits::B8), 8, 1);
+    (case.attention.common.query_heads, case.attention.common.kv_heads) = (32, 8);
+    (case.attention.window, case.geometry.query_heads, case.geometry.kv_heads) = (None, 32, 8);
+    for (scalar, batch, past, new, sequences) in [
+        (Scalar::F16, 1, 4096, 64, [].as_slice()),
+        (Scalar::F16, 1, 4096, 65, &[1]),
+        (Scalar::F32, 1, 4096, 65, &[]),
+        (Scalar::Bf16, 3, 0, 512, &[]),
+        (Scalar::Bf16, 70, 16, 512, &[64, 6]),
+        (Scalar::F16, 9, 32 * 1024, 512, &[4, 4, 1]),
+        (Scalar::F16, 2, 128 * 1024, 512, &[1, 1]),
+        (Scalar::F16, 2, 128 * 1024 + 1, 512, &[]),
+    ] {
+        let geometry = Geometry { batch, new, past, ..case.geometry.clone() };
+        let lengths = Lengths { total: past + new, past: vec![past; batch], new: vec![new; batch] };
+        let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+        let inputs = Inputs::none(scalar);
+        for wave in [64, 32] {
+            let plan =
+                plan::attention(&device(wave, 304), &geometry, &lengths, &case.attention, &inputs, &tensors).unwrap();
+            let unpacking = plan.launches.iter().filter(|launch| launch.kernel == "spark_unpack_128");
+            let at_once: Vec<_> = unpacking.map(|launch| launch.call.sequences).collect();
+            assert_eq!(at_once, sequences, "{scalar:?}, {batch} x {past} and {new}");
+            let bytes = sequences.first().map_or(0, |&n| n as usize * 8 * 128 * (4 * past + 2 * new));
+            assert!(plan.workspace_bytes >= bytes && bytes < (512 << 20) + batch * new * 8 * 128 * 2 + 1);
+        }
+    }
+}
+
 /// Keys in the tail of a buffer cost more than others, on matrix cores, and all are in the last piece.
 #[test]
 fn the_piece_with_the_tail_is_shorter() {

@@ -38,6 +38,17 @@ def test_memory_runs_out(scenario):
     ), messages
 
 
+def test_no_memory_to_unpack_rows(scenario):
+    """Each block of queries decodes them then, to the same numbers."""
+    whole = scenario("long_piece")
+    assert whole.result["error"] is None and whole.lines("launch spark_unpack_64")
+    taken = [int(line.split()[1]) for line in whole.lines(driver.MEMORY[0])]
+    workspace = taken.index(max(taken)) + 1
+    got = scenario("long_piece", GPU_SIM_FAIL=f"{driver.ALLOCATE}:{workspace}:2")
+    assert got.lines("injected") and not got.lines("launch spark_unpack_64")
+    assert got.result == whole.result
+
+
 def test_less_memory_than_the_inputs(scenario):
     got = scenario("plain", "1", GPU_SIM_MEMORY="40000")
     # ONNX Runtime's own words where an allocator of a plugin gives nothing.
