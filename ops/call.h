@@ -106,7 +106,7 @@ struct SparkCall {
     unsigned value_groups;  // pairs of scale and minimum in a value row; of groups of VALUE_GROUP channels, if several
     unsigned rounded_keys;  // 1: the workspace has the new keys in float16, see rounded.h
     unsigned value_rotated; // 1: value rows are rotated as in format 2. Attention: of a launch that has past tokens
-    unsigned unpacked;      // stored rows of a sequence that the workspace has room for in float16, see rounded.h
+    unsigned unpacked;      // stored rows of a sequence that the workspace has room for in float16, likewise
 
     SparkSequence sequence[SPARK_MAX_SEQUENCES]; // of the launch
 };

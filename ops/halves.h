@@ -7,7 +7,7 @@
 
 // Whether the workspace has all keys from `t` to below `end`.
 SPARK_FN bool has_halves(const SparkCall& call, const Sequence& s, u32 t, u32 end) {
-    return t >= s.past || (call.unpacked > 0 && end <= s.past);
+    return t >= s.past ? call.rounded_keys > 0 : call.unpacked > 0 && end <= s.past;
 }
 
 // Calls `put(row, octet, quad)` for the keys of the tile from `t` on, below `end`, which the workspace has, by all
@@ -15,15 +15,17 @@ SPARK_FN bool has_halves(const SparkCall& call, const Sequence& s, u32 t, u32 en
 template <u32 OCTETS, u32 KEYS, class Put>
 SPARK_FN void copy_keys(const Source<OCTETS, KEYS>& source, u32 t, u32 end, Put put) {
     const SparkCall& call = source.call;
-    const u32 past = source.s.past, octets = call.head_dim / 8, sequence = block_z();
-    const u8* from = t >= past ? rounded_keys(call, sequence, source.kv_head) + 16 * (i64)(t - past) * octets
-                               : unpacked_keys(call, sequence, source.kv_head) + 16 * (i64)t * octets;
+    const u32 past = source.s.past, octets = call.head_dim / 8, head = source.kv_head;
+    const bool fresh = t >= past;
+    const u8* all = fresh ? rounded_keys(call, block_z(), head) : unpacked_keys(call, block_z(), head);
+    // They fit 32 bits where they fit a workspace.
+    const u32 first = (t - (fresh ? past : first_unpacked(call, source.s))) * octets;
     const u32 own = anew(thread());
     SPARK_UNROLL
     for (u32 part = 0; part < KEYS * OCTETS; part += PREFILL_THREADS) {
         const u32 n = part + own, row = n / OCTETS, octet = n % OCTETS;
         Quad key = {0, 0, 0, 0};
-        if (octet < octets && t + row < end) key = load((const Quad*)from + (row * octets + octet));
+        if (octet < octets && t + row < end) key = load((const Quad*)all + (first + row * octets + octet));
         put(row, octet, key);
     }
 }
@@ -44,9 +46,10 @@ SPARK_FN void value_pairs(const Source<OCTETS, KEYS>& source, u32 at, u32 end, u
     }
     u32 first[4], second[4];
     if (unpacked) {
-        const u8* from = unpacked_values(call, block_z(), source.kv_head) + ((i64)at * call.head_dim + 8 * octet) * 2;
-        load_words(from, first);
-        load_words(from + 2 * call.head_dim, second);
+        const u16* all = (const u16*)unpacked_values(call, block_z(), source.kv_head);
+        const u32 own = (at - first_unpacked(call, source.s)) * call.head_dim + 8 * octet;
+        load_words(all + own, first);
+        load_words(all + (own + call.head_dim), second);
     } else {
         const u32 i = at - past, next = at + 1 < end ? i + 1 : i;
         const u16* from = (const u16*)call.value.data + 8 * octet;

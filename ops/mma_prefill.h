@@ -3,9 +3,10 @@
 // head) pairs of one KV head with adjacent tokens, and a piece of their keys; a wave has 16 of the columns, as rows of
 // the products.
 //
-// Keys and values are decoded once per tile, to float16 in LDS. Scores are in the layout of the weights in the second
-// product, operand A, so weights never leave the lane, which has two of the queries. The order of channels within 32,
-// and of keys within 64, is that in which a lane finds its operands of two or four instructions side by side.
+// Keys and values come to LDS once per tile, as float16, decoded or copied (halves.h). Scores are in the layout of the
+// weights in the second product, operand A, so weights never leave the lane, which has two of the queries. The order of
+// channels within 32, and of keys within 64, is that in which a lane finds its operands of two or four instructions
+// side by side.
 #ifndef SPARK_MMA_PREFILL_H
 #define SPARK_MMA_PREFILL_H
 

@@ -1,6 +1,6 @@
 // Attention for many queries on matrix cores. A block of four waves takes QUERIES columns, (new token, query head)
-// pairs of one KV head with adjacent tokens, and a piece of their keys. Keys and values are decoded once per tile, to
-// E in LDS, and each wave multiplies them with its own queries, which stay in registers.
+// pairs of one KV head with adjacent tokens, and a piece of their keys. Keys and values come to LDS once per tile, as
+// E, decoded or copied (halves.h), and each wave multiplies them with its own queries, which stay in registers.
 //
 // Both products are computed transposed: keys * queries^T, then values^T * weights^T. So a lane has scores of only one
 // query, that of its column, and they are already in the layout of the weights in the second product, operand B, if
@@ -15,7 +15,7 @@
 // cycles on CDNA 2 and 16 on CDNA 3, compared with 32 LDS reads (8 cycles each of the one LDS that four SIMDs share)
 // and the vector instructions that docs/performance.md counts. Matrix and vector instructions of different waves
 // overlap, so a compute unit should hold two blocks: 256 registers per lane and 32 KB of LDS each. A wave has two
-// fragments of queries, because each read of keys or values then feeds two products, and a tile is decoded once for
+// fragments of queries, because each read of keys or values then feeds two products, and a tile is read once for
 // 128 columns; with D > 128 registers hold only one.
 #ifndef SPARK_PREFILL_MATRIX_H
 #define SPARK_PREFILL_MATRIX_H

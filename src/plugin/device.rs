@@ -6,7 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use super::driver::{Driver, Handle, Names, Vendor};
 use super::host::{Failure, Host};
 use super::pool::Pool;
-use super::workspace::Workspaces;
 
 /// A GPU.
 pub struct Device {
@@ -19,7 +18,6 @@ pub struct Device {
     pub(super) memory: Pool,
     /// Host memory that the device can copy from and to.
     pub(super) pinned: Pool,
-    workspaces: Workspaces,
 }
 
 static DEVICES: Mutex<Vec<&'static Device>> = Mutex::new(Vec::new());
@@ -39,7 +37,6 @@ impl Device {
             memory_id,
             memory: Pool::new(driver, ordinal, false),
             pinned: Pool::new(driver, ordinal, true),
-            workspaces: Workspaces::default(),
         }));
         match known {
             Some(known) => devices[known] = device,
@@ -91,13 +88,12 @@ impl Device {
         bytes: usize,
         work: impl FnOnce(*mut c_void) -> R,
     ) -> Result<R, String> {
-        self.workspaces.with((self.driver, self.ordinal), stream, bytes, work)
+        self.memory.with_workspace(stream, bytes, work)
     }
 
     /// Called when a stream has run all its work and is about to be destroyed.
     pub(super) fn retire(&self, stream: Handle) {
         self.memory.retire(stream);
         self.pinned.retire(stream);
-        self.workspaces.retire((self.driver, self.ordinal), stream);
     }
 }

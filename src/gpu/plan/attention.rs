@@ -99,7 +99,7 @@ impl Attend {
         let pairs = u64::from(call.group) * u64::from(call.new_tokens);
         match device.matrix {
             _ if pairs <= MOST_DECODE_COLUMNS.into() => Self::decode(device, call, key_words, pairs),
-            MatrixCores::Mfma => Self::matrix_prefill(device, call, key_words),
+            MatrixCores::Mfma => Self::matrix_prefill(device, call, key_words, pairs),
             MatrixCores::Mma if call.scalar != FLOAT32 && call.head_dim <= 128 => Self::mma_prefill(call, key_words),
             MatrixCores::None | MatrixCores::Mma => Self::prefill(call, key_words),
         }
@@ -123,22 +123,23 @@ impl Attend {
     }
 
     /// `MatrixPrefill` of `ops/prefill_matrix.h`.
-    fn matrix_prefill(device: &Device, call: &Call, key_words: u32) -> Self {
+    fn matrix_prefill(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
         let d = call.head_dim;
         let channels = d.next_power_of_two().max(64);
         let (element, bytes) = if call.scalar == FLOAT32 { ("f32", 4) } else { ("f16", 2) };
         let fragments = if bytes * channels > 256 { 1 } else { 2 };
-        let keys = 32 * fragments;
+        let (keys, columns) = (32 * fragments, 64 * fragments);
         let shared_bytes = keys * channels * bytes + 4 * source_words(call, keys, key_words);
         Self {
             kernel: format!("spark_prefill_matrix_{element}_{channels}"),
-            columns: 64 * fragments,
+            columns,
             threads: PREFILL_THREADS,
             shared_bytes,
             resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
             min_keys: MIN_PREFILL_KEYS,
             tail_cost: 1,
-            rounds_keys: call.scalar != FLOAT32,
+            // One block rotates them itself.
+            rounds_keys: call.scalar != FLOAT32 && pairs > columns.into(),
         }
     }
 
@@ -273,19 +274,23 @@ pub fn attention(
     let key_words = row_words(geometry).0;
     let attend = Attend::new(device, &call, key_words);
     let blocks = (u64::from(call.group) * new as u64).div_ceil(attend.columns.into());
-    let unpacked = if attend.rounds_keys { rounded::unpacked_at_once(device, &call, lengths, blocks) } else { None };
-    let at_once = unpacked.unwrap_or(MAX_SEQUENCES as usize);
-    let blocks = blocks * kv_heads as u64;
-    for first in (0..batch).step_by(at_once) {
-        let mut call = sequences(&call, lengths, &tails, first, at_once);
+    let next_group = |first| match attend.rounds_keys {
+        true => rounded::next_group(device, &call, lengths, blocks, first),
+        false => (MAX_SEQUENCES as usize, false),
+    };
+    let mut first = 0;
+    while first < batch {
+        let (count, unpacks) = next_group(first);
+        let mut call = sequences(&call, lengths, &tails, first, count);
+        first += count;
         // Nothing is stored where nothing is past.
         call.value_rotated &= u32::from(call.sequence[..call.sequences as usize].iter().any(|s| s.past > 0));
-        (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
+        (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks * kv_heads as u64);
         let states = call.sequences as usize * query_heads * new * call.splits as usize;
         let splits = u64::from(call.splits);
         let mut workspace_bytes = if call.splits > 1 { states * (d + 2) * 4 } else { 0 };
         if attend.rounds_keys {
-            workspace_bytes = rounded::place(&mut call, workspace_bytes, unpacked.is_some());
+            workspace_bytes = rounded::place(&mut call, workspace_bytes, unpacks);
         }
         let mut in_basis = None;
         if call.key_planes == 1 {
@@ -298,7 +303,8 @@ pub fn attention(
             rounded::write(device, &mut plan, &call, 4 * source_words(&call, UNPACK_KEYS, key_words))?;
         }
         let Attend { kernel, threads, shared_bytes, .. } = &attend;
-        plan.launches.push(launch(device, kernel.clone(), blocks * splits, *threads, *shared_bytes, call)?);
+        let blocks = blocks * kv_heads as u64 * splits;
+        plan.launches.push(launch(device, kernel.clone(), blocks, *threads, *shared_bytes, call)?);
         if call.splits > 1 {
             let queries = (query_heads * new) as u64;
             let blocks = queries.div_ceil(BLOCK_WAVES.into());

@@ -11,12 +11,32 @@ use crate::gpu::params::Call;
 /// Fewest blocks of a KV head for which its rows are decoded once.
 const MIN_BLOCKS: u64 = 3;
 
-/// Sequences of `call` whose rows are decoded at once, if any are: for `blocks` blocks of each KV head.
-pub(super) fn unpacked_at_once(device: &Device, call: &Call, lengths: &Lengths, blocks: u64) -> Option<usize> {
-    let longest = lengths.past.iter().copied().max().unwrap_or(0);
-    let bytes = rows_bytes(call, longest);
-    let most = device.unpacked_bytes;
-    (blocks >= MIN_BLOCKS && bytes > 0 && bytes <= most).then(|| (most / bytes).min(MAX_SEQUENCES as usize))
+/// How many sequences from `first` on the next launches take, `blocks` blocks of each KV head, and whether their rows
+/// are decoded once.
+pub(super) fn next_group(device: &Device, call: &Call, lengths: &Lengths, blocks: u64, first: usize) -> (usize, bool) {
+    let past = &lengths.past[first..lengths.past.len().min(first + MAX_SEQUENCES as usize)];
+    if blocks < MIN_BLOCKS || device.unpacked_bytes == 0 {
+        return (past.len(), false);
+    }
+    let fits = |sequences, rows| sequences * rows_bytes(call, rows) <= device.unpacked_bytes;
+    let rows = |&past: &usize| unpacked_rows(call, past);
+    if !fits(1, rows(&past[0])) {
+        let next = past.iter().position(|past| fits(1, rows(past)));
+        return (next.unwrap_or(past.len()), false);
+    }
+    // There is room for the longest of a group as often as it has sequences.
+    let mut longest = 0;
+    let grow = past.iter().enumerate().take_while(|(n, past)| {
+        longest = longest.max(rows(past));
+        fits(n + 1, longest)
+    });
+    (grow.count(), true)
+}
+
+/// Rows of a sequence with `past` tokens from the first one on that a query sees, in whole tiles.
+fn unpacked_rows(call: &Call, past: usize) -> usize {
+    let first = if call.window > 0 { (past + 1).saturating_sub(call.window as usize) } else { 0 };
+    past - first / UNPACK_KEYS as usize * UNPACK_KEYS as usize
 }
 
 /// Bytes of the keys and values of `tokens` tokens.
@@ -29,11 +49,10 @@ fn rows_bytes(call: &Call, tokens: usize) -> usize {
 pub(super) fn place(call: &mut Call, first: usize, unpacks: bool) -> usize {
     let sequences = call.sequences as usize;
     call.rounded_keys = 1;
-    if unpacks {
-        call.unpacked = call.sequence[..sequences].iter().map(|s| s.past).max().unwrap_or(0);
-    }
-    let new = rows_bytes(call, call.new_tokens as usize) / 2;
-    first.next_multiple_of(16) + sequences * (new + rows_bytes(call, call.unpacked as usize))
+    let rows = call.sequence[..sequences].iter().map(|s| unpacked_rows(call, s.past as usize)).max();
+    let rows = rows.filter(|_| unpacks).unwrap_or(0);
+    call.unpacked = rows as u32;
+    first.next_multiple_of(16) + sequences * (rows_bytes(call, call.new_tokens as usize) / 2 + rows_bytes(call, rows))
 }
 
 /// Adds the launches that write them. `source_bytes`: LDS for the rows of a block.

@@ -56,7 +56,10 @@ fn compute<P: Provider, T: Tensor>(
     let whole = plan(&device.for_plan())?;
     let unpacks = whole.unpacks();
     match run(whole) {
-        Err(Failure::Workspace(..)) if unpacks => run(plan(&plan::Device { unpacked_bytes: 0, ..device.for_plan() })?),
+        Err(Failure::Workspace(bytes, _)) if unpacks => {
+            device.unpack_less_than(bytes);
+            run(plan(&plan::Device { unpacked_bytes: 0, ..device.for_plan() })?)
+        }
         result => result,
     }
 }
