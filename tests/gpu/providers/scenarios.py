@@ -115,8 +115,7 @@ def exact(runs="1"):
 
 
 def long_piece():
-    """A prompt, and a piece of so many tokens after it that the rows of the cache are unpacked, in a workspace that is
-    the greatest piece of memory; or what failed."""
+    """A prompt, and a piece of so many tokens after it that the rows of the cache are unpacked; or what failed."""
     s, model, fixed = layer("f16")
     try:
         sess = session(model, arena_extend_strategy="kSameAsRequested")
