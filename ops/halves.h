@@ -18,7 +18,7 @@ SPARK_FN void copy_keys(const Source<OCTETS, KEYS>& source, u32 t, u32 end, Put 
     const u32 past = source.s.past, octets = call.head_dim / 8, head = source.kv_head;
     const bool fresh = t >= past;
     const u8* all = fresh ? rounded_keys(call, block_z(), head) : unpacked_keys(call, block_z(), head);
-    // They fit 32 bits where they fit a workspace.
+    // Within 32 bits: src/gpu/plan refuses more new tokens, and bounds the unpacked ones.
     const u32 first = (t - (fresh ? past : first_unpacked(call, source.s))) * octets;
     const u32 own = anew(thread());
     SPARK_UNROLL

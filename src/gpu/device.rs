@@ -88,10 +88,12 @@ impl Device {
         plan::Device { unpacked_bytes: self.unpacked_bytes.load(Ordering::Relaxed), ..self.properties.for_plan }
     }
 
-    /// Says that there was no memory for a workspace of `bytes` bytes with unpacked rows: plans ask for half of it at
-    /// most from then on.
+    /// Says that there was no memory for a workspace in which unpacked rows take `bytes` bytes: plans of this process
+    /// ask for half as many at most from then on, and for none if that is too little to be of use.
     pub fn unpack_less_than(&self, bytes: usize) {
-        self.unpacked_bytes.fetch_min(bytes / 2, Ordering::Relaxed);
+        const LEAST: usize = 1 << 20;
+        let half = if bytes / 2 < LEAST { 0 } else { bytes / 2 };
+        self.unpacked_bytes.fetch_min(half, Ordering::Relaxed);
     }
 
     /// Refuses `stream`, a hipStream_t, a CUstream or null, while it is captured: the graph would keep the lengths of

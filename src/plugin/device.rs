@@ -78,7 +78,8 @@ impl Device {
         self.ordinal
     }
 
-    /// Runs `work`, which queues launches on `stream`, with a workspace of `bytes` bytes for them.
+    /// Runs `work`, which queues launches on `stream`, with a workspace of `bytes` bytes for them. If it is `optional`,
+    /// nothing is given back to the driver to get it.
     ///
     /// # Errors
     /// If there is no memory.
@@ -86,9 +87,10 @@ impl Device {
         &self,
         stream: Handle,
         bytes: usize,
+        optional: bool,
         work: impl FnOnce(*mut c_void) -> R,
     ) -> Result<R, String> {
-        self.memory.with_workspace(stream, bytes, work)
+        self.memory.with_workspace(stream, bytes, optional, work)
     }
 
     /// Called when a stream has run all its work and is about to be destroyed.

@@ -104,14 +104,21 @@ impl Pool {
     /// Runs `work`, which queues launches on `stream`, with a workspace of `bytes` bytes for them.
     ///
     /// # Errors
-    /// If the driver has no memory, even after all free blocks have been returned to it.
+    /// If the driver has no memory, unless it is `optional` even after all free blocks have been returned to it.
     pub fn with_workspace<R>(
         &self,
         stream: Handle,
         bytes: usize,
+        optional: bool,
         work: impl FnOnce(*mut c_void) -> R,
     ) -> Result<R, String> {
-        self.workspaces.with((self.driver, self.ordinal), stream, rounded(bytes), || self.trim(), work)
+        self.workspaces.with(
+            (self.driver, self.ordinal),
+            stream,
+            rounded(bytes),
+            (!optional).then_some(|| self.trim()),
+            work,
+        )
     }
 
     /// Called when a stream has run all its work and is destroyed: any stream may reuse its memory.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use super::driver::{Driver, Handle};
 
@@ -21,13 +21,13 @@ impl Workspaces {
     /// stream take turns: the workspace belongs to the stream, and work queued later on it may reuse the memory.
     ///
     /// # Errors
-    /// If the driver has no memory, even after `trim` has returned some.
+    /// If the driver has no memory, even after `trim`, if it is given, has returned some.
     pub fn with<R>(
         &self,
         (driver, ordinal): (&dyn Driver, i32),
         stream: Handle,
         bytes: usize,
-        trim: impl FnOnce(),
+        trim: Option<impl FnOnce()>,
         work: impl FnOnce(*mut c_void) -> R,
     ) -> Result<R, String> {
         let workspace = {
@@ -37,8 +37,8 @@ impl Workspaces {
         let mut workspace = workspace.lock().unwrap_or_else(PoisonError::into_inner);
         if workspace.bytes < bytes {
             workspace.clear((driver, ordinal));
-            let allocated = driver.allocate(ordinal, bytes).or_else(|_| {
-                trim();
+            let allocated = driver.allocate(ordinal, bytes).or_else(|why| {
+                trim.ok_or(why)?();
                 driver.allocate(ordinal, bytes)
             })?;
             workspace.address = allocated as usize;
@@ -50,8 +50,10 @@ impl Workspaces {
     /// Gives back the workspaces of streams that queue nothing at this moment.
     pub fn release(&self, device: (&dyn Driver, i32)) {
         for workspace in self.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            if let Ok(mut workspace) = workspace.try_lock() {
-                workspace.clear(device);
+            match workspace.try_lock() {
+                Ok(mut idle) => idle.clear(device),
+                Err(TryLockError::Poisoned(idle)) => idle.into_inner().clear(device),
+                Err(TryLockError::WouldBlock) => (),
             }
         }
     }

@@ -92,9 +92,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether rows are unpacked, for which [`Device::unpacked_bytes`] gave room.
-    pub fn unpacks(&self) -> bool {
-        self.launches.iter().any(|launch| launch.call.unpacked > 0)
+    /// Bytes of the workspace that unpacked rows take, for which [`Device::unpacked_bytes`] gave room.
+    pub fn unpacked_bytes(&self) -> usize {
+        self.launches.iter().map(|launch| rounded::unpacked_bytes(&launch.call)).max().unwrap_or(0)
     }
 
     /// Sets the workspace of all launches.

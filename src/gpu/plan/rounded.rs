@@ -20,8 +20,10 @@ pub(super) fn next_group(device: &Device, call: &Call, lengths: &Lengths, blocks
     }
     let fits = |sequences, rows| sequences * rows_bytes(call, rows) <= device.unpacked_bytes;
     let rows = |&past: &usize| unpacked_rows(call, past);
-    if !fits(1, rows(&past[0])) {
-        let next = past.iter().position(|past| fits(1, rows(past)));
+    // Those without rows go with any others.
+    let stored = past.iter().map(rows).find(|&rows| rows > 0);
+    if stored.is_none_or(|rows| !fits(1, rows)) {
+        let next = past.iter().position(|past| rows(past) > 0 && fits(1, rows(past)));
         return (next.unwrap_or(past.len()), false);
     }
     // There is room for the longest of a group as often as it has sequences.
@@ -44,6 +46,11 @@ fn rows_bytes(call: &Call, tokens: usize) -> usize {
     2 * 2 * tokens * call.kv_heads as usize * call.head_dim as usize
 }
 
+/// Bytes of the workspace that the unpacked rows of `call` take.
+pub(super) fn unpacked_bytes(call: &Call) -> usize {
+    call.sequences as usize * rows_bytes(call, call.unpacked as usize)
+}
+
 /// Says in `call` that the new keys are in the workspace from `first` on, and behind them the stored rows, decoded, if
 /// `unpacks`. Returns where they end.
 pub(super) fn place(call: &mut Call, first: usize, unpacks: bool) -> usize {
@@ -52,7 +59,7 @@ pub(super) fn place(call: &mut Call, first: usize, unpacks: bool) -> usize {
     let rows = call.sequence[..sequences].iter().map(|s| unpacked_rows(call, s.past as usize)).max();
     let rows = rows.filter(|_| unpacks).unwrap_or(0);
     call.unpacked = rows as u32;
-    first.next_multiple_of(16) + sequences * (rows_bytes(call, call.new_tokens as usize) / 2 + rows_bytes(call, rows))
+    first.next_multiple_of(16) + sequences * rows_bytes(call, call.new_tokens as usize) / 2 + unpacked_bytes(call)
 }
 
 /// Adds the launches that write them. `source_bytes`: LDS for the rows of a block.

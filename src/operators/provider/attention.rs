@@ -54,10 +54,10 @@ fn compute<P: Provider, T: Tensor>(
         unsafe { P::run(context, (device, stream), output.memory_info(), plan) }
     };
     let whole = plan(&device.for_plan())?;
-    let unpacks = whole.unpacks();
+    let unpacked = whole.unpacked_bytes();
     match run(whole) {
-        Err(Failure::Workspace(bytes, _)) if unpacks => {
-            device.unpack_less_than(bytes);
+        Err(Failure::Workspace(..)) if unpacked > 0 => {
+            device.unpack_less_than(unpacked);
             run(plan(&plan::Device { unpacked_bytes: 0, ..device.for_plan() })?)
         }
         result => result,
