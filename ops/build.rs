@@ -128,7 +128,7 @@ fn code_objects(main: &Path, out: &Path) -> Vec<(String, PathBuf)> {
         let plain = arch.starts_with("gfx") && arch.chars().all(|c| c.is_ascii_alphanumeric());
         assert!(plain, "SPARK_HIP_ARCHS: {arch:?} is no processor; write it like gfx90a");
     }
-    // Each takes a compiler about ten seconds.
+    // Each takes a compiler minutes.
     let compile = |arch: &str| {
         let object = out.join(format!("spark.{arch}.co"));
         let mut problems = Vec::new();

@@ -106,6 +106,7 @@ struct SparkCall {
     unsigned value_groups;  // pairs of scale and minimum in a value row; of groups of VALUE_GROUP channels, if several
     unsigned rounded_keys;  // 1: the workspace has the new keys in float16, see rounded.h
     unsigned value_rotated; // 1: value rows are rotated as in format 2. Attention: of a launch that has past tokens
+    unsigned unpacked;      // stored rows of a sequence that the workspace has room for in float16, likewise
 
     SparkSequence sequence[SPARK_MAX_SEQUENCES]; // of the launch
 };
@@ -113,7 +114,7 @@ struct SparkCall {
 // src/gpu/params.rs asserts the same.
 static_assert(sizeof(SparkTokens) == 32, "size");
 static_assert(sizeof(SparkSequence) == 12, "size");
-static_assert(sizeof(SparkCall) == 1208, "size");
+static_assert(sizeof(SparkCall) == 1216, "size");
 // NVRTC of CUDA 13.0 and before knows no such builtin.
 #ifndef __CUDACC_RTC__
 static_assert(__builtin_offsetof(SparkCall, past_key) == 128, "offset");
@@ -121,7 +122,7 @@ static_assert(__builtin_offsetof(SparkCall, bias) == 248, "offset");
 static_assert(__builtin_offsetof(SparkCall, workspace) == 280, "offset");
 static_assert(__builtin_offsetof(SparkCall, new_tokens) == 292, "offset");
 static_assert(__builtin_offsetof(SparkCall, scale) == 376, "offset");
-static_assert(__builtin_offsetof(SparkCall, sequence) == 440, "offset");
+static_assert(__builtin_offsetof(SparkCall, sequence) == 444, "offset");
 #endif
 
 #endif

@@ -25,6 +25,8 @@
 #define SPARK_SALIENCY_THREADS 512
 #define SPARK_BASIS_THREADS 256
 #define SPARK_PREFILL_THREADS 256
+// Rows that a block decodes for prompts on matrix cores (ops/rounded.h).
+#define SPARK_UNPACK_KEYS 64
 // Words that a thread of the copy of a growing cache handles side by side.
 #define SPARK_GROW_WORDS 4
 // Tokens that a thread changes the basis of side by side.

@@ -77,17 +77,9 @@ struct MatrixKeys<OCTETS, BLOCKS, BITS_OF_PLANES> {
         const u32 begin = staged + 4 * layout.words * row;
         if (group == 0) Shared<float>(factors).store(row, finite_half(Shared<u16>(begin).load(0)));
         MatrixCounts f[BLOCKS];
-        SPARK_UNROLL
-        for (u32 b = 0; b < BLOCKS; ++b) f[b] = MatrixCounts{0, 0, 0, 0};
-        SPARK_UNROLL
-        for (u32 n = 0; n < STEPS; ++n) {
-            if (n < now.end) {
-                u32 t[2];
-                levels(now, n, begin, t);
-                SPARK_UNROLL
-                for (u32 b = 0; b < BLOCKS; ++b) matrix_i8(t, digits[b][n], f[b]);
-            }
-        }
+        sum_steps(*this, now, begin, f, [](const u32 (&own)[2], const u32 (&t)[2], MatrixCounts& sum) {
+            matrix_i8(t, own, sum);
+        });
         wave_barrier();
         const Quad s = Shared<Quad>(factors).load(group);
         SPARK_UNROLL

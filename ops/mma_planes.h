@@ -79,17 +79,9 @@ struct MatrixKeys<OCTETS, BLOCKS, BITS_OF_PLANES> {
         for (u32 half = 0; half < 2; ++half) {
             const u32 begin = rows.key(MatrixLanes::row_of(half));
             MatrixCounts f[BLOCKS];
-            SPARK_UNROLL
-            for (u32 b = 0; b < BLOCKS; ++b) f[b] = MatrixCounts{0, 0, 0, 0};
-            SPARK_UNROLL
-            for (u32 n = 0; n < STEPS; ++n) {
-                if (n < now.end) {
-                    u32 t[2];
-                    levels(now, n, begin, t);
-                    SPARK_UNROLL
-                    for (u32 b = 0; b < BLOCKS; ++b) mma_i8(digits[b][n], t, f[b]);
-                }
-            }
+            sum_steps(*this, now, begin, f, [](const u32 (&own)[4], const u32 (&t)[2], MatrixCounts& sum) {
+                mma_i8(own, t, sum);
+            });
             if (half == 0) wave_barrier();
             SPARK_UNROLL
             for (u32 e = 0; e < 2; ++e) {

@@ -3,14 +3,14 @@
 // head) pairs of one KV head with adjacent tokens, and a piece of their keys; a wave has 16 of the columns, as rows of
 // the products.
 //
-// Keys and values are decoded once per tile, to float16 in LDS. Scores are in the layout of the weights in the second
-// product, operand A, so weights never leave the lane, which has two of the queries. The order of channels within 32,
-// and of keys within 64, is that in which a lane finds its operands of two or four instructions side by side.
+// Keys and values come to LDS once per tile, as float16, decoded or copied (halves.h). Scores are in the layout of the
+// weights in the second product, operand A, so weights never leave the lane, which has two of the queries. The order of
+// channels within 32, and of keys within 64, is that in which a lane finds its operands of two or four instructions
+// side by side.
 #ifndef SPARK_MMA_PREFILL_H
 #define SPARK_MMA_PREFILL_H
 
-#include "rounded.h"
-#include "source.h"
+#include "halves.h"
 
 // For head sizes up to CHANNELS, padded with zeros. LDS: a tile of keys and one of values; then the memory of `Source`.
 // src/gpu/plan computes the same total.
@@ -106,20 +106,10 @@ struct MmaPrefill {
     }
 
     SPARK_FN void load_keys(u32 t, u32 end) const {
-        if (t >= s.past) return load_new_keys(t, end);
-        source.keys(t, end, [this](u32 row, u32 octet, const float (&key)[8]) { put_key(row, octet, key); });
-    }
-
-    // Of new tokens alone, which are rotated and rounded already.
-    SPARK_FN void load_new_keys(u32 t, u32 end) const {
-        const u32 octets = call.head_dim / 8;
-        const u8* from = rounded_keys(call, block_z(), source.kv_head) + 16 * (i64)(t - s.past) * octets;
-        SPARK_UNROLL
-        for (u32 part = 0; part < KEYS * OCTETS; part += PREFILL_THREADS) {
-            const u32 n = part + thread(), row = n / OCTETS, octet = n % OCTETS;
-            Quad key = {0, 0, 0, 0};
-            if (octet < octets && t + row < end) key = load((const Quad*)from + (row * octets + octet));
-            keys.store(key_quad(row, octet), key);
+        if (has_halves(call, s, t, end)) {
+            copy_keys(source, t, end, [this](u32 row, u32 octet, Quad key) { keys.store(key_quad(row, octet), key); });
+        } else {
+            source.keys(t, end, [this](u32 row, u32 octet, const float (&key)[8]) { put_key(row, octet, key); });
         }
     }
 
@@ -132,42 +122,11 @@ struct MmaPrefill {
             const u32 half = n % 2, step = n / 2 % 4, fourth = n / 32 % 4, octet = n / 8 % 4 + n / 128 * 4;
             const u32 at = t + 16 * step + 8 * half + 2 * fourth;
             u32 pairs[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-            if (8 * octet < call.head_dim && at < end) {
-                if (at >= s.past && call.scalar == SPARK_FLOAT16) {
-                    new_values(at, end, octet, pairs);
-                } else {
-                    float v[2][8];
-                    source.value(at, end, octet, v);
-                    SPARK_UNROLL
-                    for (u32 k = 0; k < 8; ++k) pairs[k] = halves_of(v[0][k], v[1][k]);
-                }
-            }
+            if (8 * octet < call.head_dim && at < end) value_pairs(source, at, end, octet, pairs);
             SPARK_UNROLL
             for (u32 k = 0; k < 8; ++k) {
                 const u32 quad = value_quad(8 * octet + k, 2 * fourth + step / 2);
                 words.store(4 * quad + 2 * (step % 2) + half, pairs[k]);
-            }
-        }
-    }
-
-    // An octet of the values of the keys at position `at` and the next one, each channel of both, of new tokens of
-    // float16.
-    SPARK_FN void new_values(u32 at, u32 end, u32 octet, u32 (&pairs)[8]) const {
-        const u32 i = at - s.past, next = at + 1 < end ? i + 1 : i;
-        const u16* data = (const u16*)call.value.data;
-        u32 first[4], second[4];
-        load_words(data + token_at(call.value, s.index, source.kv_head, i) + 8 * octet, first);
-        load_words(data + token_at(call.value, s.index, source.kv_head, next) + 8 * octet, second);
-        u32 odd = 0;
-        SPARK_UNROLL
-        for (u32 k = 0; k < 8; ++k) {
-            pairs[k] = permute_bytes(first[k / 2], second[k / 2], k % 2 ? 0x7632 : 0x5410);
-            odd |= (pairs[k] & 0x7c007c00) + 0x04000400;
-        }
-        if (SPARK_UNLIKELY(odd & 0x80008000)) {
-            SPARK_UNROLL
-            for (u32 k = 0; k < 8; ++k) {
-                pairs[k] = halves_of(finite_half(pairs[k] & 0xffff), finite_half(pairs[k] >> 16));
             }
         }
     }
@@ -289,11 +248,11 @@ struct MmaPrefill {
         load_queries();
         source.prepare();
         block_barrier();
-        source.stage(all.start, tile_end(all, all.start));
+        stage(all, all.start);
         for (u32 t = all.start; t < all.end; t += KEYS) {
             const u32 end = tile_end(all, t);
             block_barrier();
-            if (source.has_tail(t, end)) {
+            if (!has_halves(call, s, t, end) && source.has_tail(t, end)) {
                 source.find_dense(t, end);
                 block_barrier();
             }
@@ -301,12 +260,18 @@ struct MmaPrefill {
             load_values(t, end);
             block_barrier();
             // Keys that the next tile reads through LDS.
-            if (t + KEYS < all.end) source.stage(t + KEYS, tile_end(all, t + KEYS));
+            if (t + KEYS < all.end) stage(all, t + KEYS);
             if (wave_sees.any(t, end)) {
                 score_keys(t, end);
                 add_values();
             }
         }
+    }
+
+    // The rows of the tile from `t` on that are to be decoded.
+    SPARK_FN void stage(const Keys& all, u32 t) const {
+        const u32 end = tile_end(all, t);
+        if (!has_halves(call, s, t, end)) source.stage(t, end);
     }
 
     SPARK_FN u32 tile_end(const Keys& all, u32 t) const { return all.end - t < KEYS ? all.end : t + KEYS; }

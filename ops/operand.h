@@ -25,13 +25,10 @@ struct Operand {
     }
 };
 
-// Two neighbouring float16 numbers, from numbers within the range of float16.
-SPARK_FN u32 half_pair(float low, float high) { return (u32)float_to_half(low) | (u32)float_to_half(high) << 16; }
-
 // From numbers within the range of float16.
 SPARK_FN void to_operand(const float (&x)[8], Operand<u16>& o) {
     SPARK_UNROLL
-    for (u32 k = 0; k < 4; ++k) o.words[k] = half_pair(x[2 * k], x[2 * k + 1]);
+    for (u32 k = 0; k < 4; ++k) o.words[k] = halves_of(x[2 * k], x[2 * k + 1]);
 }
 SPARK_FN void to_operand(const float (&x)[8], Operand<float>& o) {
     SPARK_UNROLL
@@ -48,8 +45,8 @@ SPARK_FN void multiply(const Operand<float>& a, const Operand<float>& b, MatrixS
 }
 
 // Writes two neighbours of an operand's eight to LDS: pair `pair`, which lies in quad `quad`.
-SPARK_FN void store_pair(const Shared<u16>& to, u32 quad, u32 pair, float first, float second) {
-    Shared<u32>(to.at).store(4 * quad + pair, half_pair(first, second));
+SPARK_FN void store_pair(const Shared<u16>& to, u32 quad, u32 pair, u32 both) {
+    Shared<u32>(to.at).store(4 * quad + pair, both);
 }
 SPARK_FN void store_pair(const Shared<float>& to, u32 quad, u32 pair, float first, float second) {
     Shared<u64>(to.at).store(2 * quad + pair % 2, bits_of(first) | (u64)bits_of(second) << 32);

@@ -104,4 +104,22 @@ SPARK_FN float greatest_direction(const Keys& keys, const Shared<float>& queries
     return most;
 }
 
+// Products of the key row in LDS from byte `row` on with every block of queries, into `sums`: `multiply(digits, levels,
+// sum)` adds those of a block and a step.
+template <class Keys, u32 BLOCKS, class Multiply>
+SPARK_FN void sum_steps(const Keys& keys, const StepKinds& now, u32 row, MatrixCounts (&sums)[BLOCKS],
+                        Multiply multiply) {
+    SPARK_UNROLL
+    for (u32 b = 0; b < BLOCKS; ++b) sums[b] = MatrixCounts{0, 0, 0, 0};
+    SPARK_UNROLL
+    for (u32 n = 0; n < Keys::STEPS; ++n) {
+        if (n < now.end) {
+            u32 t[2];
+            keys.levels(now, n, row, t);
+            SPARK_UNROLL
+            for (u32 b = 0; b < BLOCKS; ++b) multiply(keys.digits[b][n], t, sums[b]);
+        }
+    }
+}
+
 #endif

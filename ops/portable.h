@@ -26,6 +26,8 @@
 //   look_up_bytes(bytes, table)  four entries of a table of sixteen bytes, those of the low halves of four bytes
 //   add_halves(a, b)             of two float16
 //   truncate_halves(a, b)        a and b as float16, towards zero
+//   halves_of(a, b)              a and b as float16, to nearest even
+//   low_halves(a, b), high_halves(a, b)   the lower, or the upper, halves of a and b
 //
 // Of C, lane l has column l % 16, rows 4 * (l / 16) to 4 * (l / 16) + 3. matrix_f16: A is 16 by 16 and B 16 by 16 of
 // float16; lane l has of row l % 16 of A, and of column l % 16 of B, the elements 4 * (l / 16) to 4 * (l / 16) + 3, low
@@ -41,9 +43,8 @@
 //   mma_i8(a, b, c), mma_f16(a, b, c)   C (16 by 8) += A * B, as mma.m16n8k32 of signed by unsigned bytes and
 //                                mma.m16n8k16 of float16
 //   from_lane(v, lane)           v of that lane
-// and each for itself in Quad, add_halves, truncate_halves as above and
+// and each for itself in Quad, add_halves, truncate_halves, halves_of, low_halves, high_halves as above and
 //   fused_halves(a, b, c)        a * b + c of two float16
-//   halves_of(a, b)              a and b as float16, to nearest even
 //   permute_bytes(low, high, s)  byte n is the byte of (high:low) that nibble n of s says: 0 to 7; 8 more: its sign
 //                                bit, eight times. Upper nibbles of s are ignored.
 //   copies_to(byte)              what copies call that byte of LDS; a multiple of 16 where the byte is

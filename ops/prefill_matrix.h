@@ -1,6 +1,6 @@
 // Attention for many queries on matrix cores. A block of four waves takes QUERIES columns, (new token, query head)
-// pairs of one KV head with adjacent tokens, and a piece of their keys. Keys and values are decoded once per tile, to
-// E in LDS, and each wave multiplies them with its own queries, which stay in registers.
+// pairs of one KV head with adjacent tokens, and a piece of their keys. Keys and values come to LDS once per tile, as
+// E, decoded or copied (halves.h), and each wave multiplies them with its own queries, which stay in registers.
 //
 // Both products are computed transposed: keys * queries^T, then values^T * weights^T. So a lane has scores of only one
 // query, that of its column, and they are already in the layout of the weights in the second product, operand B, if
@@ -15,14 +15,13 @@
 // cycles on CDNA 2 and 16 on CDNA 3, compared with 32 LDS reads (8 cycles each of the one LDS that four SIMDs share)
 // and the vector instructions that docs/performance.md counts. Matrix and vector instructions of different waves
 // overlap, so a compute unit should hold two blocks: 256 registers per lane and 32 KB of LDS each. A wave has two
-// fragments of queries, because each read of keys or values then feeds two products, and a tile is decoded once for
+// fragments of queries, because each read of keys or values then feeds two products, and a tile is read once for
 // 128 columns; with D > 128 registers hold only one.
 #ifndef SPARK_PREFILL_MATRIX_H
 #define SPARK_PREFILL_MATRIX_H
 
+#include "halves.h"
 #include "operand.h"
-#include "source.h"
-#include "states.h"
 
 // Weights are at most 2^EXPONENT. CDNA 2 flushes float16 below 2^-14 to zero, so weights use the range from there up
 // to near the greatest float16, and only those below 2^-29 of the greatest are lost.
@@ -145,6 +144,11 @@ struct MatrixPrefill {
     }
 
     SPARK_FN void load_keys(u32 t, u32 end) const {
+        if constexpr (sizeof(E) == 2) {
+            if (has_halves(call, s, t, end)) return copy_keys(source, t, end, [this](u32 row, u32 octet, Quad key) {
+                Shared<Quad>(tile.at).store(key_quad(row, octet, 0), key);
+            });
+        }
         source.keys(t, end, [this](u32 row, u32 octet, const float (&key)[8]) { put_key(row, octet, key); });
     }
 
@@ -167,11 +171,21 @@ struct MatrixPrefill {
     SPARK_FN void load_values(u32 t, u32 end) const {
         for (u32 n = anew(thread()); n < KEYS / 2 * OCTETS; n += PREFILL_THREADS) {
             const Neighbours own(n);
-            float v[2][8] = {};
-            if (8 * own.octet < call.head_dim) source.value(t + own.key, end, own.octet, v);
-            SPARK_UNROLL
-            for (u32 k = 0; k < 8; ++k) {
-                store_pair(tile, value_quad(8 * own.octet + k, own.quad), own.pair, v[0][k], v[1][k]);
+            const bool has = 8 * own.octet < call.head_dim && t + own.key < end;
+            if constexpr (sizeof(E) == 2) {
+                u32 pairs[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+                if (has) value_pairs(source, t + own.key, end, own.octet, pairs);
+                SPARK_UNROLL
+                for (u32 k = 0; k < 8; ++k) {
+                    store_pair(tile, value_quad(8 * own.octet + k, own.quad), own.pair, pairs[k]);
+                }
+            } else {
+                float v[2][8] = {};
+                if (has) source.value(t + own.key, end, own.octet, v);
+                SPARK_UNROLL
+                for (u32 k = 0; k < 8; ++k) {
+                    store_pair(tile, value_quad(8 * own.octet + k, own.quad), own.pair, v[0][k], v[1][k]);
+                }
             }
         }
     }
@@ -306,14 +320,14 @@ struct MatrixPrefill {
         load_queries();
         source.prepare();
         block_barrier();
-        source.stage(keys.start, tile_end(keys, keys.start));
+        stage(keys, keys.start);
         for (u32 t = keys.start; t < keys.end; t += KEYS) {
             const u32 end = tile_end(keys, t);
             // For more than 64 channels registers have no room for the places of all operands.
             if constexpr (STEPS > 2) across = anew(across), along = anew(along);
             const bool sees = wave_sees.any(t, end);
             block_barrier();
-            if (source.has_tail(t, end)) {
+            if (!has_halves(call, s, t, end) && source.has_tail(t, end)) {
                 source.find_dense(t, end);
                 block_barrier();
             }
@@ -323,10 +337,16 @@ struct MatrixPrefill {
             block_barrier();
             load_values(t, end);
             // Keys that the next tile reads through LDS are loaded together with this tile's values.
-            if (t + KEYS < keys.end) source.stage(t + KEYS, tile_end(keys, t + KEYS));
+            if (t + KEYS < keys.end) stage(keys, t + KEYS);
             block_barrier();
             if (sees) add_values();
         }
+    }
+
+    // The rows of the tile from `t` on that are to be decoded.
+    SPARK_FN void stage(const Keys& keys, u32 t) const {
+        const u32 end = tile_end(keys, t);
+        if (!has_halves(call, s, t, end)) source.stage(t, end);
     }
 
     SPARK_FN u32 tile_end(const Keys& keys, u32 t) const { return keys.end - t < KEYS ? keys.end : t + KEYS; }

@@ -28,6 +28,11 @@ SPARK_KERNEL(spark_prune_planes, 256, 4) { prune_tokens<true>(call); }
 SPARK_KERNEL(spark_basis, 256, 4) { change_basis(call); }
 SPARK_KERNEL(spark_recent, 256, 4) { write_recent(call); }
 SPARK_KERNEL(spark_merge, 256, 4) { merge_states(call); }
+#if defined(SPARK_MATRIX) || defined(SPARK_MMA)
+SPARK_KERNEL(spark_round_keys, 256, 4) { round_keys(call); }
+SPARK_KERNEL(spark_unpack_64, 256, 4) { unpack_rows<64>(call); }
+SPARK_KERNEL(spark_unpack_128, 256, 4) { unpack_rows<128>(call); }
+#endif
 #ifdef SPARK_MATRIX
 SPARK_KERNEL(spark_decode_quantised_8x1, 256, 3) { decode_quantised<8, 1, MASKED>(call); }
 SPARK_KERNEL(spark_decode_quantised_8x4, 256, 3) { decode_quantised<8, 4, MASKED>(call); }
@@ -39,6 +44,7 @@ SPARK_KERNEL(spark_decode_quantised_planes_8x4, 256, 3) { decode_quantised<8, 4,
 SPARK_KERNEL(spark_decode_quantised_planes_8x8, 256, 2) { decode_quantised<8, 8, IN_PLANES>(call); }
 SPARK_KERNEL(spark_decode_quantised_planes_16x4, 256, 3) { decode_quantised<16, 4, IN_PLANES>(call); }
 SPARK_KERNEL(spark_decode_quantised_planes_16x8, 256, 2) { decode_quantised<16, 8, IN_PLANES>(call); }
+SPARK_KERNEL(spark_unpack_256, 256, 4) { unpack_rows<256>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f16_64, 256, 2) { matrix_prefill<u16, 64>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f16_128, 256, 2) { matrix_prefill<u16, 128>(call); }
 SPARK_KERNEL(spark_prefill_matrix_f16_256, 256, 2) { matrix_prefill<u16, 256>(call); }
@@ -57,7 +63,6 @@ SPARK_KERNEL(spark_decode_quantised_planes_8x4, 128, 4) { decode_quantised<8, 4,
 SPARK_KERNEL(spark_decode_quantised_planes_8x8, 128, 2) { decode_quantised<8, 8, IN_PLANES>(call); }
 SPARK_KERNEL(spark_decode_quantised_planes_16x4, 128, 4) { decode_quantised<16, 4, IN_PLANES>(call); }
 SPARK_KERNEL(spark_decode_quantised_planes_16x8, 128, 2) { decode_quantised<16, 8, IN_PLANES>(call); }
-SPARK_KERNEL(spark_round_keys, 256, 4) { round_keys(call); }
 SPARK_KERNEL(spark_prefill_mma_64, 256, 2) { mma_prefill<64>(call); }
 SPARK_KERNEL(spark_prefill_mma_128, 256, 2) { mma_prefill<128>(call); }
 #endif

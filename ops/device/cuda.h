@@ -172,6 +172,8 @@ SPARK_FN u32 permute_bytes(u32 low, u32 high, u32 selectors) {
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(low), "r"(high), "r"(selectors));
     return picked;
 }
+SPARK_FN u32 low_halves(u32 a, u32 b) { return permute_bytes(a, b, 0x5410); }
+SPARK_FN u32 high_halves(u32 a, u32 b) { return permute_bytes(a, b, 0x7632); }
 SPARK_FN u32 add_halves(u32 a, u32 b) {
     u32 sum;
     asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));

@@ -144,6 +144,9 @@ SPARK_FN u32 truncate_halves(float a, float b) {
     };
     return truncate(a) | truncate(b) << 16;
 }
+SPARK_FN u32 halves_of(float a, float b) { return float_to_half(a) | (u32)float_to_half(b) << 16; }
+SPARK_FN u32 low_halves(u32 a, u32 b) { return (a & 0xffff) | b << 16; }
+SPARK_FN u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000); }
 
 #ifdef SPARK_MATRIX
 SPARK_FN void matrix_f16(const u32 (&a)[2], const u32 (&b)[2], MatrixSums& c) {
@@ -200,7 +203,6 @@ template <u32 LEFT>
 SPARK_FN void await_copies() {
     emulation::await_copies(LEFT);
 }
-SPARK_FN u32 halves_of(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
 // Rounds twice: the products of codes are exact.
 SPARK_FN u32 fused_halves(u32 a, u32 b, u32 c) {
     const auto one = [](u32 x, u32 y, u32 z) -> u32 {

@@ -236,6 +236,9 @@ SPARK_FN void matrix_i8(const u32 (&a)[2], const u32 (&b)[2], MatrixCounts& c) {
 
 SPARK_CONSTANT u32 PICK_ZERO = 12;
 SPARK_FN u32 pick_bytes(u32 high, u32 low, u32 selectors) { return __builtin_amdgcn_perm(high, low, selectors); }
+SPARK_FN u32 low_halves(u32 a, u32 b) { return __builtin_amdgcn_perm(b, a, 0x05040100); }
+SPARK_FN u32 high_halves(u32 a, u32 b) { return __builtin_amdgcn_perm(b, a, 0x07060302); }
+SPARK_FN u32 halves_of(float a, float b) { return (u32)float_to_half(a) | (u32)float_to_half(b) << 16; }
 SPARK_FN u32 add_halves(u32 a, u32 b) {
     typedef _Float16 Halves __attribute__((ext_vector_type(2)));
     return __builtin_bit_cast(u32, __builtin_bit_cast(Halves, a) + __builtin_bit_cast(Halves, b));

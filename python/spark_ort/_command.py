@@ -100,7 +100,7 @@ def rewrite(
             channels; ratio, key_bits, row_format and recovery keep their defaults then.
         key_bytes: bytes of a key row in a basis, a multiple of 4; None: half a byte a channel.
         recipe: a file in which `spark-ort tune` says these four for each layer; they keep their defaults then.
-        recovery: what a pruned channel reads as: its sign times the mean of the pruned ones, or times a magnitude drawn
+        recovery: what a pruned channel reads as: its sign times their root mean square, or times a magnitude drawn
             from an exponential or half-normal distribution of theirs, or zero.
         recent: keep the last so many keys dense as well; None: 64 in a GenAI folder, else 0.
         recent_in: where: in free rows of the buffer that past and present share, or in one more input and output of

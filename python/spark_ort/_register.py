@@ -83,8 +83,11 @@ def register(options: onnxruntime.SessionOptions, *, gpu: bool | int | Literal["
         Error: no such provider or device, or no such `gpu`; the message says why not of each.
         TypeError: `options` are no SessionOptions, or `gpu` is neither a word nor a whole number.
     """
+    import numpy as np
     import onnxruntime as ort
 
+    if isinstance(gpu, np.bool_):
+        gpu = bool(gpu)
     if not isinstance(options, ort.SessionOptions):
         raise TypeError(f"options are a {type(options).__name__}: an onnxruntime.SessionOptions is expected")
     # What is neither is an error on machines without a GPU too.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::code_cache::Entry;
@@ -17,6 +18,8 @@ pub struct Device {
     runtime: &'static dyn Runtime,
     ordinal: i32,
     properties: Properties,
+    /// See [`plan::Device::unpacked_bytes`].
+    unpacked_bytes: AtomicUsize,
     module: Handle,
     functions: Mutex<HashMap<String, Handle>>,
 }
@@ -34,8 +37,7 @@ fn runtime(vendor: Vendor) -> Result<&'static dyn Runtime, GpuError> {
 }
 
 impl Device {
-    /// Device `ordinal` of `vendor` with the kernels loaded. The first call may compile them, which takes up to a
-    /// minute.
+    /// Device `ordinal` of `vendor` with the kernels loaded. The first call may compile them, which takes minutes.
     ///
     /// # Errors
     /// If there is no driver, no such device, or no usable kernels for it; a later call tries again.
@@ -72,7 +74,8 @@ impl Device {
         let _current = Current::new(runtime, ordinal)?;
         let properties = runtime.properties(ordinal)?;
         let module = load(runtime, ordinal, &properties.arch)?;
-        Ok(Self { runtime, ordinal, properties, module, functions: Mutex::default() })
+        let unpacked_bytes = AtomicUsize::new(properties.for_plan.unpacked_bytes);
+        Ok(Self { runtime, ordinal, properties, unpacked_bytes, module, functions: Mutex::default() })
     }
 
     /// Properties of the device.
@@ -82,7 +85,15 @@ impl Device {
 
     /// The properties that a plan needs.
     pub fn for_plan(&self) -> plan::Device {
-        self.properties.for_plan
+        plan::Device { unpacked_bytes: self.unpacked_bytes.load(Ordering::Relaxed), ..self.properties.for_plan }
+    }
+
+    /// Says that there was no memory for a workspace in which unpacked rows take `bytes` bytes: plans of this process
+    /// ask for half as many at most from then on, and for none if that is too little to be of use.
+    pub fn unpack_less_than(&self, bytes: usize) {
+        const LEAST: usize = 1 << 20;
+        let half = if bytes / 2 < LEAST { 0 } else { bytes / 2 };
+        self.unpacked_bytes.fetch_min(half, Ordering::Relaxed);
     }
 
     /// Refuses `stream`, a hipStream_t, a CUstream or null, while it is captured: the graph would keep the lengths of

@@ -100,15 +100,16 @@ pub struct Call {
     pub value_groups: u32,
     pub rounded_keys: u32,
     pub value_rotated: u32,
+    pub unpacked: u32,
     pub sequence: [Sequence; MAX_SEQUENCES as usize],
 }
 
 const _: () = {
     use std::mem::{offset_of, size_of};
-    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 12 && size_of::<Call>() == 1208);
+    assert!(size_of::<Tokens>() == 32 && size_of::<Sequence>() == 12 && size_of::<Call>() == 1216);
     assert!(offset_of!(Call, past_key) == 128 && offset_of!(Call, bias) == 248);
     assert!(offset_of!(Call, workspace) == 280 && offset_of!(Call, new_tokens) == 292);
-    assert!(offset_of!(Call, scale) == 376 && offset_of!(Call, sequence) == 440);
+    assert!(offset_of!(Call, scale) == 376 && offset_of!(Call, sequence) == 444);
 };
 
 impl Default for Call {
@@ -176,6 +177,7 @@ impl Default for Call {
             value_groups: 0,
             rounded_keys: 0,
             value_rotated: 0,
+            unpacked: 0,
             sequence: [Sequence::default(); MAX_SEQUENCES as usize],
         }
     }

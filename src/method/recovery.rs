@@ -33,7 +33,7 @@ const NORMAL: [u16; DRAWS] = [
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Recovery {
-    /// Its sign times the mean magnitude of the row's pruned channels.
+    /// Its sign times the root mean square of the row's pruned channels.
     Mean,
     /// Zero.
     None,

@@ -38,6 +38,9 @@ pub(super) fn guard<R>(subject: &str, work: impl FnOnce() -> Result<R, Failure>)
         // and says nothing.
         Ok(Err(Failure::Device(e))) => (ErrorCode::GenericFailure, e.to_string()),
         Ok(Err(Failure::Plugin(e))) => (ErrorCode::GenericFailure, e),
+        Ok(Err(Failure::Workspace(bytes, why))) => {
+            (ErrorCode::GenericFailure, format!("no device memory for a workspace of {bytes} bytes: {why}"))
+        }
         Err(panic) => (ErrorCode::InvalidArgument, format!("internal error: {}", panic_message(&*panic))),
     };
     // A C string ends at a zero byte.
@@ -62,6 +65,8 @@ pub(super) enum Failure {
     Device(GpuError),
     /// Of the execution provider of this library.
     Plugin(String),
+    /// Why there is no device memory for a workspace of so many bytes.
+    Workspace(usize, String),
 }
 
 impl From<GpuError> for Failure {

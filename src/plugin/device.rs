@@ -6,7 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use super::driver::{Driver, Handle, Names, Vendor};
 use super::host::{Failure, Host};
 use super::pool::Pool;
-use super::workspace::Workspaces;
 
 /// A GPU.
 pub struct Device {
@@ -19,7 +18,6 @@ pub struct Device {
     pub(super) memory: Pool,
     /// Host memory that the device can copy from and to.
     pub(super) pinned: Pool,
-    workspaces: Workspaces,
 }
 
 static DEVICES: Mutex<Vec<&'static Device>> = Mutex::new(Vec::new());
@@ -39,7 +37,6 @@ impl Device {
             memory_id,
             memory: Pool::new(driver, ordinal, false),
             pinned: Pool::new(driver, ordinal, true),
-            workspaces: Workspaces::default(),
         }));
         match known {
             Some(known) => devices[known] = device,
@@ -81,7 +78,8 @@ impl Device {
         self.ordinal
     }
 
-    /// Runs `work`, which queues launches on `stream`, with a workspace of `bytes` bytes for them.
+    /// Runs `work`, which queues launches on `stream`, with a workspace of `bytes` bytes for them. If it is `optional`,
+    /// nothing is given back to the driver to get it.
     ///
     /// # Errors
     /// If there is no memory.
@@ -89,15 +87,15 @@ impl Device {
         &self,
         stream: Handle,
         bytes: usize,
+        optional: bool,
         work: impl FnOnce(*mut c_void) -> R,
     ) -> Result<R, String> {
-        self.workspaces.with((self.driver, self.ordinal), stream, bytes, work)
+        self.memory.with_workspace(stream, bytes, optional, work)
     }
 
     /// Called when a stream has run all its work and is about to be destroyed.
     pub(super) fn retire(&self, stream: Handle) {
         self.memory.retire(stream);
         self.pinned.retire(stream);
-        self.workspaces.retire((self.driver, self.ordinal), stream);
     }
 }

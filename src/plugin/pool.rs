@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
 use super::driver::{Driver, Handle};
+use super::workspace::Workspaces;
 
 /// Memory of one kind on one device.
 pub struct Pool {
@@ -18,6 +19,7 @@ pub struct Pool {
     /// Whether it is host memory that the device can copy from and to.
     pinned: bool,
     state: Mutex<State>,
+    workspaces: Workspaces,
 }
 
 /// A stream's address, 0 for none.
@@ -57,13 +59,13 @@ impl State {
 
 impl Pool {
     pub(super) fn new(driver: &'static dyn Driver, ordinal: i32, pinned: bool) -> Self {
-        Self { driver, ordinal, pinned, state: Mutex::default() }
+        Self { driver, ordinal, pinned, state: Mutex::default(), workspaces: Workspaces::default() }
     }
 
     /// Memory of at least `bytes` bytes for work on `stream`, or without a stream if it is null.
     ///
     /// # Errors
-    /// If the driver has none, even after all free blocks have been returned to it.
+    /// If the driver has none, even after all that nobody needs now has been returned to it.
     pub fn allocate(&self, bytes: usize, stream: Handle) -> Result<NonNull<c_void>, String> {
         let (bytes, stream) = (rounded(bytes), stream as StreamKey);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,8 +101,29 @@ impl Pool {
         }
     }
 
+    /// Runs `work`, which queues launches on `stream`, with a workspace of `bytes` bytes for them.
+    ///
+    /// # Errors
+    /// If the driver has no memory, unless it is `optional` even after all free blocks have been returned to it.
+    pub fn with_workspace<R>(
+        &self,
+        stream: Handle,
+        bytes: usize,
+        optional: bool,
+        work: impl FnOnce(*mut c_void) -> R,
+    ) -> Result<R, String> {
+        self.workspaces.with(
+            (self.driver, self.ordinal),
+            stream,
+            rounded(bytes),
+            (!optional).then_some(|| self.trim()),
+            work,
+        )
+    }
+
     /// Called when a stream has run all its work and is destroyed: any stream may reuse its memory.
     pub fn retire(&self, stream: Handle) {
+        self.workspaces.retire((self.driver, self.ordinal), stream);
         let stream = stream as StreamKey;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, owner) in state.blocks.values_mut().filter(|(_, owner)| *owner == stream) {
@@ -111,7 +134,7 @@ impl Pool {
         }
     }
 
-    /// Returns all free blocks to the driver.
+    /// Returns all free blocks to the driver, and the workspaces of streams that queue nothing at this moment.
     pub fn trim(&self) {
         self.give_back(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -125,6 +148,7 @@ impl Pool {
             // SAFETY: the block is from this pool's driver and free, and the device has run all queued work.
             let _ = unsafe { free(self.driver, self.ordinal, block as *mut c_void) };
         }
+        self.workspaces.release((self.driver, self.ordinal));
     }
 }
 

@@ -1,11 +1,10 @@
-//! Scratch memory of kernels between launches: one allocation per stream, which only grows.
+//! Scratch memory of kernels between launches: one allocation per stream, which only grows until memory is short.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use super::driver::{Driver, Handle};
-use super::pool::rounded;
 
 /// The workspaces of a device's streams.
 #[derive(Default)]
@@ -22,12 +21,13 @@ impl Workspaces {
     /// stream take turns: the workspace belongs to the stream, and work queued later on it may reuse the memory.
     ///
     /// # Errors
-    /// If the driver has no memory.
+    /// If the driver has no memory, even after `trim`, if it is given, has returned some.
     pub fn with<R>(
         &self,
         (driver, ordinal): (&dyn Driver, i32),
         stream: Handle,
         bytes: usize,
+        trim: Option<impl FnOnce()>,
         work: impl FnOnce(*mut c_void) -> R,
     ) -> Result<R, String> {
         let workspace = {
@@ -36,12 +36,26 @@ impl Workspaces {
         };
         let mut workspace = workspace.lock().unwrap_or_else(PoisonError::into_inner);
         if workspace.bytes < bytes {
-            let bytes = rounded(bytes);
             workspace.clear((driver, ordinal));
-            workspace.address = driver.allocate(ordinal, bytes)? as usize;
+            let allocated = driver.allocate(ordinal, bytes).or_else(|why| {
+                trim.ok_or(why)?();
+                driver.allocate(ordinal, bytes)
+            })?;
+            workspace.address = allocated as usize;
             workspace.bytes = bytes;
         }
         Ok(work(workspace.address as *mut c_void))
+    }
+
+    /// Gives back the workspaces of streams that queue nothing at this moment.
+    pub fn release(&self, device: (&dyn Driver, i32)) {
+        for workspace in self.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            match workspace.try_lock() {
+                Ok(mut idle) => idle.clear(device),
+                Err(TryLockError::Poisoned(idle)) => idle.into_inner().clear(device),
+                Err(TryLockError::WouldBlock) => (),
+            }
+        }
     }
 
     /// Forgets a stream that has run all its work and is destroyed.

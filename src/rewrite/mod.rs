@@ -234,8 +234,8 @@ fn inspection_of(mut model: ModelProto) -> Result<Inspection, RewriteError> {
     Ok(Inspection::new(&model)?)
 }
 
-/// Places all files but the model itself in the stage, and returns where the data of a single file goes. For a GenAI
-/// folder, also returns the width of the cache rows.
+/// Places all files but the model itself in the stage, and returns where the data of a single file goes. `folder`: of
+/// GenAI, and the width of its cache rows.
 fn place_files(
     stage: &Stage,
     path: &Path,

@@ -36,7 +36,8 @@ __attribute__((format(printf, 1, 2))) inline void trace(const char* format, ...)
     fflush(file);
 }
 
-// The error that GPU_SIM_FAIL has for this call of `function`, or 0. Each call counts once.
+// The error that GPU_SIM_FAIL has for this call of `function`, or 0: NAME:FIRST:CODE, NAME:FIRST-LAST:CODE or
+// NAME:FIRST+:CODE. Each call counts once.
 inline int injected(const char* function) {
     static const char* wish = getenv("GPU_SIM_FAIL");
     static std::mutex mutex;
@@ -44,12 +45,17 @@ inline int injected(const char* function) {
     const size_t name = strlen(function);
     if (!wish || strncmp(wish, function, name) != 0 || wish[name] != ':') return 0;
     std::lock_guard<std::mutex> guard(mutex);
-    unsigned nth = 0;
+    unsigned first = 0, last = 0;
     int code = 0;
-    const bool all = sscanf(wish + name, ":%u+:%d", &nth, &code) == 2;
-    if (!all && sscanf(wish + name, ":%u:%d", &nth, &code) != 2) fprintf(stderr, "GPU_SIM_FAIL=%s\n", wish);
+    const char* which = wish + name;
+    if (sscanf(which, ":%u+:%d", &first, &code) == 2) {
+        last = ~0u;
+    } else if (sscanf(which, ":%u-%u:%d", &first, &last, &code) != 3) {
+        if (sscanf(which, ":%u:%d", &first, &code) != 2) fprintf(stderr, "GPU_SIM_FAIL=%s\n", wish);
+        last = first;
+    }
     calls++;
-    if (all ? calls < nth : calls != nth) return 0;
+    if (calls < first || calls > last) return 0;
     trace("injected %s %d", function, code);
     return code;
 }

@@ -50,9 +50,9 @@ def test_library_path():
 
 def test_register():
     """Operators on the CPU; a GPU that is not there is named as such, as often as it is asked for."""
-    for gpu in (False, "auto"):
+    for gpu in (False, np.False_, "auto"):
         assert spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu) == "CPUExecutionProvider"
-    for gpu in (True, True, 3):
+    for gpu in (True, True, np.True_, 3):
         with pytest.raises(spark_ort.Error, match="no GPU can be used: .*SparkExecutionProvider"):
             spark_ort.register(onnxruntime.SessionOptions(), gpu=gpu)
     for gpu in ("cuda", -1):

@@ -32,8 +32,8 @@ use spark_ort::rewrite::RewriteError;
 
 /// Language models in ONNX whose KV cache is stored pruned.
 ///
-/// ONNX Runtime 1.18 or later is needed: that of the active Python (`pip install onnxruntime`), or the shared library
-/// that ORT_DYLIB_PATH names.
+/// ONNX Runtime 1.18 or later is needed: the shared library that ORT_DYLIB_PATH names, else that of the active Python
+/// (`pip install onnxruntime`), else the system's libonnxruntime.so.
 #[derive(Parser)]
 #[command(version, max_term_width = 110)]
 struct Cli {

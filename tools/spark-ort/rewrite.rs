@@ -84,13 +84,13 @@ pub struct Args {
     )]
     recipe: Option<PathBuf>,
 
-    /// What a pruned channel reads as: its sign times the mean of the pruned ones, times a magnitude drawn from their
-    /// distribution (slower), or zero
+    /// What a pruned channel reads as: its sign times the root mean square of the row's pruned ones, its sign times a
+    /// magnitude drawn from their distribution (slower), or zero
     #[arg(long, value_enum, default_value_t = Recovery::Mean)]
     recovery: Recovery,
 
-    /// Keep the last N keys dense as well; at least 16 are advised above ratio 0.6 [default: 64 in a GenAI folder, else
-    /// 0]
+    /// Keep the last N keys dense as well; at least 16 are advised above ratio 0.6 [default: 64 in a GenAI folder
+    /// whose past and present share a buffer, else 0]
     #[arg(long, value_name = "N")]
     recent: Option<usize>,
 

@@ -1,11 +1,13 @@
 //! Files that are written whole or not at all.
 
+use std::fs::Metadata;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Access, access};
+use rustix::process::geteuid;
 use spark_ort::files;
 use spark_ort::rewrite::{contains, same_file};
 
@@ -56,8 +58,17 @@ pub fn check(option: &str, path: &Path, read: &[PathBuf]) -> Result<()> {
     match files::kind(path).with_context(refused)? {
         Some(kind) if kind.is_dir() => bail!("{option} {shown} is a folder; name a file"),
         Some(kind) if !kind.is_file() => access(path, Access::WRITE_OK).with_context(refused),
-        // As it is written: beside what it replaces. This file has no name and is gone at once.
-        _ => tempfile::tempfile_in(folder_of(&made)).map(drop).with_context(refused),
+        present => {
+            let beside = folder_of(&made);
+            if present.is_some() {
+                let (folder, file) = (beside.metadata().with_context(refused)?, made.metadata().with_context(refused)?);
+                if !is_replaceable(&folder, &file, geteuid().as_raw()) {
+                    bail!("{option} {shown} is another user's, in a folder where only its owner may replace it");
+                }
+            }
+            // As it is written: beside what it replaces. This file has no name and is gone at once.
+            tempfile::tempfile_in(beside).map(drop).with_context(refused)
+        }
     }
 }
 
@@ -72,9 +83,15 @@ pub fn write_or_show(path: &Path, text: &str) -> Result<()> {
     }
 }
 
-/// Whether `path` stands for standard output.
+/// Whether `path` stands for standard output. A file that it is directed to must not be replaced: what is printed too
+/// would be lost.
 pub fn is_stdout(path: &Path) -> bool {
-    path.as_os_str() == "-"
+    ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path.as_os_str() == *name)
+}
+
+/// Whether user `user` may replace `file`: in a folder such as /tmp, only its owner and the folder's may.
+fn is_replaceable(folder: &Metadata, file: &Metadata, user: u32) -> bool {
+    folder.mode() & 0o1000 == 0 || user == 0 || [folder.uid(), file.uid()].contains(&user)
 }
 
 /// The file that is replaced, or made, when `path` is written.
@@ -141,6 +158,7 @@ mod tests {
             assert!(problem(wrong).is_some(), "{wrong:?}");
         }
         assert!(problem(&new).is_none() && problem(Path::new("-")).is_none());
+        assert!(is_stdout(Path::new("/dev/stdout")) && !is_stdout(&new));
 
         let dangling = folder.path().join("dangling");
         std::os::unix::fs::symlink("new", &dangling).unwrap();
@@ -170,6 +188,21 @@ mod tests {
         check("--json", &file, &[]).unwrap();
         check("--json", Path::new("/dev/null"), &[]).unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn files_of_others_are_not_replaced_in_their_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("report.json");
+        write(&file, b"text").unwrap();
+        let metadata = || [folder.path(), &file].map(|path| path.metadata().unwrap());
+        let [open, own] = metadata();
+        let (owner, other) = (own.uid(), own.uid() + 1);
+        assert!(is_replaceable(&open, &own, other));
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o1777)).unwrap();
+        let [sticky, own] = metadata();
+        assert!(is_replaceable(&sticky, &own, owner) && is_replaceable(&sticky, &own, 0));
+        assert!(!is_replaceable(&sticky, &own, other));
     }
 
     #[test]

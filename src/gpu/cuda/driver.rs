@@ -178,6 +178,7 @@ impl Runtime for Cuda {
             compute_units: attribute(MULTIPROCESSOR_COUNT)?,
             shared_bytes: attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             matrix: if has_tensor_cores(major) { MatrixCores::Mma } else { MatrixCores::None },
+            unpacked_bytes: plan::UNPACKED_BYTES,
         };
         Ok(Properties { arch: format!("sm_{major}{minor}"), for_plan })
     }

@@ -258,6 +258,7 @@ fn read_properties(bytes: &[u8], layout: PropertiesLayout) -> Result<Properties,
         // A size_t whose high half is zero.
         shared_bytes: int(layout.shared_bytes),
         matrix: if has_matrix_cores(processor(&arch)) { MatrixCores::Mfma } else { MatrixCores::None },
+        unpacked_bytes: plan::UNPACKED_BYTES,
     };
     let name = |c: char| c.is_ascii_alphanumeric() || ":+-_".contains(c);
     if !arch.starts_with("gfx") || !arch.chars().all(name) || for_plan.compute_units == 0 {
@@ -278,8 +279,13 @@ mod tests {
             bytes[layout.wave_size] = 64;
             bytes[layout.compute_units] = 104;
             bytes[layout.shared_bytes + 2] = 1;
-            let for_plan =
-                plan::Device { wave_size: 64, compute_units: 104, shared_bytes: 65536, matrix: MatrixCores::Mfma };
+            let for_plan = plan::Device {
+                wave_size: 64,
+                compute_units: 104,
+                shared_bytes: 65536,
+                matrix: MatrixCores::Mfma,
+                unpacked_bytes: plan::UNPACKED_BYTES,
+            };
             let expected = Properties { arch: "gfx90a:xnack-".into(), for_plan };
             assert_eq!(read_properties(&bytes, layout), Ok(expected));
             assert!(read_properties(&bytes, other).is_err());

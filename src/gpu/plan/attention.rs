@@ -28,12 +28,13 @@
 use super::tail::tails;
 use super::tensors::base;
 use super::{
-    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, basis, check, launch, narrow, row_words, sequences,
+    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, basis, check, launch, narrow, rounded, row_words,
+    sequences,
 };
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
     BLOCK_WAVES, FLOAT32, KEY_SLACK_WORDS, MATRIX_KEYS, MATRIX_TABLE_WORDS, MAX_SEQUENCES, MMA_KEY_SLACK_BYTES,
-    MMA_VALUE_SLACK_BYTES, PLANE_SLACK_WORDS, PREFILL_THREADS, RECOVER_MEAN, ROUND_THREADS,
+    MMA_VALUE_SLACK_BYTES, PLANE_SLACK_WORDS, PREFILL_THREADS, RECOVER_MEAN, UNPACK_KEYS,
 };
 use crate::gpu::params::{Call, Tokens};
 
@@ -89,7 +90,7 @@ struct Attend {
     min_keys: u32,
     /// Stored keys that take as long as one in the tail.
     tail_cost: u32,
-    /// Whether it reads new keys that are rotated and rounded before.
+    /// Whether it reads what `ops/rounded.h` writes.
     rounds_keys: bool,
 }
 
@@ -98,7 +99,7 @@ impl Attend {
         let pairs = u64::from(call.group) * u64::from(call.new_tokens);
         match device.matrix {
             _ if pairs <= MOST_DECODE_COLUMNS.into() => Self::decode(device, call, key_words, pairs),
-            MatrixCores::Mfma => Self::matrix_prefill(device, call, key_words),
+            MatrixCores::Mfma => Self::matrix_prefill(device, call, key_words, pairs),
             MatrixCores::Mma if call.scalar != FLOAT32 && call.head_dim <= 128 => Self::mma_prefill(call, key_words),
             MatrixCores::None | MatrixCores::Mma => Self::prefill(call, key_words),
         }
@@ -122,22 +123,23 @@ impl Attend {
     }
 
     /// `MatrixPrefill` of `ops/prefill_matrix.h`.
-    fn matrix_prefill(device: &Device, call: &Call, key_words: u32) -> Self {
+    fn matrix_prefill(device: &Device, call: &Call, key_words: u32, pairs: u64) -> Self {
         let d = call.head_dim;
         let channels = d.next_power_of_two().max(64);
         let (element, bytes) = if call.scalar == FLOAT32 { ("f32", 4) } else { ("f16", 2) };
         let fragments = if bytes * channels > 256 { 1 } else { 2 };
-        let keys = 32 * fragments;
+        let (keys, columns) = (32 * fragments, 64 * fragments);
         let shared_bytes = keys * channels * bytes + 4 * source_words(call, keys, key_words);
         Self {
             kernel: format!("spark_prefill_matrix_{element}_{channels}"),
-            columns: 64 * fragments,
+            columns,
             threads: PREFILL_THREADS,
             shared_bytes,
             resident: (device.shared_bytes / shared_bytes).clamp(1, MATRIX_BLOCKS),
             min_keys: MIN_PREFILL_KEYS,
             tail_cost: 1,
-            rounds_keys: false,
+            // One block rotates them itself.
+            rounds_keys: call.scalar != FLOAT32 && pairs > columns.into(),
         }
     }
 
@@ -269,21 +271,26 @@ pub fn attention(
     if new == 0 {
         return Ok(plan);
     }
-    let attend = Attend::new(device, &call, row_words(geometry).0);
-    let pairs = u64::from(call.group) * new as u64;
-    for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
-        let mut call = sequences(&call, lengths, &tails, first);
+    let key_words = row_words(geometry).0;
+    let attend = Attend::new(device, &call, key_words);
+    let blocks = (u64::from(call.group) * new as u64).div_ceil(attend.columns.into());
+    let next_group = |first| match attend.rounds_keys {
+        true => rounded::next_group(device, &call, lengths, blocks, first),
+        false => (MAX_SEQUENCES as usize, false),
+    };
+    let mut first = 0;
+    while first < batch {
+        let (count, unpacks) = next_group(first);
+        let mut call = sequences(&call, lengths, &tails, first, count);
+        first += count;
         // Nothing is stored where nothing is past.
         call.value_rotated &= u32::from(call.sequence[..call.sequences as usize].iter().any(|s| s.past > 0));
-        let blocks = pairs.div_ceil(attend.columns.into()) * kv_heads as u64;
-        (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks);
+        (call.splits, call.split_keys) = pieces(device, &attend, &call, blocks * kv_heads as u64);
         let states = call.sequences as usize * query_heads * new * call.splits as usize;
         let splits = u64::from(call.splits);
-        let state_bytes = if call.splits > 1 { states * (d + 2) * 4 } else { 0 };
-        let mut workspace_bytes = state_bytes;
+        let mut workspace_bytes = if call.splits > 1 { states * (d + 2) * 4 } else { 0 };
         if attend.rounds_keys {
-            call.rounded_keys = 1;
-            workspace_bytes = state_bytes.next_multiple_of(16) + call.sequences as usize * kv_heads * new * d * 2;
+            workspace_bytes = rounded::place(&mut call, workspace_bytes, unpacks);
         }
         let mut in_basis = None;
         if call.key_planes == 1 {
@@ -293,12 +300,11 @@ pub fn attention(
         plan.workspace_bytes = plan.workspace_bytes.max(workspace_bytes);
         let first_launch = plan.launches.len();
         if attend.rounds_keys {
-            let octets = (kv_heads * new * d / 8) as u64;
-            let blocks = octets.div_ceil(ROUND_THREADS.into());
-            plan.launches.push(launch(device, "spark_round_keys".into(), blocks, ROUND_THREADS, 0, call)?);
+            rounded::write(device, &mut plan, &call, 4 * source_words(&call, UNPACK_KEYS, key_words))?;
         }
         let Attend { kernel, threads, shared_bytes, .. } = &attend;
-        plan.launches.push(launch(device, kernel.clone(), blocks * splits, *threads, *shared_bytes, call)?);
+        let blocks = blocks * kv_heads as u64 * splits;
+        plan.launches.push(launch(device, kernel.clone(), blocks, *threads, *shared_bytes, call)?);
         if call.splits > 1 {
             let queries = (query_heads * new) as u64;
             let blocks = queries.div_ceil(BLOCK_WAVES.into());

@@ -3,6 +3,7 @@
 mod attention;
 mod basis;
 mod prune;
+mod rounded;
 mod tail;
 mod tensors;
 
@@ -10,7 +11,6 @@ use std::ffi::c_void;
 
 use thiserror::Error;
 
-use super::limits::MAX_SEQUENCES;
 use super::params::{Call, Sequence, Tokens};
 use crate::call::{Geometry, Lengths};
 
@@ -29,7 +29,13 @@ pub struct Device {
     pub shared_bytes: u32,
     /// Those that its code has kernels for.
     pub matrix: MatrixCores,
+    /// Most bytes of a workspace for cached rows that prompts on matrix cores read as float16: [`UNPACKED_BYTES`], or 0
+    /// where memory is short; each block of queries then decodes rows itself.
+    pub unpacked_bytes: usize,
 }
+
+/// Of 131,072 tokens of eight KV heads of 128 channels.
+pub const UNPACKED_BYTES: usize = 512 << 20;
 
 /// What multiplies matrices, and what it is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +44,8 @@ pub enum MatrixCores {
     None,
     /// AMD's: quantised rows in decoding, and prompts.
     Mfma,
-    /// NVIDIA's tensor cores: quantised rows in decoding.
+    /// NVIDIA's tensor cores: quantised rows in decoding, and prompts of float16 and bfloat16 with heads of up to 128
+    /// channels.
     Mma,
 }
 
@@ -85,6 +92,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Bytes of the workspace that unpacked rows take, for which [`Device::unpacked_bytes`] gave room.
+    pub fn unpacked_bytes(&self) -> usize {
+        self.launches.iter().map(|launch| rounded::unpacked_bytes(&launch.call)).max().unwrap_or(0)
+    }
+
     /// Sets the workspace of all launches.
     pub fn set_workspace(&mut self, workspace: *mut c_void) {
         let at = |byte: usize| workspace.cast::<u8>().wrapping_add(byte).cast::<c_void>();
@@ -147,11 +159,11 @@ fn row_words(geometry: &Geometry) -> (u32, u32) {
     (key.div_ceil(4) as u32, value.div_ceil(4) as u32)
 }
 
-/// `call` for the sequences from `first` on, as many as fit in one launch. `tails` are the keys that the tail of each
+/// `call` for the sequences from `first` on, `most` at most. `tails` are the keys that the tail of each
 /// sequence keeps.
-fn sequences(call: &Call, lengths: &Lengths, tails: &[u32], first: usize) -> Call {
+fn sequences(call: &Call, lengths: &Lengths, tails: &[u32], first: usize, most: usize) -> Call {
     let mut call = *call;
-    let last = lengths.past.len().min(first + MAX_SEQUENCES as usize);
+    let last = lengths.past.len().min(first + most);
     call.first_sequence = first as u32;
     call.sequences = (last - first) as u32;
     for (sequence, b) in call.sequence.iter_mut().zip(first..last) {

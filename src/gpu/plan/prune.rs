@@ -41,7 +41,7 @@ pub fn prune(
     let heads = kv_heads as u64;
     let mut plan = Plan::default();
     for first in (0..batch).step_by(MAX_SEQUENCES as usize) {
-        let call = sequences(&call, lengths, &tails, first);
+        let call = sequences(&call, lengths, &tails, first, MAX_SEQUENCES as usize);
         if !call.present_recent.is_null() && call.present_recent_rows > 0 {
             let blocks = u64::from(call.present_recent_rows) * heads;
             let shared = if call.key_planes == 1 { 4 * call.head_dim } else { 0 };

@@ -46,8 +46,20 @@ fn compute<P: Provider, T: Tensor>(
         bias_shape,
         output: output.address().cast(),
     };
-    let plan = plan::attention(&device.for_plan(), &geometry, &lengths, settings, &inputs, &attention)?;
-    // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and keeps
-    // them until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan goes by.
-    unsafe { P::run(context, (device, stream), output.memory_info(), plan) }
+    let plan = |device: &_| plan::attention(device, &geometry, &lengths, settings, &inputs, &attention);
+    let run = |plan| {
+        // SAFETY: ONNX Runtime gives device pointers to inputs and outputs of a kernel of a provider with a GPU and
+        // keeps them until the stream is done; `Geometry` and `Lengths` checked that tensors have the sizes the plan
+        // goes by.
+        unsafe { P::run(context, (device, stream), output.memory_info(), plan) }
+    };
+    let whole = plan(&device.for_plan())?;
+    let unpacked = whole.unpacked_bytes();
+    match run(whole) {
+        Err(Failure::Workspace(..)) if unpacked > 0 => {
+            device.unpack_less_than(unpacked);
+            run(plan(&plan::Device { unpacked_bytes: 0, ..device.for_plan() })?)
+        }
+        result => result,
+    }
 }

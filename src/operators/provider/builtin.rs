@@ -71,11 +71,11 @@ struct Workspace {
 
 impl Workspace {
     fn new(context: &ComputeContext, memory: &MemoryInfo<'_>, stream: Handle, bytes: usize) -> Result<Self, Failure> {
-        let none = |why: &str| Error::new(format!("no device memory for a workspace of {bytes} bytes{why}"));
+        let none = || Failure::Workspace(bytes, "ONNX Runtime gives none".into());
         let allocator = context.allocator(memory)?;
-        let plain = allocator.alloc::<u8>(bytes).map_err(|e| none(&format!(": {e}")))?;
+        let plain = allocator.alloc::<u8>(bytes).map_err(|e| Failure::Workspace(bytes, e.to_string()))?;
         if stream.is_null() {
-            let address = NonNull::new(plain.into_raw()).ok_or_else(|| none(""))?;
+            let address = NonNull::new(plain.into_raw()).ok_or_else(none)?;
             return Ok(Self { allocator, address });
         }
         // With several streams the memory must be the stream's: only a scratch buffer is. Where there is no memory for
@@ -88,7 +88,7 @@ impl Workspace {
             let scratch = ort::api().KernelContext_GetScratchBuffer;
             Error::result_from_status(scratch(context.ptr(), memory.ptr(), bytes, &mut address))?;
         }
-        let address = NonNull::new(address).ok_or_else(|| none(""))?;
+        let address = NonNull::new(address).ok_or_else(none)?;
         Ok(Self { allocator, address })
     }
 }

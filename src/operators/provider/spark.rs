@@ -34,14 +34,15 @@ impl Provider for Spark {
             // SAFETY: by this function's contract.
             return Ok(unsafe { device.queue(&plan, stream) }?);
         }
-        let launched = offered(memory)?.with_workspace(stream, bytes, |workspace| {
+        // There is a plan that needs less.
+        let optional = plan.unpacked_bytes() > 0;
+        let launched = offered(memory)?.with_workspace(stream, bytes, optional, |workspace| {
             plan.set_workspace(workspace);
             // SAFETY: by this function's contract; the workspace is the stream's until the launches are queued, and
             // what is queued there later comes after them.
             unsafe { device.queue(&plan, stream) }
         });
-        let none = |e| Failure::Plugin(format!("no device memory for a workspace of {bytes} bytes: {e}"));
-        Ok(launched.map_err(none)??)
+        Ok(launched.map_err(|why| Failure::Workspace(bytes, why))??)
     }
 }
 

@@ -1,4 +1,4 @@
-//! ONNX `Attention` of opset 23 and 24, with past and present on the node, or behind Concat and repetition of heads.
+//! ONNX `Attention` of opset 23 to 25, with past and present on the node, or behind Concat and repetition of heads.
 
 use super::super::context::{Context, rank};
 use super::super::error::Refusal;

@@ -42,7 +42,7 @@ def declared(cdna: bool) -> dict[str, tuple[int, int]]:
     without = {name for name in DECLARED if re.fullmatch(r"spark_prefill_\d+", name)}
     prefill = {name for name in DECLARED if "_matrix_" in name}
     assert prefill == {f"spark_prefill_matrix_{kind}" for kind in MATRIX_INSTRUCTIONS} and without
-    matrix = prefill | {name for name in DECLARED if "_quantised_" in name}
+    matrix = prefill | {name for name in DECLARED if re.search("_quantised_|_unpack_|_round_", name)}
     return {name: of for name, of in DECLARED.items() if name not in (without if cdna else matrix)}
 
 

@@ -20,6 +20,7 @@ pub fn device(wave: u32, compute_units: u32) -> Device {
         compute_units,
         shared_bytes: 65536,
         matrix: if wave == 64 { MatrixCores::Mfma } else { MatrixCores::Mma },
+        unpacked_bytes: plan::UNPACKED_BYTES,
     }
 }
 
@@ -158,6 +159,14 @@ impl<'a> OnDevice<'a> {
         let workspace = (plan.workspace_bytes > 0).then(|| Memory::new(&vec![0xFF; plan.workspace_bytes + 15]));
         plan.set_workspace(workspace.as_ref().map_or(null_mut(), |w| w.at().map_addr(|at| at.next_multiple_of(16))));
         gpu().run(&plan, wave)
+    }
+
+    /// Names of the kernels that attention launches.
+    pub fn kernels(&self, device: &Device) -> Vec<String> {
+        let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+        let case = self.case;
+        plan::attention(device, &self.geometry, &case.lengths, &case.attention, &self.inputs, &tensors)
+            .map_or(Vec::new(), |plan| plan.launches.into_iter().map(|launch| launch.kernel).collect())
     }
 
     /// The attention output, `[B, Hq, L, D]`.

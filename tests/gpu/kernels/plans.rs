@@ -62,7 +62,8 @@ fn tokens_in_a_basis_have_room() {
             assert!(plan.workspace_bytes >= keys + bytes(geometry.kv_heads));
             let states = call.sequences as usize * geometry.query_heads * new * call.splits as usize * 130 * 4;
             let rounded = if call.rounded_keys == 1 { bytes(geometry.kv_heads) / 2 } else { 0 };
-            assert!(queries >= rounded + if call.splits > 1 { states } else { 0 }, "{}", pair.kernel);
+            let unpacked = call.sequences as usize * geometry.kv_heads * call.unpacked as usize * 128 * 4;
+            assert!(queries >= rounded + unpacked + if call.splits > 1 { states } else { 0 }, "{}", pair.kernel);
             assert_eq!((call.rotary, call.in_basis), (0, 1));
         }
     }
@@ -129,6 +130,51 @@ fn rotated_values_are_apart_from_new_ones() {
             assert!(past == 0 || (call.splits - 1) * call.split_keys >= past as u32);
             let before = plan.launches.iter().filter(|launch| launch.kernel == "spark_round_keys").count();
             assert_eq!(plan.launches.len() - before, splits.min(2) as usize);
+        }
+    }
+}
+
+/// Rows are unpacked for three blocks of queries or more, of as many sequences at once as there is space for.
+#[test]
+fn rows_are_unpacked_where_it_pays() {
+    let mut case = case_of(RowFormat::V1, 1, Scalar::F16, (128, Bits::B8, Bits::B8), 8, 1);
+    (case.attention.common.query_heads, case.attention.common.kv_heads) = (32, 8);
+    (case.geometry.query_heads, case.geometry.kv_heads) = (32, 8);
+    let long = 128 * 1024;
+    let none_and_too_long = (0..64).map(|n| n % 2 * (long + 1)).collect();
+    let mixed = [vec![0; 30], vec![long / 4], vec![16; 30], vec![long + 1; 2], vec![16]].concat();
+    // T, past tokens of each sequence, new ones, window, and the sequences and rows of each launch.
+    for (scalar, past, new, window, expected) in [
+        (Scalar::F16, vec![4096], 64, None, [].as_slice()),
+        (Scalar::F16, vec![4096], 65, None, &[(1, 4096)]),
+        (Scalar::F32, vec![4096], 65, None, &[]),
+        (Scalar::Bf16, vec![0; 3], 512, None, &[]),
+        (Scalar::Bf16, vec![16; 70], 512, None, &[(64, 16), (6, 16)]),
+        (Scalar::F16, vec![long / 4; 9], 512, None, &[(4, long / 4), (4, long / 4), (1, long / 4)]),
+        (Scalar::F16, vec![long; 2], 512, None, &[(1, long), (1, long)]),
+        (Scalar::F16, vec![long + 1; 2], 512, None, &[]),
+        (Scalar::F16, vec![long + 1; 2], 512, Some(4000), &[(2, 4033)]),
+        (Scalar::F16, none_and_too_long, 512, None, &[]),
+        (Scalar::F16, mixed, 512, None, &[(4, long / 4), (27, 16), (1, 16)]),
+    ] {
+        case.attention.window = window;
+        let (batch, longest) = (past.len(), *past.iter().max().unwrap());
+        let geometry = Geometry { batch, new, past: longest, ..case.geometry.clone() };
+        let lengths = Lengths { total: longest + new, past, new: vec![new; batch] };
+        let tensors = AttentionTensors { bias: null(), bias_shape: [0; 4], output: null_mut() };
+        let inputs = Inputs::none(scalar);
+        for wave in [64, 32] {
+            let device = device(wave, 304);
+            let plan_of =
+                |d: &Device| plan::attention(d, &geometry, &lengths, &case.attention, &inputs, &tensors).unwrap();
+            let plan = plan_of(&device);
+            let unpacking = plan.launches.iter().filter(|launch| launch.kernel == "spark_unpack_128");
+            let launched: Vec<_> = unpacking.map(|l| (l.call.sequences as usize, l.call.unpacked as usize)).collect();
+            assert_eq!(launched, expected, "{scalar:?}, {:?} and {new}, window {window:?}", lengths.past);
+            let bytes = expected.iter().map(|(n, rows)| n * rows * 8 * 128 * 4).max().unwrap_or(0);
+            assert!(bytes <= plan::UNPACKED_BYTES && plan.workspace_bytes >= bytes);
+            assert_eq!(plan.unpacked_bytes(), bytes);
+            assert_eq!(plan_of(&Device { unpacked_bytes: 0, ..device }).unpacked_bytes(), 0);
         }
     }
 }

@@ -150,6 +150,39 @@ fn a_chunk_after_a_long_cache() {
     }
 }
 
+/// Many queries after a cache, whose rows are decoded once for all: of every format, with tails, windows and sequences
+/// of unequal length, of all sequences at once or of some.
+#[test]
+fn rows_are_unpacked_once() {
+    needs!(crate::emulation::at_hand());
+    for (f, format) in [RowFormat::V1, RowFormat::V2, RowFormat::V3].into_iter().enumerate() {
+        let mut unpacked = [0; 2];
+        for (n, d) in HEAD_DIMS.into_iter().cycle().take(36).enumerate() {
+            let seed = 7000 + 100 * f as u64 + n as u64;
+            let r = &mut Random(seed);
+            let scalar = [Scalar::F16, Scalar::Bf16][n % 2];
+            let bits = (d, r.pick(&BITS), if d % 32 == 0 { r.pick(&BITS) } else { r.pick(&BITS[..2]) });
+            let mut case = case_of(format, seed, scalar, bits, 150, 280);
+            case.fill_cache(seed);
+            case.attention.window = r.pick(&[None, None, Some(40), Some(60)]);
+            let on_device = OnDevice::new(&case, scalar, Layout::random(r), true);
+            let longest = case.lengths.past.iter().max().unwrap();
+            let of_one = 4 * case.geometry.kv_heads * d * longest;
+            let some = |wave, units| Device { unpacked_bytes: of_one, ..device(wave, units) };
+            for device in [if n % 4 < 2 { device(64, 1) } else { some(64, 304) }, some(32, 304)] {
+                let kernels = on_device.kernels(&device);
+                let launches = kernels.iter().filter(|kernel| kernel.starts_with("spark_unpack_")).count();
+                if launches > 0 {
+                    unpacked[usize::from(launches > 1)] += 1;
+                    check(&case, scalar, &device, &on_device)
+                        .unwrap_or_else(|e| panic!("{format:?}, seed {seed}, {scalar:?}, D {d}, {device:?}: {e}"));
+                }
+            }
+        }
+        assert!(unpacked[0] > 4 && unpacked[1] > 1, "{unpacked:?} of {format:?}");
+    }
+}
+
 /// A key that outweighs thousands of others one by one, not all together: their weights, far below the least normal
 /// float16 in relation to its own, are not lost.
 #[test]
@@ -223,11 +256,13 @@ fn two_blocks_share_lds() {
         (Scalar::F32, 128, (64, Bits::B8), "spark_prefill_matrix_f32_128", 2),
         (Scalar::F32, 256, (128, Bits::B8), "spark_prefill_matrix_f32_256", 1),
     ] {
-        let launch = &plan_of(scalar, d, rows, 0, 64).launches[0];
+        let plan = plan_of(scalar, d, rows, 0, 64);
+        let launch = plan.launches.iter().find(|l| l.kernel.starts_with("spark_prefill")).unwrap();
         assert_eq!(launch.kernel, kernel);
         assert_eq!((65536 / launch.shared_bytes).min(2), blocks, "{kernel}, {rows:?}: {} bytes", launch.shared_bytes);
         // One block of queries for each KV head, so as many pieces as fit.
-        let long = plan_of(scalar, d, rows, 1 << 20, 8).launches[0].clone();
+        let plan = plan_of(scalar, d, rows, 1 << 20, 8);
+        let long = plan.launches.iter().find(|l| l.kernel == kernel).unwrap();
         let at_once = 304 * blocks;
         assert!(long.grid[0] <= at_once && long.grid[0] * 10 >= at_once * 9, "{kernel}, {rows:?}: {:?}", long.grid);
     }

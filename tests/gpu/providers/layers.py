@@ -51,11 +51,11 @@ def layer(T="f32", C="u8", recent_window=0, rotary=1):
     return s, models.spark(s, names, T, C, prune_outputs=("present_key", "present_value")), fixed
 
 
-def steps(s, T, prompt=20, decoded=6, batch=2):
+def steps(s, T, prompt=20, decoded=6, piece=5, batch=2):
     """Tokens and lengths of a right-padded prompt, decoded tokens and a piece of several."""
     rng = np.random.default_rng(3)
     totals = np.zeros(batch, np.int32)
-    for length in [prompt, *[1] * decoded, 5]:
+    for length in [prompt, *[1] * decoded, piece]:
         valid = length - 3 * np.arange(batch) % 7 if not totals.any() else np.full(batch, length)
         totals = (totals + valid).astype(np.int32)
         yield dict(cases.new_tokens(rng, s, T, batch, length), seqlens_k=totals - 1,

@@ -7,6 +7,7 @@ fails:
 It prints one line of JSON. Settings and random calls come from tests/operators.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -111,6 +112,17 @@ def captured():
 def exact(runs="1"):
     """The same with every piece of device memory taken by itself, not from a larger one."""
     return plain(runs, arena_extend_strategy="kSameAsRequested")
+
+
+def long_piece():
+    """A prompt, and a piece of so many tokens after it that the rows of the cache are unpacked; or what failed."""
+    s, model, fixed = layer("f16")
+    try:
+        sess = session(model, arena_extend_strategy="kSameAsRequested")
+        outputs, _ = decode(sess, s, "f16", "u8", fixed, 0, capacity=448, prompt=300, decoded=0, piece=140)
+    except Exception as error:
+        return {"error": str(error)}
+    return {"error": None, "outputs": [hashlib.sha256(x).hexdigest() for x in outputs]}
 
 
 def sessions(devices="0,0"):

@@ -38,6 +38,19 @@ def test_memory_runs_out(scenario):
     ), messages
 
 
+def test_no_memory_to_unpack_rows(scenario):
+    """Each block of queries decodes them then, to the same numbers."""
+    whole = scenario("long_piece")
+    assert whole.result["error"] is None
+    # The last memory that is taken before the rows are unpacked.
+    unpacks = next(i for i, line in enumerate(whole.trace) if line.startswith("launch spark_unpack_64"))
+    workspace = sum(line.startswith(driver.MEMORY[0]) for line in whole.trace[:unpacks])
+    # Who asks the driver, asks again once it has given back what it does not need.
+    got = scenario("long_piece", GPU_SIM_FAIL=f"{driver.ALLOCATE}:{workspace}-{workspace + 1}:2")
+    assert got.lines("injected") and not got.lines("launch spark_unpack_64")
+    assert got.result == whole.result
+
+
 def test_less_memory_than_the_inputs(scenario):
     got = scenario("plain", "1", GPU_SIM_MEMORY="40000")
     # ONNX Runtime's own words where an allocator of a plugin gives nothing.

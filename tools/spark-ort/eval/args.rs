@@ -44,8 +44,13 @@ pub struct Args {
 
     /// Settings to rewrite the original with for this measurement: share of pruned key channels, bits of keys and of
     /// values, and how many recent keys stay dense: in free rows of a shared buffer, else as inputs; :v2 for row format
-    /// 2, and :none, :exponential or :normal for another recovery than the mean
-    #[arg(long, value_name = "RATIO/BITS/BITS[+RECENT][:v2][:RECOVERY],...", value_delimiter = ',')]
+    /// 2, and :none, :exponential or :normal for another recovery than the mean; or basis and bytes of a key in a
+    /// calibrated basis, bits of values
+    #[arg(
+        long,
+        value_name = "RATIO/BITS/BITS[+RECENT][:v2][:RECOVERY]|basisBYTES/BITS[+RECENT],...",
+        value_delimiter = ','
+    )]
     pub(super) settings: Vec<Setting>,
 
     /// Other ways to make the cache smaller, on the original: int8, int4, hadamard4, hadamard3, oscar4, oscar3,

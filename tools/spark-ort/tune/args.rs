@@ -55,9 +55,9 @@ pub struct Args {
     pub(super) force: bool,
 
     /// Settings that layers may have: share of pruned key channels, bits of keys and of values, and :v2 for row format
-    /// 2; or basis and bytes of a key in a calibrated basis, bits of values. 0/16/16, which loses nothing, is always
-    /// one of them, and so are, for each pair of bits, the ratio that takes just the budget in all layers, and, for the
-    /// bits of values, the basis that does
+    /// 2; or basis and bytes of a key in a calibrated basis, bits of values. 0/16/16, which only rounds to float16, is
+    /// one of them where rows may differ in size, and so are, for each pair of bits, the ratio that takes just the
+    /// budget in all layers, and, for the bits of values, the basis that does
     #[arg(
         long,
         value_name = "RATIO/BITS/BITS[:v2]|basisBYTES/BITS,...",
@@ -70,7 +70,8 @@ pub struct Args {
     #[arg(long)]
     pub(super) no_basis: bool,
 
-    /// Keep the last N keys dense as well, as `rewrite --recent N` will [default: 64 in a GenAI folder, else 0]
+    /// Keep the last N keys dense as well, as `rewrite --recent N` will [default: 64 in a GenAI folder
+    /// whose past and present share a buffer, else 0]
     #[arg(long, value_name = "N", value_parser = tokens)]
     pub(super) recent: Option<usize>,
 
