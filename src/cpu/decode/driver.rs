@@ -130,7 +130,8 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
                 let rows = (&value_rows[..count * value_bytes], count);
                 match &value_kernel {
                     Some(kernel) => {
-                        kernel.add_rows(value_layout, rows, prefetch, &products, &mut value_scratch, sums);
+                        let of_items = (&products, items.len());
+                        kernel.add_rows(value_layout, rows, prefetch, of_items, &mut value_scratch, sums);
                     }
                     None => isa.run(AddRows { layout: value_layout, rows, prefetch, weights: &products, sums }),
                 }

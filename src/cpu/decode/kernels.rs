@@ -57,13 +57,14 @@ pub(in crate::cpu) trait ValueKernel<const H: usize>: Sized {
     fn new(isa: Self::Isa, layout: &ValueLayout) -> Option<Self>;
 
     /// Adds the values of `rows` of `layout`, and how many they are, times their `weights` to `sums`, one entry a block
-    /// of channels, in the order of `isa::rows::values::add_rows`.
+    /// of channels, in the order of `isa::rows::values::add_rows`. With the weights comes how many of the queries are
+    /// there, one at least; nobody looks at the sums of the others.
     fn add_rows(
         &self,
         layout: &ValueLayout,
         rows: (&[u8], usize),
         prefetch: &Prefetch,
-        weights: &ByKey<H>,
+        weights: (&ByKey<H>, usize),
         scratch: &mut Self::Scratch,
         sums: &mut [HeadLanes<H>],
     );
@@ -100,7 +101,7 @@ impl<I, const H: usize> ValueKernel<H> for NoKernel<I> {
         _: &ValueLayout,
         _: (&[u8], usize),
         _: &Prefetch,
-        _: &ByKey<H>,
+        _: (&ByKey<H>, usize),
         (): &mut (),
         _: &mut [HeadLanes<H>],
     ) {

@@ -6,6 +6,12 @@ use crate::cpu::isa::vector::Vector;
 /// core's nearest cache or more, and take long enough to read for memory to answer.
 const DISTANCE: usize = 12 << 10;
 
+/// Most bytes of a key and its value of which [`MANY`] rows are asked for together, and not [`FEW`]. Asking costs a few
+/// instructions each time; but a core waits that asks for too much at once.
+const SMALL: usize = 128;
+const MANY: usize = 16;
+const FEW: usize = 4;
+
 /// Key and value rows that are read one after the other, a chunk's keys first and then its values. Some of the values
 /// are asked for along with keys, which take longer to read, so that memory is asked evenly.
 #[derive(Clone, Copy)]
@@ -40,6 +46,31 @@ impl<'a> Prefetch<'a> {
     #[inline(always)]
     pub(in crate::cpu) fn at_value<V: Vector>(&self, v: V, n: usize) {
         self.value.prefetch(v, n, self.value.lines / 2, self.value.lines);
+    }
+
+    /// How many rows are asked for together by kernels that read many of them.
+    #[inline(always)]
+    fn together(&self) -> usize {
+        if self.key.bytes + self.value.bytes <= SMALL { MANY } else { FEW }
+    }
+
+    /// Asks for what follows some key rows where number `n` is the first of these, for kernels that read rows one by
+    /// one, two by two or four by four.
+    #[inline(always)]
+    pub(in crate::cpu) fn before_key<V: Vector>(&self, v: V, n: usize) {
+        let together = self.together();
+        if n & (together - 1) == 0 {
+            self.at_keys(v, n, together);
+        }
+    }
+
+    /// As [`Self::before_key`], where values are read.
+    #[inline(always)]
+    pub(in crate::cpu) fn before_value<V: Vector>(&self, v: V, n: usize) {
+        let together = self.together();
+        if n & (together - 1) == 0 {
+            self.at_values(v, n, together);
+        }
     }
 
     /// As [`Self::at_key`], of `count` rows from number `first` on.
