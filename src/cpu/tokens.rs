@@ -41,15 +41,34 @@ fn change_basis(matrices: &[f32], h: usize, x: &mut [f32]) {
     let matrix = &matrices[h * d * d..(h + 1) * d * d];
     let mut from = [0.0; MAX_HEAD_DIM];
     from[..d].copy_from_slice(x);
-    for (n, out) in x.chunks_mut(DIRECTIONS).enumerate() {
-        // The last matrix ends with its last row.
-        let mut sums = [0.0; DIRECTIONS];
-        let (first, sums) = (n * DIRECTIONS, &mut sums[..out.len()]);
-        for (row, x) in matrix.chunks_exact(d).zip(&from) {
-            sums.iter_mut().zip(&row[first..]).for_each(|(sum, m)| *sum += x * m);
-        }
-        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = finite(*sum));
+    let from = &from[..d];
+    let (many, rest) = x.as_chunks_mut::<DIRECTIONS>();
+    let (some, few) = rest.as_chunks_mut::<{ DIRECTIONS / 4 }>();
+    let mut first = 0;
+    for out in many {
+        *out = directions(matrix, first, from);
+        first += out.len();
     }
+    for out in some {
+        *out = directions(matrix, first, from);
+        first += out.len();
+    }
+    for (n, out) in few.iter_mut().enumerate() {
+        [*out] = directions(matrix, first + n, from);
+    }
+}
+
+/// `N` directions of `x M`, finite, from number `first` on. So many as the compiler knows of stay in registers.
+#[inline(always)]
+fn directions<const N: usize>(matrix: &[f32], first: usize, x: &[f32]) -> [f32; N] {
+    let mut sums = [0.0; N];
+    for (row, x) in matrix.chunks_exact(x.len()).zip(x) {
+        let row: &[f32; N] = row[first..].first_chunk().expect("so many directions");
+        for (sum, m) in sums.iter_mut().zip(row) {
+            *sum += x * m;
+        }
+    }
+    sums.map(finite)
 }
 
 /// Writes the elements of `row`, finite, to `out`.

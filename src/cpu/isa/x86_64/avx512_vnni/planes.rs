@@ -29,7 +29,7 @@ const MOST_BYTES: usize = Planes::CODES_AT + MAX_HEAD_DIM;
 /// Most words of a row: each plane may end within one, and the last block within four.
 const MOST_WORDS: usize = MOST_BYTES / WORD + 3 + 3;
 
-/// Rows that are asked for together.
+/// Rows after which more are asked for.
 const FEW: usize = ROWS / 4;
 
 /// A level for each six bits, of which the lowest are a code.
