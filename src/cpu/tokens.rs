@@ -42,33 +42,30 @@ fn change_basis(matrices: &[f32], h: usize, x: &mut [f32]) {
     let mut from = [0.0; MAX_HEAD_DIM];
     from[..d].copy_from_slice(x);
     let from = &from[..d];
-    let (many, rest) = x.as_chunks_mut::<DIRECTIONS>();
-    let (some, few) = rest.as_chunks_mut::<{ DIRECTIONS / 4 }>();
-    let mut first = 0;
-    for out in many {
-        *out = directions(matrix, first, from);
-        first += out.len();
-    }
-    for out in some {
-        *out = directions(matrix, first, from);
-        first += out.len();
-    }
-    for (n, out) in few.iter_mut().enumerate() {
-        [*out] = directions(matrix, first + n, from);
-    }
+    let rest = find::<DIRECTIONS>(matrix, from, x);
+    let rest = find::<{ DIRECTIONS / 4 }>(matrix, from, rest);
+    let rest = find::<{ DIRECTIONS / 8 }>(matrix, from, rest);
+    find::<1>(matrix, from, rest);
 }
 
-/// `N` directions of `x M`, finite, from number `first` on. So many as the compiler knows of stay in registers.
+/// Sets the first of the last directions of `x M`, finite, `N` as often as there are so many, and returns the others.
+/// `N` is a constant so that their sums stay in registers.
 #[inline(always)]
-fn directions<const N: usize>(matrix: &[f32], first: usize, x: &[f32]) -> [f32; N] {
-    let mut sums = [0.0; N];
-    for (row, x) in matrix.chunks_exact(x.len()).zip(x) {
-        let row: &[f32; N] = row[first..].first_chunk().expect("so many directions");
-        for (sum, m) in sums.iter_mut().zip(row) {
-            *sum += x * m;
+fn find<'o, const N: usize>(matrix: &[f32], x: &[f32], last: &'o mut [f32]) -> &'o mut [f32] {
+    let mut first = x.len() - last.len();
+    let (found, rest) = last.as_chunks_mut::<N>();
+    for out in found {
+        let mut sums = [0.0; N];
+        for (row, x) in matrix.chunks_exact(x.len()).zip(x) {
+            let row: &[f32; N] = row[first..].first_chunk().expect("so many directions");
+            for (sum, m) in sums.iter_mut().zip(row) {
+                *sum += x * m;
+            }
         }
+        *out = sums.map(finite);
+        first += N;
     }
-    sums.map(finite)
+    rest
 }
 
 /// Writes the elements of `row`, finite, to `out`.

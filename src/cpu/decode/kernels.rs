@@ -42,7 +42,8 @@ pub(in crate::cpu) trait KeyKernel<'a, const H: usize>: Sized {
         scratch: &'a mut Self::Scratch,
     ) -> Option<Self>;
 
-    /// Sets the products of the queries with the first of the `count` rows, and returns how many this kernel read.
+    /// Sets the products of the queries with the first of the `count` rows, and returns how many this kernel read. They
+    /// come as zero, and those of a query that is zero may stay so.
     fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> usize;
 }
 

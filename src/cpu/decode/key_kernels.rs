@@ -271,6 +271,11 @@ mod tests {
                 .map(|n| (next() as f32 / (1u32 << 30) as f32 - 1.0) * if n % 7 == 0 { 30.0 } else { 1.0 })
                 .collect();
             queries.resize(batch * layout.head_dim(), 0.0);
+            for query in queries.chunks_exact_mut(layout.head_dim()) {
+                if next() % 5 == 0 {
+                    query.fill(0.0);
+                }
+            }
             let (rows, queries) = (&rows[..], &queries[..]);
             match batch {
                 1 => check::<1>(&Multiply { layout, rows, count, queries })?,

@@ -10,7 +10,8 @@ const DISTANCE: usize = 12 << 10;
 /// instructions each time; but a core waits that asks for too much at once.
 const SMALL: usize = 128;
 const MANY: usize = 16;
-const FEW: usize = 4;
+/// Rows that kernels of many rows ask for at once, or a power of 2 times as many.
+pub(in crate::cpu) const FEW: usize = 4;
 
 /// Key and value rows that are read one after the other, a chunk's keys first and then its values. Some of the values
 /// are asked for along with keys, which take longer to read, so that memory is asked evenly.
@@ -18,6 +19,8 @@ const FEW: usize = 4;
 pub(in crate::cpu) struct Prefetch<'a> {
     key: Rows<'a>,
     value: Rows<'a>,
+    /// Rows that are asked for together.
+    together: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -32,7 +35,16 @@ impl<'a> Prefetch<'a> {
     /// Of `key` and `value` rows and the bytes that each takes.
     pub(in crate::cpu) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize)) -> Self {
         let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes, lines: bytes.div_ceil(64) });
-        Self { key, value }
+        Self { key, value, together: 1 }
+    }
+
+    /// For kernels that read many keys at once, and values by [`Self::at_some_values`]: half of the bytes of some value
+    /// rows are asked for along with as many keys, not half of each row.
+    pub(in crate::cpu) fn reads_many(mut self, many: bool) -> Self {
+        if many {
+            self.together = if self.key.bytes + self.value.bytes <= SMALL { MANY } else { FEW };
+        }
+        self
     }
 
     /// Asks for what follows the key row number `n`.
@@ -48,28 +60,24 @@ impl<'a> Prefetch<'a> {
         self.value.prefetch(v, n, self.value.lines / 2, self.value.lines);
     }
 
-    /// How many rows are asked for together by kernels that read many of them.
+    /// The same where many rows are read at once: asks for some together, as [`Self::reads_many`] says, when `n` is the
+    /// first of them. `n` is a multiple of [`FEW`].
     #[inline(always)]
-    fn together(&self) -> usize {
-        if self.key.bytes + self.value.bytes <= SMALL { MANY } else { FEW }
-    }
-
-    /// Asks for what follows some key rows where number `n` is the first of these, for kernels that read rows one by
-    /// one, two by two or four by four.
-    #[inline(always)]
-    pub(in crate::cpu) fn before_key<V: Vector>(&self, v: V, n: usize) {
-        let together = self.together();
-        if n & (together - 1) == 0 {
-            self.at_keys(v, n, together);
+    pub(in crate::cpu) fn at_few_keys<V: Vector>(&self, v: V, n: usize) {
+        match self.together {
+            1 => (n..n + FEW).for_each(|n| self.at_key(v, n)),
+            together if n & (together - 1) == 0 => self.at_keys(v, n, together),
+            _ => {}
         }
     }
 
-    /// As [`Self::before_key`], where values are read.
+    /// As [`Self::at_few_keys`], before value rows from number `n` on are read, `count` of them.
     #[inline(always)]
-    pub(in crate::cpu) fn before_value<V: Vector>(&self, v: V, n: usize) {
-        let together = self.together();
-        if n & (together - 1) == 0 {
-            self.at_values(v, n, together);
+    pub(in crate::cpu) fn at_some_values<V: Vector>(&self, v: V, n: usize, count: usize) {
+        match self.together {
+            1 => (n..n + count).for_each(|n| self.at_value(v, n)),
+            together if n & (together - 1) == 0 => self.at_values(v, n, together),
+            _ => {}
         }
     }
 

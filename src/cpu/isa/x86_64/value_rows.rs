@@ -32,10 +32,10 @@ impl<'a, V: Vector> ValueRows<'a, V> {
         self.rows.as_ptr().wrapping_add(key.min(self.count - 1) * self.layout.row_bytes())
     }
 
-    /// Asks for rows that will be read later, before row number `n` and up to three more are read.
+    /// Asks for rows that will be read later, before `count` rows from number `n` on are read.
     #[inline(always)]
-    pub(super) fn prefetch(&self, n: usize) {
-        self.prefetch.before_value(self.v, n);
+    pub(super) fn prefetch(&self, n: usize, count: usize) {
+        self.prefetch.at_some_values(self.v, n, count);
     }
 
     /// Asks for what follows `count` rows from number `first` on.

@@ -188,8 +188,8 @@ pub(in crate::cpu::isa::x86_64) fn transpose_quarters(x: [__m512i; 4]) -> [__m51
     ]
 }
 
-/// `address`, of which the compiler knows nothing. It keeps addresses that are a stride apart each in a register, or
-/// where there are not enough, in memory.
+/// `address`, of which the compiler knows nothing. Otherwise it keeps addresses that are a stride apart each in a
+/// register, or where there are not enough, in memory.
 #[inline(always)]
 fn opaque(mut address: *const u8) -> *const u8 {
     // SAFETY: there is no instruction.

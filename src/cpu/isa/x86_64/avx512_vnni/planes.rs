@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 
 use super::plane_queries::{MOST, PER_BYTE, Place, PlaneQueries, WORD};
 use crate::cpu::decode::chunk::{CHUNK, HeadLanes, OfHead, no_products};
-use crate::cpu::decode::prefetch::Prefetch;
+use crate::cpu::decode::prefetch::{FEW, Prefetch};
 use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, first_words, groups_within};
 use crate::cpu::isa::x86_64::avx512::vector::{Avx512, finite_f16};
 use crate::format::v1::layout::{KeyLayout, MAX_HEAD_DIM};
@@ -28,9 +28,6 @@ const MOST_BYTES: usize = Planes::CODES_AT + MAX_HEAD_DIM;
 
 /// Most words of a row: each plane may end within one, and the last block within four.
 const MOST_WORDS: usize = MOST_BYTES / WORD + 3 + 3;
-
-/// Rows after which more are asked for.
-const FEW: usize = ROWS / 4;
 
 /// A level for each six bits, of which the lowest are a code.
 #[repr(C, align(64))]
@@ -158,10 +155,11 @@ unsafe fn multiply_groups<const N: usize>(rows: &Rows, queries: &PlaneQueries, p
     // Uninitialised: filling it would take as long as reading many rows.
     let mut words = [const { MaybeUninit::uninit() }; MOST_WORDS];
     for group in 0..groups {
+        const { assert!(ROWS == 4 * FEW) };
         // A few rows each, so that memory is asked evenly.
         let prefetch_few = |few: usize| {
             if let Some(prefetch) = prefetch {
-                prefetch.before_key(v, group * ROWS + few * FEW);
+                prefetch.at_few_keys(v, group * ROWS + few * FEW);
             }
         };
         prefetch_few(0);
