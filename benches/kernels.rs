@@ -55,7 +55,7 @@ enum Keys {
 
 use Keys::{Channels, Planes};
 
-const SETTINGS: [Setting; 15] = [
+const SETTINGS: [Setting; 17] = [
     Setting(LARGE, RowFormat::V1, Channels(64, 16), 16, 0),
     Setting(LARGE, RowFormat::V1, Channels(64, 8), 8, 0),
     Setting(LARGE, RowFormat::V1, Channels(64, 8), 8, 64),
@@ -69,10 +69,12 @@ const SETTINGS: [Setting; 15] = [
     Setting(SMALL, RowFormat::V1, Channels(20, 4), 4, 0),
     // 32 bytes a key.
     Setting(SMALL, RowFormat::V3, Planes(11, 20, 33), 8, 0),
+    Setting(SMALL, RowFormat::V3, Planes(11, 20, 33), 4, 0),
     Setting(SINGLE, RowFormat::V1, Channels(32, 8), 8, 0),
     Setting(SINGLE, RowFormat::V1, Channels(20, 4), 4, 0),
     Setting(THREE, RowFormat::V1, Channels(32, 8), 8, 0),
     Setting(THREE, RowFormat::V1, Channels(20, 4), 4, 0),
+    Setting(THREE, RowFormat::V3, Planes(11, 20, 33), 4, 0),
 ];
 
 impl fmt::Display for Setting {

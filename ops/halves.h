@@ -10,6 +10,12 @@ SPARK_FN bool has_halves(const SparkCall& call, const Sequence& s, u32 t, u32 en
     return t >= s.past ? call.rounded_keys > 0 : call.unpacked > 0 && end <= s.past;
 }
 
+// Copies those key rows from `t` to below `end` that are to be decoded to LDS.
+template <u32 OCTETS, u32 KEYS>
+SPARK_FN void stage_rows(const Source<OCTETS, KEYS>& source, u32 t, u32 end) {
+    if (!has_halves(source.call, source.s, t, end)) source.stage(t, end);
+}
+
 // Calls `put(row, octet, quad)` for the keys of the tile from `t` on, below `end`, which the workspace has, by all
 // threads of the block.
 template <u32 OCTETS, u32 KEYS, class Put>

@@ -248,30 +248,21 @@ struct MmaPrefill {
         load_queries();
         source.prepare();
         block_barrier();
-        stage(all, all.start);
+        stage_rows(source, all.start, tile_end(all, all.start));
         for (u32 t = all.start; t < all.end; t += KEYS) {
             const u32 end = tile_end(all, t);
             block_barrier();
-            if (!has_halves(call, s, t, end) && source.has_tail(t, end)) {
-                source.find_dense(t, end);
-                block_barrier();
-            }
+            if (!has_halves(call, s, t, end)) source.find_dense(t, end);
             load_keys(t, end);
             load_values(t, end);
             block_barrier();
             // Keys that the next tile reads through LDS.
-            if (t + KEYS < all.end) stage(all, t + KEYS);
+            if (t + KEYS < all.end) stage_rows(source, t + KEYS, tile_end(all, t + KEYS));
             if (wave_sees.any(t, end)) {
                 score_keys(t, end);
                 add_values();
             }
         }
-    }
-
-    // The rows of the tile from `t` on that are to be decoded.
-    SPARK_FN void stage(const Keys& all, u32 t) const {
-        const u32 end = tile_end(all, t);
-        if (!has_halves(call, s, t, end)) source.stage(t, end);
     }
 
     SPARK_FN u32 tile_end(const Keys& all, u32 t) const { return all.end - t < KEYS ? all.end : t + KEYS; }

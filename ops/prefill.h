@@ -152,10 +152,7 @@ struct Prefill {
             block_barrier();
             source.stage(t, end);
             block_barrier();
-            if (source.has_tail(t, end)) {
-                source.find_dense(t, end);
-                block_barrier();
-            }
+            source.find_dense(t, end);
             load_keys(t, end);
             block_barrier();
             score_keys(t, end);

@@ -320,33 +320,24 @@ struct MatrixPrefill {
         load_queries();
         source.prepare();
         block_barrier();
-        stage(keys, keys.start);
+        stage_rows(source, keys.start, tile_end(keys, keys.start));
         for (u32 t = keys.start; t < keys.end; t += KEYS) {
             const u32 end = tile_end(keys, t);
             // For more than 64 channels registers have no room for the places of all operands.
             if constexpr (STEPS > 2) across = anew(across), along = anew(along);
             const bool sees = wave_sees.any(t, end);
             block_barrier();
-            if (!has_halves(call, s, t, end) && source.has_tail(t, end)) {
-                source.find_dense(t, end);
-                block_barrier();
-            }
+            if (!has_halves(call, s, t, end)) source.find_dense(t, end);
             load_keys(t, end);
             block_barrier();
             if (sees) score_keys(t, end);
             block_barrier();
             load_values(t, end);
             // Keys that the next tile reads through LDS are loaded together with this tile's values.
-            if (t + KEYS < keys.end) stage(keys, t + KEYS);
+            if (t + KEYS < keys.end) stage_rows(source, t + KEYS, tile_end(keys, t + KEYS));
             block_barrier();
             if (sees) add_values();
         }
-    }
-
-    // The rows of the tile from `t` on that are to be decoded.
-    SPARK_FN void stage(const Keys& keys, u32 t) const {
-        const u32 end = tile_end(keys, t);
-        if (!has_halves(call, s, t, end)) source.stage(t, end);
     }
 
     SPARK_FN u32 tile_end(const Keys& keys, u32 t) const { return keys.end - t < KEYS ? keys.end : t + KEYS; }

@@ -65,10 +65,7 @@ SPARK_FN void unpack_rows(const SparkCall& call) {
     block_barrier();
     source.stage(t, end);
     block_barrier();
-    if (source.has_tail(t, end)) {
-        source.find_dense(t, end);
-        block_barrier();
-    }
+    source.find_dense(t, end);
     u8* keys = unpacked_keys(call, block_z(), kv_head);
     source.keys(t, end, [&](u32 row, u32 octet, const float (&key)[8]) {
         if (8 * octet < call.head_dim && t + row < end) store_halves(call, keys, own + row, octet, key);

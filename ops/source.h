@@ -130,12 +130,10 @@ struct Source {
         }
     }
 
-    // Whether keys from `t` to below `end` may be in the tail.
-    SPARK_FN bool has_tail(u32 t, u32 end) const { return in_tail < dense && in_tail < end && t < dense; }
-
-    // Looks for the keys of a tile in the tail, once their rows are staged. By all threads; a barrier follows before
-    // keys are read.
+    // Looks for the keys from `t` to below `end` in the tail, if some may be there, once their rows are staged. By all
+    // threads; then all may read keys.
     SPARK_FN void find_dense(u32 t, u32 end) const {
+        if (in_tail >= dense || in_tail >= end || t >= dense) return;
         const Tail tail(call, s, kv_head);
         // Side by side, of one wave.
         const u32 lanes = PREFILL_THREADS / KEYS, own = anew(thread()), row = own / lanes, at = t + row;
@@ -157,6 +155,7 @@ struct Source {
             if (!other) found = slot;
         }
         if (own % lanes == 0) slots.store(row, found);
+        block_barrier();
     }
 
     // Key `row` of the tile from `t` on; zero from `end` on.

@@ -41,15 +41,31 @@ fn change_basis(matrices: &[f32], h: usize, x: &mut [f32]) {
     let matrix = &matrices[h * d * d..(h + 1) * d * d];
     let mut from = [0.0; MAX_HEAD_DIM];
     from[..d].copy_from_slice(x);
-    for (n, out) in x.chunks_mut(DIRECTIONS).enumerate() {
-        // The last matrix ends with its last row.
-        let mut sums = [0.0; DIRECTIONS];
-        let (first, sums) = (n * DIRECTIONS, &mut sums[..out.len()]);
-        for (row, x) in matrix.chunks_exact(d).zip(&from) {
-            sums.iter_mut().zip(&row[first..]).for_each(|(sum, m)| *sum += x * m);
+    let from = &from[..d];
+    let rest = find::<DIRECTIONS>(matrix, from, x);
+    let rest = find::<{ DIRECTIONS / 4 }>(matrix, from, rest);
+    let rest = find::<{ DIRECTIONS / 8 }>(matrix, from, rest);
+    find::<1>(matrix, from, rest);
+}
+
+/// Sets the first of the last directions of `x M`, finite, `N` as often as there are so many, and returns the others.
+/// `N` is a constant so that their sums stay in registers.
+#[inline(always)]
+fn find<'o, const N: usize>(matrix: &[f32], x: &[f32], last: &'o mut [f32]) -> &'o mut [f32] {
+    let mut first = x.len() - last.len();
+    let (found, rest) = last.as_chunks_mut::<N>();
+    for out in found {
+        let mut sums = [0.0; N];
+        for (row, x) in matrix.chunks_exact(x.len()).zip(x) {
+            let row: &[f32; N] = row[first..].first_chunk().expect("so many directions");
+            for (sum, m) in sums.iter_mut().zip(row) {
+                *sum += x * m;
+            }
         }
-        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = finite(*sum));
+        *out = sums.map(finite);
+        first += N;
     }
+    rest
 }
 
 /// Writes the elements of `row`, finite, to `out`.

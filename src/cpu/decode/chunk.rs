@@ -5,8 +5,11 @@ use crate::cpu::isa::vector::LANES;
 /// Keys whose scores are found before their values are added.
 pub(in crate::cpu) const CHUNK: usize = 128;
 
-/// A number for each key of a chunk and each of `H` query heads: products, then weights.
-pub(in crate::cpu) type ByKey<const H: usize> = [[[f32; LANES]; CHUNK / LANES]; H];
+/// A number for each key of a chunk.
+pub(in crate::cpu) type OfHead = [[f32; LANES]; CHUNK / LANES];
+
+/// The same for each of `H` query heads: products, then weights.
+pub(in crate::cpu) type ByKey<const H: usize> = [OfHead; H];
 
 /// Products, or weights, that are all zero.
 pub(in crate::cpu) const fn no_products<const H: usize>() -> ByKey<H> {

@@ -101,7 +101,8 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
             Place::New => source.new.rows(block.head, positions.start - past, positions.end - past),
             _ => Default::default(),
         };
-        let prefetch = &Prefetch::new((key_rows, key_bytes), (value_rows, value_bytes));
+        let prefetch = Prefetch::new((key_rows, key_bytes), (value_rows, value_bytes));
+        let prefetch = &prefetch.reads_many(key_layout.planes().is_some() && value_kernel.is_some());
         match place {
             Place::Rows => key_products.products(key_rows, count, prefetch, &mut products),
             Place::OneByOne => one_by_one(v, source, block, positions.clone(), queries, &mut products),
@@ -130,7 +131,8 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
                 let rows = (&value_rows[..count * value_bytes], count);
                 match &value_kernel {
                     Some(kernel) => {
-                        kernel.add_rows(value_layout, rows, prefetch, &products, &mut value_scratch, sums);
+                        let of_items = (&products, items.len());
+                        kernel.add_rows(value_layout, rows, prefetch, of_items, &mut value_scratch, sums);
                     }
                     None => isa.run(AddRows { layout: value_layout, rows, prefetch, weights: &products, sums }),
                 }

@@ -42,7 +42,8 @@ pub(in crate::cpu) trait KeyKernel<'a, const H: usize>: Sized {
         scratch: &'a mut Self::Scratch,
     ) -> Option<Self>;
 
-    /// Sets the products of the queries with the first of the `count` rows, and returns how many this kernel read.
+    /// Sets the products of the queries with the first of the `count` rows, and returns how many this kernel read. They
+    /// come as zero, and those of a query that is zero may stay so.
     fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> usize;
 }
 
@@ -57,13 +58,14 @@ pub(in crate::cpu) trait ValueKernel<const H: usize>: Sized {
     fn new(isa: Self::Isa, layout: &ValueLayout) -> Option<Self>;
 
     /// Adds the values of `rows` of `layout`, and how many they are, times their `weights` to `sums`, one entry a block
-    /// of channels, in the order of `isa::rows::values::add_rows`.
+    /// of channels, in the order of `isa::rows::values::add_rows`. With the weights comes how many of the queries are
+    /// there, one at least; nobody looks at the sums of the others.
     fn add_rows(
         &self,
         layout: &ValueLayout,
         rows: (&[u8], usize),
         prefetch: &Prefetch,
-        weights: &ByKey<H>,
+        weights: (&ByKey<H>, usize),
         scratch: &mut Self::Scratch,
         sums: &mut [HeadLanes<H>],
     );
@@ -100,7 +102,7 @@ impl<I, const H: usize> ValueKernel<H> for NoKernel<I> {
         _: &ValueLayout,
         _: (&[u8], usize),
         _: &Prefetch,
-        _: &ByKey<H>,
+        _: (&ByKey<H>, usize),
         (): &mut (),
         _: &mut [HeadLanes<H>],
     ) {

@@ -6,12 +6,21 @@ use crate::cpu::isa::vector::Vector;
 /// core's nearest cache or more, and take long enough to read for memory to answer.
 const DISTANCE: usize = 12 << 10;
 
+/// Most bytes of a key and its value of which [`MANY`] rows are asked for together, and not [`FEW`]. Asking costs a few
+/// instructions each time; but a core waits that asks for too much at once.
+const SMALL: usize = 128;
+const MANY: usize = 16;
+/// Rows that kernels of many rows ask for at once, or a power of 2 times as many.
+pub(in crate::cpu) const FEW: usize = 4;
+
 /// Key and value rows that are read one after the other, a chunk's keys first and then its values. Some of the values
 /// are asked for along with keys, which take longer to read, so that memory is asked evenly.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Prefetch<'a> {
     key: Rows<'a>,
     value: Rows<'a>,
+    /// Rows that are asked for together.
+    together: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -26,7 +35,16 @@ impl<'a> Prefetch<'a> {
     /// Of `key` and `value` rows and the bytes that each takes.
     pub(in crate::cpu) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize)) -> Self {
         let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes, lines: bytes.div_ceil(64) });
-        Self { key, value }
+        Self { key, value, together: 1 }
+    }
+
+    /// For kernels that read many keys at once, and values by [`Self::at_some_values`]: half of the bytes of some value
+    /// rows are asked for along with as many keys, not half of each row.
+    pub(in crate::cpu) fn reads_many(mut self, many: bool) -> Self {
+        if many {
+            self.together = if self.key.bytes + self.value.bytes <= SMALL { MANY } else { FEW };
+        }
+        self
     }
 
     /// Asks for what follows the key row number `n`.
@@ -40,6 +58,27 @@ impl<'a> Prefetch<'a> {
     #[inline(always)]
     pub(in crate::cpu) fn at_value<V: Vector>(&self, v: V, n: usize) {
         self.value.prefetch(v, n, self.value.lines / 2, self.value.lines);
+    }
+
+    /// The same where many rows are read at once: asks for some together, as [`Self::reads_many`] says, when `n` is the
+    /// first of them. `n` is a multiple of [`FEW`].
+    #[inline(always)]
+    pub(in crate::cpu) fn at_few_keys<V: Vector>(&self, v: V, n: usize) {
+        match self.together {
+            1 => (n..n + FEW).for_each(|n| self.at_key(v, n)),
+            together if n & (together - 1) == 0 => self.at_keys(v, n, together),
+            _ => {}
+        }
+    }
+
+    /// As [`Self::at_few_keys`], before value rows from number `n` on are read, `count` of them.
+    #[inline(always)]
+    pub(in crate::cpu) fn at_some_values<V: Vector>(&self, v: V, n: usize, count: usize) {
+        match self.together {
+            1 => (n..n + count).for_each(|n| self.at_value(v, n)),
+            together if n & (together - 1) == 0 => self.at_values(v, n, together),
+            _ => {}
+        }
     }
 
     /// As [`Self::at_key`], of `count` rows from number `first` on.

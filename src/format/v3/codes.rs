@@ -39,21 +39,27 @@ fn nearest<const N: usize>(boundaries: &[f32; N], x: f32) -> f32 {
 /// The code of 8 bits for `x` 127ths: the nearest integer, of two the even one, from -127 to 127, plus [`OFFSET`].
 #[inline(always)]
 pub fn code_8(x: f32) -> u8 {
+    byte(x.clamp(-127.0, 127.0) + f32::from(OFFSET))
+}
+
+/// The integer nearest to `x`, from 0 to 255, of two the even one. Unlike a cast, vectors do it.
+#[inline(always)]
+fn byte(x: f32) -> u8 {
     // Added to a number, it leaves the nearest integer in the lowest bits.
     const INTEGER: f32 = 8_388_608.0;
-    ((x.clamp(-127.0, 127.0) + f32::from(OFFSET)) + INTEGER).to_bits() as u8
+    (x + INTEGER).to_bits() as u8
 }
 
 /// The code of 4 bits.
 #[inline(always)]
 pub fn code_4(x: f32) -> u8 {
-    nearest(&BOUNDARIES_4, x) as u8
+    byte(nearest(&BOUNDARIES_4, x))
 }
 
 /// The code of 2 bits.
 #[inline(always)]
 pub fn code_2(x: f32) -> u8 {
-    nearest(&BOUNDARIES_2, x) as u8
+    byte(nearest(&BOUNDARIES_2, x))
 }
 
 /// The level nearest to `x` 127ths in the plane number `plane`. Without a table, so that vectors do it.

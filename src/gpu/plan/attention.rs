@@ -28,8 +28,8 @@
 use super::tail::tails;
 use super::tensors::base;
 use super::{
-    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, basis, check, launch, narrow, rounded, row_words,
-    sequences,
+    AttentionTensors, Device, Inputs, MatrixCores, Plan, PlanError, basis, check, first_seen, launch, narrow, rounded,
+    row_words, sequences,
 };
 use crate::call::{AttentionSettings, Geometry, Lengths, QueryLayout};
 use crate::gpu::limits::{
@@ -328,10 +328,10 @@ fn set_bias(call: &mut Call, tensors: &AttentionTensors) {
 /// Pieces that the keys of a sequence are cut into, and keys of a piece, for a launch of `blocks` blocks a sequence.
 fn pieces(device: &Device, attend: &Attend, call: &Call, blocks: u64) -> (u32, u32) {
     let rotated = call.value_rotated == 1;
-    let keys = call.sequence[..call.sequences as usize].iter().filter(|s| s.valid > 0).map(|s| {
-        let first = if call.window > 0 { (s.past + 1).saturating_sub(call.window) } else { 0 };
-        s.past + if rotated { 0 } else { s.valid } - first
-    });
+    let keys = call.sequence[..call.sequences as usize]
+        .iter()
+        .filter(|s| s.valid > 0)
+        .map(|s| s.past + if rotated { 0 } else { s.valid } - first_seen(call, s.past as usize) as u32);
     let keys = keys.max().unwrap_or(0).max(1);
     let tail = call.sequence[..call.sequences as usize].iter().map(|s| s.tail.min(s.past)).max().unwrap_or(0);
     let at_once = u64::from(device.compute_units.max(1)) * u64::from(attend.resident);

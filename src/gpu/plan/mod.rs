@@ -159,6 +159,11 @@ fn row_words(geometry: &Geometry) -> (u32, u32) {
     (key.div_ceil(4) as u32, value.div_ceil(4) as u32)
 }
 
+/// The position from which on the token after `past` others sees keys.
+fn first_seen(call: &Call, past: usize) -> usize {
+    if call.window > 0 { (past + 1).saturating_sub(call.window as usize) } else { 0 }
+}
+
 /// `call` for the sequences from `first` on, `most` at most. `tails` are the keys that the tail of each
 /// sequence keeps.
 fn sequences(call: &Call, lengths: &Lengths, tails: &[u32], first: usize, most: usize) -> Call {

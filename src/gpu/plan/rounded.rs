@@ -3,7 +3,7 @@
 //! A block of queries decodes the rows that it reads. Decoding all of them once, with 4 D bytes of each written and
 //! read, takes a little more than one block does for itself, so it pays where [`MIN_BLOCKS`] would.
 
-use super::{Device, Plan, PlanError, launch};
+use super::{Device, Plan, PlanError, first_seen, launch};
 use crate::call::Lengths;
 use crate::gpu::limits::{MAX_SEQUENCES, PREFILL_THREADS, ROUND_THREADS, UNPACK_KEYS};
 use crate::gpu::params::Call;
@@ -37,8 +37,7 @@ pub(super) fn next_group(device: &Device, call: &Call, lengths: &Lengths, blocks
 
 /// Rows of a sequence with `past` tokens from the first one on that a query sees, in whole tiles.
 fn unpacked_rows(call: &Call, past: usize) -> usize {
-    let first = if call.window > 0 { (past + 1).saturating_sub(call.window as usize) } else { 0 };
-    past - first / UNPACK_KEYS as usize * UNPACK_KEYS as usize
+    past - first_seen(call, past) / UNPACK_KEYS as usize * UNPACK_KEYS as usize
 }
 
 /// Bytes of the keys and values of `tokens` tokens.

@@ -32,14 +32,13 @@ impl<'a, V: Vector> ValueRows<'a, V> {
         self.rows.as_ptr().wrapping_add(key.min(self.count - 1) * self.layout.row_bytes())
     }
 
-    /// Asks for two rows that will be read later.
+    /// Asks for rows that will be read later, before `count` rows from number `n` on are read.
     #[inline(always)]
-    pub(super) fn prefetch(&self, pair: usize) {
-        self.prefetch.at_value(self.v, 2 * pair);
-        self.prefetch.at_value(self.v, 2 * pair + 1);
+    pub(super) fn prefetch(&self, n: usize, count: usize) {
+        self.prefetch.at_some_values(self.v, n, count);
     }
 
-    /// The same, for `count` rows from number `first` on.
+    /// Asks for what follows `count` rows from number `first` on.
     #[inline(always)]
     pub(super) fn prefetch_rows(&self, first: usize, count: usize) {
         self.prefetch.at_values(self.v, first, count);

@@ -120,15 +120,15 @@ impl<const H: usize> ValueKernel<H> for Values {
         layout: &ValueLayout,
         rows: (&[u8], usize),
         prefetch: &Prefetch,
-        weights: &ByKey<H>,
+        weights: (&ByKey<H>, usize),
         scratch: &mut ScaledWeights<H>,
         sums: &mut [HeadLanes<H>],
     ) {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe {
             match layout.bits().is_quantised() {
-                true => i16_values::add_rows(self.0, layout, rows, prefetch, weights, scratch, sums),
-                false => f16_values::add_rows(self.0, layout, rows, prefetch, weights, sums),
+                true => i16_values::add_rows(self.0, layout, rows, prefetch, weights.0, scratch, sums),
+                false => f16_values::add_rows(self.0, layout, rows, prefetch, weights.0, sums),
             }
         }
     }

@@ -116,11 +116,11 @@ impl<const H: usize> ValueKernel<H> for I16Values {
         layout: &ValueLayout,
         rows: (&[u8], usize),
         prefetch: &Prefetch,
-        weights: &ByKey<H>,
+        weights: (&ByKey<H>, usize),
         scratch: &mut ScaledWeights<H>,
         sums: &mut [HeadLanes<H>],
     ) {
         // SAFETY: `self` proves that the processor has the instructions.
-        unsafe { i16_values::add_rows(self.0.avx2(), layout, rows, prefetch, weights, scratch, sums) }
+        unsafe { i16_values::add_rows(self.0.avx2(), layout, rows, prefetch, weights.0, scratch, sums) }
     }
 }

@@ -1,5 +1,6 @@
 //! Sums and maxima over lanes of many vectors at once, and words of many rows as vectors.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -34,18 +35,6 @@ pub(in crate::cpu::isa::x86_64) fn sum_within_quarters(x: &[__m512]) -> __m512 {
     let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
     _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd))
-}
-
-/// As [`sum_within_quarters`], of int32.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(in crate::cpu::isa::x86_64) fn sum_integers_within_quarters(x: &[__m512i]) -> __m512i {
-    let mut four = [_mm512_setzero_si512(); 4];
-    four[..x.len()].copy_from_slice(x);
-    let [a, b, c, d] = four;
-    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
 }
 
 /// For every row of a chunk and up to eight heads, the sums of each quarter of lanes, four heads a vector, a head a
@@ -199,6 +188,15 @@ pub(in crate::cpu::isa::x86_64) fn transpose_quarters(x: [__m512i; 4]) -> [__m51
     ]
 }
 
+/// `address`, of which the compiler knows nothing. Otherwise it keeps addresses that are a stride apart each in a
+/// register, or where there are not enough, in memory.
+#[inline(always)]
+fn opaque(mut address: *const u8) -> *const u8 {
+    // SAFETY: there is no instruction.
+    unsafe { asm!("/* {} */", inout(reg) address, options(pure, readonly, nostack, preserves_flags)) };
+    address
+}
+
 /// The first four words of sixteen rows, `stride` bytes apart from `first` on: a vector a word, a lane a row.
 ///
 /// # Safety
@@ -206,15 +204,16 @@ pub(in crate::cpu::isa::x86_64) fn transpose_quarters(x: [__m512i; 4]) -> [__m51
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(in crate::cpu::isa::x86_64) unsafe fn first_words(first: *const u8, stride: usize) -> [__m512i; 4] {
+    let [a, b, c, d] = [0, 4, 8, 12].map(|row| opaque(first.wrapping_add(row * stride)));
     let mut rows = [_mm512_setzero_ps(); 4];
     for (n, rows) in rows.iter_mut().enumerate() {
         // SAFETY: by this function's contract.
         unsafe {
-            let row = |m: usize| _mm_loadu_ps(first.add((4 * m + n) * stride).cast());
-            let low = _mm512_castps128_ps512(row(0));
-            let low = _mm512_insertf32x4::<1>(low, row(1));
-            let low = _mm512_insertf32x4::<2>(low, row(2));
-            *rows = _mm512_insertf32x4::<3>(low, row(3));
+            let row = |of: *const u8| _mm_loadu_ps(of.add(n * stride).cast());
+            let low = _mm512_castps128_ps512(row(a));
+            let low = _mm512_insertf32x4::<1>(low, row(b));
+            let low = _mm512_insertf32x4::<2>(low, row(c));
+            *rows = _mm512_insertf32x4::<3>(low, row(d));
         }
     }
     transpose(rows).map(|x| _mm512_castps_si512(x))

@@ -14,6 +14,7 @@
 mod inner_loop;
 mod keys;
 mod magnitudes;
+mod plane_queries;
 mod planes;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,7 @@ mod weights;
 mod words;
 
 use keys::{I16Keys, KeyScratch};
-use planes::{PlaneKeys, PlaneScratch};
+use planes::PlaneKeys;
 
 use super::avx512::f16_keys::{self, F16Keys};
 use super::avx512::{Avx512, compiled};
@@ -67,7 +68,7 @@ unsafe impl Isa for Avx512Vnni {
 /// Products of `H` queries with key rows: quantised ones in int16, planes in int8, others as AVX-512 alone reads them.
 pub(in crate::cpu) enum Keys<'a, const H: usize> {
     I16(I16Keys<'a, H>),
-    Planes(PlaneKeys<'a, H>),
+    Planes(PlaneKeys),
     F16(F16Keys<'a, H>),
 }
 
@@ -75,7 +76,6 @@ pub(in crate::cpu) enum Keys<'a, const H: usize> {
 #[derive(Default)]
 pub(in crate::cpu) struct Scratch {
     i16: KeyScratch,
-    planes: PlaneScratch,
     f16: f16_keys::Scratch,
 }
 
@@ -93,8 +93,7 @@ impl<'a, const H: usize> KeyKernel<'a, H> for Keys<'a, H> {
     ) -> Option<Self> {
         if rows.layout.planes().is_some() {
             // SAFETY: `isa` proves that the processor has the instructions.
-            let keys = unsafe { PlaneKeys::new(isa.0, rows.layout, queries, &mut scratch.planes) };
-            return keys.map(Self::Planes);
+            return unsafe { PlaneKeys::new(isa.0, rows.layout, queries) }.map(Self::Planes);
         }
         // SAFETY: likewise.
         match unsafe { I16Keys::new(isa.0, rows, queries, &mut scratch.i16) } {
@@ -139,7 +138,7 @@ impl<const H: usize> ValueKernel<H> for I16Values {
         layout: &ValueLayout,
         rows: (&[u8], usize),
         prefetch: &Prefetch,
-        weights: &ByKey<H>,
+        weights: (&ByKey<H>, usize),
         scratch: &mut ScaledWeights<H>,
         sums: &mut [HeadLanes<H>],
     ) {

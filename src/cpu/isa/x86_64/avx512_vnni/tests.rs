@@ -33,7 +33,8 @@ fn values_are_their_arithmetic<const H: usize>(isa: Avx512Vnni, layout: &ValueLa
         }
     }
     let mut weights = no_products::<H>();
-    for weights in &mut weights {
+    let heads = 1 + (next() * (H - 1) as f32).round() as usize;
+    for weights in &mut weights[..heads] {
         // Few that matter, as softmax makes them.
         weights.as_flattened_mut()[..count].iter_mut().for_each(|w| *w = next().powi(8));
     }
@@ -42,13 +43,13 @@ fn values_are_their_arithmetic<const H: usize>(isa: Avx512Vnni, layout: &ValueLa
     let mut scratch = ScaledWeights::default();
     // SAFETY: `isa` proves that the processor has the instructions.
     unsafe {
-        values::add_rows(isa.vector(), layout, (&rows, count), &prefetch, &weights, &mut scratch, &mut sums);
+        values::add_rows(isa.vector(), layout, (&rows, count), &prefetch, (&weights, heads), &mut scratch, &mut sums);
     }
     for j in 0..layout.head_dim() {
         let (group, within) = (j / layout.group(), j % 32);
         let fields =
             |row: &[u8]| [0, 2].map(|at| f16::from_le_bytes([row[4 * group + at], row[4 * group + at + 1]]).to_f32());
-        for h in 0..H {
+        for h in 0..heads {
             let weights = weights[h].as_flattened();
             let scaled = |n: usize| weights[n] * fields(&rows[n * layout.row_bytes()..])[0];
             let most = (0..count).map(scaled).fold(0.0, f32::max);

@@ -21,18 +21,19 @@ pub(super) fn takes(layout: &ValueLayout) -> bool {
 }
 
 /// Adds the values of the `count` first rows times their `weights` to `sums`, one entry a block of channels, with 4
-/// bits the even and the odd channels of a group apart, as `isa::rows::values::add_rows` does. For quantised values;
-/// `scaled` is room for their weights.
+/// bits the even and the odd channels of a group apart, as `isa::rows::values::add_rows` does, for the `heads` first
+/// queries. For quantised values; `scaled` is room for their weights.
 #[target_feature(enable = "avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi2,popcnt")]
 pub(super) fn add_rows<const H: usize>(
     v: Avx512,
     layout: &ValueLayout,
     (bytes_of_rows, count): (&[u8], usize),
     prefetch: &Prefetch,
-    weights: &ByKey<H>,
+    (weights, heads): (&ByKey<H>, usize),
     scaled: &mut ScaledWeights<H>,
     sums: &mut [HeadLanes<H>],
 ) {
+    assert!((1..=H).contains(&heads));
     let rows = ValueRows::new(v, layout, bytes_of_rows, count, prefetch);
     let Some(groups) = scaled.weigh(&rows, weights) else {
         return add_any_rows(v, layout, (bytes_of_rows, count), prefetch, weights, sums);
@@ -40,11 +41,17 @@ pub(super) fn add_rows<const H: usize>(
     for (part, sums) in sums.as_chunks_mut::<BLOCKS>().0.iter_mut().enumerate() {
         // One for all channels, or one for 32 channels each.
         let of_part = [2 * part, 2 * part + 1].map(|n| &groups[n.min(groups.len() - 1)]);
-        match (layout.bits(), H) {
-            (Bits::B8, 8) => (0..2).for_each(|n| bytes::<H, 4>(&rows, part, &groups[0], 4 * n, sums)),
-            (Bits::B8, _) => bytes::<H, H>(&rows, part, &groups[0], 0, sums),
-            (_, 8) => (0..2).for_each(|n| nibbles::<H, 4>(&rows, part, of_part, 4 * n, sums)),
-            _ => nibbles::<H, H>(&rows, part, of_part, 0, sums),
+        for first in (0..heads).step_by(4) {
+            match (layout.bits(), heads - first) {
+                (Bits::B8, 1) => bytes::<H, 1>(&rows, part, &groups[0], first, sums),
+                (Bits::B8, 2) => bytes::<H, 2>(&rows, part, &groups[0], first, sums),
+                (Bits::B8, 3) => bytes::<H, 3>(&rows, part, &groups[0], first, sums),
+                (Bits::B8, _) => bytes::<H, 4>(&rows, part, &groups[0], first, sums),
+                (_, 1) => nibbles::<H, 1>(&rows, part, of_part, first, sums),
+                (_, 2) => nibbles::<H, 2>(&rows, part, of_part, first, sums),
+                (_, 3) => nibbles::<H, 3>(&rows, part, of_part, first, sums),
+                _ => nibbles::<H, 4>(&rows, part, of_part, first, sums),
+            }
         }
     }
 }
@@ -66,7 +73,7 @@ fn bytes<const H: usize, const N: usize>(
     let mut lanes = [[zero; BLOCKS]; N];
     for n in 0..rows.count.div_ceil(2) {
         if part == 0 && first == 0 {
-            rows.prefetch(n);
+            rows.prefetch(2 * n, 2);
         }
         // A last key without a second has it twice, once with no weight.
         // SAFETY: a row has this many codes.
@@ -116,8 +123,7 @@ fn nibbles<const H: usize, const N: usize>(
     let mut lanes = [[[_mm512_setzero_si512(); 2]; N]; 2];
     for n in 0..rows.count.div_ceil(4) {
         if part == 0 && first == 0 {
-            rows.prefetch(2 * n);
-            rows.prefetch(2 * n + 1);
+            rows.prefetch(4 * n, 4);
         }
         // Keys after the last one have it again, without weight.
         // SAFETY: a row has this many codes.
