@@ -91,10 +91,16 @@ impl PlaneQueries {
         const { assert!(H <= MOST) };
         let (kept, counts, at) = (planes.kept(), planes.counts(), begins(planes));
         let places = Place::of(planes);
+        // What a level is worth in each direction, next to the scale of a row; dropped ones nothing.
+        let mut worth = [[0.0; LANES]; MAX_HEAD_DIM / LANES];
+        let mut rest = &mut worth.as_flattened_mut()[..kept];
+        for (range, count) in RANGES.into_iter().zip(counts) {
+            rest.split_off_mut(..count).expect("as many as are kept").fill(range / 127.0);
+        }
         let mut rounded = [[0; MAX_HEAD_DIM]; H];
         let (mut units, mut heads) = ([0.0; MOST], 1);
         for (h, rounded) in rounded.iter_mut().enumerate() {
-            units[h] = round(queries, h, planes, rounded)?;
+            units[h] = round(queries, h, &worth, rounded)?;
             if units[h] != 0.0 {
                 heads = h + 1;
             }
@@ -120,28 +126,22 @@ impl PlaneQueries {
     }
 }
 
-/// The query of head `h`, in levels, as multiples of the number that is returned; that is zero where the query is next
-/// to nothing. `None` if a direction is not finite.
+/// The query of head `h` times what a level is `worth`, as multiples of the number that is returned; that is zero where
+/// the query is next to nothing. `None` if a direction is not finite.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn round<const H: usize>(
     queries: &[HeadLanes<H>],
     h: usize,
-    planes: &Planes,
+    worth: &[[f32; LANES]],
     rounded: &mut [i16; MAX_HEAD_DIM],
 ) -> Option<f32> {
-    // What a level is worth in each direction, next to the scale of a row; dropped ones nothing.
-    let mut worth = [[0.0; LANES]; MAX_HEAD_DIM / LANES];
-    let [eight, four, two] = planes.counts();
-    for (range, plane) in RANGES.into_iter().zip([0..eight, eight..eight + four, eight + four..eight + four + two]) {
-        worth.as_flattened_mut()[plane].fill(range / 127.0);
-    }
     let direction = |x: &HeadLanes<H>, worth: &[f32; LANES]| {
         // SAFETY: memory is read through references to arrays of the size that the instruction takes.
         unsafe { _mm512_mul_ps(_mm512_loadu_ps(x.0[h].as_ptr()), _mm512_loadu_ps(worth.as_ptr())) }
     };
     let (mut most, mut none) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-    for (x, worth) in queries.iter().zip(&worth) {
+    for (x, worth) in queries.iter().zip(worth) {
         let x = direction(x, worth);
         most = _mm512_max_ps(most, _mm512_abs_ps(x));
         none = _mm512_fmadd_ps(x, _mm512_setzero_ps(), none);
@@ -156,7 +156,7 @@ fn round<const H: usize>(
         return Some(0.0);
     }
     let by = _mm512_set1_ps(1.0 / unit);
-    for ((x, worth), rounded) in queries.iter().zip(&worth).zip(rounded.as_chunks_mut::<LANES>().0) {
+    for ((x, worth), rounded) in queries.iter().zip(worth).zip(rounded.as_chunks_mut::<LANES>().0) {
         let whole = _mm512_cvtps_epi32(_mm512_mul_ps(direction(x, worth), by));
         // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
         unsafe { _mm256_storeu_si256(rounded.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(whole)) };

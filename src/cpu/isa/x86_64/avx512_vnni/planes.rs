@@ -149,13 +149,13 @@ struct Rows<'a> {
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn multiply_groups<const N: usize>(rows: &Rows, queries: &PlaneQueries, products: &mut [OfHead]) {
+    const { assert!(ROWS == 4 * FEW) };
     let &Rows { v, first, stride, groups, prefetch } = rows;
     let offsets: &[i32; N] = queries.offsets.first_chunk().expect("all queries");
     let units: &[f32; N] = queries.units.first_chunk().expect("all queries");
     // Uninitialised: filling it would take as long as reading many rows.
     let mut words = [const { MaybeUninit::uninit() }; MOST_WORDS];
     for group in 0..groups {
-        const { assert!(ROWS == 4 * FEW) };
         // A few rows each, so that memory is asked evenly.
         let prefetch_few = |few: usize| {
             if let Some(prefetch) = prefetch {
