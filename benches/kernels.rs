@@ -1,6 +1,6 @@
 //! What the kernels of the processor take for a row, without ONNX Runtime: `cargo bench --bench kernels`.
 //!
-//! One token is decoded by 32 query heads over 8 KV heads of 16,384 cached keys, D = 128, or by the heads of a smaller
+//! One token is decoded by 32 query heads over 8 KV heads of 65,536 cached keys, D = 128, or by the heads of a smaller
 //! model where a setting says so, float32, by one thread. An item is a row: a key and its value. Cycles of a row are
 //! the clock over the items a second (docs/performance.md); where a row's time goes shows `perf record -e cpu-clock` of
 //! this program.
@@ -16,7 +16,8 @@ use spark_ort::cpu::{Attention, Basis, HeadRows, InstructionSet, Prune, Serial, 
 use spark_ort::format::{self, Bits, KeyLayout, RowFormat, TailLayout, ValueLayout, write_dense_key};
 use spark_ort::method::{Recovery, channel_scale};
 
-const KEYS: usize = 16_384;
+/// So many that no cache holds the rows of eight heads.
+const KEYS: usize = 65_536;
 
 /// Free rows of a head's buffers.
 const FREE: usize = 512;

@@ -24,7 +24,7 @@ const MANY_PARTS: usize = 64;
 /// The same where blocks are large, and so is what their parts hold until they merge.
 const MANY_LARGE_PARTS: usize = 16;
 /// Fewest keys worth a part of their own.
-const KEYS_PER_PART: usize = 1024;
+const KEYS_PER_PART: usize = 2048;
 
 /// A way to attend: the reference, or an instruction set.
 pub(super) trait Attend: Sync {

@@ -50,7 +50,7 @@ impl<V: Vector> DenseReader for Vectors<V> {
 
     #[inline(always)]
     fn prefetch(&self, address: *const u8) {
-        self.0.prefetch(address);
+        self.0.prefetch::<false>(address);
     }
 }
 

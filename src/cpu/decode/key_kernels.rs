@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::chunk::{ByKey, HeadLanes, set_products};
 use super::kernels::{KeyKernel, KeyRows};
-use super::prefetch::Prefetch;
+use super::prefetch::{FEW, Prefetch};
 use crate::cpu::isa::rows::keys::{KeyReader, Sink};
 use crate::cpu::isa::rows::planes::{PlaneReader, Queries};
 use crate::cpu::isa::traits::{Isa, Work};
@@ -106,13 +106,11 @@ impl<I: Isa, const H: usize> Rest<'_, '_, I, H> {
         while key + TOGETHER <= self.keys.end {
             let rows: [&[u8]; TOGETHER] = std::array::from_fn(|n| &self.rows[(key + n) * bytes..]);
             for (n, of) in planes.products(v, rows).into_iter().enumerate() {
-                self.prefetch.at_key(v, key + n);
                 set_products(self.products, key + n, of);
             }
             key += TOGETHER;
         }
         for key in key..self.keys.end {
-            self.prefetch.at_key(v, key);
             set_products(self.products, key, planes.products(v, [&self.rows[key * bytes..]])[0]);
         }
     }
@@ -143,8 +141,8 @@ impl<I: Isa, const H: usize> Rest<'_, '_, I, H> {
         let rows: [&[u8]; R] = std::array::from_fn(|n| &self.rows[(key + n) * bytes..]);
         let mut sinks = [Product::<V, H> { queries, lanes: [v.splat(0.0); H] }; R];
         reader.read_together::<_, _, SPECIAL, R>(v, rows, scale, &mut sinks);
+        self.prefetch.at_key::<FEW>(v, key);
         for (n, sink) in sinks.iter().enumerate() {
-            self.prefetch.at_key(v, key + n);
             set_products(self.products, key + n, v.sums(sink.lanes));
         }
     }

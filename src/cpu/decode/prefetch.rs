@@ -2,16 +2,23 @@
 
 use crate::cpu::isa::vector::Vector;
 
-/// Bytes of keys, and of values, from those that are read to those that are asked for: both together fill half of a
-/// core's nearest cache or more, and take long enough to read for memory to answer.
-const DISTANCE: usize = 12 << 10;
-
-/// Most bytes of a key and its value of which [`MANY`] rows are asked for together, and not [`FEW`]. Asking costs a few
-/// instructions each time; but a core waits that asks for too much at once.
-const SMALL: usize = 128;
-const MANY: usize = 16;
-/// Rows that kernels of many rows ask for at once, or a power of 2 times as many.
+/// Rows that are asked for together: asking costs a few instructions each time, but a core waits that asks for too much
+/// at once.
+pub(in crate::cpu) const TOGETHER: usize = 8;
+/// The same of float16, of which rows are larger.
 pub(in crate::cpu) const FEW: usize = 4;
+
+/// Bytes of keys, and of values, from those that are read to those that are asked for, long enough to read for memory
+/// to answer: in the nearest cache, of which both fill half or more, and in the second.
+const NEAR: usize = 12 << 10;
+const FAR: usize = 32 << 10;
+
+/// Most bytes of a key and its value that kernels without AVX-512 ask into the nearest cache. A core waits for few
+/// lines at a time there, too few for larger rows, or for those of faster kernels; others are read faster from there.
+const SMALL: usize = 192;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Key and value rows that are read one after the other, a chunk's keys first and then its values. Some of the values
 /// are asked for along with keys, which take longer to read, so that memory is asked evenly.
@@ -19,106 +26,48 @@ pub(in crate::cpu) const FEW: usize = 4;
 pub(in crate::cpu) struct Prefetch<'a> {
     key: Rows<'a>,
     value: Rows<'a>,
-    /// Rows that are asked for together.
-    together: usize,
 }
 
 #[derive(Clone, Copy)]
 struct Rows<'a> {
     rows: &'a [u8],
     bytes: usize,
-    /// Cache lines that a row takes, more or less.
-    lines: usize,
 }
 
 impl<'a> Prefetch<'a> {
     /// Of `key` and `value` rows and the bytes that each takes.
     pub(in crate::cpu) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize)) -> Self {
-        let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes, lines: bytes.div_ceil(64) });
-        Self { key, value, together: 1 }
+        let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes });
+        Self { key, value }
     }
 
-    /// For kernels that read many keys at once, and values by [`Self::at_some_values`]: half of the bytes of some value
-    /// rows are asked for along with as many keys, not half of each row.
-    pub(in crate::cpu) fn reads_many(mut self, many: bool) -> Self {
-        if many {
-            self.together = if self.key.bytes + self.value.bytes <= SMALL { MANY } else { FEW };
-        }
-        self
-    }
-
-    /// Asks for what follows the key row number `n`.
+    /// Asks for what follows `N` key rows if row number `n`, which is to be read, is the first of as many. Values are
+    /// best asked for by the same `N`.
     #[inline(always)]
-    pub(in crate::cpu) fn at_key<V: Vector>(&self, v: V, n: usize) {
-        self.key.prefetch(v, n, 0, self.key.lines);
-        self.value.prefetch(v, n, 0, self.value.lines / 2);
-    }
-
-    /// Asks for what follows the value row number `n`.
-    #[inline(always)]
-    pub(in crate::cpu) fn at_value<V: Vector>(&self, v: V, n: usize) {
-        self.value.prefetch(v, n, self.value.lines / 2, self.value.lines);
-    }
-
-    /// The same where many rows are read at once: asks for some together, as [`Self::reads_many`] says, when `n` is the
-    /// first of them. `n` is a multiple of [`FEW`].
-    #[inline(always)]
-    pub(in crate::cpu) fn at_few_keys<V: Vector>(&self, v: V, n: usize) {
-        match self.together {
-            1 => (n..n + FEW).for_each(|n| self.at_key(v, n)),
-            together if n & (together - 1) == 0 => self.at_keys(v, n, together),
-            _ => {}
+    pub(in crate::cpu) fn at_key<const N: usize>(&self, v: impl Vector, n: usize) {
+        if n.is_multiple_of(N) {
+            self.ask(v, self.key, self.key.bytes * n, self.key.bytes * N);
+            self.ask(v, self.value, self.value.bytes * n, self.value.bytes * N / 2);
         }
     }
 
-    /// As [`Self::at_few_keys`], before value rows from number `n` on are read, `count` of them.
+    /// As [`Self::at_key`], of value rows.
     #[inline(always)]
-    pub(in crate::cpu) fn at_some_values<V: Vector>(&self, v: V, n: usize, count: usize) {
-        match self.together {
-            1 => (n..n + count).for_each(|n| self.at_value(v, n)),
-            together if n & (together - 1) == 0 => self.at_values(v, n, together),
-            _ => {}
+    pub(in crate::cpu) fn at_value<const N: usize>(&self, v: impl Vector, n: usize) {
+        if n.is_multiple_of(N) {
+            let half = self.value.bytes * N / 2;
+            self.ask(v, self.value, self.value.bytes * n + half, half);
         }
     }
 
-    /// As [`Self::at_key`], of `count` rows from number `first` on.
+    /// Asks for what follows `count` bytes from byte `first` of `of` on.
     #[inline(always)]
-    pub(in crate::cpu) fn at_keys<V: Vector>(&self, v: V, first: usize, count: usize) {
-        let (keys, values) = (self.key.bytes * count, self.value.bytes * count);
-        self.key.prefetch_bytes(v, self.key.bytes * first, keys);
-        self.value.prefetch_bytes(v, self.value.bytes * first, values / 2);
-    }
-
-    /// As [`Self::at_value`], of `count` rows from number `first` on.
-    #[inline(always)]
-    pub(in crate::cpu) fn at_values<V: Vector>(&self, v: V, first: usize, count: usize) {
-        let values = self.value.bytes * count;
-        self.value.prefetch_bytes(v, self.value.bytes * first + values / 2, values.div_ceil(2));
-    }
-}
-
-impl Rows<'_> {
-    /// Prefetches lines `first` to `last` of the row that is [`DISTANCE`] beyond number `n`, if there is one.
-    #[inline(always)]
-    fn prefetch<V: Vector>(&self, v: V, n: usize, first: usize, last: usize) {
-        let at = |line: usize| self.rows.as_ptr().wrapping_add(n * self.bytes + DISTANCE + 64 * line);
-        // The branches of a loop over one or two lines cost more than asking for a line too many.
-        v.prefetch(at(first));
-        if last > first + 1 {
-            v.prefetch(at(first + 1));
-            if last > first + 2 {
-                for line in first + 2..last {
-                    v.prefetch(at(line));
-                }
-            }
-        }
-    }
-
-    /// Prefetches `count` bytes that are [`DISTANCE`] beyond byte `first`.
-    #[inline(always)]
-    fn prefetch_bytes<V: Vector>(&self, v: V, first: usize, count: usize) {
-        for at in (0..count).step_by(64) {
-            v.prefetch(self.rows.as_ptr().wrapping_add(first + DISTANCE + at));
+    fn ask<V: Vector>(&self, v: V, of: Rows, first: usize, count: usize) {
+        let at = |distance: usize| of.rows.as_ptr().wrapping_add(first + distance);
+        if V::REGISTERS == 1 || self.key.bytes + self.value.bytes > SMALL {
+            (0..count).step_by(LINE).for_each(|n| v.prefetch::<true>(at(FAR + n)));
+        } else {
+            (0..count).step_by(LINE).for_each(|n| v.prefetch::<false>(at(NEAR + n)));
         }
     }
 }

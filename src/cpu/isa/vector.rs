@@ -78,9 +78,10 @@ pub(in crate::cpu) unsafe trait Vector: Copy + Send + Sync + 'static {
     /// Eight float16, read as by `load_f16` with `SPECIAL`.
     fn eight_f16(self, bytes: &[u8; LANES]) -> [f32; LANES / 2];
 
-    /// Asks memory for the cache line at `address`, which need not be readable.
+    /// Asks memory for the cache line at `address`, which need not be readable, into the nearest cache; if `FAR`, only
+    /// into the one after it.
     #[inline(always)]
-    fn prefetch(self, _address: *const u8) {}
+    fn prefetch<const FAR: bool>(self, _address: *const u8) {}
 
     /// Whether no lane of any of `x` is infinite or NaN.
     #[inline(always)]

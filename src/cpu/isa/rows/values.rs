@@ -2,7 +2,7 @@
 
 use super::window::window;
 use crate::cpu::decode::chunk::{ByKey, HeadLanes, no_products};
-use crate::cpu::decode::prefetch::Prefetch;
+use crate::cpu::decode::prefetch::{FEW, Prefetch};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::format::v1::layout::{Bits, MAX_HEAD_DIM, ValueLayout};
 use crate::format::v2::rotation::rotate_back;
@@ -14,9 +14,6 @@ trait Source<V: Vector> {
 
     /// Block `n` of the value of `key`. To be `inline(always)`.
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes;
-
-    /// Asks for a value that will be read later.
-    fn prefetch(&self, _v: V, _key: usize) {}
 }
 
 /// Rows, of `bytes` each, whose channels begin at `codes`.
@@ -25,7 +22,6 @@ struct Rows<'a> {
     rows: &'a [u8],
     bytes: usize,
     codes: usize,
-    prefetch: &'a Prefetch<'a>,
 }
 
 /// Channels are float16. Without `SPECIAL`, infinity and NaN stay what they are.
@@ -51,10 +47,6 @@ impl<V: Vector, const SPECIAL: bool> Source<V> for F16s<'_, SPECIAL> {
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes {
         v.load_f16::<SPECIAL>(self.0.window(key, n))
     }
-    #[inline(always)]
-    fn prefetch(&self, v: V, key: usize) {
-        self.0.prefetch.at_value(v, key);
-    }
 }
 
 impl<V: Vector> Source<V> for Bytes<'_> {
@@ -62,20 +54,12 @@ impl<V: Vector> Source<V> for Bytes<'_> {
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes {
         v.load_u8(self.0.window(key, n))
     }
-    #[inline(always)]
-    fn prefetch(&self, v: V, key: usize) {
-        self.0.prefetch.at_value(v, key);
-    }
 }
 
 impl<V: Vector> Source<V> for Nibbles<'_> {
     #[inline(always)]
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes {
         v.load_nibbles(self.0.window(key, n / 2))[n % 2]
-    }
-    #[inline(always)]
-    fn prefetch(&self, v: V, key: usize) {
-        self.0.prefetch.at_value(v, key);
     }
 }
 
@@ -92,6 +76,8 @@ struct Factors<'w, const H: usize> {
     keys: usize,
     weights: &'w ByKey<H>,
     more: &'w [f32; H],
+    /// Of the first block.
+    prefetch: Option<&'w Prefetch<'w>>,
 }
 
 /// Adds the values of `source` times their weights to `sums`, which begin at block `first`. Returns the number of sums
@@ -140,7 +126,7 @@ fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
     first: usize,
     sums: &mut [HeadLanes<H>; N],
 ) -> bool {
-    let &Factors { keys, weights, more } = factors;
+    let &Factors { keys, weights, more, prefetch } = factors;
     let weights: [&[f32]; H] = weights.each_ref().map(|w| &w.as_flattened()[..keys]);
     let mut lanes = [[v.splat(0.0); H]; N];
     for n in 0..N {
@@ -149,8 +135,10 @@ fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
         }
     }
     for key in 0..keys {
-        if first == 0 {
-            source.prefetch(v, key);
+        if first == 0
+            && let Some(prefetch) = prefetch
+        {
+            prefetch.at_value::<FEW>(v, key);
         }
         let mut values = [v.splat(0.0); N];
         for (n, value) in values.iter_mut().enumerate() {
@@ -185,10 +173,11 @@ pub(in crate::cpu) fn add_rows<V: Vector, const H: usize>(
     weights: &ByKey<H>,
     sums: &mut [HeadLanes<H>],
 ) {
-    let all = Rows { rows, bytes: layout.row_bytes(), codes: layout.codes_at(), prefetch };
+    let all = Rows { rows, bytes: layout.row_bytes(), codes: layout.codes_at() };
+    let prefetch = Some(prefetch);
     match layout.bits() {
         Bits::B16 => {
-            let factors = Factors { keys, weights, more: &[0.0; H] };
+            let factors = Factors { keys, weights, more: &[0.0; H], prefetch };
             // Infinity and NaN, which are rare, show in the sums.
             let added = add(v, &F16s::<false>(all), &factors, 0, sums);
             add(v, &F16s::<true>(all), &factors, added, &mut sums[added..]);
@@ -196,7 +185,7 @@ pub(in crate::cpu) fn add_rows<V: Vector, const H: usize>(
         Bits::B8 => {
             let (mut weighted, mut least) = ([no_products()], [[0.0; H]]);
             scaled(v, layout, rows, keys, weights, &mut weighted, &mut least);
-            add(v, &Bytes(all), &Factors { keys, weights: &weighted[0], more: &least[0] }, 0, sums);
+            add(v, &Bytes(all), &Factors { keys, weights: &weighted[0], more: &least[0], prefetch }, 0, sums);
         }
         Bits::B4 => {
             let (mut weighted, mut least) = ([no_products(); MOST_GROUPS], [[0.0; H]; MOST_GROUPS]);
@@ -205,7 +194,7 @@ pub(in crate::cpu) fn add_rows<V: Vector, const H: usize>(
             scaled(v, layout, rows, keys, weights, &mut weighted[..groups], &mut least[..groups]);
             for (pair, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
                 let group = pair.min(groups - 1);
-                let factors = Factors { keys, weights: &weighted[group], more: &least[group] };
+                let factors = Factors { keys, weights: &weighted[group], more: &least[group], prefetch };
                 add(v, &Nibbles(all), &factors, 2 * pair, sums);
             }
         }
@@ -285,7 +274,7 @@ pub(in crate::cpu) fn add_dense<V: Vector, const H: usize>(
     sums: &mut [HeadLanes<H>],
 ) {
     let source = Dense(values, sums.len() * LANES);
-    add(v, &source, &Factors { keys, weights, more: &[0.0; H] }, 0, sums);
+    add(v, &source, &Factors { keys, weights, more: &[0.0; H], prefetch: None }, 0, sums);
 }
 
 /// Two nibbles of each byte, low first.

@@ -32,16 +32,10 @@ impl<'a, V: Vector> ValueRows<'a, V> {
         self.rows.as_ptr().wrapping_add(key.min(self.count - 1) * self.layout.row_bytes())
     }
 
-    /// Asks for rows that will be read later, before `count` rows from number `n` on are read.
+    /// Asks for rows that will be read later if number `n`, which is to be read, is the first of `N`.
     #[inline(always)]
-    pub(super) fn prefetch(&self, n: usize, count: usize) {
-        self.prefetch.at_some_values(self.v, n, count);
-    }
-
-    /// Asks for what follows `count` rows from number `first` on.
-    #[inline(always)]
-    pub(super) fn prefetch_rows(&self, first: usize, count: usize) {
-        self.prefetch.at_values(self.v, first, count);
+    pub(super) fn prefetch<const N: usize>(&self, n: usize) {
+        self.prefetch.at_value::<N>(self.v, n);
     }
 }
 

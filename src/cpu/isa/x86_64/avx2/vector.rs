@@ -288,7 +288,7 @@ unsafe impl Vector for Avx2 {
         out
     }
     #[inline(always)]
-    fn prefetch(self, address: *const u8) {
-        prefetch(address);
+    fn prefetch<const FAR: bool>(self, address: *const u8) {
+        prefetch::<FAR>(address);
     }
 }

@@ -246,7 +246,7 @@ unsafe impl Vector for Avx512 {
         })
     }
     #[inline(always)]
-    fn prefetch(self, address: *const u8) {
-        prefetch(address);
+    fn prefetch<const FAR: bool>(self, address: *const u8) {
+        prefetch::<FAR>(address);
     }
 }

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 
 use super::plane_queries::{MOST, PER_BYTE, Place, PlaneQueries, WORD};
 use crate::cpu::decode::chunk::{CHUNK, HeadLanes, OfHead, no_products};
-use crate::cpu::decode::prefetch::{FEW, Prefetch};
+use crate::cpu::decode::prefetch::{Prefetch, TOGETHER};
 use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, first_words, groups_within};
 use crate::cpu::isa::x86_64::avx512::vector::{Avx512, finite_f16};
 use crate::format::v1::layout::{KeyLayout, MAX_HEAD_DIM};
@@ -149,20 +149,15 @@ struct Rows<'a> {
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn multiply_groups<const N: usize>(rows: &Rows, queries: &PlaneQueries, products: &mut [OfHead]) {
-    const { assert!(ROWS == 4 * FEW) };
     let &Rows { v, first, stride, groups, prefetch } = rows;
     let offsets: &[i32; N] = queries.offsets.first_chunk().expect("all queries");
     let units: &[f32; N] = queries.units.first_chunk().expect("all queries");
     // Uninitialised: filling it would take as long as reading many rows.
     let mut words = [const { MaybeUninit::uninit() }; MOST_WORDS];
     for group in 0..groups {
-        // A few rows each, so that memory is asked evenly.
-        let prefetch_few = |few: usize| {
-            if let Some(prefetch) = prefetch {
-                prefetch.at_few_keys(v, group * ROWS + few * FEW);
-            }
-        };
-        prefetch_few(0);
+        if let Some(prefetch) = prefetch {
+            (0..ROWS).step_by(TOGETHER).for_each(|n| prefetch.at_key::<TOGETHER>(v, group * ROWS + n));
+        }
         // SAFETY: by this function's contract.
         let words =
             unsafe { transpose_rows(&queries.places, first.wrapping_add(group * ROWS * stride), stride, &mut words) };
@@ -191,11 +186,8 @@ unsafe fn multiply_groups<const N: usize>(rows: &Rows, queries: &PlaneQueries, p
                 }
             };
         }
-        prefetch_few(1);
         add_plane!(0, (|codes| codes));
-        prefetch_few(2);
         add_plane!(1, levels_4);
-        prefetch_few(3);
         add_plane!(2, levels_2);
         let scales = finite_f16(_mm512_cvtepi32_epi16(words[0]));
         for (h, products) in products[..N].iter_mut().enumerate() {
