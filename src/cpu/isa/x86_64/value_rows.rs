@@ -32,10 +32,10 @@ impl<'a, V: Vector> ValueRows<'a, V> {
         self.rows.as_ptr().wrapping_add(key.min(self.count - 1) * self.layout.row_bytes())
     }
 
-    /// Asks for rows that will be read later if number `n`, which is to be read, is the first of `N`.
+    /// As row number `n` is read: if that is a multiple of `together`, asks for rows that will be read later.
     #[inline(always)]
-    pub(super) fn prefetch<const N: usize>(&self, n: usize) {
-        self.prefetch.at_value::<N>(self.v, n);
+    pub(super) fn prefetch(&self, n: usize, together: usize) {
+        self.prefetch.at_value(self.v, n, together);
     }
 }
 

@@ -159,7 +159,7 @@ fn add_up_some<D: Dot, const NIBBLES: bool, const SUMS: usize, const N: usize>(
     let whole = count / ROWS * ROWS;
     for first in (0..whole).step_by(ROWS) {
         if prefetch {
-            rows.prefetch::<ROWS>(first);
+            rows.prefetch(first, ROWS);
         }
         let mut a = row(first);
         for n in 0..ROWS / 2 {

@@ -179,7 +179,7 @@ unsafe fn multiply_keys_f16<const N: usize, const H: usize>(
             // SAFETY: sixteen more rows exist.
             recovery[group + 1] = unsafe { of.recovery(group + 1) };
         }
-        prefetch.at_key::<FEW>(of.isa, 2 * pair);
+        prefetch.at_key(of.isa, 2 * pair, FEW);
         let mut lanes = [[_mm512_setzero_ps(); H]; 2];
         let mut used = [0; 2];
         // Two rows at a time: more sums are independent of each other, and queries are read half as often.

@@ -266,7 +266,7 @@ unsafe fn multiply_keys_i16<const CODES: u8, const N: usize, const H: usize>(
                 none_negative &= of.set::<CODES>(row / ROWS + 1, scalars);
             }
             if let Some(prefetch) = prefetch {
-                prefetch.at_key::<TOGETHER>(of.v, row);
+                prefetch.at_key(of.v, row, TOGETHER);
             }
             let made = row.min(count - 1);
             let (parts, marked) = reader.read(rows.as_ptr().add(made * stride), scalars, made);

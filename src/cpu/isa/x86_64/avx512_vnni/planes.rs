@@ -156,7 +156,7 @@ unsafe fn multiply_groups<const N: usize>(rows: &Rows, queries: &PlaneQueries, p
     let mut words = [const { MaybeUninit::uninit() }; MOST_WORDS];
     for group in 0..groups {
         if let Some(prefetch) = prefetch {
-            (0..ROWS).step_by(TOGETHER).for_each(|n| prefetch.at_key::<TOGETHER>(v, group * ROWS + n));
+            (0..ROWS).step_by(TOGETHER).for_each(|n| prefetch.at_key(v, group * ROWS + n, TOGETHER));
         }
         // SAFETY: by this function's contract.
         let words =

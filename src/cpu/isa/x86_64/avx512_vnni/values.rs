@@ -73,7 +73,7 @@ fn bytes<const H: usize, const N: usize>(
     let mut lanes = [[zero; BLOCKS]; N];
     for n in 0..rows.count.div_ceil(2) {
         if part == 0 && first == 0 {
-            rows.prefetch::<TOGETHER>(2 * n);
+            rows.prefetch(2 * n, TOGETHER);
         }
         // A last key without a second has it twice, once with no weight.
         // SAFETY: a row has this many codes.
@@ -123,7 +123,7 @@ fn nibbles<const H: usize, const N: usize>(
     let mut lanes = [[[_mm512_setzero_si512(); 2]; N]; 2];
     for n in 0..rows.count.div_ceil(4) {
         if part == 0 && first == 0 {
-            rows.prefetch::<TOGETHER>(4 * n);
+            rows.prefetch(4 * n, TOGETHER);
         }
         // Keys after the last one have it again, without weight.
         // SAFETY: a row has this many codes.
