@@ -101,7 +101,7 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
             Place::New => source.new.rows(block.head, positions.start - past, positions.end - past),
             _ => Default::default(),
         };
-        let prefetch = &Prefetch::new((key_rows, key_bytes), (value_rows, value_bytes));
+        let prefetch = &Prefetch::new((key_rows, key_bytes), (value_rows, value_bytes), key_layout.planes().is_some());
         match place {
             Place::Rows => key_products.products(key_rows, count, prefetch, &mut products),
             Place::OneByOne => one_by_one(v, source, block, positions.clone(), queries, &mut products),

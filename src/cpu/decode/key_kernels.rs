@@ -202,7 +202,7 @@ mod tests {
             let mut scratch = KeyScratch::<I, H>::new();
             let mut products = no_products::<H>();
             let key_rows = KeyRows { layout, recover: false };
-            let prefetch = Prefetch::new((rows, layout.row_bytes()), (&[], 4));
+            let prefetch = Prefetch::new((rows, layout.row_bytes()), (&[], 4), false);
             let scale = vec![[1.0; LANES]; blocks.len()];
             KeyProducts::new(isa, key_rows, &blocks, &scale, &mut scratch).products(
                 rows,

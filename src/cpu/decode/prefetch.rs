@@ -4,7 +4,7 @@ use crate::cpu::isa::vector::Vector;
 
 /// Rows that are asked for together: asking costs a few instructions each time, but a core waits that asks for too much
 /// at once.
-pub(in crate::cpu) const TOGETHER: usize = 8;
+pub(in crate::cpu) const TOGETHER: usize = 4;
 /// The same of float16, whose rows are larger. AVX2 reads eight of them at once, and asks for as many.
 pub(in crate::cpu) const FEW: usize = 4;
 
@@ -17,6 +17,8 @@ const FAR: usize = 32 << 10;
 /// a few lines at a time there, too few for larger rows, or for those of faster kernels; others are read faster from
 /// there.
 const SMALL: usize = 192;
+/// The same with AVX-512.
+const SMALL_512: usize = 256;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -27,6 +29,8 @@ const LINE: usize = 64;
 pub(in crate::cpu) struct Prefetch<'a> {
     key: Rows<'a>,
     value: Rows<'a>,
+    /// Keys are in planes, and so read faster.
+    planes: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -37,9 +41,9 @@ struct Rows<'a> {
 
 impl<'a> Prefetch<'a> {
     /// Of `key` and `value` rows and the bytes that each takes.
-    pub(in crate::cpu) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize)) -> Self {
+    pub(in crate::cpu) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize), planes: bool) -> Self {
         let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes });
-        Self { key, value }
+        Self { key, value, planes }
     }
 
     /// As key row number `n` is read: if that is a multiple of `together`, asks for what follows so many rows, and for
@@ -66,7 +70,8 @@ impl<'a> Prefetch<'a> {
     #[inline(always)]
     fn ask<V: Vector>(&self, v: V, of: Rows, first: usize, count: usize) {
         let at = |distance: usize| of.rows.as_ptr().wrapping_add(first + distance);
-        if V::REGISTERS == 1 || self.key.bytes + self.value.bytes > SMALL {
+        let small = if V::REGISTERS == 1 { SMALL_512 } else { SMALL };
+        if self.planes && V::REGISTERS == 1 || self.key.bytes + self.value.bytes > small {
             (0..count).step_by(LINE).for_each(|n| v.prefetch::<true>(at(FAR + n)));
         } else {
             (0..count).step_by(LINE).for_each(|n| v.prefetch::<false>(at(NEAR + n)));

@@ -38,7 +38,7 @@ fn values_are_their_arithmetic<const H: usize>(isa: Avx512Vnni, layout: &ValueLa
         // Few that matter, as softmax makes them.
         weights.as_flattened_mut()[..count].iter_mut().for_each(|w| *w = next().powi(8));
     }
-    let prefetch = Prefetch::new((&[], 0), (&rows, layout.row_bytes()));
+    let prefetch = Prefetch::new((&[], 0), (&rows, layout.row_bytes()), false);
     let mut sums = vec![HeadLanes::<H>::ZERO; layout.head_dim() / LANES];
     let mut scratch = ScaledWeights::default();
     // SAFETY: `isa` proves that the processor has the instructions.
