@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::chunk::{ByKey, HeadLanes, set_products};
 use super::kernels::{KeyKernel, KeyRows};
-use super::prefetch::{FEW, Prefetch, TOGETHER};
+use super::prefetch::{FEW, Prefetch};
 use crate::cpu::isa::rows::keys::{KeyReader, Sink};
 use crate::cpu::isa::rows::planes::{PlaneReader, Queries};
 use crate::cpu::isa::traits::{Isa, Work};
@@ -141,8 +141,7 @@ impl<I: Isa, const H: usize> Rest<'_, '_, I, H> {
         let rows: [&[u8]; R] = std::array::from_fn(|n| &self.rows[(key + n) * bytes..]);
         let mut sinks = [Product::<V, H> { queries, lanes: [v.splat(0.0); H] }; R];
         reader.read_together::<_, _, SPECIAL, R>(v, rows, scale, &mut sinks);
-        let together = if reader.layout().bits().is_quantised() { TOGETHER } else { FEW };
-        self.prefetch.at_key(v, key, together);
+        self.prefetch.at_key(v, key, FEW);
         for (n, sink) in sinks.iter().enumerate() {
             set_products(self.products, key + n, v.sums(sink.lanes));
         }

@@ -2,10 +2,8 @@
 
 use crate::cpu::isa::vector::Vector;
 
-/// Rows that are asked for together: asking costs a few instructions each time, but a core waits that asks for too much
-/// at once.
-pub(in crate::cpu) const TOGETHER: usize = 4;
-/// The same of float16, whose rows are larger. AVX2 reads eight of them at once, and asks for as many.
+/// Rows that are asked for together where one, two or four are read at once: asking costs a few instructions each time,
+/// but a core waits that asks for too much at once.
 pub(in crate::cpu) const FEW: usize = 4;
 
 /// Bytes of keys, and of values, from those that are read to those that are asked for, long enough to read for memory
@@ -13,12 +11,11 @@ pub(in crate::cpu) const FEW: usize = 4;
 const NEAR: usize = 12 << 10;
 const FAR: usize = 32 << 10;
 
-/// Most bytes of a key and its value that kernels without AVX-512 ask into the nearest cache. A core can wait for only
-/// a few lines at a time there, too few for larger rows, or for those of faster kernels; others are read faster from
-/// there.
-const SMALL: usize = 192;
-/// The same with AVX-512.
+/// Most bytes of a key and its value that are asked into the nearest cache, with AVX-512 and without. A core can wait
+/// for only a few lines at a time there, too few for larger rows, and with AVX-512 for keys in planes, which are read
+/// fast; others are read faster from there.
 const SMALL_512: usize = 256;
+const SMALL: usize = 192;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -29,7 +26,7 @@ const LINE: usize = 64;
 pub(in crate::cpu) struct Prefetch<'a> {
     key: Rows<'a>,
     value: Rows<'a>,
-    /// Keys are in planes, and so read faster.
+    /// Whether keys are in planes.
     planes: bool,
 }
 
@@ -40,15 +37,15 @@ struct Rows<'a> {
 }
 
 impl<'a> Prefetch<'a> {
-    /// Of `key` and `value` rows and the bytes that each takes.
+    /// Of `key` and `value` rows and the bytes that each takes, and whether keys are in planes.
     pub(in crate::cpu) fn new(key: (&'a [u8], usize), value: (&'a [u8], usize), planes: bool) -> Self {
         let [key, value] = [key, value].map(|(rows, bytes)| Rows { rows, bytes });
         Self { key, value, planes }
     }
 
     /// As key row number `n` is read: if that is a multiple of `together`, asks for what follows so many rows, and for
-    /// half of what follows their values. [`Self::at_value`] asks for the other half; where it has another `together`,
-    /// for keys of float16 with values of another type or the reverse, a quarter of the values is not asked for.
+    /// half of what follows their values. [`Self::at_value`] asks for the other half. Where it has another `together`,
+    /// a quarter of the values is not asked for: in AVX-512 without VNNI, if only keys or only values are float16.
     #[inline(always)]
     pub(in crate::cpu) fn at_key(&self, v: impl Vector, n: usize, together: usize) {
         if n.is_multiple_of(together) {
@@ -70,8 +67,9 @@ impl<'a> Prefetch<'a> {
     #[inline(always)]
     fn ask<V: Vector>(&self, v: V, of: Rows, first: usize, count: usize) {
         let at = |distance: usize| of.rows.as_ptr().wrapping_add(first + distance);
-        let small = if V::REGISTERS == 1 { SMALL_512 } else { SMALL };
-        if self.planes && V::REGISTERS == 1 || self.key.bytes + self.value.bytes > small {
+        let bytes = self.key.bytes + self.value.bytes;
+        let far = if V::REGISTERS == 1 { self.planes || bytes > SMALL_512 } else { bytes > SMALL };
+        if far {
             (0..count).step_by(LINE).for_each(|n| v.prefetch::<true>(at(FAR + n)));
         } else {
             (0..count).step_by(LINE).for_each(|n| v.prefetch::<false>(at(NEAR + n)));

@@ -2,7 +2,7 @@
 
 use super::window::window;
 use crate::cpu::decode::chunk::{ByKey, HeadLanes, no_products};
-use crate::cpu::decode::prefetch::{FEW, Prefetch, TOGETHER};
+use crate::cpu::decode::prefetch::{FEW, Prefetch};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::format::v1::layout::{Bits, MAX_HEAD_DIM, ValueLayout};
 use crate::format::v2::rotation::rotate_back;
@@ -11,9 +11,6 @@ use crate::format::v2::rotation::rotate_back;
 trait Source<V: Vector> {
     /// Whether there may be infinity or NaN.
     const UNCHECKED: bool = false;
-
-    /// Rows that are asked for together.
-    const TOGETHER: usize = TOGETHER;
 
     /// Block `n` of the value of `key`. To be `inline(always)`.
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes;
@@ -45,7 +42,6 @@ impl Rows<'_> {
 
 impl<V: Vector, const SPECIAL: bool> Source<V> for F16s<'_, SPECIAL> {
     const UNCHECKED: bool = !SPECIAL;
-    const TOGETHER: usize = FEW;
 
     #[inline(always)]
     fn block(&self, v: V, key: usize, n: usize) -> V::Lanes {
@@ -142,7 +138,7 @@ fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
         if first == 0
             && let Some(prefetch) = prefetch
         {
-            prefetch.at_value(v, key, S::TOGETHER);
+            prefetch.at_value(v, key, FEW);
         }
         let mut values = [v.splat(0.0); N];
         for (n, value) in values.iter_mut().enumerate() {

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 
 use super::plane_queries::{MOST, PER_BYTE, Place, PlaneQueries, WORD};
 use crate::cpu::decode::chunk::{CHUNK, HeadLanes, OfHead, no_products};
-use crate::cpu::decode::prefetch::{Prefetch, TOGETHER};
+use crate::cpu::decode::prefetch::{FEW, Prefetch};
 use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, first_words, groups_within};
 use crate::cpu::isa::x86_64::avx512::vector::{Avx512, finite_f16};
 use crate::format::v1::layout::{KeyLayout, MAX_HEAD_DIM};
@@ -156,7 +156,7 @@ unsafe fn multiply_groups<const N: usize>(rows: &Rows, queries: &PlaneQueries, p
     let mut words = [const { MaybeUninit::uninit() }; MOST_WORDS];
     for group in 0..groups {
         if let Some(prefetch) = prefetch {
-            (0..ROWS).step_by(TOGETHER).for_each(|n| prefetch.at_key(v, group * ROWS + n, TOGETHER));
+            (0..ROWS).step_by(FEW).for_each(|n| prefetch.at_key(v, group * ROWS + n, FEW));
         }
         // SAFETY: by this function's contract.
         let words =
