@@ -56,7 +56,7 @@ enum Keys {
 
 use Keys::{Channels, Planes};
 
-const SETTINGS: [Setting; 17] = [
+const SETTINGS: [Setting; 18] = [
     Setting(LARGE, RowFormat::V1, Channels(64, 16), 16, 0),
     Setting(LARGE, RowFormat::V1, Channels(64, 8), 8, 0),
     Setting(LARGE, RowFormat::V1, Channels(64, 8), 8, 64),
@@ -75,7 +75,9 @@ const SETTINGS: [Setting; 17] = [
     Setting(SINGLE, RowFormat::V1, Channels(20, 4), 4, 0),
     Setting(THREE, RowFormat::V1, Channels(32, 8), 8, 0),
     Setting(THREE, RowFormat::V1, Channels(20, 4), 4, 0),
-    Setting(THREE, RowFormat::V3, Planes(11, 20, 33), 4, 0),
+    // 36 bytes a key.
+    Setting(THREE, RowFormat::V3, Planes(8, 48, 8), 4, 0),
+    Setting(THREE, RowFormat::V3, Planes(8, 48, 8), 4, 64),
 ];
 
 impl fmt::Display for Setting {
@@ -199,8 +201,11 @@ impl Lab {
             let free = |buffer: usize| buffer / (KEYS + FREE) * KEYS;
             let (key, value) = (&mut key[free(key_head)..], &mut value[free(value_head)..]);
             for (position, slot) in (KEYS - recent..).zip(self.tail.write(KEYS, recent, key, value)) {
-                let dense = self.token[1].slice(s![0, h, position % MADE, ..]);
-                write_dense_key(dense.as_slice().expect("contiguous"), slot);
+                let mut dense = self.token[1].slice(s![0, h, position % MADE, ..]).to_vec();
+                if self.basis.is_some() {
+                    reflect(&mut dense);
+                }
+                write_dense_key(&dense, slot);
             }
         }
     }
@@ -230,6 +235,12 @@ impl Lab {
         prune(&Serial, path, &call, rows, None);
         [key, value]
     }
+}
+
+/// What the reflections of keys in planes make of a key.
+fn reflect(key: &mut [f32]) {
+    let twice_mean = 2.0 / key.len() as f32 * key.iter().sum::<f32>();
+    key.iter_mut().for_each(|x| *x -= twice_mean);
 }
 
 /// A reflection for each KV head.

@@ -85,14 +85,15 @@ fn decode_batch<T: Element, I: Isa, const H: usize>(isa: I, batch: DecodeBatch<'
     let mut key_products = KeyProducts::<I, H>::new(isa, source.key_rows(), for_rows, scale, &mut key_scratch);
     let value_kernel = I::Values::<H>::new(isa, value_layout);
     let mut value_scratch = <I::Values<H> as ValueKernel<H>>::Scratch::default();
-    let mut max = [f32::NEG_INFINITY; H];
-    let mut sum = [0.0; H];
-    let mut unfinished = true;
+    let (mut max, mut sum) = ([f32::NEG_INFINITY; H], [0.0; H]);
+    let (mut unfinished, mut products) = (true, no_products::<H>());
     let (past_key, past_value) = (call.past_key[block.head], call.past_value[block.head]);
     let past = call.lengths.past[block.sequence];
     for (place, positions) in source.pieces(block.head, keys, CHUNK) {
         let count = positions.len();
-        let mut products = no_products::<H>();
+        if count < CHUNK {
+            products = no_products(); // Of a whole chunk all are set.
+        }
         let (key_bytes, value_bytes) = (key_layout.row_bytes(), value_layout.row_bytes());
         let (stored, first) = (matches!(place, Place::Rows | Place::OneByOne), positions.start);
         let key_rows = if stored { &past_key[first * key_bytes..] } else { &[] };

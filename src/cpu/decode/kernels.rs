@@ -42,8 +42,9 @@ pub(in crate::cpu) trait KeyKernel<'a, const H: usize>: Sized {
         scratch: &'a mut Self::Scratch,
     ) -> Option<Self>;
 
-    /// Sets the products of the queries with the first of the `count` rows, and returns how many this kernel read. They
-    /// come as zero, and those of a query that is zero may stay so.
+    /// Sets the products of the queries with the first of the `count` rows, and returns how many this kernel read.
+    /// Those of a whole chunk are all set. In others, those of blocks after the last row come as zero and stay so; in
+    /// its block they may be anything behind it.
     fn products(&mut self, rows: &[u8], count: usize, prefetch: &Prefetch, products: &mut ByKey<H>) -> usize;
 }
 

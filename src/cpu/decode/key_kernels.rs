@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::chunk::{ByKey, HeadLanes, set_products};
 use super::kernels::{KeyKernel, KeyRows};
-use super::prefetch::{FEW, Prefetch};
+use super::prefetch::Prefetch;
 use crate::cpu::isa::rows::keys::{KeyReader, Sink};
 use crate::cpu::isa::rows::planes::{PlaneReader, Queries};
 use crate::cpu::isa::traits::{Isa, Work};
@@ -141,7 +141,7 @@ impl<I: Isa, const H: usize> Rest<'_, '_, I, H> {
         let rows: [&[u8]; R] = std::array::from_fn(|n| &self.rows[(key + n) * bytes..]);
         let mut sinks = [Product::<V, H> { queries, lanes: [v.splat(0.0); H] }; R];
         reader.read_together::<_, _, SPECIAL, R>(v, rows, scale, &mut sinks);
-        self.prefetch.at_key(v, key, FEW);
+        self.prefetch.at_key(v, key);
         for (n, sink) in sinks.iter().enumerate() {
             set_products(self.products, key + n, v.sums(sink.lanes));
         }
@@ -200,6 +200,10 @@ mod tests {
             }
             let mut scratch = KeyScratch::<I, H>::new();
             let mut products = no_products::<H>();
+            if count == CHUNK {
+                // Those of a whole chunk are all set, whatever was there.
+                products.as_flattened_mut().as_flattened_mut().fill(7.0);
+            }
             let key_rows = KeyRows { layout, recover: false };
             let prefetch = Prefetch::new((rows, layout.row_bytes()), (&[], 4), false);
             let scale = vec![[1.0; LANES]; blocks.len()];
@@ -213,7 +217,8 @@ mod tests {
         }
     }
 
-    /// Compares every set with the numbers that rows decode to, within what queries of int16 may be off.
+    /// Compares every set with the numbers that rows decode to, within what queries of int16 may be off, and with VNNI
+    /// those of int8 that directions of 2 bits meet.
     fn check<const H: usize>(work: &Multiply<'_, H>) -> Result<(), TestCaseError> {
         let &Multiply { layout, rows, count, queries } = work;
         let d = layout.head_dim();
@@ -224,13 +229,20 @@ mod tests {
         for set in InstructionSet::ALL.into_iter().filter(|set| set.is_available()) {
             let found = set.run(Multiply::<H> { layout, rows, count, queries });
             for (h, query) in queries.chunks_exact(d).enumerate() {
-                let most = (0..planes.kept()).map(|j| query[j].abs() * worth(j)).fold(0.0, f32::max);
+                let int8_from = if set == InstructionSet::Vnni { eight + four } else { planes.kept() };
+                let units =
+                    [(0..int8_from, 32_639.0), (int8_from..planes.kept(), 127.0)].map(|(directions, greatest)| {
+                        let most = directions.clone().map(|j| query[j].abs() * worth(j)).fold(0.0, f32::max);
+                        (directions, most / greatest)
+                    });
                 for (n, row) in rows.chunks_exact(layout.row_bytes()).take(count).enumerate() {
                     planes.decode(row, &mut key);
                     let products = || query.iter().zip(&key).map(|(q, k)| f64::from(*q) * f64::from(*k));
-                    let in_words: f32 = (0..planes.kept()).map(|j| (key[j] / worth(j)).abs()).sum();
-                    let off =
-                        f64::from(in_words * most) / 32_639.0 * 0.51 + products().map(f64::abs).sum::<f64>() * 1e-5;
+                    let rounding = |(directions, unit): &(Range<usize>, f32)| {
+                        directions.clone().map(|j| (key[j] / worth(j)).abs()).sum::<f32>() * unit * 0.51
+                    };
+                    let off = f64::from(units.iter().map(rounding).sum::<f32>())
+                        + products().map(f64::abs).sum::<f64>() * 1e-5;
                     let (expected, found) = (products().sum::<f64>(), f64::from(found[h * count + n]));
                     let close = (found - expected).abs() <= off;
                     prop_assert!(close, "{}, row {n}, query {h}: {found} is not {expected}", set.name());
@@ -251,7 +263,7 @@ mod tests {
                     })
                 })
             }),
-            (padding, count, more) in (0usize..3, 1..=CHUNK, 0usize..4),
+            (padding, count, more) in (0usize..3, (1..=CHUNK + 64).prop_map(|n| n.min(CHUNK)), 0usize..4),
             (seed, heads) in (any::<u64>(), 1usize..=8),
         ) {
             let planes = Planes { eight, four, two: two.max(usize::from(eight + four == 0)) };

@@ -6,6 +6,36 @@ use crate::cpu::attention::Attention;
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::element::Element;
 
+/// Below this, a float32 is less than 1/4 away from the number that it is rounded from.
+const MOST_PLAIN: f32 = 4_194_304.0;
+
+/// The greatest score of products of a query and the keys at positions `keys`, which are left as they are. `None`
+/// unless scores are but scaled products, not huge, and the query sees all of these keys.
+#[inline(always)]
+fn greatest_plain<T: Element, V: Vector>(
+    v: V,
+    call: &Attention<'_, T>,
+    (b, _, i): (usize, usize, usize),
+    keys: &Range<usize>,
+    products: &[[f32; LANES]],
+) -> Option<f32> {
+    let (seen, scale) = (call.seen_by(b, i), call.score_scale());
+    let all = seen.start <= keys.start && keys.end <= seen.end && keys.len().is_multiple_of(LANES);
+    if !all || !call.plain_scores() || scale <= 0.0 {
+        return None;
+    }
+    let (mut greatest, mut zeros) = (v.splat(f32::NEG_INFINITY), v.splat(0.0));
+    for products in products {
+        let x = v.load(products);
+        greatest = v.max(greatest, x);
+        zeros = v.mul_add(x, v.splat(0.0), zeros);
+    }
+    let greatest = v.greatest(greatest) * scale;
+    // The sum is NaN where a product is not finite; what is greatest then means nothing. A huge score may be rounded by
+    // more than what e can be raised to.
+    (greatest.abs() < MOST_PLAIN && v.sums([zeros]) == [0.0]).then_some(greatest)
+}
+
 /// Turns products of a query and the keys at positions `keys` into scores, in place: scaled, masked (minus infinity
 /// where the query sees nothing), and what the attributes ask for. What follows them in the last block becomes minus
 /// infinity too. Returns the greatest.
@@ -47,13 +77,13 @@ fn finish<T: Element, V: Vector>(
     v.greatest(greatest)
 }
 
-/// Turns `scores` into `e^(score - max)`, in place, and returns their sum.
+/// Turns `scores`, which are to be multiplied by `factor`, into `e^(score - max)`, in place, and returns their sum.
 #[inline(always)]
-fn weights<V: Vector>(v: V, scores: &mut [[f32; LANES]], max: f32) -> f32 {
+fn weights<V: Vector>(v: V, scores: &mut [[f32; LANES]], factor: f32, max: f32) -> f32 {
     let mut sum = v.splat(0.0);
-    let shift = v.splat(-max);
+    let (factor, shift) = (v.splat(factor), v.splat(-max));
     for scores in scores {
-        let p = v.exp(v.add(v.load(scores), shift));
+        let p = v.exp(v.mul_add(v.load(scores), factor, shift));
         sum = v.add(sum, p);
         v.store(p, scores);
     }
@@ -72,7 +102,10 @@ pub(super) fn to_weights<T: Element, V: Vector>(
     (max, sum): (&mut f32, &mut f32),
 ) -> f32 {
     let mut rescale = 1.0;
-    let greatest = finish(v, call, query, keys, products);
+    let (greatest, factor) = match greatest_plain(v, call, query, &keys, products) {
+        Some(greatest) => (greatest, call.score_scale()),
+        None => (finish(v, call, query, keys, products), 1.0),
+    };
     if greatest == f32::NEG_INFINITY {
         products.as_flattened_mut().fill(0.0);
         return rescale;
@@ -82,6 +115,6 @@ pub(super) fn to_weights<T: Element, V: Vector>(
         *sum *= rescale;
         *max = greatest;
     }
-    *sum += weights(v, products, *max);
+    *sum += weights(v, products, factor, *max);
     rescale
 }

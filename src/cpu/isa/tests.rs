@@ -62,7 +62,8 @@ fn agrees<V: Vector>(v: V, Operands { x, y, bytes, mask }: Operands) {
                 assert_eq!(get(v.select(mask, a, b))[i], if has(i) { x[i] } else { y[i] });
                 assert_eq!(get(v.negate(mask, a))[i], if has(i) { -x[i] } else { x[i] });
                 let e = if x[i] < -87.0 { 0.0 } else { x[i].exp() };
-                assert!((exp[i] - e).abs() <= 3e-7 * e, "exp({}) = {}, not {e}", x[i], exp[i]);
+                let rounded = if V::REGISTERS == 1 { 1e-7 * x[i].abs().min(88.0) } else { 0.0 };
+                assert!((exp[i] - e).abs() <= (3e-7 + rounded) * e, "exp({}) = {}, not {e}", x[i], exp[i]);
                 assert_eq!(get(v.load_u8(first))[i], f32::from(bytes[i]));
                 assert_eq!((low[i], high[i]), (f32::from(bytes[i] & 15), f32::from(bytes[i] >> 4)));
                 assert_eq!(get(v.load_f16::<true>(&bytes))[i], halves(i));

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::cpu::isa::rows::keys::{KeyReader, Sink};
-use crate::cpu::isa::rows::values;
+use crate::cpu::isa::rows::{decoded_planes, values};
 use crate::cpu::isa::traits::{Isa, Work};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::cpu::kv_source::{KvSource, Place};
@@ -109,11 +109,14 @@ fn decode_keys<T: Element, V: Vector>(
     keys: &mut [[f32; LANES]],
 ) {
     let layout = &source.call.geometry.key;
-    if layout.planes().is_some() {
-        let keys = keys.as_flattened_mut().chunks_exact_mut(layout.head_dim());
-        return positions.zip(keys).for_each(|(position, key)| source.call.read_row(block.head, position, key));
-    }
     let rows = source.call.past_key[block.head];
+    if let Some(planes) = layout.planes() {
+        let keys = keys.as_flattened_mut().chunks_exact_mut(layout.head_dim());
+        for (position, key) in positions.zip(keys) {
+            decoded_planes::decode(v, planes, &rows[position * layout.row_bytes()..], key);
+        }
+        return;
+    }
     let reader = KeyReader::new(source.key_rows());
     let scale = source.call.scale[block.scale.clone()].as_chunks::<LANES>().0;
     for (position, key) in positions.zip(keys.chunks_exact_mut(layout.head_dim() / LANES)) {

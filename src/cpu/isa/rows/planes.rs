@@ -10,13 +10,13 @@ use crate::format::v3::{LEVELS_2, LEVELS_4, OFFSET, Planes, RANGES};
 pub(in crate::cpu) const MOST_BLOCKS: usize = MAX_HEAD_DIM / LANES + 4;
 
 /// Bytes beyond the fields that vectors may reach.
-const BEYOND: usize = 2 * LANES;
+pub(super) const BEYOND: usize = 2 * LANES;
 
 /// Most bytes that the fields of a row take.
-const MOST_BYTES: usize = Planes::CODES_AT + MAX_HEAD_DIM;
+pub(super) const MOST_BYTES: usize = Planes::CODES_AT + MAX_HEAD_DIM;
 
 /// What four bits stand for, two codes of 2 bits, by the low and by the high one.
-const PAIRS: [[u8; 16]; 2] = {
+pub(super) const PAIRS: [[u8; 16]; 2] = {
     let mut books = [[0; 16]; 2];
     let mut i = 0;
     while i < 16 {

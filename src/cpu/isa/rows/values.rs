@@ -2,7 +2,7 @@
 
 use super::window::window;
 use crate::cpu::decode::chunk::{ByKey, HeadLanes, no_products};
-use crate::cpu::decode::prefetch::{FEW, Prefetch};
+use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::format::v1::layout::{Bits, MAX_HEAD_DIM, ValueLayout};
 use crate::format::v2::rotation::rotate_back;
@@ -138,7 +138,7 @@ fn add_blocks<V: Vector, const H: usize, const N: usize, S: Source<V>>(
         if first == 0
             && let Some(prefetch) = prefetch
         {
-            prefetch.at_value(v, key, FEW);
+            prefetch.at_value(v, key);
         }
         let mut values = [v.splat(0.0); N];
         for (n, value) in values.iter_mut().enumerate() {

@@ -32,10 +32,10 @@ impl<'a, V: Vector> ValueRows<'a, V> {
         self.rows.as_ptr().wrapping_add(key.min(self.count - 1) * self.layout.row_bytes())
     }
 
-    /// As row number `n` is read: if that is a multiple of `together`, asks for rows that will be read later.
+    /// As row number `n` is read: asks for rows that will be read later.
     #[inline(always)]
-    pub(super) fn prefetch(&self, n: usize, together: usize) {
-        self.prefetch.at_value(self.v, n, together);
+    pub(super) fn prefetch(&self, n: usize) {
+        self.prefetch.at_value(self.v, n);
     }
 }
 

@@ -51,7 +51,7 @@ impl<'a, const H: usize> F16Keys<'a, H> {
         let stride = self.rows.layout.row_bytes();
         for first in (0..count).step_by(ROWS) {
             let some = ROWS.min(count - first);
-            prefetch.at_key(self.v, first, ROWS);
+            prefetch.at_key(self.v, first);
             let mut sums = [[_mm256_setzero_ps(); ROWS]; 2];
             for n in 0..some {
                 let row = &rows[(first + n) * stride..];

@@ -96,7 +96,7 @@ fn add_up<const SPECIAL: bool, const N: usize>(
     let mut row = rows.at(0);
     for first in (0..whole).step_by(turns) {
         if prefetch && first % ROWS == 0 {
-            rows.prefetch(first, ROWS);
+            rows.prefetch(first);
         }
         for (n, lanes) in lanes[..turns].iter_mut().enumerate() {
             add_key(lanes, row, first + n);

@@ -142,7 +142,7 @@ impl<'a, const H: usize> I16Keys<'a, H> {
                     unsafe { reader.read(copy.as_ptr(), &scalars, n, magnitudes) };
                 }
             }
-            prefetch.at_key(self.v, first, ROWS);
+            prefetch.at_key(self.v, first);
             let mut sums = [[_mm256_setzero_ps(); ROWS]; 2];
             for n in 0..some {
                 let (row, recovery) = (row(n), scalars.recovery(n));

@@ -13,36 +13,48 @@ use crate::cpu::isa::x86_64::value_rows::{Group, ScaledWeights, ValueRows};
 use crate::format::v1::layout::{Bits, ValueLayout};
 
 /// Adds the values of the `count` first of `rows` times their `weights` to `sums`, one entry a block of channels, with
-/// 4 bits the even and the odd channels of a group apart, as `isa::rows::values::add_rows` does. For quantised values;
-/// `scaled` is room for their weights.
+/// 4 bits the even and the odd channels of a group apart, as `isa::rows::values::add_rows` does, for the `heads` first
+/// queries. For quantised values; `scaled` is room for their weights.
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
 pub(in crate::cpu::isa::x86_64) fn add_rows<const H: usize>(
     v: Avx2,
     layout: &ValueLayout,
     (rows, count): (&[u8], usize),
     prefetch: &Prefetch,
-    weights: &ByKey<H>,
+    (weights, heads): (&ByKey<H>, usize),
     scaled: &mut ScaledWeights<H>,
     sums: &mut [HeadLanes<H>],
 ) {
+    assert!((1..=H).contains(&heads));
     assert!(layout.bits().is_quantised() && sums.len() * LANES == layout.head_dim());
     let rows = &ValueRows::new(v, layout, rows, count, prefetch);
-    let groups = weigh(v, rows, weights, scaled);
+    let groups = (weigh(v, rows, &weights[..heads], scaled), heads);
     match v.vnni() {
         None => add_weighed(Madd, rows, groups, sums),
         Some(vnni) => add_weighed(vnni, rows, groups, sums),
     }
 }
 
-/// Adds the values of `rows` times the weights in `groups` to `sums`.
+/// Adds the values of `rows` times the weights of the `heads` first queries in `groups` to `sums`.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-fn add_weighed<D: Dot, const H: usize>(dot: D, rows: &ValueRows<Avx2>, groups: &[Group<H>], sums: &mut [HeadLanes<H>]) {
+fn add_weighed<D: Dot, const H: usize>(
+    dot: D,
+    rows: &ValueRows<Avx2>,
+    (groups, heads): (&[Group<H>], usize),
+    sums: &mut [HeadLanes<H>],
+) {
     let layout = rows.layout;
     match layout.bits() {
         Bits::B8 => {
             for (block, sums) in sums.iter_mut().enumerate() {
-                let lanes = add_up::<_, false, H>(dot, rows, layout.codes_at() + LANES * block, block == 0, &groups[0]);
+                let lanes = add_up::<_, false, H>(
+                    dot,
+                    rows,
+                    layout.codes_at() + LANES * block,
+                    block == 0,
+                    (&groups[0], heads),
+                );
                 for (h, lanes) in lanes.into_iter().enumerate() {
                     let (first, second) = sums.0[h].split_first_chunk_mut::<8>().expect("two halves");
                     add(&groups[0], h, lanes, [first, second.first_chunk_mut().expect("the other half")]);
@@ -55,7 +67,7 @@ fn add_weighed<D: Dot, const H: usize>(dot: D, rows: &ValueRows<Avx2>, groups: &
                 let group = &groups[n.min(groups.len() - 1)];
                 for half in 0..2 {
                     let at = layout.codes_at() + LANES * n + LANES / 2 * half;
-                    let lanes = add_up::<_, true, H>(dot, rows, at, n == 0 && half == 0, group);
+                    let lanes = add_up::<_, true, H>(dot, rows, at, n == 0 && half == 0, (group, heads));
                     for (h, lanes) in lanes.into_iter().enumerate() {
                         let (even, odd) = (even.0[h].as_chunks_mut::<8>().0, odd.0[h].as_chunks_mut::<8>().0);
                         add(group, h, lanes, [&mut even[half], &mut odd[half]]);
@@ -81,7 +93,7 @@ fn add<const H: usize>(group: &Group<H>, h: usize, lanes: [__m256i; 2], sums: [&
 }
 
 /// Sums of codes times weights, of sixteen bytes from byte `at` of each row on, channel by channel; of eight bytes of
-/// `NIBBLES`, those of low nibbles and then those of high ones.
+/// `NIBBLES`, those of low nibbles and then those of high ones. For the `heads` first queries.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
 fn add_up<D: Dot, const NIBBLES: bool, const H: usize>(
@@ -89,14 +101,25 @@ fn add_up<D: Dot, const NIBBLES: bool, const H: usize>(
     rows: &ValueRows<Avx2>,
     at: usize,
     prefetch: bool,
-    group: &Group<H>,
+    (group, heads): (&Group<H>, usize),
 ) -> [[__m256i; 2]; H] {
     let mut lanes = [[_mm256_setzero_si256(); 2]; H];
     // More sums at once than there are registers for would go through memory. Fewer than eight are too few for an
     // instruction that waits long for the one before it.
     if H >= 4 {
         for (n, lanes) in lanes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *lanes = add_up_four::<_, NIBBLES>(dot, rows, at, prefetch && n == 0, group.together(4 * n));
+            let prefetch = prefetch && n == 0;
+            if heads >= 4 * n + 4 {
+                *lanes = add_up_apart::<_, NIBBLES, 4>(dot, rows, at, prefetch, group.together(4 * n));
+            } else {
+                lanes[..3].copy_from_slice(&add_up_apart::<_, NIBBLES, 3>(
+                    dot,
+                    rows,
+                    at,
+                    prefetch,
+                    group.together(4 * n),
+                ));
+            }
         }
     } else if D::VNNI && H == 1 {
         lanes = add_up_some::<_, NIBBLES, 4, H>(dot, rows, at, prefetch, group.together(0));
@@ -108,17 +131,17 @@ fn add_up<D: Dot, const NIBBLES: bool, const H: usize>(
     lanes
 }
 
-/// As [`add_up`], of four queries. Apart, because the compiler spills sums where it has this inlined.
+/// As [`add_up`], of some queries. Apart, because the compiler spills sums where it has this inlined.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-fn add_up_four<D: Dot, const NIBBLES: bool>(
+fn add_up_apart<D: Dot, const NIBBLES: bool, const N: usize>(
     dot: D,
     rows: &ValueRows<Avx2>,
     at: usize,
     prefetch: bool,
-    pairs: &[[i32; CHUNK / 2]; 4],
-) -> [[__m256i; 2]; 4] {
-    add_up_some::<_, NIBBLES, 1, 4>(dot, rows, at, prefetch, pairs)
+    pairs: &[[i32; CHUNK / 2]; N],
+) -> [[__m256i; 2]; N] {
+    add_up_some::<_, NIBBLES, 1, N>(dot, rows, at, prefetch, pairs)
 }
 
 /// As [`add_up`], of as many queries as have weights in `pairs`; with so many `SUMS` of each number, which are added up
@@ -159,7 +182,7 @@ fn add_up_some<D: Dot, const NIBBLES: bool, const SUMS: usize, const N: usize>(
     let whole = count / ROWS * ROWS;
     for first in (0..whole).step_by(ROWS) {
         if prefetch {
-            rows.prefetch(first, ROWS);
+            rows.prefetch(first);
         }
         let mut a = row(first);
         for n in 0..ROWS / 2 {

@@ -127,7 +127,7 @@ impl<const H: usize> ValueKernel<H> for Values {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe {
             match layout.bits().is_quantised() {
-                true => i16_values::add_rows(self.0, layout, rows, prefetch, weights.0, scratch, sums),
+                true => i16_values::add_rows(self.0, layout, rows, prefetch, weights, scratch, sums),
                 false => f16_values::add_rows(self.0, layout, rows, prefetch, weights.0, sums),
             }
         }

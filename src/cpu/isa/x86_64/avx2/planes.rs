@@ -142,7 +142,7 @@ impl<const H: usize> PlaneKeys<H> {
         const { assert!(H <= 8) };
         for first in (0..count).step_by(ROWS) {
             let some = ROWS.min(count - first);
-            prefetch.at_key(self.v, first, ROWS);
+            prefetch.at_key(self.v, first);
             let mut scales = [0; 2 * ROWS];
             let mut sums = [[_mm256_setzero_ps(); ROWS]; 2];
             for (n, scale) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate().take(some) {

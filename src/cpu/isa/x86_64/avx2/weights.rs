@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::reduce::{ROWS, first_words, halves};
 use super::vector::{Avx2, eight_f16};
-use crate::cpu::decode::chunk::{ByKey, CHUNK};
+use crate::cpu::decode::chunk::{CHUNK, OfHead};
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::cpu::isa::x86_64::fixed_point::{DITHER, GREATEST_WORD, SMALL};
 use crate::cpu::isa::x86_64::value_rows::{Group, ScaledWeights, ValueRows};
@@ -19,13 +19,14 @@ struct Fields {
     minimum: [[f32; LANES]; CHUNK / LANES],
 }
 
-/// Sets the weights of each group of channels of `rows`, times its scales, and returns them.
+/// Sets the weights of each group of channels of `rows`, times its scales, of as many queries as there are `weights`
+/// of, and returns them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
 pub(super) fn weigh<'a, const H: usize>(
     v: Avx2,
     rows: &ValueRows<Avx2>,
-    weights: &ByKey<H>,
+    weights: &[OfHead],
     scaled: &'a mut ScaledWeights<H>,
 ) -> &'a [Group<H>] {
     let groups = &mut scaled.0[..rows.layout.groups()];
@@ -67,7 +68,7 @@ fn fields<const N: usize>(rows: &ValueRows<Avx2>, n: usize) -> [Fields; N] {
 /// Sets the weights of a `group` by its `fields`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-fn set<const H: usize>(v: Avx2, group: &mut Group<H>, fields: &Fields, count: usize, weights: &ByKey<H>) {
+fn set<const H: usize>(v: Avx2, group: &mut Group<H>, fields: &Fields, count: usize, weights: &[OfHead]) {
     let used = count.div_ceil(LANES);
     let sign = _mm256_set1_ps(-0.0);
     let dither = v.load(&DITHER);

@@ -7,7 +7,7 @@ use super::reduce::{ROWS, RowSums, first_words, groups_within, sum_within_quarte
 use super::vector::{Avx512, expand_all_words, finite_f16};
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes};
 use crate::cpu::decode::kernels::{KeyKernel, KeyRows};
-use crate::cpu::decode::prefetch::{FEW, Prefetch};
+use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::vector::LANES;
 use crate::format::v1::layout::{Bits, KeyLayout};
 
@@ -179,7 +179,7 @@ unsafe fn multiply_keys_f16<const N: usize, const H: usize>(
             // SAFETY: sixteen more rows exist.
             recovery[group + 1] = unsafe { of.recovery(group + 1) };
         }
-        prefetch.at_key(of.isa, 2 * pair, FEW);
+        prefetch.at_key(of.isa, 2 * pair);
         let mut lanes = [[_mm512_setzero_ps(); H]; 2];
         let mut used = [0; 2];
         // Two rows at a time: more sums are independent of each other, and queries are read half as often.

@@ -121,6 +121,6 @@ impl<const H: usize> ValueKernel<H> for I16Values {
         sums: &mut [HeadLanes<H>],
     ) {
         // SAFETY: `self` proves that the processor has the instructions.
-        unsafe { i16_values::add_rows(self.0.avx2(), layout, rows, prefetch, weights.0, scratch, sums) }
+        unsafe { i16_values::add_rows(self.0.avx2(), layout, rows, prefetch, weights, scratch, sums) }
     }
 }

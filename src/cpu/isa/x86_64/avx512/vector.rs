@@ -157,19 +157,18 @@ unsafe impl Vector for Avx512 {
     #[inline(always)]
     fn exp(self, x: __m512) -> __m512 {
         avx512!({
-            // 2^n * e^r as in the portable vectors.
-            let n = _mm512_roundscale_ps::<0x08>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
-            let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
-            let r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.121_944_4e-4), r);
-            let mut p = _mm512_set1_ps(1.0 / 720.0);
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0 / 120.0));
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0 / 24.0));
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0 / 6.0));
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5));
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0));
+            // 2^floor(t) * 2^r. One instruction finds r, which is in 0..1, and one multiplies by 2^floor(t); the
+            // polynomial is 2^r, but for 1e-7 of it.
+            let t = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
+            let r = _mm512_reduce_ps::<0x09>(t);
+            let mut p = _mm512_set1_ps(0.001_867_130_3);
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.009_017_03));
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.055_799_913));
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240_164_44));
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693_151_3));
             p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0));
             let large = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, _mm512_set1_ps(-87.0));
-            _mm512_maskz_scalef_ps(large, p, n)
+            _mm512_maskz_scalef_ps(large, p, t)
         })
     }
     #[inline(always)]

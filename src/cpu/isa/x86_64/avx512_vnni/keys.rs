@@ -8,7 +8,7 @@ use super::magnitudes::{BYTES, COMPANDED, MagnitudeReader, NIBBLES, Scalars};
 use super::words::{CHANNELS, Words, takes};
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes, no_products};
 use crate::cpu::decode::kernels::KeyRows;
-use crate::cpu::decode::prefetch::{FEW, Prefetch};
+use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::rows::keys::truncate;
 use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::{
@@ -266,7 +266,7 @@ unsafe fn multiply_keys_i16<const CODES: u8, const N: usize, const H: usize>(
                 none_negative &= of.set::<CODES>(row / ROWS + 1, scalars);
             }
             if let Some(prefetch) = prefetch {
-                prefetch.at_key(of.v, row, FEW);
+                prefetch.at_key(of.v, row);
             }
             let made = row.min(count - 1);
             let (parts, marked) = reader.read(rows.as_ptr().add(made * stride), scalars, made);

@@ -1,6 +1,6 @@
 //! AVX-512 with VBMI and VNNI beside: quantised rows in fixed point, for a few queries. Codes, queries and weights are
 //! integers, and their products are added up in int32, twice as many at once as float32 multiply-adds. Keys in planes
-//! are bytes that meet the two halves of an int16 query.
+//! are bytes that meet the two halves of an int16 query, or an int8 query in directions of 2 bits.
 //!
 //! A key channel becomes a multiple of a 32,000th of the greatest magnitude of its row, 125 of which are a step of
 //! 8-bit codes and 2,000 one of 4-bit codes; a query channel one of about a 10,000th of the query's greatest; a weight
@@ -66,6 +66,7 @@ unsafe impl Isa for Avx512Vnni {
 }
 
 /// Products of `H` queries with key rows: quantised ones in int16, planes in int8, others as AVX-512 alone reads them.
+#[expect(clippy::large_enum_variant, reason = "it is made once for a part of a cache, and stays where it is")]
 pub(in crate::cpu) enum Keys<'a, const H: usize> {
     I16(I16Keys<'a, H>),
     Planes(PlaneKeys),

@@ -18,8 +18,10 @@ const POWER: [u32; 3] = [0, 1, 2];
 /// Most queries at once.
 pub(super) const MOST: usize = 8;
 
-/// The greatest magnitude of a query's direction, in its own units: 127 * 256 + 127.
-const GREATEST_QUERY: f32 = 32_639.0;
+/// The greatest magnitudes of a query's direction, in its own units: of 8 and 4 bits in two halves, 127 * 256 + 127, of
+/// 2 bits in one.
+const GREATEST_TWICE: f32 = 32_639.0;
+const GREATEST_ONCE: f32 = 127.0;
 
 /// A plane in a row, in whole words.
 pub(super) struct Place {
@@ -27,8 +29,8 @@ pub(super) struct Place {
     pub(super) from: usize,
     /// Numbers of its words among those of all planes.
     pub(super) words: Range<usize>,
-    /// Numbers of the vectors of levels that these become: as many of each word as a byte has codes, of the last one
-    /// maybe fewer.
+    /// Numbers of the vectors of levels that these become, among those that queries of as many halves meet: as many of
+    /// each word as a byte has codes, of the last one maybe fewer.
     pub(super) vectors: Range<usize>,
 }
 
@@ -38,7 +40,7 @@ impl Place {
         let (at, counts, mut before) = (begins(planes), planes.counts(), (0, 0));
         std::array::from_fn(|plane| {
             let place = Self::new(plane, at[plane], counts[plane], before);
-            before = (place.words.end, place.vectors.end);
+            before = (place.words.end, if plane == 1 { 0 } else { place.vectors.end });
             place
         })
     }
@@ -71,17 +73,21 @@ fn begins(planes: &Planes) -> [usize; 3] {
     [Planes::CODES_AT, planes.fours_at(), planes.twos_at()]
 }
 
-/// Up to [`MOST`] queries, in int16, as two halves of int8.
+/// Up to [`MOST`] queries: directions of 8 and 4 bits in int16, as two halves of int8. Those of 2 bits in int8: the
+/// squared error of a score that comes of that is about a 500th of the one that comes of such codes.
 pub(super) struct PlaneQueries {
     pub(super) places: [Place; 3],
     /// Queries that are not zero, and those before them; one at least.
     pub(super) heads: usize,
-    /// For each vector of levels, of each of the queries the high halves of four directions, then the low ones.
+    /// For each vector of levels of 8 and 4 bits, of each of the queries the high halves of four directions, then the
+    /// low ones.
     pub(super) halves: Vec<[u8; WORD]>,
-    /// What the products of the offset of levels with the queries come to, with the other sign.
-    pub(super) offsets: [i32; MOST],
-    /// What 1 stands for in each query.
-    pub(super) units: [f32; MOST],
+    /// For each vector of levels of 2 bits, four directions of each of the queries.
+    pub(super) wholes: Vec<[u8; WORD]>,
+    /// What the products of the offset of levels with the queries come to, with the other sign: of halves, and others.
+    pub(super) offsets: [[i32; MOST]; 2],
+    /// What 1 stands for in each query: in directions that are in halves, and in others.
+    pub(super) units: [[f32; MOST]; 2],
 }
 
 impl PlaneQueries {
@@ -91,49 +97,60 @@ impl PlaneQueries {
         const { assert!(H <= MOST) };
         let (kept, counts, at) = (planes.kept(), planes.counts(), begins(planes));
         let places = Place::of(planes);
-        // What a level is worth in each direction, next to the scale of a row; dropped ones nothing.
-        let mut worth = [[0.0; LANES]; MAX_HEAD_DIM / LANES];
-        let mut rest = &mut worth.as_flattened_mut()[..kept];
-        for (range, count) in RANGES.into_iter().zip(counts) {
-            rest.split_off_mut(..count).expect("as many as are kept").fill(range / 127.0);
+        // What a level is worth in each direction, next to the scale of a row: those in halves, and others. Dropped
+        // ones, and those of the other kind, are worth nothing.
+        let mut worths = [[[0.0; LANES]; MAX_HEAD_DIM / LANES]; 2];
+        let mut first = 0;
+        for (plane, count) in counts.into_iter().enumerate() {
+            worths[plane / 2].as_flattened_mut()[first..first + count].fill(RANGES[plane] / 127.0);
+            first += count;
         }
         let mut rounded = [[0; MAX_HEAD_DIM]; H];
-        let (mut units, mut heads) = ([0.0; MOST], 1);
+        let (mut units, mut heads) = ([[0.0; MOST]; 2], 1);
         for (h, rounded) in rounded.iter_mut().enumerate() {
-            units[h] = round(queries, h, &worth, rounded)?;
-            if units[h] != 0.0 {
-                heads = h + 1;
+            for (units, (worth, greatest)) in units.iter_mut().zip(worths.iter().zip([GREATEST_TWICE, GREATEST_ONCE])) {
+                units[h] = round(queries, h, worth, greatest, rounded)?;
+                if units[h] != 0.0 {
+                    heads = h + 1;
+                }
             }
         }
-        let mut halves = vec![[0; WORD]; 2 * heads * places[2].vectors.end];
-        let mut offsets = [0; MOST];
+        let mut halves = vec![[0; WORD]; 2 * heads * places[1].vectors.end];
+        let mut wholes = vec![[0; WORD]; heads * places[2].vectors.end];
+        let mut offsets = [[0; MOST]; 2];
         for (h, rounded) in rounded.iter().enumerate().take(heads) {
-            offsets[h] = -i32::from(OFFSET) * rounded[..kept].iter().map(|&x| i32::from(x)).sum::<i32>();
-            let mut rest = &rounded[..kept];
-            for (plane, place) in places.iter().enumerate() {
-                let (codes, others) = rest.split_at(counts[plane]);
-                for (code, &x) in codes.iter().enumerate() {
-                    let (vector, byte) = place.level(plane, at[plane], code);
+            let (in_halves, twos) = rounded[..kept].split_at(counts[0] + counts[1]);
+            for (offsets, of) in offsets.iter_mut().zip([in_halves, twos]) {
+                offsets[h] = -i32::from(OFFSET) * of.iter().map(|&x| i32::from(x)).sum::<i32>();
+            }
+            let (eights, fours) = in_halves.split_at(counts[0]);
+            for (plane, of) in [(0, eights), (1, fours)] {
+                for (code, &x) in of.iter().enumerate() {
+                    let (vector, byte) = places[plane].level(plane, at[plane], code);
                     let low = x as i8;
                     let of_vector = 2 * heads * vector;
                     halves[of_vector + h][byte] = ((x - i16::from(low)) >> 8) as u8;
                     halves[of_vector + heads + h][byte] = low as u8;
                 }
-                rest = others;
+            }
+            for (code, &x) in twos.iter().enumerate() {
+                let (vector, byte) = places[2].level(2, at[2], code);
+                wholes[heads * vector + h][byte] = x as u8;
             }
         }
-        Some(Self { places, heads, halves, offsets, units })
+        Some(Self { places, heads, halves, wholes, offsets, units })
     }
 }
 
-/// The query of head `h` times what a level is `worth`, as multiples of the number that is returned; that is zero where
-/// the query is next to nothing. `None` if a direction is not finite.
+/// Adds to `rounded` the query of head `h` times what a level is `worth`, as multiples of the number that is returned,
+/// `greatest` at most; that is zero where the query is next to nothing. `None` if a direction is not finite.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn round<const H: usize>(
     queries: &[HeadLanes<H>],
     h: usize,
     worth: &[[f32; LANES]],
+    greatest: f32,
     rounded: &mut [i16; MAX_HEAD_DIM],
 ) -> Option<f32> {
     let direction = |x: &HeadLanes<H>, worth: &[f32; LANES]| {
@@ -150,16 +167,17 @@ fn round<const H: usize>(
     if _mm512_reduce_add_ps(none) != 0.0 {
         return None;
     }
-    let unit = _mm512_reduce_max_ps(most) / GREATEST_QUERY;
+    let unit = _mm512_reduce_max_ps(most) / greatest;
     // If it is not normal, all directions are next to nothing.
     if !unit.is_normal() {
         return Some(0.0);
     }
     let by = _mm512_set1_ps(1.0 / unit);
     for ((x, worth), rounded) in queries.iter().zip(worth).zip(rounded.as_chunks_mut::<LANES>().0) {
-        let whole = _mm512_cvtps_epi32(_mm512_mul_ps(direction(x, worth), by));
-        // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
-        unsafe { _mm256_storeu_si256(rounded.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(whole)) };
+        let whole = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(direction(x, worth), by)));
+        let rounded = rounded.as_mut_ptr().cast();
+        // SAFETY: memory is read and written through a reference to an array of the size that the instructions take.
+        unsafe { _mm256_storeu_si256(rounded, _mm256_add_epi16(_mm256_loadu_si256(rounded), whole)) };
     }
     Some(unit)
 }

@@ -3,15 +3,16 @@
 //! Rows are transposed as they are stored: four bytes of each of sixteen rows become a vector, a lane a row. What lies
 //! in such a word is the same in every row, so one instruction makes four levels of each row of it, and `vpdpbusd`
 //! multiplies them, unsigned bytes, with four directions of a query, which all lanes share. A lane ends as the product
-//! of its row: nothing is left to be added up across lanes. A query is int16 in two halves of int8, so that products
-//! are exact.
+//! of its row: nothing is left to be added up across lanes. A query is int16 in two halves of int8, but for directions
+//! of 2 bits, whose codes have lost so much that int8 is enough.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::plane_queries::{MOST, PER_BYTE, Place, PlaneQueries, WORD};
 use crate::cpu::decode::chunk::{CHUNK, HeadLanes, OfHead, no_products};
-use crate::cpu::decode::prefetch::{FEW, Prefetch};
+use crate::cpu::decode::prefetch::{MANY, Prefetch};
+use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, first_words, groups_within};
 use crate::cpu::isa::x86_64::avx512::vector::{Avx512, finite_f16};
 use crate::format::v1::layout::{KeyLayout, MAX_HEAD_DIM};
@@ -83,6 +84,7 @@ impl PlaneKeys {
         for first in (groups * ROWS..count).step_by(ROWS) {
             self.copied(&rows[first * stride..], ROWS.min(count - first), first / ROWS, products);
         }
+        products[self.queries.heads..].fill([[0.0; LANES]; CHUNK / LANES]);
     }
 
     /// As `products`, for at most sixteen rows, where blocks would reach beyond the rows or there are fewer than
@@ -150,51 +152,62 @@ struct Rows<'a> {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn multiply_groups<const N: usize>(rows: &Rows, queries: &PlaneQueries, products: &mut [OfHead]) {
     let &Rows { v, first, stride, groups, prefetch } = rows;
-    let offsets: &[i32; N] = queries.offsets.first_chunk().expect("all queries");
-    let units: &[f32; N] = queries.units.first_chunk().expect("all queries");
+    let offsets = queries.offsets.each_ref().map(|offsets| offsets.first_chunk::<N>().expect("all queries"));
+    let units = queries.units.each_ref().map(|units| units.first_chunk::<N>().expect("all queries"));
     // Uninitialised: filling it would take as long as reading many rows.
     let mut words = [const { MaybeUninit::uninit() }; MOST_WORDS];
     for group in 0..groups {
         if let Some(prefetch) = prefetch {
-            (0..ROWS).step_by(FEW).for_each(|n| prefetch.at_key(v, group * ROWS + n, FEW));
+            (0..ROWS).step_by(MANY).for_each(|n| prefetch.at_key(v, group * ROWS + n));
         }
         // SAFETY: by this function's contract.
         let words =
             unsafe { transpose_rows(&queries.places, first.wrapping_add(group * ROWS * stride), stride, &mut words) };
-        let (mut high, mut low) = ([_mm512_setzero_si512(); N], [_mm512_setzero_si512(); N]);
-        for (low, &offset) in low.iter_mut().zip(offsets) {
-            *low = _mm512_set1_epi32(offset);
-        }
+        let of_offset = |kind: usize, h: usize| _mm512_set1_epi32(offsets[kind][h]);
+        let mut high = [_mm512_setzero_si512(); N];
+        let mut low: [_; N] = std::array::from_fn(|h| of_offset(0, h));
+        let mut whole: [_; N] = std::array::from_fn(|h| of_offset(1, h));
+        let [eights, fours, twos] = &queries.places;
         let halves = queries.halves.as_chunks::<N>().0.as_chunks::<2>().0;
-        // Adds a plane with so many codes in a byte.
-        macro_rules! add_plane {
-            ($plane:literal, $levels:expr) => {
-                let place = &queries.places[$plane];
-                let of_words = halves[place.vectors.clone()].chunks(PER_BYTE[$plane]);
-                for (word, of_word) in words[place.words.clone()].iter().zip(of_words) {
-                    let mut codes = *word;
-                    for [of_high, of_low] in of_word {
-                        let levels = $levels(codes);
-                        for h in 0..N {
-                            let of_high = _mm512_set1_epi32(i32::from_le_bytes(of_high[h]));
-                            high[h] = _mm512_dpbusd_epi32(high[h], levels, of_high);
-                            let of_low = _mm512_set1_epi32(i32::from_le_bytes(of_low[h]));
-                            low[h] = _mm512_dpbusd_epi32(low[h], levels, of_low);
-                        }
-                        codes = _mm512_srli_epi32::<{ 8 / PER_BYTE[$plane] as u32 }>(codes);
-                    }
+        // Adds the levels of one code of each byte, times both halves of the queries.
+        macro_rules! add {
+            ($levels:expr, $halves:expr) => {
+                let (levels, [of_high, of_low]) = ($levels, $halves);
+                for h in 0..N {
+                    let [of_high, of_low] = [of_high, of_low].map(|of| _mm512_set1_epi32(i32::from_le_bytes(of[h])));
+                    high[h] = _mm512_dpbusd_epi32(high[h], levels, of_high);
+                    low[h] = _mm512_dpbusd_epi32(low[h], levels, of_low);
                 }
             };
         }
-        add_plane!(0, (|codes| codes));
-        add_plane!(1, levels_4);
-        add_plane!(2, levels_2);
+        for (&levels, of) in words[eights.words.clone()].iter().zip(&halves[eights.vectors.clone()]) {
+            add!(levels, of);
+        }
+        let of_words = halves[fours.vectors.clone()].chunks(PER_BYTE[1]);
+        for (&codes, of_word) in words[fours.words.clone()].iter().zip(of_words) {
+            add!(levels_4(codes), &of_word[0]);
+            if let Some(of) = of_word.get(1) {
+                add!(levels_4(_mm512_srli_epi32::<4>(codes)), of);
+            }
+        }
+        let of_words = queries.wholes.as_chunks::<N>().0.chunks(PER_BYTE[2]);
+        for (&codes, of_word) in words[twos.words.clone()].iter().zip(of_words) {
+            let mut codes = codes;
+            for of in of_word {
+                let levels = levels_2(codes);
+                for h in 0..N {
+                    whole[h] = _mm512_dpbusd_epi32(whole[h], levels, _mm512_set1_epi32(i32::from_le_bytes(of[h])));
+                }
+                codes = _mm512_srli_epi32::<2>(codes);
+            }
+        }
         let scales = finite_f16(_mm512_cvtepi32_epi16(words[0]));
         for (h, products) in products[..N].iter_mut().enumerate() {
-            let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[h]), low[h]);
-            let unit = _mm512_mul_ps(scales, _mm512_set1_ps(units[h]));
+            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(high[h]), low[h]));
+            let sum = _mm512_mul_ps(sum, _mm512_set1_ps(units[0][h]));
+            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[h]), _mm512_set1_ps(units[1][h]), sum);
             // SAFETY: memory is written through a reference to an array of the size that the instruction takes.
-            unsafe { _mm512_storeu_ps(products[group].as_mut_ptr(), _mm512_mul_ps(_mm512_cvtepi32_ps(sum), unit)) };
+            unsafe { _mm512_storeu_ps(products[group].as_mut_ptr(), _mm512_mul_ps(sum, scales)) };
         }
     }
 }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::words::{self, CHANNELS, dot, dot_bytes};
 use crate::cpu::decode::chunk::{ByKey, HeadLanes};
-use crate::cpu::decode::prefetch::{FEW, Prefetch};
+use crate::cpu::decode::prefetch::Prefetch;
 use crate::cpu::isa::rows::values::add_rows as add_any_rows;
 use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::transpose_quarters;
@@ -35,7 +35,7 @@ pub(super) fn add_rows<const H: usize>(
 ) {
     assert!((1..=H).contains(&heads));
     let rows = ValueRows::new(v, layout, bytes_of_rows, count, prefetch);
-    let Some(groups) = scaled.weigh(&rows, weights) else {
+    let Some(groups) = scaled.weigh(&rows, &weights[..heads]) else {
         return add_any_rows(v, layout, (bytes_of_rows, count), prefetch, weights, sums);
     };
     for (part, sums) in sums.as_chunks_mut::<BLOCKS>().0.iter_mut().enumerate() {
@@ -73,7 +73,7 @@ fn bytes<const H: usize, const N: usize>(
     let mut lanes = [[zero; BLOCKS]; N];
     for n in 0..rows.count.div_ceil(2) {
         if part == 0 && first == 0 {
-            rows.prefetch(2 * n, FEW);
+            rows.prefetch(2 * n);
         }
         // A last key without a second has it twice, once with no weight.
         // SAFETY: a row has this many codes.
@@ -123,7 +123,7 @@ fn nibbles<const H: usize, const N: usize>(
     let mut lanes = [[[_mm512_setzero_si512(); 2]; N]; 2];
     for n in 0..rows.count.div_ceil(4) {
         if part == 0 && first == 0 {
-            rows.prefetch(4 * n, FEW);
+            rows.prefetch(4 * n);
         }
         // Keys after the last one have it again, without weight.
         // SAFETY: a row has this many codes.

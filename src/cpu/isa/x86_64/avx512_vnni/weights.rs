@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes};
+use crate::cpu::decode::chunk::{CHUNK, HeadLanes, OfHead};
 use crate::cpu::isa::vector::LANES;
 use crate::cpu::isa::x86_64::avx512::reduce::{ROWS, first_words, greatest_each, sum_each};
 use crate::cpu::isa::x86_64::avx512::vector::{Avx512, finite_f16};
@@ -27,8 +27,8 @@ impl<const H: usize> Group<H> {
     /// Sets the weights by `fields` of one group of channels, for codes of eight bits.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-    fn set_words(&mut self, fields: &Fields, weights: &ByKey<H>) {
-        let (sums, most) = sums_and_most(&fields.minimum, &fields.scale, weights);
+    fn set_words(&mut self, fields: &Fields, weights: &[OfHead]) {
+        let (sums, most) = sums_and_most::<H>(&fields.minimum, &fields.scale, weights);
         self.least = sum_each(sums);
         self.units = most.map(|most| most / GREATEST_WORD);
         // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
@@ -59,7 +59,7 @@ impl<const H: usize> Group<H> {
     /// that hosts made up, is weighed in float32.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-    fn set_bytes(&mut self, fields: &Fields, weights: &ByKey<H>) {
+    fn set_bytes(&mut self, fields: &Fields, weights: &[OfHead]) {
         let zero = [_mm512_setzero_ps(); CHUNK / ROWS];
         let (mut ratios, mut rest) = (zero, zero);
         for (n, (&minimum, &scale)) in fields.minimum.iter().zip(&fields.scale).enumerate() {
@@ -70,7 +70,7 @@ impl<const H: usize> Group<H> {
             ratios[n] = _mm512_max_ps(most, _mm512_set1_ps(-CENTRE));
             rest[n] = _mm512_fnmadd_ps(scale, ratios[n], centre);
         }
-        let (mut sums, most) = sums_and_most(&rest, &fields.scale, weights);
+        let (mut sums, most) = sums_and_most::<H>(&rest, &fields.scale, weights);
         self.units = most.map(|most| most / (GREATEST_BYTE * CODE));
         // SAFETY: memory is read through a reference to an array of the size that the instruction takes.
         let dither = unsafe { _mm512_loadu_ps(DITHER.as_ptr()) };
@@ -99,7 +99,7 @@ impl<const H: usize> Group<H> {
 /// times its scale.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-fn sums_and_most<const H: usize>(constants: &ByRow, scale: &ByRow, weights: &ByKey<H>) -> ([__m512; H], [f32; H]) {
+fn sums_and_most<const H: usize>(constants: &ByRow, scale: &ByRow, weights: &[OfHead]) -> ([__m512; H], [f32; H]) {
     let mut sums = [_mm512_setzero_ps(); H];
     let mut most = sums;
     for (h, weights) in weights.iter().enumerate() {
@@ -139,11 +139,11 @@ struct Fields {
 }
 
 impl<const H: usize> ScaledWeights<H> {
-    /// Weights for each group of channels of `rows`. `None` if others are to read them: if they have 4 bits and a
-    /// negative scale, as no encoder writes.
+    /// Weights for each group of channels of `rows`, of as many queries as there are `weights` of. `None` if others are
+    /// to read them: if they have 4 bits and a negative scale, as no encoder writes.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,f16c,fma,avx2")]
-    pub(super) fn weigh(&mut self, rows: &ValueRows<Avx512>, weights: &ByKey<H>) -> Option<&[Group<H>]> {
+    pub(super) fn weigh(&mut self, rows: &ValueRows<Avx512>, weights: &[OfHead]) -> Option<&[Group<H>]> {
         let groups = &mut self.0[..rows.layout.groups()];
         let bytes = rows.layout.bits() == Bits::B4;
         let set = |group: &mut Group<H>, fields: &Fields| {
