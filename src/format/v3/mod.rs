@@ -2,7 +2,7 @@
 //! describes it is `docs/format.md`.
 
 mod codes;
-mod planes;
+pub(crate) mod planes;
 
 pub(crate) use codes::{LEVELS_2, LEVELS_4, OFFSET, RANGES};
 pub use planes::Planes;

@@ -219,20 +219,26 @@ fn sum(numbers: &[f32], of: impl Fn(f32) -> f32) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Planes that keep a share of `d` directions, one at least: a share of these with 8 bits, and one of the rest with
+    /// 4.
+    pub(crate) fn shared_out(d: usize, kept: f64, eight: f64, four: f64) -> Planes {
+        let share = |of: usize, share: f64| (of as f64 * share) as usize;
+        let kept = share(d, kept).max(1);
+        let eight = share(kept, eight);
+        let four = share(kept - eight, four);
+        Planes { eight, four, two: kept - eight - four }
+    }
 
     /// Directions of a head, planes, a key and saliency.
     fn case() -> impl Strategy<Value = (usize, Planes, Vec<f32>, Vec<f32>)> {
         (4usize..=32, 0.0f64..=1.0, 0.0f64..=1.0, 0.0f64..=1.0).prop_flat_map(|(n, kept, eight, four)| {
             let d = 8 * n;
-            let share = |of: usize, share: f64| (of as f64 * share) as usize;
-            let kept = share(d, kept).max(1);
-            let eight = share(kept, eight);
-            let four = share(kept - eight, four);
-            let planes = Planes { eight, four, two: kept - eight - four };
+            let planes = shared_out(d, kept, eight, four);
             let key = prop::collection::vec(-30f32..30.0, d);
             (Just(d), Just(planes), key, prop::collection::vec(0.1f32..10.0, d))
         })

@@ -1,6 +1,6 @@
 //! Key rows in planes of directions decoded, sixteen at a time.
 
-use super::planes::{BEYOND, MOST_BYTES, PAIRS};
+use super::planes::{PAIRS, reachable};
 use super::window::window;
 use crate::cpu::isa::vector::{LANES, Vector};
 use crate::format::v3::{LEVELS_4, OFFSET, Planes, RANGES};
@@ -11,16 +11,8 @@ use crate::format::v3::{LEVELS_4, OFFSET, Planes, RANGES};
 /// If a slice is shorter than the planes.
 #[inline(always)]
 pub(in crate::cpu) fn decode<V: Vector>(v: V, planes: &Planes, rows: &[u8], key: &mut [f32]) {
-    // The last rows end with their memory.
     let mut copy = None;
-    let used = planes.bytes();
-    let row = if rows.len() >= used + BEYOND {
-        &rows[..used + BEYOND]
-    } else {
-        let copy = copy.insert([0; MOST_BYTES + BEYOND]);
-        copy[..used].copy_from_slice(&rows[..used]);
-        &copy[..used + BEYOND]
-    };
+    let row = reachable(planes, rows, &mut copy);
     let (scale, offset) = (v.eight_f16(window(row, 0))[0], v.splat(-f32::from(OFFSET)));
     let [eight, four, two] = RANGES.map(|range| scale * (range / 127.0));
     let (eight, four, two) = (v.splat(eight), v.splat(four), v.splat(two));
@@ -65,6 +57,7 @@ mod tests {
     use super::*;
     use crate::cpu::isa::InstructionSet;
     use crate::cpu::isa::traits::{Isa, Work};
+    use crate::format::v3::planes::tests::shared_out;
 
     /// A row that is decoded to so many directions.
     struct Decode<'a> {
@@ -92,11 +85,7 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 600), longer: bool,
         ) {
             let d = LANES * blocks;
-            let share = |of: usize, share: f64| (of as f64 * share) as usize;
-            let kept = share(d, kept).max(1);
-            let eight = share(kept, eight);
-            let four = share(kept - eight, four);
-            let planes = &Planes { eight, four, two: kept - eight - four };
+            let planes = &shared_out(d, kept, eight, four);
             let rows = &bytes[..planes.bytes() + if longer { 64 } else { 0 }];
             let mut expected = vec![f32::NAN; d];
             planes.decode(rows, &mut expected);

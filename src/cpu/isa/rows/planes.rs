@@ -10,10 +10,10 @@ use crate::format::v3::{LEVELS_2, LEVELS_4, OFFSET, Planes, RANGES};
 pub(in crate::cpu) const MOST_BLOCKS: usize = MAX_HEAD_DIM / LANES + 4;
 
 /// Bytes beyond the fields that vectors may reach.
-pub(super) const BEYOND: usize = 2 * LANES;
+const BEYOND: usize = 2 * LANES;
 
-/// Most bytes that the fields of a row take.
-pub(super) const MOST_BYTES: usize = Planes::CODES_AT + MAX_HEAD_DIM;
+/// Most bytes of a row that vectors may reach.
+const MOST_REACHED: usize = Planes::CODES_AT + MAX_HEAD_DIM + BEYOND;
 
 /// What four bits stand for, two codes of 2 bits, by the low and by the high one.
 pub(super) const PAIRS: [[u8; 16]; 2] = {
@@ -26,6 +26,19 @@ pub(super) const PAIRS: [[u8; 16]; 2] = {
     }
     books
 };
+
+/// The first of `rows` with what vectors may reach behind its fields: itself, or a `copy` of one that ends with its
+/// memory.
+#[inline(always)]
+pub(super) fn reachable<'a>(planes: &Planes, rows: &'a [u8], copy: &'a mut Option<[u8; MOST_REACHED]>) -> &'a [u8] {
+    let used = planes.bytes();
+    if rows.len() >= used + BEYOND {
+        return &rows[..used + BEYOND];
+    }
+    let copy = copy.insert([0; MOST_REACHED]);
+    copy[..used].copy_from_slice(&rows[..used]);
+    &copy[..used + BEYOND]
+}
 
 /// Queries as the codes of rows are multiplied with them.
 pub(in crate::cpu) type Queries<const H: usize> = [HeadLanes<H>; MOST_BLOCKS];
@@ -69,14 +82,9 @@ impl<'a, const H: usize> PlaneReader<'a, H> {
     /// and is not looked at.
     #[inline(always)]
     pub(in crate::cpu) fn products<V: Vector, const R: usize>(&self, v: V, rows: [&[u8]; R]) -> [[f32; H]; R] {
-        let used = self.planes.bytes();
-        if rows.iter().all(|rows| rows.len() >= used + BEYOND) {
-            return self.products_of(v, rows.map(|rows| &rows[..used + BEYOND]));
-        }
-        // The last rows, which end with their memory.
-        let mut copies = [[0; MOST_BYTES + BEYOND]; R];
-        copies.iter_mut().zip(rows).for_each(|(copy, rows)| copy[..used].copy_from_slice(&rows[..used]));
-        self.products_of(v, copies.each_ref().map(|copy| &copy[..used + BEYOND]))
+        let mut copies = [const { None }; R];
+        let mut copies = copies.iter_mut();
+        self.products_of(v, rows.map(|rows| reachable(&self.planes, rows, copies.next().expect("one a row"))))
     }
 
     #[inline(always)]

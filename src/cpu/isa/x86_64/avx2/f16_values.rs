@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::reduce::ROWS;
 use super::vector::{Avx2, eight_f16};
 use crate::cpu::decode::chunk::{ByKey, CHUNK, HeadLanes};
 use crate::cpu::decode::prefetch::Prefetch;
@@ -95,7 +94,7 @@ fn add_up<const SPECIAL: bool, const N: usize>(
     let whole = count / turns * turns;
     let mut row = rows.at(0);
     for first in (0..whole).step_by(turns) {
-        if prefetch && first % ROWS == 0 {
+        if prefetch {
             rows.prefetch(first);
         }
         for (n, lanes) in lanes[..turns].iter_mut().enumerate() {
